@@ -1,0 +1,1 @@
+"""Where weights come from: manifests, lazy safetensors, aligned pairs."""

@@ -1,0 +1,1 @@
+"""Weight-space geometry on tensors: precision, masks, nulls. Knows no files."""

@@ -1,0 +1,1 @@
+"""The miniature lab: small models, trained on the spot, written as Hub-format checkpoints."""

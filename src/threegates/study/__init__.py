@@ -1,0 +1,1 @@
+"""Records, notebooks, claims and the book."""
