@@ -1,0 +1,39 @@
+"""What a tensor does in a transformer, read from its Hugging Face name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+# The last module name before ".weight"; families differ (GPT-NeoX, OPT, Phi), their meaning does not.
+MODULES = {
+    "q": ("q_proj", "query"),
+    "k": ("k_proj", "key"),
+    "v": ("v_proj", "value"),
+    "o": ("o_proj", "out_proj"),
+    "gate": ("gate_proj",),
+    "up": ("up_proj",),
+    "down": ("down_proj",),
+    "embedding": ("embed_tokens", "wte", "word_embeddings", "embed_in"),
+    "head": ("lm_head", "embed_out"),
+}
+ROLE_OF_MODULE = {module: role for role, modules in MODULES.items() for module in modules}
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
+
+
+def role(name: str, shape: Sequence[int]) -> str:
+    """Role of a tensor: q, k, v, o, gate, up, down, embedding, head, norm, bias or other."""
+    parts = name.split(".")
+    if parts[-1] == "bias":
+        return "bias"
+    known = ROLE_OF_MODULE.get(parts[-2] if len(parts) > 1 else parts[-1])
+    if known is not None and len(shape) == 2:
+        return known
+    # q_norm and input_layernorm are norms; a router or a mixture's "norm"-named matrix is not.
+    return "norm" if len(shape) == 1 and "norm" in name.lower() else "other"
+
+
+def layer(name: str) -> int | None:
+    """Number of the block a tensor belongs to, None for the embedding, the head and the last norm."""
+    found = LAYER.search(name)
+    return int(found.group(1)) if found else None

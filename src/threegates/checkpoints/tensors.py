@@ -1,0 +1,264 @@
+"""A checkpoint in Hugging Face format, read lazily: index or headers first, then one tensor at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threegates.checkpoints.headers import GET_AGAIN, TensorInfo, read_header, read_json
+from threegates.checkpoints.paths import stays_inside
+from threegates.checkpoints.rounding import round_to_bf16
+from threegates.errors import CheckpointError
+
+__all__ = ["Checkpoint", "TensorInfo"]
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+# Formats that need code to run, or that hold something else than the model's weights.
+REFUSED = {
+    "adapter_model.safetensors": "an adapter: merge it into its base model and save that as safetensors",
+    "*.gguf": "a quantised GGUF file: take the original repository's safetensors",
+    "*.bin": "pickle, which can run code when read: convert it to safetensors first",
+    "*.pt": "pickle, which can run code when read: convert it to safetensors first",
+    "*.pth": "pickle, which can run code when read: convert it to safetensors first",
+    "*.h5": "TensorFlow weights: convert them to safetensors first",
+    "*.msgpack": "Flax weights: convert them to safetensors first",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder of `config.json` and safetensors files whose headers have been checked.
+
+    `infos` holds every tensor by name, sorted. A head tied to the embedding is listed as an alias of it
+    (`alias_of`). Nothing in the folder is executed, and only safetensors files are read.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    infos: dict[str, TensorInfo]
+
+    @classmethod
+    def open(cls, folder: str | os.PathLike) -> Checkpoint:
+        """Read config and headers; raises CheckpointError where a file is missing, damaged or unsafe."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CheckpointError(
+                "there is no checkpoint folder",
+                where=folder,
+                expected="a folder with config.json and model.safetensors",
+                remedy="check the path; the lab's checkpoints are made by `threegates train`",
+            )
+        infos = _read_tensors(folder)
+        config = _read_config(folder)
+        return cls(folder, config, dict(sorted(_with_tied_head(config, infos).items())))
+
+    def info(self, name: str) -> TensorInfo:
+        """What the header says of a tensor."""
+        if name not in self.infos:
+            raise CheckpointError(
+                f"there is no tensor '{name}' in the checkpoint",
+                where=self.folder,
+                expected=f"one of {len(self.infos)} tensors, such as '{next(iter(self.infos), '')}'",
+                found=name,
+                remedy="list the names with Checkpoint.open(folder).infos",
+            )
+        return self.infos[name]
+
+    def stored(self, name: str) -> Tensor:
+        """A tensor as stored; only its own bytes are read."""
+        info = self.info(name)
+        dtype = DTYPES.get(info.dtype)
+        if dtype is None:
+            raise CheckpointError(
+                f"tensor '{name}' is stored as {info.dtype}, which is not read here",
+                where=f"{info.file}, tensor '{name}'",
+                expected="one of " + ", ".join(DTYPES),
+                found=info.dtype,
+                remedy="take the unquantised checkpoint",
+            )
+        return _read_bytes(info).view(dtype).reshape(info.shape)
+
+    def bf16(self, name: str) -> Tensor:
+        """A tensor rounded to bfloat16, to nearest, ties to even."""
+        return round_to_bf16(self.stored(name))
+
+    def files(self) -> list[Path]:
+        """config.json and the files that hold tensors, sorted by name."""
+        shards = {info.file for info in self.infos.values()}
+        return sorted({self.folder / "config.json", *shards})
+
+    def digest(self) -> str:
+        """sha256 over the names and sha256 of config.json and the tensor files."""
+        total = hashlib.sha256()
+        for file in self.files():
+            total.update(f"{file.relative_to(self.folder).as_posix()} {sha256_of(file)}\n".encode())
+        return total.hexdigest()
+
+
+_SHA256: dict[tuple[str, int, int, int], str] = {}
+
+
+def sha256_of(path: Path) -> str:
+    """sha256 of a file, remembered in this process for as long as its size and time stay the same."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key not in _SHA256:
+        with open(path, "rb") as file:
+            _SHA256[key] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _SHA256[key]
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            "the checkpoint has no config.json",
+            where=folder,
+            expected="config.json beside the tensors",
+            remedy="give the folder that save_pretrained or `hf download` made, with all its files",
+        )
+    return read_json(path)
+
+
+def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
+    if (folder / INDEX).is_file():
+        return _read_sharded(folder)
+    if (folder / SINGLE).is_file():
+        return read_header(folder / SINGLE)
+    found = {name: why for name, why in REFUSED.items() if any(folder.glob(name))}
+    names = sorted(path.name for pattern in found for path in folder.glob(pattern))
+    raise CheckpointError(
+        "the checkpoint has no safetensors weights",
+        where=folder,
+        expected=f"{SINGLE} or {INDEX}",
+        found=", ".join(names[:5]) or "neither",
+        remedy="; ".join(f"{name} is {why}" for name, why in found.items())
+        or "give the folder that save_pretrained or `hf download` made, with all its files",
+    )
+
+
+def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
+    weight_map = _weight_map(folder)
+    _check_shards(folder, weight_map)
+    infos: dict[str, TensorInfo] = {}
+    for file in sorted(set(weight_map.values())):
+        infos |= _read_shard(folder, file, weight_map)
+    missing = sorted(set(weight_map) - set(infos))
+    if missing:
+        raise CheckpointError(
+            f"tensor '{missing[0]}' is not in the file the index names"
+            + (f", and {len(missing) - 1} more are not either" if missing[1:] else ""),
+            where=f"{folder / weight_map[missing[0]]}, tensor '{missing[0]}'",
+            expected=f"the tensor that {INDEX} lists there",
+            found="no such tensor in the file's header",
+            remedy=GET_AGAIN + "; index and shards must come from one save",
+        )
+    return infos
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(
+            f"{INDEX} does not say which file holds which tensor",
+            where=folder / INDEX,
+            expected="weight_map, an object of tensor names and file names",
+            found=type(weight_map).__name__,
+            remedy=GET_AGAIN,
+        )
+    for name, file in weight_map.items():
+        if not stays_inside(file):
+            raise CheckpointError(
+                "the index points outside the checkpoint's folder",
+                where=f"{folder / INDEX}, tensor '{name}'",
+                expected="the name of a file in the same folder",
+                found=file,
+                remedy="do not use this checkpoint unless you know who wrote the index; correct that path",
+            )
+    return weight_map
+
+
+def _check_shards(folder: Path, weight_map: dict[str, str]) -> None:
+    held = Counter(weight_map.values())
+    missing = sorted(file for file in held if not (folder / file).is_file())
+    if missing:
+        first = min(name for name, file in weight_map.items() if file == missing[0])
+        raise CheckpointError(
+            f"{len(missing)} of {len(held)} shards are missing",
+            where=f"{folder / missing[0]}, tensor '{first}'",
+            expected=", ".join(f"{file} ({held[file]} tensors)" for file in missing[:5]),
+            found="no such file",
+            remedy="download or copy the missing files; the index lists them",
+        )
+    if (folder / SINGLE).is_file() and SINGLE not in held:
+        raise CheckpointError(
+            "the folder holds two sets of weights",
+            where=folder,
+            expected=f"either {SINGLE} or {INDEX} with its shards",
+            found="both",
+            remedy="move the one that is not meant out of the folder",
+        )
+
+
+def _read_shard(folder: Path, file: str, weight_map: dict[str, str]) -> dict[str, TensorInfo]:
+    infos = read_header(folder / file)
+    for name in infos:
+        if weight_map.get(name) != file:
+            raise CheckpointError(
+                f"{file} holds tensor '{name}', which the index does not place there",
+                where=f"{folder / file}, tensor '{name}'",
+                expected=f"a tensor that {INDEX} places in {file}",
+                found=f"placed in {weight_map[name]}" if name in weight_map else "not in the index",
+                remedy="download the checkpoint again; index and shards must come from one save",
+            )
+    return infos
+
+
+def _with_tied_head(config: dict[str, Any], infos: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    embeddings = [name for name in infos if name == EMBEDDING or name.endswith("." + EMBEDDING)]
+    # transformers leaves the key out where it has its default, and the default is to tie.
+    tied = config.get("tie_word_embeddings", True) is True
+    if HEAD in infos or not tied or len(embeddings) != 1:
+        return infos
+    alias = replace(infos[embeddings[0]], name=HEAD, alias_of=embeddings[0])
+    return {**infos, HEAD: alias}
+
+
+def _read_bytes(info: TensorInfo) -> Tensor:
+    start, end = info.offsets
+    content = torch.empty(end - start, dtype=torch.uint8)
+    with open(info.file, "rb") as file:
+        file.seek(start)
+        read = file.readinto(content.numpy().data)
+    if read != end - start:
+        raise CheckpointError(
+            f"{info.file.name} is truncated: tensor '{info.name}' is not whole",
+            where=f"{info.file}, tensor '{info.name}'",
+            expected=f"{end - start} bytes from {start}",
+            found=f"{read} bytes",
+            remedy=GET_AGAIN + ", and do not change it while it is read",
+        )
+    return content
