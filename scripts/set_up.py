@@ -177,7 +177,7 @@ def check_python():
         import ensurepip  # noqa: F401
     except ImportError:
         raise SetupError(
-            f"{sys.executable} ({version}) cannot make virtual environments: its module ensurepip is missing.\n"
+            f"{sys.executable} ({version}) cannot make virtual environments: it lacks ensurepip.\n"
             "  On Debian and Ubuntu install it with: sudo apt-get install python3-venv\n"
             "  then run the same command again."
         ) from None
