@@ -1,0 +1,227 @@
+"""bfloat16 as the set of numbers that storage can hold: codes, gaps, and Def. 2.1."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+from jaxtyping import BFloat16, Bool, Float, Float64, Int32, Shaped
+from torch import Tensor
+
+from threegates.errors import GeometryError
+
+SIGN_BIT = -0x8000
+LARGEST_FINITE_CODE = 0x7F7F
+INFINITY_CODE = 0x7F80
+
+
+def to_bf16(x: Float[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"]:
+    """Round to the nearest bfloat16, ties to the even code.
+
+    float64 is first rounded *to odd* in float32, because float64 → float32 → bfloat16 by nearest
+    alone rounds twice and lands on the wrong side of some midpoints.
+
+    Parameters
+    ----------
+    x : floating tensor of any shape; NaN stays NaN, |x| ≥ 2¹²⁸ − 2¹¹⁹ becomes an infinity.
+
+    Returns
+    -------
+    bfloat16 tensor of the same shape; |x − result| ≤ ½ ULP.
+
+    **Source** IEEE 754-2019 §4.3.1; rounding to odd: Boldo and Melquiond (2008), Theorem 3.
+    """
+    return (_float32_to_odd(x) if x.dtype == torch.float64 else x).to(torch.bfloat16)
+
+
+def _float32_to_odd(x: Float64[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    nearest = x.to(torch.float32)
+    back = nearest.to(torch.float64)
+    too_far = (back.abs() > x.abs()).to(torch.int32)
+    truncated = nearest.view(torch.int32) - too_far
+    return (truncated | (back != x).to(torch.int32)).view(torch.float32)
+
+
+def bf16_codes(x: Shaped[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
+    """Number the bfloat16 values in their order, so that neighbours differ by one.
+
+    code(x) = sign(x) · (bits(x) without the sign); −0 and +0 are both 0, ±∞ are ±0x7F80.
+
+    Parameters
+    ----------
+    x : bfloat16 tensor of any shape.
+
+    Returns
+    -------
+    int32 codes in [−0x7F80, 0x7F80]; x < y exactly when code(x) < code(y).
+
+    Raises
+    ------
+    GeometryError : x is not bfloat16, or holds a NaN, which has no place in an order.
+
+    **Source** the order of IEEE 754 bit patterns, Goldberg (1991), §"Relative Error and Ulps".
+    """
+    require_bf16(x, "x")
+    bits = x.contiguous().view(torch.int16).to(torch.int32)
+    codes = torch.where(bits < 0, -(bits - SIGN_BIT), bits)
+    _refuse(codes.abs() > INFINITY_CODE, "NaN")
+    return codes
+
+
+def bf16_from_codes(codes: Int32[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"]:
+    """Give back the bfloat16 values of ordered codes; the inverse of `bf16_codes`, up to −0 → +0.
+
+    Parameters
+    ----------
+    codes : int32 tensor with entries in [−0x7F80, 0x7F80].
+
+    Raises
+    ------
+    GeometryError : a code lies outside that range.
+
+    **Source** as `bf16_codes`.
+    """
+    _refuse(codes.abs() > INFINITY_CODE, "a code beyond infinity")
+    bits = torch.where(codes < 0, -codes + SIGN_BIT, codes)
+    return bits.to(torch.int16).view(torch.bfloat16)
+
+
+def unchanged_by_definition(
+    w: Float[Tensor, "*shape"], w_hat: Float[Tensor, "*shape"], eta: float | int = 1e-3
+) -> Bool[Tensor, "*shape"]:
+    """Say entry by entry whether a weight is unchanged in the sense of the paper.
+
+    |ŵ − w| ≤ η · max(|w|, |ŵ|), evaluated in float64.
+
+    On bfloat16 values with η < 2⁻⁹ this is equality of codes (−0 = +0): two different neighbours lie at
+    least 2⁻⁸ of the larger one apart. On float32 masters it is another, looser relation: say which is meant.
+
+    Parameters
+    ----------
+    w, w_hat : floating tensors of one shape, before and after.
+    eta : relative tolerance, the paper's 1e-3.
+
+    Returns
+    -------
+    bool tensor; NaN counts as changed, and so does any infinity (∞ − ∞ is NaN).
+
+    **Source** Zhu et al. (2025), arXiv 2511.08567, Definition 2.1.
+    """
+    before, after = w.to(torch.float64), w_hat.to(torch.float64)
+    return (after - before).abs() <= eta * torch.maximum(before.abs(), after.abs())
+
+
+def ulp(x: Shaped[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """Spacing of bfloat16 at x: the distance from |x| to the next larger value.
+
+    ULP(x) = 2^(max(⌊log₂|x|⌋, −126) − 7); for normal x, ULP(x)/|x| ∈ (2⁻⁸, 2⁻⁷].
+
+    Parameters
+    ----------
+    x : finite bfloat16 tensor of any shape.
+
+    Returns
+    -------
+    float64 tensor, in [2⁻¹³³, 2¹²⁰].
+
+    Raises
+    ------
+    GeometryError : x is not bfloat16 or not finite.
+
+    **Source** Zhu et al. (2025), Lemma E.1 (with ≤ where it prints <: powers of two reach 2⁻⁷).
+    """
+    require_finite_bf16(x, "x")
+    return 2 * _gap_away_table(x.device)[(magnitude_bits(x)).to(torch.int64)]
+
+
+def half_gaps(
+    w: Shaped[Tensor, "*shape"],
+) -> tuple[Float64[Tensor, "*shape"], Float64[Tensor, "*shape"]]:
+    """Distances from a bfloat16 value down and up to the midpoints where rounding leaves it.
+
+    (w − prev(w))/2 and (next(w) − w)/2. At a power of two the gap towards zero is half the other one;
+    beyond the largest finite value, 2¹²⁸ stands in for infinity, as in IEEE rounding.
+
+    Exactly *at* a midpoint, ties-to-even keeps w when its code is even and leaves it when odd. For a
+    continuous displacement that event has probability zero.
+
+    Parameters
+    ----------
+    w : finite bfloat16 tensor of any shape.
+
+    Returns
+    -------
+    (down, up) : float64 tensors, exact powers of two in [2⁻¹³⁴, 2¹¹⁹].
+
+    Raises
+    ------
+    GeometryError : w is not bfloat16 or not finite.
+
+    **Source** Zhu et al. (2025), Cor. 3.6 and Lemma E.2 (½ ULP), with the borders that they leave out.
+    """
+    require_finite_bf16(w, "w")
+    positive = torch.zeros((), dtype=torch.bool, device=w.device)
+    return half_gap_towards(w, ~positive), half_gap_towards(w, positive)
+
+
+def half_gap_towards(
+    w: Shaped[Tensor, "*shape"], negative: Bool[Tensor, "*direction"]
+) -> Float64[Tensor, "*shape"]:
+    """Pick the lower half-gap where `negative`, the upper elsewhere; w must be finite bfloat16.
+
+    Unlike `half_gaps` this looks each entry up once, which the nulls do for every draw.
+
+    **Source** as `half_gaps`.
+    """
+    towards_zero = torch.signbit(w) ^ negative
+    index = magnitude_bits(w).to(torch.int64) + towards_zero.to(torch.int64) * (INFINITY_CODE + 0x80)
+    return _gap_table(w.device).take(index)
+
+
+def magnitude_bits(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """int16 bit patterns of |x|, for bfloat16 x; they order |x|."""
+    return x.contiguous().view(torch.int16) & 0x7FFF
+
+
+def require_bf16(x: Shaped[Tensor, "*shape"], name: str) -> None:
+    """Raise GeometryError unless x is stored in bfloat16."""
+    if x.dtype != torch.bfloat16:
+        raise GeometryError(
+            f"{name} is not stored in bfloat16",
+            expected=torch.bfloat16,
+            found=x.dtype,
+            remedy="round it first with threegates.geometry.precision.to_bf16",
+        )
+
+
+def require_finite_bf16(x: Shaped[Tensor, "*shape"], name: str) -> None:
+    """Raise GeometryError unless x is bfloat16 without NaN or infinity."""
+    require_bf16(x, name)
+    _refuse(magnitude_bits(x) >= INFINITY_CODE, "NaN or infinity", name)
+
+
+def _refuse(bad: Bool[Tensor, "*shape"], kind: str, name: str = "the tensor") -> None:
+    count = int(bad.count_nonzero())
+    if count:
+        first = [int(i) for i in torch.nonzero(bad)[0]]
+        raise GeometryError(
+            f"{name} holds {kind}",
+            expected="none",
+            found=f"{count} of {bad.numel()} entries, first at {first}",
+        )
+
+
+@cache
+def _gap_away_table(device: torch.device) -> Tensor:
+    """Half-gaps away from zero, by magnitude bits."""
+    exponents = torch.arange(0x8000, dtype=torch.int32) >> 7
+    return torch.ldexp(torch.ones(0x8000, dtype=torch.float64), exponents.clamp(min=1) - (127 + 8)).to(device)
+
+
+@cache
+def _gap_table(device: torch.device) -> Tensor:
+    """Half-gaps away from zero, then towards zero: half as wide at each power of two that starts a binade."""
+    away = _gap_away_table(device)
+    bits = torch.arange(0x8000, device=device)
+    narrow = (bits & 0x7F == 0) & (bits >> 7 > 1)
+    return torch.cat([away, torch.where(narrow, away / 2, away)])
