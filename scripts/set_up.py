@@ -147,8 +147,8 @@ def check_step(venv):
 
 
 def pip(venv):
-    """The environment's own pip, deaf to PYTHONPATH; quiet where nobody watches."""
-    quiet = [] if sys.stdout.isatty() else ["--quiet"]
+    """The environment's own pip, deaf to PYTHONPATH; errors only where nobody watches."""
+    quiet = [] if sys.stdout.isatty() else ["-qq"]
     return [os.path.join(venv, "bin", "python"), "-I", "-m", "pip", "--disable-pip-version-check", *quiet]
 
 
