@@ -207,7 +207,7 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
     tree = _compose(path)
     _refuse_repeated_keys(path, tree)
     try:
-        manifest = Manifest.model_validate(_construct(tree), by_alias=True, by_name=False)
+        manifest = Manifest.model_validate(_construct(path, tree), by_alias=True, by_name=False)
     except ValidationError as error:
         raise _schema_error(path, tree, error) from None
     manifest._folder = path.resolve().parent
@@ -235,38 +235,52 @@ def write_manifest(path: str | os.PathLike, manifest: Manifest) -> None:
 def _compose(path: Path) -> yaml.Node:
     try:
         tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    except FileNotFoundError:
+    except OSError as error:
         raise ManifestError(
-            "there is no manifest", where=path, remedy="give the path of a manifest, or train the lab first"
+            "there is no manifest that can be read",
+            where=path,
+            found=error.strerror,
+            remedy="give the path of a manifest; `threegates train` writes the lab's",
         ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}" if mark else path
-        problem = getattr(error, "problem", None) or str(error)
-        raise ManifestError(
-            "the manifest is not YAML", where=where, found=problem, remedy="correct the file at that line"
-        ) from None
+        raise _not_yaml(path, error) from None
     if tree is None:
         raise ManifestError("the manifest is empty", where=path, expected="version: 1 and checkpoints: [...]")
     return tree
 
 
-def _construct(tree: yaml.Node) -> Any:
+def _not_yaml(path: Path, error: Exception) -> ManifestError:
+    mark = getattr(error, "problem_mark", None)
+    return ManifestError(
+        "the manifest is not plain YAML",
+        where=f"{path}, line {mark.line + 1}" if mark else path,
+        found=getattr(error, "problem", None) or error,
+        remedy="correct the file at that line",
+    )
+
+
+def _construct(path: Path, tree: yaml.Node) -> Any:
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_document(tree)
+    except yaml.YAMLError as error:
+        raise _not_yaml(path, error) from None
     finally:
         loader.dispose()
 
 
-def _mappings(node: yaml.Node) -> Iterator[yaml.MappingNode]:
-    if isinstance(node, yaml.MappingNode):
-        yield node
-        for _, value in node.value:
-            yield from _mappings(value)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            yield from _mappings(value)
+def _mappings(tree: yaml.Node) -> Iterator[yaml.MappingNode]:
+    # Each node once: an alias may lead back to a node above it, and such a tree has no end.
+    waiting, seen = [tree], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if isinstance(node, yaml.MappingNode):
+            yield node
+        if isinstance(node, yaml.CollectionNode):
+            waiting += [value[1] if isinstance(value, tuple) else value for value in node.value]
 
 
 def _refuse_repeated_keys(path: Path, tree: yaml.Node) -> None:
@@ -275,6 +289,13 @@ def _refuse_repeated_keys(path: Path, tree: yaml.Node) -> None:
         seen: dict[str, int] = {}
         for key, _ in mapping.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ManifestError(
+                    "a key of the manifest is no text",
+                    where=f"{path}, line {line}",
+                    expected="key: value",
+                    remedy="correct that line",
+                )
             if key.value in seen:
                 raise ManifestError(
                     f"the key '{key.value}' is given twice",

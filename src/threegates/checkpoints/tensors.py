@@ -53,12 +53,13 @@ class Checkpoint:
     """A folder of `config.json` and safetensors files whose headers have been checked.
 
     `infos` holds every tensor by name, sorted. A head tied to the embedding is listed as an alias of it
-    (`alias_of`). Nothing in the folder is executed, and only safetensors files are read.
+    (`alias_of`). `revision` is the commit of a checkpoint of the Hub. Nothing in the folder is executed.
     """
 
     folder: Path
     config: dict[str, Any]
     infos: dict[str, TensorInfo]
+    revision: str | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Checkpoint:
