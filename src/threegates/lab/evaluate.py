@@ -1,0 +1,97 @@
+"""What a policy does on held-out prompts: reward, pass@1, pass@k, KL to the base, entropy, length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from threegates.lab.model import ModelShape, Weights
+from threegates.lab.kl import k3
+from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
+from threegates.lab.task import Problem, data_set, draw_problems, is_correct, step_rng
+
+# One fixed set of held-out prompts for every run, so that runs are compared on the same questions.
+EVALUATION_SEED = 20_251_111
+CHUNK = 512
+
+
+def step_generator(seed: int, stream: str, step: int) -> torch.Generator:
+    """Torch's random numbers of one step of one stream; nothing is carried from step to step."""
+    state = int(step_rng(seed, stream, step).integers(0, 2**63 - 1))
+    return torch.Generator().manual_seed(state)
+
+
+def held_out_problems(data: str, count: int) -> list[Problem]:
+    """The first ``count`` of the fixed held-out problems of a data set."""
+    rng = step_rng(EVALUATION_SEED, f"held-out/{data}", 0)
+    return draw_problems(data_set(data), count, rng, held_out=True)
+
+
+def verify(rollout: Rollout, problems: Sequence[Problem], samples: int) -> Tensor:
+    """Whether each response is right; ``samples`` consecutive rows belong to one problem. (batch,) bool."""
+    rows = rollout.responses.tolist()
+    return torch.tensor([is_correct(row, problems[i // samples].answer) for i, row in enumerate(rows)])
+
+
+def sample_problems(
+    weights: Weights, shape: ModelShape, problems: Sequence[Problem], samples: int, generator: torch.Generator
+) -> Rollout:
+    """``samples`` responses to every problem, in consecutive rows."""
+    prompts = pad_prompts([problem.prompt() for problem in problems])
+    return sample(weights, shape, prompts.repeat_interleave(samples, 0), generator)
+
+
+@torch.no_grad()
+def reference_log_probs(weights: Weights, shape: ModelShape, rollout: Rollout) -> Tensor:
+    """Log-probabilities of the sampled tokens under another model, zero outside the mask."""
+    log_probs = response_log_probs(weights, shape, rollout.prompts, rollout.responses)
+    return token_log_probs(log_probs, rollout.responses) * rollout.mask
+
+
+def rollout_metrics(rollout: Rollout, correct: Tensor, reference: Tensor | None) -> dict[str, float]:
+    """Reward (±1), token KL to the base (k3, nats), token entropy (nats) and length of a batch of samples."""
+    tokens = rollout.mask.sum()
+    kl = float("nan")
+    if reference is not None:
+        kl = float((k3(rollout.log_probs, reference) * rollout.mask).sum() / tokens)
+    return {
+        "reward": float(correct.float().mean() * 2 - 1),
+        "kl": kl,
+        "entropy": float(rollout.entropy.sum() / tokens),
+        "length": float(rollout.lengths.float().mean()),
+    }
+
+
+def evaluate(
+    weights: Weights, shape: ModelShape, base: Weights | None, data: str, prompts: int, seed: int, step: int
+) -> dict[str, float]:
+    """One sample a held-out prompt: the metrics of `rollout_metrics` and pass@1."""
+    problems = held_out_problems(data, prompts)
+    rollout = sample_problems(weights, shape, problems, 1, step_generator(seed, "evaluation", step))
+    correct = verify(rollout, problems, 1)
+    reference = None if base is None else reference_log_probs(base, shape, rollout)
+    return rollout_metrics(rollout, correct, reference) | {"pass_at_1": float(correct.float().mean())}
+
+
+def final_evaluation(
+    weights: Weights, shape: ModelShape, data: str, prompts: int, samples: int, seed: int
+) -> pd.DataFrame:
+    """How many of ``samples`` responses to each held-out prompt are right: one row a prompt."""
+    problems = held_out_problems(data, prompts)
+    counts: list[int] = []
+    for start in range(0, prompts, CHUNK // samples):
+        chunk = problems[start : start + CHUNK // samples]
+        generator = step_generator(seed, "final-evaluation", start)
+        rollout = sample_problems(weights, shape, chunk, samples, generator)
+        counts += verify(rollout, chunk, samples).view(-1, samples).sum(1).tolist()
+    return pd.DataFrame(
+        {
+            "data": data,
+            "prompt": [" ".join(problem.prompt()) for problem in problems],
+            "samples": samples,
+            "correct": counts,
+        }
+    )

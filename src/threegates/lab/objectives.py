@@ -1,0 +1,130 @@
+"""GRPO, DAPO and REINFORCE++ as choices of one clipped policy-gradient objective.
+
+With ratio r_t = π(o_t)/π_old(o_t) and advantage A_t, every algorithm maximises
+
+    aggregate_t  min(r_t A_t, clip(r_t, 1 − ε_low, 1 + ε_high) A_t)  −  β KL
+
+and differs only in the fields of `Algorithm`: how advantages are made, how wide the clip is, how
+tokens are averaged, where KL enters, which groups are kept, and whether overlong answers lose reward.
+
+Source: GRPO, Shao et al. (2024), arXiv 2402.03300, eq. 3; DAPO, Yu et al. (2025), arXiv 2503.14476,
+eqs 8–13; REINFORCE++, Hu (2025), arXiv 2501.03262; k3 estimator, Schulman (2020).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from threegates.errors import RecipeError
+from threegates.lab.kl import k3
+from threegates.lab.rollout import average_tokens
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What distinguishes one algorithm from the others.
+
+    Attributes
+    ----------
+    advantage : "group" normalises rewards within the samples of one prompt; "batch" takes the
+        reward-to-go of every token (KL penalties included) and whitens it over the batch.
+    clip_low, clip_high : ε below and above one.
+    average : "sequence" averages tokens within each response, then responses; "token" averages all tokens.
+    kl : "none", "loss" (k3 added to the loss) or "reward" (k1 subtracted from every token's reward).
+    kl_weight : β of that term.
+    dynamic_sampling : replace groups whose rewards are all equal.
+    overlong_buffer : the last tokens before the limit cost up to one unit of reward (0 switches it off).
+    """
+
+    name: str
+    advantage: Literal["group", "batch"]
+    clip_low: float
+    clip_high: float
+    average: Literal["sequence", "token"]
+    kl: Literal["none", "loss", "reward"]
+    kl_weight: float
+    dynamic_sampling: bool
+    overlong_buffer: int
+
+
+ALGORITHMS = {
+    algorithm.name: algorithm
+    for algorithm in (
+        Algorithm("grpo", "group", 0.2, 0.2, "sequence", "loss", 1e-3, False, 0),
+        Algorithm("dapo", "group", 0.2, 0.28, "token", "none", 0.0, True, 4),
+        Algorithm("reinforce++", "batch", 0.2, 0.2, "token", "reward", 1e-3, False, 0),
+    )
+}
+
+
+def algorithm(name: str) -> Algorithm:
+    """The named algorithm; raises RecipeError that lists the known ones."""
+    if name not in ALGORITHMS:
+        raise RecipeError(
+            f"There is no algorithm {name!r}.",
+            expected=" | ".join(ALGORITHMS),
+            found=name,
+            remedy="Correct the recipe, or add the algorithm in threegates/lab/objectives.py.",
+        )
+    return ALGORITHMS[name]
+
+
+def outcome_rewards(correct: Tensor, lengths: Tensor, limit: int, buffer: int) -> Tensor:
+    """+1 for a right answer, −1 for a wrong one, minus DAPO's overlong penalty.
+
+    The penalty rises linearly from 0 at ``limit − buffer`` tokens to 1 at ``limit``.
+    ``correct`` bool and ``lengths`` int, both (batch,); returns (batch,) float32.
+    """
+    rewards = correct.float() * 2 - 1
+    if buffer == 0:
+        return rewards
+    return rewards - ((lengths - (limit - buffer)) / buffer).clamp(0, 1)
+
+
+def group_advantages(rewards: Tensor, samples: int, epsilon: float = 1e-6) -> Tensor:
+    """(R − mean)/(std + ε) within each prompt's ``samples`` consecutive rows, (batch,) → (batch,).
+
+    The standard deviation is the unbiased one, as in TRL; groups of equal rewards get zero.
+    """
+    groups = rewards.view(-1, samples)
+    centred = groups - groups.mean(1, keepdim=True)
+    return (centred / (groups.std(1, keepdim=True) + epsilon)).flatten()
+
+
+def batch_advantages(rewards: Tensor, kl: Tensor, mask: Tensor, kl_weight: float) -> Tensor:
+    """Whitened reward-to-go of every token, (batch,) and (batch, time) → (batch, time).
+
+    The outcome reward arrives at the last token, every token pays β times its k1 estimate of KL, and
+    A_t = (G_t − mean)/std over all tokens of the batch, with G_t = R − β Σ_{s ≥ t} KL_s.
+    """
+    penalty = (kl * mask).flip(1).cumsum(1).flip(1)
+    returns = rewards[:, None] - kl_weight * penalty
+    chosen = returns[mask]
+    return torch.where(mask, (returns - chosen.mean()) / (chosen.std() + 1e-6), 0.0)
+
+
+def keep_informative(rewards: Tensor, samples: int) -> Tensor:
+    """Indices of the groups whose rewards are not all equal, (batch,) → (kept groups,)."""
+    groups = rewards.view(-1, samples)
+    return (groups.amax(1) > groups.amin(1)).nonzero()[:, 0]
+
+
+def policy_loss(
+    rules: Algorithm, log_probs: Tensor, old: Tensor, reference: Tensor, advantages: Tensor, mask: Tensor
+) -> tuple[Tensor, float]:
+    """Loss to minimise, and the share of tokens whose ratio was clipped.
+
+    All tensors (batch, time); ``old`` are log-probabilities of the sampling policy, ``reference`` of the base.
+    """
+    ratio = (log_probs - old).exp()
+    clipped = ratio.clamp(1 - rules.clip_low, 1 + rules.clip_high)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    loss = -average_tokens(surrogate, mask, rules.average)
+    if rules.kl == "loss":
+        loss = loss + rules.kl_weight * average_tokens(k3(log_probs, reference), mask, rules.average)
+    binding = (clipped * advantages < ratio * advantages) & mask
+    return loss, float(binding.sum() / mask.sum().clamp(min=1))

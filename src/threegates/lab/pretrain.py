@@ -1,0 +1,52 @@
+"""Pre-training of the lab's base model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from threegates.lab.evaluate import step_generator
+from threegates.lab.model import initial_weights
+from threegates.lab.recipe import PretrainRecipe
+from threegates.lab.rollout import pad_prompts, pad_responses
+from threegates.lab.task import Words, data_set, pretraining_example, step_rng
+from threegates.lab.trainer import Metrics, Trainer
+
+Pair = tuple[Words, Words]
+
+
+class Pretrainer(Trainer):
+    """Next-token prediction on responses of the pre-training mixture, cosine schedule to one tenth."""
+
+    recipe: PretrainRecipe
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        generator = step_generator(recipe.seed, "initial-weights", 0)
+        super().__init__(recipe, recipe.shape, initial_weights(recipe.shape, generator), None)
+
+    def learning_rate(self) -> float:
+        progress = self.updates / self.recipe.steps
+        return super().learning_rate() * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+    def step(self, index: int) -> Metrics:
+        rng = step_rng(self.recipe.seed, "pretraining", index)
+        data = data_set(self.recipe.data)
+        examples = [pretraining_example(data, rng) for _ in range(self.recipe.batch)]
+        losses = [self._loss(part, examples) for part in _by_length(examples)]
+        norm = self.update(losses)
+        return {"loss": float(sum(loss.detach() for loss in losses)), "grad_norm": norm}
+
+    def _loss(self, part: Sequence[Pair], whole: Sequence[Pair]) -> Tensor:
+        prompts = pad_prompts([prompt for prompt, _ in part])
+        responses, mask = pad_responses([response for _, response in part])
+        share = float(mask.sum()) / sum(len(response) for _, response in whole)
+        return self.negative_log_likelihood(prompts, responses, mask) * share
+
+
+def _by_length(examples: Sequence[Pair]) -> list[Sequence[Pair]]:
+    """Short and long halves: a direct answer of three tokens need not be padded to a chain's thirty."""
+    ordered = sorted(examples, key=lambda example: len(example[1]))
+    half = len(ordered) // 2
+    return [ordered[:half], ordered[half:]]

@@ -1,0 +1,85 @@
+"""Recipes: everything that decides what a training run computes. A run's digest covers all of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from threegates.lab.model import ModelShape
+from threegates.lab.task import RESPONSE_LENGTH
+
+
+class Recipe(BaseModel):
+    """What every kind of run states."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    seed: int
+    data: str
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0)
+    warmup: int = 5
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    master_dtype: Literal["float32", "bfloat16"] = "float32"
+    storage_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_steps: tuple[int, ...] = ()
+    evaluate_every: int = 10
+    evaluate_prompts: int = 128
+    evaluation_data: str = "arith-4"
+    final_prompts: int = Field(default=0, ge=0)
+    final_samples: int = 8
+    response_length: int = RESPONSE_LENGTH
+
+    def saved_steps(self) -> set[int]:
+        """The steps after which a checkpoint is written; the last always is."""
+        return {*self.checkpoint_steps, self.steps}
+
+
+class PretrainRecipe(Recipe):
+    """The base model: next-token prediction on the mixture of styles, cosine schedule."""
+
+    kind: Literal["pretrain"] = "pretrain"
+    data: str = "pretraining"
+    learning_rate: float = 3e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.1
+    warmup: int = 50
+    batch: int = 64
+    storage_dtype: Literal["float32", "bfloat16"] = "float32"
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    shape: ModelShape = ModelShape()
+
+
+class RLRecipe(Recipe):
+    """Reinforcement learning with the verifier's reward."""
+
+    kind: Literal["rl"] = "rl"
+    base: str
+    algorithm: str
+    prompts: int = 16
+    samples: int = 8
+    minibatches: int = 2
+    resample_rounds: int = 3
+
+
+class SFTRecipe(Recipe):
+    """Supervised fine-tuning on one of three sources of responses.
+
+    ``teacher`` is a format the base never saw, ``same-style`` the base's own styles without its errors,
+    ``rft`` the base's own samples that the verifier accepts (rejection-sampling fine-tuning).
+    """
+
+    kind: Literal["sft"] = "sft"
+    base: str
+    source: Literal["teacher", "same-style", "rft"]
+    batch: int = 128
+    minibatches: int = 2
+    samples: int = 8
+
+
+AnyRecipe = Annotated[PretrainRecipe | RLRecipe | SFTRecipe, Field(discriminator="kind")]

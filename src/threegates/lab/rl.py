@@ -1,0 +1,122 @@
+"""Reinforcement learning with verifiable rewards: one step of GRPO, DAPO or REINFORCE++.
+
+Departures from the papers, all for the sake of a small model on two cores: responses have at most 34
+tokens, the reward model is the verifier, one step is 16 prompts × 8 samples in two mini-batches, and
+old log-probabilities are those of the cached sampling pass.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threegates.lab.evaluate import (
+    reference_log_probs,
+    rollout_metrics,
+    sample_problems,
+    step_generator,
+    verify,
+)
+from threegates.lab.model import ModelShape, Weights
+from threegates.lab.objectives import (
+    algorithm,
+    batch_advantages,
+    group_advantages,
+    keep_informative,
+    outcome_rewards,
+    policy_loss,
+)
+from threegates.lab.recipe import RLRecipe
+from threegates.lab.rollout import Rollout, response_log_probs, token_log_probs
+from threegates.lab.task import data_set, draw_problems, step_rng
+from threegates.lab.trainer import Metrics, Trainer
+
+
+class PolicyTrainer(Trainer):
+    """GRPO, DAPO or REINFORCE++, as `threegates.lab.objectives` states their differences."""
+
+    recipe: RLRecipe
+    base: Weights
+
+    def __init__(self, recipe: RLRecipe, shape: ModelShape, base: Weights) -> None:
+        super().__init__(recipe, shape, base, base)
+        self.rules = algorithm(recipe.algorithm)
+
+    def step(self, index: int) -> Metrics:
+        rollout, correct, resampled = self._collect(index)
+        reference = reference_log_probs(self.base, self.shape, rollout)
+        advantages = self._advantages(rollout, correct, reference)
+        metrics = [
+            self._minibatch(rows, rollout, reference, advantages)
+            for rows in torch.arange(len(rollout)).chunk(self.recipe.minibatches)
+        ]
+        means = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+        scale = float(advantages[rollout.mask].square().mean().sqrt())
+        extra = {"resampled_groups": float(resampled), "advantage_scale": scale}
+        return means | extra | rollout_metrics(rollout, correct, reference)
+
+    def _rewards(self, rollout: Rollout, correct: Tensor) -> Tensor:
+        limit, buffer = self.recipe.response_length, self.rules.overlong_buffer
+        return outcome_rewards(correct, rollout.lengths, limit, buffer)
+
+    def _advantages(self, rollout: Rollout, correct: Tensor, reference: Tensor) -> Tensor:
+        rewards = self._rewards(rollout, correct)
+        if self.rules.advantage == "group":
+            per_response = group_advantages(rewards, self.recipe.samples)
+            return per_response[:, None] * rollout.mask
+        penalty = self.rules.kl_weight if self.rules.kl == "reward" else 0.0
+        return batch_advantages(rewards, rollout.log_probs - reference, rollout.mask, penalty)
+
+    def _collect(self, index: int) -> tuple[Rollout, Tensor, int]:
+        """Samples of this step; with dynamic sampling, groups without information are drawn anew."""
+        rollout, correct = self._sample(index, 0)
+        if not self.rules.dynamic_sampling:
+            return rollout, correct, 0
+        kept, spare, resampled = [], [], 0
+        for attempt in range(1, self.recipe.resample_rounds + 2):
+            good, rest = self._informative(rollout, correct)
+            kept += good
+            spare += rest
+            missing = self.recipe.prompts - len(kept)
+            if missing <= 0 or attempt > self.recipe.resample_rounds:
+                break
+            resampled += len(rest)
+            rollout, correct = self._sample(index, attempt)
+        # A step keeps its size: what is still missing is filled with groups that carry no gradient.
+        chosen = (kept + spare)[: self.recipe.prompts]
+        return Rollout.join([r for r, _ in chosen]), torch.cat([c for _, c in chosen]), resampled
+
+    def _informative(
+        self, rollout: Rollout, correct: Tensor
+    ) -> tuple[list[tuple[Rollout, Tensor]], list[tuple[Rollout, Tensor]]]:
+        samples = self.recipe.samples
+        wanted = set(keep_informative(self._rewards(rollout, correct), samples).tolist())
+        good, rest = [], []
+        for group in range(len(rollout) // samples):
+            rows = torch.arange(group * samples, (group + 1) * samples)
+            (good if group in wanted else rest).append((rollout.select(rows), correct[rows]))
+        return good, rest
+
+    def _sample(self, index: int, attempt: int) -> tuple[Rollout, Tensor]:
+        recipe = self.recipe
+        rng = step_rng(recipe.seed, f"prompts/{recipe.data}/{attempt}", index)
+        problems = draw_problems(data_set(recipe.data), recipe.prompts, rng, held_out=False)
+        generator = step_generator(recipe.seed, f"rollouts/{attempt}", index)
+        rollout = sample_problems(self.weights.named, self.shape, problems, recipe.samples, generator)
+        return rollout, verify(rollout, problems, recipe.samples)
+
+    def _minibatch(self, rows: Tensor, rollout: Rollout, reference: Tensor, advantages: Tensor) -> Metrics:
+        part = rollout.select(rows)
+        time = part.responses.shape[1]
+        everything = response_log_probs(self.weights.named, self.shape, part.prompts, part.responses)
+        log_probs = token_log_probs(everything, part.responses)
+        loss, clipped = policy_loss(
+            self.rules,
+            log_probs,
+            part.log_probs,
+            reference[rows, :time],
+            advantages[rows, :time],
+            part.mask,
+        )
+        return {"loss": float(loss.detach()), "grad_norm": self.update([loss]), "clip_fraction": clipped}

@@ -1,0 +1,276 @@
+"""One training run from its recipe to a finished folder, resumable at any moment.
+
+A run works in ``lab/partial/<run>-<digest>/`` and moves, complete, to ``lab/runs/<run>-<digest>/``:
+what lies under runs/ is finished, always. The digest covers the recipe, the base run's digest, the
+code that the run reaches and the versions of the libraries that compute, so a changed sentence
+retrains nothing and a changed line of code retrains what it touches.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors.torch import safe_open, save_file
+from torch import Tensor
+
+from threegates.atomic import atomic_path, write_json
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.writer import write_checkpoint
+from threegates.digest import code_digest, runtime_versions, value_digest
+from threegates.lab.evaluate import final_evaluation
+from threegates.lab.model import ModelShape
+from threegates.lab.recipe import AnyRecipe, PretrainRecipe
+from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID
+from threegates.lab.tokenizer import tokenizer_files
+from threegates.lab.trainer import Trainer
+
+# Modules are named, not imported, so that a change of one trainer leaves the other kinds' digests alone.
+_TRAINERS = {
+    "pretrain": ("threegates.lab.pretrain", "Pretrainer"),
+    "rl": ("threegates.lab.rl", "PolicyTrainer"),
+    "sft": ("threegates.lab.sft", "SupervisedTrainer"),
+}
+LOG_COLUMNS = (
+    "step",
+    "updates",
+    "reward",
+    "pass_at_1",
+    "kl",
+    "grad_norm",
+    "entropy",
+    "length",
+    "delta_norm",
+    "loss",
+    "clip_fraction",
+    "resampled_groups",
+    "advantage_scale",
+)
+# Small shards, so that the lab's own checkpoints exercise the sharded reading that large models need.
+SHARD_BYTES = 1_000_000
+SNAPSHOT_SECONDS = 15.0
+PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe with its digest and the finished folder of its base, all relative to one lab folder."""
+
+    recipe: AnyRecipe
+    digest: str
+    base_folder: str | None
+
+    @property
+    def name(self) -> str:
+        return self.recipe.name
+
+    @property
+    def folder(self) -> str:
+        """Name of the run's folder."""
+        return f"{self.name}-{self.digest[:12]}"
+
+    def checkpoint(self, step: int) -> str:
+        """Folder of the checkpoint after ``step`` steps, relative to the lab folder."""
+        return f"runs/{self.folder}/step-{step:06d}"
+
+
+def make_run(recipe: AnyRecipe, base: Run | None) -> Run:
+    """Attach the digest over recipe, base, code and versions."""
+    digest = value_digest(
+        {
+            "recipe": recipe.model_dump(mode="json"),
+            "base": base.digest if base else None,
+            "code": _code(recipe),
+            "versions": runtime_versions(),
+        }
+    )
+    return Run(recipe, digest, base.checkpoint(base.recipe.steps) if base else None)
+
+
+def _code(recipe: AnyRecipe) -> str:
+    return code_digest(_TRAINERS[recipe.kind][0], "threegates.lab.runs")
+
+
+def is_finished(lab: Path, run: Run) -> bool:
+    """Whether the run's folder is complete."""
+    return (lab / "runs" / run.folder).is_dir()
+
+
+def execute(lab: Path, run: Run) -> Path:
+    """Train the run unless it is finished, continuing where a killed process stopped; returns its folder.
+
+    Two processes never train the same run: the second waits and finds it finished.
+    """
+    finished = lab / "runs" / run.folder
+    with _locked(lab / "partial" / f"{run.folder}.lock"):
+        if not finished.is_dir():
+            partial = lab / "partial" / run.folder
+            partial.mkdir(parents=True, exist_ok=True)
+            _train(lab, run, partial)
+            finished.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(partial, finished)
+    return finished
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+        path.unlink(missing_ok=True)
+
+
+def _train(lab: Path, run: Run, partial: Path) -> None:
+    trainer = make_trainer(lab, run)
+    session = _Session(partial, run, trainer)
+    rows = session.resume()
+    saved = run.recipe.saved_steps()
+    for index in range(len(rows) + 1, run.recipe.steps + 1):
+        rows.append({name: float(value) for name, value in trainer.logged_step(index).items()})
+        session.report(rows)
+        if index in saved:
+            _save(partial / f"step-{index:06d}", run, trainer)
+        session.snapshot(rows)
+    _finish(run, trainer, partial, rows, session.seconds())
+
+
+def make_trainer(lab: Path, run: Run) -> Trainer:
+    """The trainer of the run's kind, with the base's weights where there is a base."""
+    module, name = _TRAINERS[run.recipe.kind]
+    trainer = getattr(importlib.import_module(module), name)
+    if isinstance(run.recipe, PretrainRecipe):
+        return trainer(run.recipe)
+    return trainer(run.recipe, *load_weights(lab / str(run.base_folder)))
+
+
+def load_weights(folder: Path) -> tuple[ModelShape, dict[str, Tensor]]:
+    """Shape and float32 weights of a checkpoint of the lab's architecture, in the model's order."""
+    checkpoint = Checkpoint.open(folder)
+    config = checkpoint.config
+    shape = ModelShape(
+        vocabulary=config["vocab_size"],
+        width=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        feed_forward=config["intermediate_size"],
+        heads=config["num_attention_heads"],
+        kv_heads=config["num_key_value_heads"],
+        head_dim=config["head_dim"],
+        rope_theta=config["rope_theta"],
+        norm_epsilon=config["rms_norm_eps"],
+        positions=config["max_position_embeddings"],
+    )
+    return shape, {name: checkpoint.stored(name).float() for name in shape.parameter_shapes()}
+
+
+class _Session:
+    """Progress, snapshots and elapsed time of one run in its partial folder."""
+
+    def __init__(self, partial: Path, run: Run, trainer: Trainer) -> None:
+        self.partial, self.run, self.trainer = partial, run, trainer
+        self.started = self.last_snapshot = time.monotonic()
+        self.last_report, self.before = 0.0, 0.0
+
+    @property
+    def _snapshot(self) -> Path:
+        return self.partial / "snapshot.safetensors"
+
+    def seconds(self) -> float:
+        """Training time, that of earlier processes included."""
+        return self.before + time.monotonic() - self.started
+
+    def resume(self) -> list[dict[str, float]]:
+        """Load the last snapshot, if there is one, and return the log rows up to it."""
+        if not self._snapshot.is_file():
+            return []
+        with safe_open(self._snapshot, "pt") as file:
+            metadata = json.loads(file.metadata()["run"])
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        self.trainer.load_state(state, metadata["updates"])
+        self.before = metadata["seconds"]
+        return metadata["rows"]
+
+    def snapshot(self, rows: list[dict[str, float]]) -> None:
+        """Every few seconds, save what a resumed run needs; one file, replaced in one step."""
+        if time.monotonic() - self.last_snapshot < SNAPSHOT_SECONDS:
+            return
+        metadata = {"updates": self.trainer.updates, "rows": rows, "seconds": self.seconds()}
+        with atomic_path(self._snapshot) as temporary:
+            save_file(self.trainer.state(), temporary, {"run": json.dumps(metadata)})
+        self.last_snapshot = time.monotonic()
+
+    def report(self, rows: list[dict[str, float]]) -> None:
+        """At most twice a second, write what a progress bar shows."""
+        now = time.monotonic()
+        if now - self.last_report < PROGRESS_SECONDS and len(rows) < self.run.recipe.steps:
+            return
+        latest = {name: _last(rows, name) for name in ("reward", "kl", "loss")}
+        progress = {"step": len(rows), "steps": self.run.recipe.steps, "seconds": self.seconds(), **latest}
+        write_json(self.partial / "progress.json", progress)
+        self.last_report = now
+
+
+def _last(rows: list[dict[str, float]], name: str) -> float | None:
+    measured = (row[name] for row in reversed(rows) if name in row and row[name] == row[name])
+    return next(measured, None)
+
+
+def _save(folder: Path, run: Run, trainer: Trainer) -> None:
+    """A checkpoint in Hub format; a folder that exists is complete and, after a resume, the same."""
+    if folder.is_dir():
+        return
+    recipe = run.recipe
+    config = trainer.shape.config(pad=PAD_ID, bos=BOS_ID, eos=EOS_ID, stored_dtype=recipe.save_dtype)
+    tensors = trainer.weights.saved(recipe.save_dtype)
+    write_checkpoint(folder, tensors, config, tokenizer_files(), SHARD_BYTES)
+
+
+def _finish(run: Run, trainer: Trainer, partial: Path, rows: list[dict[str, float]], seconds: float) -> None:
+    recipe = run.recipe
+    log = pd.DataFrame(rows).reindex(columns=list(LOG_COLUMNS))
+    _write_parquet(partial / "log.parquet", log.astype({"step": "int64", "updates": "int64"}))
+    if recipe.final_prompts:
+        weights = {name: tensor.float() for name, tensor in trainer.weights.saved("bfloat16").items()}
+        evaluation = final_evaluation(
+            weights,
+            trainer.shape,
+            recipe.evaluation_data,
+            recipe.final_prompts,
+            recipe.final_samples,
+            recipe.seed,
+        )
+        _write_parquet(partial / "evaluation.parquet", evaluation)
+    facts = {
+        "name": run.name,
+        "digest": run.digest,
+        "recipe": recipe.model_dump(mode="json"),
+        "base": run.base_folder,
+        "code": _code(recipe),
+        "versions": runtime_versions(),
+        "threads": torch.get_num_threads(),
+    }
+    write_json(partial / "run.json", facts)
+    # Time is no property of the result, so it lives beside the run's facts and never in them.
+    write_json(
+        partial / "when.json",
+        {"seconds": round(seconds, 1), "finished": time.strftime("%FT%TZ", time.gmtime())},
+    )
+    for leftover in ("snapshot.safetensors", "progress.json"):
+        (partial / leftover).unlink(missing_ok=True)
+    for leftover in partial.glob(".*"):
+        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+
+
+def _write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    with atomic_path(path) as temporary:
+        frame.to_parquet(temporary, index=False, compression="zstd")
