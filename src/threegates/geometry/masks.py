@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
 from torch import Tensor
 
 from threegates.errors import GeometryError
-from threegates.geometry.precision import INFINITY_CODE, magnitude_bits, require_bf16
+from threegates.geometry.precision import INFINITY_CODE, SIGN_BIT, magnitude_bits, require_bf16
 
-TILE = 1 << 17
-"""Entries compared at a time: a few buffers of this size stay in a core's own cache."""
+TILE = 1 << 20
+"""Entries compared at a time: 1 MiB of scratch, and few enough tiles that calls cost nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def count_changes(
     Parameters
     ----------
     base, tuned : bfloat16 tensors of one shape, contiguous or not; any number of dimensions.
-    tile : entries compared at a time; scratch memory is a few bytes for each.
+    tile : entries compared at a time; one byte of scratch memory each.
 
     Returns
     -------
@@ -77,15 +77,66 @@ def count_changes(
     **Source** Zhu et al. (2025), Definitions 2.1 and 2.2.
     """
     _check_pair(base, tuned)
-    mask = update_mask(base, tuned)
-    two = mask.dim() == 2
+    if tile < 1:
+        raise GeometryError("a tile holds at least one entry", found=tile)
+    before, after = (_as_matrix(x.detach()) for x in (base, tuned))
+    count = _count_in_numpy if base.device.type == "cpu" else _count_anywhere
+    rows, columns = count(before, after, tile)
+    matrix = base.dim() == 2
     return MaskCounts(
-        changed=int(mask.count_nonzero()),
-        size=mask.numel(),
-        rows=mask.sum(1) if two else None,
-        columns=mask.sum(0) if two else None,
-        shape=tuple(mask.shape),
+        changed=int(rows.sum()),
+        size=base.numel(),
+        rows=rows if matrix else None,
+        columns=columns if matrix else None,
+        shape=tuple(base.shape),
     )
+
+
+def _as_matrix(x: Tensor) -> Tensor:
+    if x.dim() == 2:
+        return x
+    return x.reshape(x.shape[0], -1) if x.dim() > 2 and x.numel() else x.reshape(1, -1)
+
+
+def _tiles(shape: Sequence[int], tile: int) -> Iterator[tuple[slice, slice]]:
+    """Cut a matrix into blocks of at most `tile` entries, as wide as row counts in 16 bits allow."""
+    width = max(1, min(shape[1], tile, 0xFFFF))
+    height = max(1, tile // width)
+    for top in range(0, shape[0], height):
+        for left in range(0, shape[1], width):
+            yield slice(top, top + height), slice(left, left + width)
+
+
+def _count_in_numpy(base: Tensor, tuned: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+    """Count on the CPU, where numpy's integer loops are several times as fast as torch's."""
+    before, after = base.view(torch.int16).numpy(), tuned.view(torch.int16).numpy()
+    rows, columns = (np.zeros(n, dtype=np.int64) for n in base.shape)
+    scratch = np.empty(min(tile, base.numel()), dtype=np.bool_)
+    for block in _tiles(base.shape, tile):
+        a, b = _positive_zero(before[block]), _positive_zero(after[block])
+        mask = np.not_equal(a, b, out=scratch[: a.size].reshape(a.shape)).view(np.uint8)
+        rows[block[0]] += np.add.reduce(mask, axis=1, dtype=np.uint16)
+        # A byte per column holds the sum of 255 rows, and many bytes are added at once.
+        for top in range(0, len(mask), 255):
+            columns[block[1]] += np.add.reduce(mask[top : top + 255], axis=0, dtype=np.uint8)
+    return torch.from_numpy(rows), torch.from_numpy(columns)
+
+
+def _positive_zero(bits: np.ndarray) -> np.ndarray:
+    """Turn −0 into +0 among bfloat16 bit patterns, and refuse NaN; only reads where there is neither."""
+    if bits.max() > INFINITY_CODE or bits.view(np.uint16).max() > (INFINITY_CODE | 0x8000):
+        _refuse_nan(torch.from_numpy(np.ascontiguousarray(bits)).view(torch.bfloat16), "a tile")
+    return np.where(bits == SIGN_BIT, np.int16(0), bits) if bits.min() == SIGN_BIT else bits
+
+
+def _count_anywhere(base: Tensor, tuned: Tensor, tile: int) -> tuple[Tensor, Tensor]:
+    """Count on any device, by torch."""
+    rows, columns = (torch.zeros(n, dtype=torch.int64, device=base.device) for n in base.shape)
+    for block in _tiles(base.shape, tile):
+        mask = update_mask(base[block], tuned[block])
+        rows[block[0]] += mask.count_nonzero(dim=1)
+        columns[block[1]] += mask.count_nonzero(dim=0)
+    return rows, columns
 
 
 def sparsity(changed: int, size: int) -> float:
