@@ -290,6 +290,12 @@ def test_what_the_readme_asks_of_make_exists():
         assert variable in makefile
 
 
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_the_front_pages_link_to_exist(name):
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", (ROOT / name).read_text())
+    assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
 def test_no_file_names_a_registry_or_a_folder_of_one_machine():
     # Spelled in pieces, so that this file passes its own test.
     hosts = ["py" + "pi.org", "python" + "hosted", "download.py" + "torch", "anaconda" + ".org", "npm" + "js"]
