@@ -1,0 +1,244 @@
+"""claims.yaml, and the verdict on each claim: computed by rules that were written before the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from threegates.errors import ClaimError
+from threegates.study.estimates import ESTIMATES, Estimate, Tables, estimate, missing
+
+
+class Judgement(StrEnum):
+    """What can be said of a claim, from the verdict that says least to the one that says most."""
+
+    not_run = "not run"
+    untestable = "cannot be tested here"
+    contradicted = "contradicted"
+    not_reproduced = "not reproduced"
+    gone_when_matched = "reproduced raw, gone at matched norm"
+    storage = "reproduced, not distinguishable from storage"
+    reproduced = "reproduced"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Place(_Strict):
+    """Where the paper makes the claim, and its words in short."""
+
+    place: str
+    says: str
+
+
+class Rule(_Strict):
+    """A threshold or an equivalence margin for the whole confidence interval of one estimate."""
+
+    estimate: str
+    at_least: float | None = None
+    within: tuple[float, float] | None = None
+    contradicted_below: float | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Rule:
+        if self.estimate not in ESTIMATES:
+            raise ValueError(f"there is no estimate '{self.estimate}'; known: {', '.join(sorted(ESTIMATES))}")
+        if (self.at_least is None) == (self.within is None):
+            raise ValueError("a rule has either at_least or within")
+        return self
+
+    def holds(self, found: Estimate) -> bool:
+        """Whether the whole interval is where the rule wants it."""
+        if self.within is not None:
+            return self.within[0] <= found.low and found.high <= self.within[1]
+        return found.low >= (self.at_least or 0.0)
+
+    def contradicted(self, found: Estimate) -> bool:
+        """Whether the whole interval lies below the bound that contradicts the claim."""
+        return self.contradicted_below is not None and found.high < self.contradicted_below
+
+    def text(self) -> str:
+        """The rule in a few words."""
+        if self.within is not None:
+            return f"whole interval within {self.within[0]:g} to {self.within[1]:g}"
+        return f"whole interval at or above {self.at_least:g}"
+
+
+class Control(Rule):
+    """A rule that the claim must also meet against a null or at a matched learning rate."""
+
+    kind: Literal["matched", "storage"]
+    says: str
+
+
+class Claim(_Strict):
+    """One claim with its measure, its rule and the controls it must survive."""
+
+    id: str
+    chapter: str
+    paper: Place
+    made_by: Literal["paper", "us"]
+    informed_by_prototype: bool
+    measure: str
+    rule: Rule
+    controls: list[Control] = []
+    needs: str | None = None
+    changed: list[dict] = []
+
+
+class Claims(_Strict):
+    """All claims, and the confidence of every interval."""
+
+    version: Literal[1]
+    confidence: float
+    claims: list[Claim]
+
+    @model_validator(mode="after")
+    def _unique(self) -> Claims:
+        names = [claim.id for claim in self.claims]
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(f"an id is used twice: {', '.join(repeated)}")
+        return self
+
+    def of(self, chapter: str) -> list[Claim]:
+        """The claims that a chapter judges."""
+        return [claim for claim in self.claims if claim.chapter == chapter]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A judged claim: the verdict, why, on what, and every number it rests on."""
+
+    claim: Claim
+    judgement: Judgement
+    reason: str
+    subject: str
+    estimate: Estimate
+    controls: tuple[tuple[Control, Estimate], ...] = ()
+
+
+def read_claims(path: Path) -> Claims:
+    """Read and check claims.yaml.
+
+    Raises
+    ------
+    ClaimError : it is missing, is not YAML, or breaks the schema; the message names the claim and key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Claims.model_validate(content)
+    except FileNotFoundError:
+        raise ClaimError("there is no file of claims", where=path.name) from None
+    except yaml.YAMLError as error:
+        raise ClaimError("the file of claims is not YAML", where=path.name, found=str(error)) from None
+    except ValidationError as error:
+        raise _schema_error(path, content, error) from None
+
+
+def _schema_error(path: Path, content: object, error: ValidationError) -> ClaimError:
+    first = error.errors()[0]
+    place = list(first["loc"])
+    names = content.get("claims", []) if isinstance(content, dict) else []
+    if len(place) > 1 and place[0] == "claims" and isinstance(place[1], int):
+        claim = names[place[1]]
+        place[1] = f"'{claim.get('id', place[1])}'" if isinstance(claim, dict) else place[1]
+    return ClaimError(
+        "the file of claims breaks its schema",
+        where=f"{path.name}, {' → '.join(map(str, place)) or 'top level'}",
+        expected=first["msg"],
+        found=repr(first["input"])[:200],
+    )
+
+
+def judge(claim: Claim, tables: Tables, subject: str, confidence: float = 0.95) -> Verdict:
+    """Judge one claim by its own rule; see claims.yaml for the precedence of verdicts."""
+    found = estimate(claim.rule.estimate, tables, confidence)
+    controls = tuple((rule, estimate(rule.estimate, tables, confidence)) for rule in claim.controls)
+    judgement, reason = _decide(claim, found, controls)
+    return Verdict(claim, judgement, reason, subject, found, controls)
+
+
+def not_run(claim: Claim, reason: str) -> Verdict:
+    """The verdict on a claim whose chapter has no pairs to look at."""
+    nothing = missing(reason)
+    return Verdict(
+        claim, Judgement.not_run, reason, "nothing", nothing, tuple((c, nothing) for c in claim.controls)
+    )
+
+
+def _decide(
+    claim: Claim, found: Estimate, controls: Iterable[tuple[Control, Estimate]]
+) -> tuple[Judgement, str]:
+    if not found.has_interval:
+        needs = f"; it needs {claim.needs.replace('-', ' ')}" if claim.needs else ""
+        return Judgement.untestable, found.reason + needs
+    if claim.rule.contradicted(found):
+        return Judgement.contradicted, f"{_interval(found)} lies below {claim.rule.contradicted_below:g}"
+    if not claim.rule.holds(found):
+        return Judgement.not_reproduced, f"{_interval(found)}, but the rule is: {claim.rule.text()}"
+    untested = [(rule, value) for rule, value in controls if not value.has_interval]
+    if untested:
+        rule, value = untested[0]
+        return Judgement.untestable, f"the rule holds, but not tested is {rule.says}: {value.reason}"
+    return _decide_controls(found, controls)
+
+
+def _decide_controls(found: Estimate, controls: Iterable[tuple[Control, Estimate]]) -> tuple[Judgement, str]:
+    failed = [(rule, value) for rule, value in controls if not rule.holds(value)]
+    verdicts = {"matched": Judgement.gone_when_matched, "storage": Judgement.storage}
+    for kind, judgement in verdicts.items():
+        for rule, value in failed:
+            if rule.kind == kind:
+                return judgement, f"{_interval(found)}, but {rule.says} is {_interval(value)}; {rule.text()}"
+    return Judgement.reproduced, f"{_interval(found)}, and every control holds"
+
+
+def _interval(found: Estimate) -> str:
+    return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}] over {found.n} {found.unit}"
+
+
+def verdict_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
+    """One row for each claim's own estimate and one for each control; `kind` says which.
+
+    Columns: claim, chapter, made_by, informed_by_prototype, place, says, verdict, reason, subject, kind
+    (rule, matched or storage), estimate, value, low, high, n, unit, rule, holds.
+    """
+    rows = []
+    for verdict in verdicts:
+        claim = verdict.claim
+        common = {
+            "claim": claim.id,
+            "chapter": claim.chapter,
+            "made_by": claim.made_by,
+            "informed_by_prototype": claim.informed_by_prototype,
+            "place": claim.paper.place,
+            "verdict": str(verdict.judgement),
+            "reason": verdict.reason,
+            "subject": verdict.subject,
+        }
+        rows.append(common | _line("rule", claim.paper.says, claim.rule, verdict.estimate))
+        rows += [common | _line(rule.kind, rule.says, rule, value) for rule, value in verdict.controls]
+    return pd.DataFrame(rows)
+
+
+def _line(kind: str, says: str, rule: Rule, found: Estimate) -> dict:
+    numbers = asdict(found)
+    numbers["missing"] = numbers.pop("reason")
+    holds = rule.holds(found) if found.has_interval else None
+    return {
+        "kind": kind,
+        "says": says,
+        "estimate": rule.estimate,
+        **numbers,
+        "rule": rule.text(),
+        "holds": holds,
+    }

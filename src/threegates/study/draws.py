@@ -1,0 +1,116 @@
+"""Null masks for an observed update mask: how one is drawn, and how a statistic stands among many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threegates.checkpoints.pairs import TensorPair
+from threegates.geometry.masks import update_mask
+from threegates.geometry.nulls import (
+    bernoulli_mask,
+    change_probability,
+    noise_generator,
+    storage_mask_at_density,
+    storage_mask_at_norm,
+    storage_scale_for_norm,
+    stratified_permutation,
+    summarise,
+)
+
+NULLS = ("bernoulli", "storage_density", "storage_norm", "magnitude")
+SUMMARY = ("mean", "sd", "low", "high", "p", "z", "log_mean")
+
+# Above this many entries the scale of null 1b is found on an even sample: 2²² entries fix it to .1 %.
+SAMPLE = 1 << 22
+
+
+@dataclass(frozen=True)
+class ObservedMask:
+    """A run's update mask of one tensor, with what its nulls are matched to.
+
+    `changed` is the mask's count (nulls bernoulli and 1a), `scale` that of the Gaussian noise whose rounded
+    update has the stored norm (null 1b).
+    """
+
+    run: str
+    tensor: str
+    base: Tensor
+    mask: Tensor
+    changed: int
+    scale: float
+
+
+def observe(run: str, pair: TensorPair, seed: int) -> ObservedMask:
+    """The update mask of one tensor of one run, and the scales of its nulls."""
+    mask = update_mask(pair.base, pair.tuned)
+    scale = noise_scale(pair, noise_generator(seed, "scale", run, pair.name))
+    return ObservedMask(run, pair.name, pair.base, mask, int(mask.count_nonzero()), scale)
+
+
+def update_norm(pair: TensorPair) -> float:
+    """Frobenius norm of the difference of the two bf16 tensors, in float64."""
+    return float(torch.linalg.vector_norm(pair.tuned.double() - pair.base.double()))
+
+
+def noise_scale(pair: TensorPair, generator: torch.Generator) -> float:
+    """Scale of Gaussian noise whose rounded update has the norm of the stored one (null 1b)."""
+    norm, base = update_norm(pair), _sample(pair.base)
+    if norm == 0 or not base.numel():
+        return 0.0
+    share = math.sqrt(base.numel() / pair.base.numel())
+    return storage_scale_for_norm(base, norm * share, generator)
+
+
+def noise_sparsity(base: Tensor, scale: float) -> tuple[float, float]:
+    """Expected sparsity of null 1b's noise and its standard deviation, exact up to `SAMPLE` entries."""
+    if not base.numel():
+        return math.nan, math.nan
+    if scale == 0:
+        return 1.0, 0.0
+    probability = change_probability(_sample(base), scale)
+    variance = float((probability * (1 - probability)).mean()) / base.numel()
+    return 1 - float(probability.mean()), math.sqrt(variance)
+
+
+def _sample(x: Tensor) -> Tensor:
+    flat = x.reshape(-1)
+    return flat[:: -(-flat.numel() // SAMPLE)] if flat.numel() > SAMPLE else x
+
+
+def null_stream(kind: str, observed: ObservedMask, seed: int) -> Callable[[], Tensor]:
+    """A function that gives the next null mask of that kind at each call.
+
+    The stream depends on seed, kind, run and tensor alone, so that jobs may be cut in any way.
+    """
+    generator = noise_generator(seed, kind, observed.run, observed.tensor)
+    base = observed.base
+    draw: dict[str, Callable[[], Tensor]] = {
+        "bernoulli": lambda: bernoulli_mask(base.shape, observed.changed, generator),
+        "storage_density": lambda: storage_mask_at_density(base, observed.changed, generator),
+        "storage_norm": lambda: storage_mask_at_norm(base, observed.scale, generator),
+        "magnitude": lambda: stratified_permutation(observed.mask, base, generator=generator),
+    }
+    return draw[kind]
+
+
+def null_columns(kind: str, observed: float, draws: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """Columns ``<kind>_mean, _sd, _low, _high, _p, _z, _log_mean`` of a statistic beside its draws.
+
+    low and high are the 2.5 % and 97.5 % quantiles, p is upper-tailed with floor 1/(draws + 1), log_mean is
+    the mean logarithm (NaN unless every draw is positive). Draws that are not finite are left out, and
+    without any every column is NaN.
+    """
+    values = np.asarray(draws, dtype=float)
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return dict.fromkeys((f"{kind}_{name}" for name in SUMMARY), math.nan)
+    summary = summarise(observed, values)
+    log_mean = float(np.log(values).mean()) if (values > 0).all() else math.nan
+    numbers = (summary.mean, summary.sd, summary.low, summary.high, summary.p, summary.z, log_mean)
+    return {f"{kind}_{name}": number for name, number in zip(SUMMARY, numbers, strict=True)}

@@ -1,0 +1,263 @@
+"""The numbers that claims are judged by: each a named function from tables to an estimate with an interval.
+
+A name here is the name that a rule or a control in claims.yaml gives. Nothing here reads a file.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from threegates.errors import ClaimError
+
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+STRIPES = ("q", "k", "v", "o")
+MINIMUM_RUNS = 5
+_SPARSITIES = ("sparsity", "sparsity_fp32", "sparsity_storage_norm")
+_PAIR_COLUMNS = (
+    "pair",
+    "base",
+    "method",
+    "algorithm",
+    "data",
+    "seed",
+    "learning_rate",
+    "rate",
+    "run",
+    "steps",
+)
+
+
+class Tables(Protocol):
+    """Whatever gives the study's tables by name."""
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table of that name, one row as its module documents, joined with the pairs' facts."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its confidence interval over `n` units; without an interval, the reason why."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    reason: str = ""
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether a rule can be applied to it."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+def missing(reason: str, unit: str = "runs") -> Estimate:
+    """An estimate that the tables cannot give."""
+    return Estimate(math.nan, math.nan, math.nan, 0, unit, reason)
+
+
+def t_estimate(values: Iterable[float], unit: str, confidence: float) -> Estimate:
+    """Mean of independent values and Student's interval; one value has no interval.
+
+    **Source** Student (1908), *The probable error of a mean*.
+    """
+    x = np.asarray([v for v in values if math.isfinite(v)], dtype=float)
+    if len(x) == 0:
+        return missing(f"no {unit} to estimate it from", unit)
+    if len(x) == 1:
+        return Estimate(float(x[0]), math.nan, math.nan, 1, unit, f"one of the {unit} gives no interval")
+    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x))
+    return Estimate(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x), unit)
+
+
+def jackknife_estimate(
+    statistic: Callable[[set], float], units: set, unit: str, confidence: float
+) -> Estimate:
+    """Leave-one-out estimate and interval of a statistic of a set of units, with t quantiles.
+
+    The value is the statistic of all units; the spread is that of the pseudo-values
+    n θ̂ − (n − 1) θ̂₍₋ᵢ₎.
+
+    **Source** Tukey (1958), *Bias and confidence in not quite large samples*.
+    """
+    n, whole = len(units), statistic(units)
+    left_out = np.array([statistic(units - {one}) for one in sorted(units)])
+    pseudo = n * whole - (n - 1) * left_out
+    half = stats.t.ppf((1 + confidence) / 2, n - 1) * pseudo.std(ddof=1) / math.sqrt(n)
+    return Estimate(whole, whole - half, whole + half, n, unit)
+
+
+def _exponential(log: Estimate) -> Estimate:
+    """Back from the mean of logarithms to a geometric mean."""
+    return Estimate(math.exp(log.value), math.exp(log.low), math.exp(log.high), log.n, log.unit, log.reason)
+
+
+def pair_sparsity(tensor: pd.DataFrame) -> pd.DataFrame:
+    """Sparsity of whole models: one row a pair, over all parameters and over linear layers alone.
+
+    Sparsity is 1 − Σ changed / Σ size over the tensors that both sides have in equal shape (status
+    ``compared``). Columns: the pair's facts, `changed`, `size`, and for every measure (`sparsity` in bf16,
+    `sparsity_fp32`, `sparsity_storage_norm` of noise of equal stored norm) its value and, as
+    ``linear_…``, its value over linear layers.
+
+    **Source** Zhu et al. (2025), Definition 2.2.
+    """
+    rows = tensor[(tensor["status"] == "compared") & (tensor["size"] > 0)]
+    keys = [column for column in _PAIR_COLUMNS if column in rows.columns]
+    lines = _totals(rows[rows["role"].isin(LINEAR)], keys)[list(_SPARSITIES)].add_prefix("linear_")
+    return _totals(rows, keys).join(lines).reset_index()
+
+
+def _totals(rows: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Per pair, sums of `changed` and `size`, and sparsities weighted by size."""
+    weighted = {name: rows[name] * rows["size"] for name in _SPARSITIES}
+    sums = rows.assign(**weighted).groupby(keys, dropna=False, sort=False)
+    # One tensor without a number leaves the whole without one.
+    totals = sums[["changed", "size", *_SPARSITIES]].sum(skipna=False)
+    return totals.assign(**{name: totals[name] / totals["size"] for name in _SPARSITIES})
+
+
+def _seed_gap(plus: pd.DataFrame, minus: pd.DataFrame, column: str = "sparsity") -> pd.Series:
+    """Per seed, the mean of one group over its algorithms minus the mean of the other."""
+    means = [
+        group.groupby(["seed", "algorithm"])[column].mean().groupby("seed").mean() for group in (plus, minus)
+    ]
+    return (means[0] - means[1]).dropna()
+
+
+def _rl(pairs: pd.DataFrame, rate: str = "mask") -> pd.DataFrame:
+    return pairs[(pairs["method"] == "rl") & (pairs["rate"] == rate)]
+
+
+def _gap_to(algorithm: str, rate: str, tables: Tables, confidence: float) -> Estimate:
+    pairs = pair_sparsity(tables.table("tensor"))
+    other = pairs[(pairs["algorithm"] == algorithm) & (pairs["rate"] == rate)]
+    if _rl(pairs).empty or other.empty:
+        absent = "RL at the mask learning rate" if _rl(pairs).empty else f"{algorithm} at the rate '{rate}'"
+        return missing(f"no runs of {absent}", "seeds")
+    return t_estimate(_seed_gap(_rl(pairs), other), "seeds", confidence)
+
+
+def _excess_over_noise(tables: Tables, confidence: float) -> Estimate:
+    pairs = _rl(pair_sparsity(tables.table("tensor")))
+    pairs = pairs.assign(excess=pairs["sparsity"] - pairs["sparsity_storage_norm"])
+    by_seed = pairs.groupby(["seed", "algorithm"])["excess"].mean().groupby("seed").mean()
+    return t_estimate(by_seed, "seeds", confidence)
+
+
+def _precision_gap(tables: Tables, confidence: float) -> Estimate:
+    tensor = tables.table("tensor")
+    rl = _rl(tensor)
+    if not rl.empty and (rl["stored_dtype_tuned"].dropna() == "BF16").all():
+        return missing("the RL checkpoints were stored in bf16; what fp32 would show is lost")
+    pairs = pair_sparsity(rl)
+    return t_estimate(pairs["sparsity"] - pairs["sparsity_fp32"], "runs", confidence)
+
+
+def _paper_level(tables: Tables, confidence: float) -> Estimate:
+    tensor = tables.table("tensor")
+    if "paper_sparsity" not in tensor.columns:
+        return missing("none of the paper's own checkpoints is among the pairs", "pairs")
+    rows = tensor[(tensor["method"] == "rl") & tensor["paper_sparsity"].notna()]
+    return t_estimate(pair_sparsity(rows)["sparsity"], "pairs", confidence)
+
+
+def _stripe_rows(tables: Tables) -> pd.DataFrame:
+    """Rows of Q, K, V and columns of O of the RL runs: where the paper sees stripes."""
+    axis = tables.table("axis")
+    along = np.where(axis["role"] == "o", "column", "row")
+    return axis[(axis["method"] == "rl") & axis["role"].isin(STRIPES) & (axis["axis"] == along)]
+
+
+def _stripe_excess(null: str | None, tables: Tables, confidence: float) -> Estimate:
+    rows = _stripe_rows(tables)
+    # The dispersion is the variance over the binomial one, so that Bernoulli masks are its unit.
+    excess = np.log(rows["dispersion"]) - (np.log(rows[f"{null}_mean"]) if null else 0.0)
+    per_run = excess.groupby(rows["pair"]).mean()
+    return _exponential(t_estimate(per_run, "runs", confidence))
+
+
+def _orientation(null: str | None, tables: Tables, confidence: float) -> Estimate:
+    axis = tables.table("axis")
+    axis = axis[(axis["method"] == "rl") & axis["role"].isin(STRIPES)]
+    if axis.empty:
+        return missing("no RL runs whose stripes were measured")
+    log = np.log(axis["dispersion"]) - (axis[f"{null}_log_mean"] if null else 0.0)
+    sign = np.where(axis["axis"] == "row", 1.0, -1.0) * np.where(axis["role"] == "o", -1.0, 1.0)
+    per_tensor = (log * sign).groupby([axis["pair"], axis["role"], axis["tensor"]]).sum(min_count=2)
+    per_run = per_tensor.groupby(["pair", "role"]).mean().groupby("pair").min()
+    return t_estimate(per_run, "runs", confidence)
+
+
+def _jaccard_excess(null: str, tables: Tables, confidence: float) -> Estimate:
+    rows = tables.table("agreement")
+    rows = rows[(rows["method"] == "rl") & rows["role"].isin(LINEAR)] if len(rows) else rows
+    runs = set(rows["run_a"]) | set(rows["run_b"]) if len(rows) else set()
+    if len(runs) < MINIMUM_RUNS:
+        return missing(f"{len(runs)} RL runs of one base, at least {MINIMUM_RUNS} are needed")
+    column = "bernoulli" if null == "bernoulli" else f"{null}_mean"
+    rows = rows.assign(excess=rows["jaccard"] - rows[column])
+    return jackknife_estimate(partial(_smallest_role, rows), runs, "runs", confidence)
+
+
+def _smallest_role(rows: pd.DataFrame, runs: set) -> float:
+    kept = rows[rows["run_a"].isin(runs) & rows["run_b"].isin(runs)]
+    return float(kept.groupby("role")["excess"].mean().min())
+
+
+def _emergence(null: str | None, tables: Tables, confidence: float) -> Estimate:
+    rows = tables.table("emergence")
+    if rows.empty:
+        return missing("no RL run with checkpoints along its training")
+    along = np.where(rows["role"] == "o", "column", "row")
+    rows = rows[(rows["method"] == "rl") & rows["role"].isin(STRIPES) & (rows["axis"] == along)]
+    rows = pd.concat([_nearest_to_third(run) for _, run in rows.groupby("run")]) if len(rows) else rows
+    excess = rows["spearman_with_final"] - (rows[f"{null}_mean"] if null else 0.0)
+    return t_estimate(excess.groupby(rows["run"]).mean(), "runs", confidence)
+
+
+def _nearest_to_third(run: pd.DataFrame) -> pd.DataFrame:
+    steps = np.sort(run["step"].unique())
+    target = steps[-1] / 3
+    return run[run["step"] == min(steps[:-1], key=lambda step: abs(step - target), default=-1)]
+
+
+ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
+    "sparsity_gap_own_lr": partial(_gap_to, "sft-teacher", "own"),
+    "sparsity_gap_matched_lr": partial(_gap_to, "sft-teacher", "mask"),
+    "sparsity_gap_rl_rft": partial(_gap_to, "rft", "mask"),
+    "sparsity_excess_over_equal_norm_noise": _excess_over_noise,
+    "sparsity_level_of_paper_pairs": _paper_level,
+    "precision_gap": _precision_gap,
+    "stripe_excess_bernoulli": partial(_stripe_excess, None),
+    "stripe_excess_storage_density": partial(_stripe_excess, "storage_density"),
+    "stripe_excess_magnitude": partial(_stripe_excess, "magnitude"),
+    "orientation_log_ratio": partial(_orientation, None),
+    "orientation_excess_storage_density": partial(_orientation, "storage_density"),
+    "jaccard_excess_bernoulli": partial(_jaccard_excess, "bernoulli"),
+    "jaccard_excess_storage_density": partial(_jaccard_excess, "storage_density"),
+    "jaccard_excess_storage_norm": partial(_jaccard_excess, "storage_norm"),
+    "jaccard_excess_magnitude": partial(_jaccard_excess, "magnitude"),
+    "emergence_correlation": partial(_emergence, None),
+    "emergence_excess_storage_path": partial(_emergence, "storage_path"),
+}
+
+
+def estimate(name: str, tables: Tables, confidence: float = 0.95) -> Estimate:
+    """Compute the estimate of that name.
+
+    Raises
+    ------
+    ClaimError : there is no estimate of that name.
+    """
+    if name not in ESTIMATES:
+        raise ClaimError("there is no such estimate", expected=", ".join(sorted(ESTIMATES)), found=name)
+    return ESTIMATES[name](tables, confidence)

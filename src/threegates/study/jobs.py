@@ -1,0 +1,186 @@
+"""The units of measuring: what each writes, from what, and the digest of all that decides its numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+
+import pandas as pd
+
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.digest import code_digest, runtime_versions, value_digest
+from threegates.errors import PairError
+from threegates.study import agreement, emergence, measure
+from threegates.study.provenance import record_provenance
+from threegates.study.sources import Source, StudyPair
+from threegates.study.store import Records
+
+#: Kinds of job that each chapter needs.
+CHAPTERS: dict[str, tuple[str, ...]] = {
+    "update-sparsity": ("pair",),
+    "stripe-masks": ("pair", "group"),
+    "emergence": ("run",),
+}
+#: Tables that each kind of job writes, with their columns and types.
+TABLES: dict[str, dict[str, dict[str, str]]] = {
+    "pair": {"tensor": measure.TENSOR_COLUMNS},
+    "group": {
+        "axis": measure.AXIS_COLUMNS,
+        "agreement": agreement.AGREEMENT_COLUMNS,
+        "rates": agreement.RATES_COLUMNS,
+        "map": agreement.MAP_COLUMNS,
+    },
+    "run": {"emergence": emergence.EMERGENCE_COLUMNS},
+}
+_MODULES = {
+    "pair": "threegates.study.measure",
+    "group": "threegates.study.agreement",
+    "run": "threegates.study.emergence",
+}
+_RUN, _STEP = "run:", "step:"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One unit of measuring.
+
+    `facts` become columns when its tables are read; `inputs` go into the records' provenance.
+    """
+
+    kind: str
+    name: str
+    digest: str
+    arguments: dict
+    facts: dict = field(default_factory=dict)
+    inputs: dict = field(default_factory=dict)
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Names of the tables that it writes."""
+        return tuple(TABLES[self.kind])
+
+    def is_done(self, records: Records) -> bool:
+        """Whether all of its records are there."""
+        return all(records.exists(table, self.name, self.digest) for table in self.tables)
+
+
+def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int) -> list[Job]:
+    """Everything that has to be measured for a chapter on these pairs.
+
+    Raises
+    ------
+    PairError : the chapter follows runs, and a run has fewer than two steps.
+    """
+    options = {"draws": draws, "seed": seed}
+    kinds = {"pair": pair_jobs, "group": group_jobs, "run": run_jobs}
+    return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
+
+
+def pair_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job a pair; its tables need no draws."""
+    for pair in pairs:
+        sources = {"base": pair.base, "tuned": pair.tuned}
+        yield _job("pair", pair.name, sources, {"name": pair.name, "seed": options["seed"]})
+
+
+def group_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job for every block of every group of runs that share base and method."""
+
+    def key(pair: StudyPair) -> tuple[str, str]:
+        return pair.base.label, pair.facts()["method"]
+
+    for (base, method), members in groupby(sorted(pairs, key=key), key=key):
+        runs = list(members)
+        sources = {"base": runs[0].base, **{_RUN + pair.name: pair.tuned for pair in runs}}
+        numbers = agreement.layers(runs[0].base.checkpoint)
+        for number in numbers:
+            shown = number == numbers[len(numbers) // 2]
+            name = f"{base}-{method}-layer{number:02d}"
+            facts = {"base": base, "method": method}
+            yield _job("group", name, sources, {**options, "of_layer": number, "maps": shown}, facts)
+
+
+def run_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job for every run, over all of its checkpoints."""
+
+    def key(pair: StudyPair) -> str:
+        return pair.facts()["run"]
+
+    for run, members in groupby(sorted(pairs, key=key), key=key):
+        snapshots = list(members)
+        known = [pair.tuned.entry for pair in snapshots]
+        steps = [[entry.step, entry.updates] for entry in known if entry is not None and entry.step]
+        if len(steps) < max(2, len(snapshots)):
+            raise _no_run(run)
+        sources = {f"{_STEP}{number}": pair.tuned for number, pair in enumerate(snapshots)}
+        yield _job(
+            "run", run, {"base": snapshots[0].base, **sources}, {**options, "run": run, "steps": steps}
+        )
+
+
+def run_job(job: Job, records: Records) -> None:
+    """Measure one job and write its records."""
+    work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
+        "pair": _measure_pair,
+        "group": _measure_group,
+        "run": _measure_run,
+    }
+    tables = work[job.kind](**job.arguments)
+    provenance = record_provenance((_MODULES[job.kind],), inputs=job.inputs)
+    for table in job.tables:
+        records.write(table, job.name, job.digest, tables[table], provenance)
+
+
+def _job(
+    kind: str, name: str, sources: Mapping[str, Source], options: dict, facts: dict | None = None
+) -> Job:
+    checkpoints = {place: source.checkpoint for place, source in sources.items()}
+    inputs = {
+        "checkpoints": {place: one.digest() for place, one in checkpoints.items()},
+        "revisions": {place: one.revision for place, one in checkpoints.items() if one.revision},
+        "parameters": options,
+    }
+    decided = {
+        "kind": kind,
+        "inputs": inputs,
+        "code": code_digest(_MODULES[kind]),
+        "versions": runtime_versions(),
+    }
+    folders = {place: str(one.folder) for place, one in checkpoints.items()}
+    return Job(kind, name, value_digest(decided), {"folders": folders, **options}, facts or {}, inputs)
+
+
+def _measure_pair(folders: dict[str, str], name: str, seed: int) -> dict[str, pd.DataFrame]:
+    base, tuned = (Checkpoint.open(folders[side]) for side in ("base", "tuned"))
+    return measure.measure_pair(base, tuned, name=name, seed=seed, axes=False)
+
+
+def _measure_group(
+    folders: dict[str, str], of_layer: int, draws: int, seed: int, maps: bool
+) -> dict[str, pd.DataFrame]:
+    runs = {
+        place.removeprefix(_RUN): Checkpoint.open(path) for place, path in folders.items() if place != "base"
+    }
+    base = Checkpoint.open(folders["base"])
+    return agreement.measure_agreement(base, runs, of_layer=of_layer, draws=draws, seed=seed, maps=maps)
+
+
+def _measure_run(
+    folders: dict[str, str], run: str, draws: int, seed: int, steps: list[list]
+) -> dict[str, pd.DataFrame]:
+    snapshots = [
+        emergence.Snapshot(step, updates, Checkpoint.open(folders[f"{_STEP}{number}"]))
+        for number, (step, updates) in enumerate(steps)
+    ]
+    base = Checkpoint.open(folders["base"])
+    return {"emergence": emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)}
+
+
+def _no_run(run: str) -> PairError:
+    return PairError(
+        "this chapter follows runs, and one has no checkpoints along its training",
+        where=run,
+        expected="two checkpoints or more, with their steps, in the manifest",
+        remedy="choose entries of one run by --pair, or a chapter that looks at one pair",
+    )

@@ -1,0 +1,292 @@
+"""What a pair's weights show tensor by tensor: changed entries, sparsity, norms, and rows and columns.
+
+Two tables. ``tensor``: one row a tensor, skipped by no one (`status` says why a row has no numbers).
+``axis``: two rows a matrix, its row ratios and its column ratios with their dispersion beside the nulls'.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from threegates.atomic import atomic_path, write_json
+from threegates.checkpoints.pairs import AlignedTensor, Status, TensorPair, align, load_pair
+from threegates.checkpoints.roles import layer, role
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.digest import code_digest, runtime_versions, value_digest
+from threegates.errors import ThreeGatesError
+from threegates.geometry.masks import column_ratio, count_changes, pack, row_ratio, update_mask
+from threegates.geometry.nulls import noise_generator
+from threegates.geometry.stripes import ratio_dispersion
+from threegates.study.draws import (
+    NULLS,
+    SUMMARY,
+    noise_scale,
+    noise_sparsity,
+    null_columns,
+    null_stream,
+    observe,
+    update_norm,
+)
+
+TENSOR_COLUMNS = {
+    "pair": "str",
+    "tensor": "str",
+    "role": "str",
+    "layer": "Int64",
+    "status": "str",
+    "shape": "object",
+    "shape_tuned": "object",
+    "size": "int64",
+    "stored_dtype_base": "str",
+    "stored_dtype_tuned": "str",
+    "changed": "Int64",
+    "sparsity": "float64",
+    "changed_stored": "Int64",
+    "sparsity_fp32": "float64",
+    "norm_base": "float64",
+    "norm_delta": "float64",
+    "norm_delta_bf16": "float64",
+    "storage_norm_scale": "float64",
+    "sparsity_storage_norm": "float64",
+    "sparsity_storage_norm_sd": "float64",
+}
+AXIS_COLUMNS = {
+    "pair": "str",
+    "tensor": "str",
+    "role": "str",
+    "layer": "Int64",
+    "axis": "str",
+    "density": "float64",
+    "ratio": "object",
+    "dispersion": "float64",
+    **{f"{null}_{name}": "float64" for null in NULLS for name in SUMMARY},
+    "draws": "int64",
+}
+SECONDS_BETWEEN_PARTS = 2.0
+
+Progress = Callable[[int, int, str], None]
+
+
+def measure_pair(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    *,
+    name: str,
+    draws: int = 0,
+    seed: int = 0,
+    axes: bool = True,
+    parts: Path | None = None,
+    progress: Progress | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Measure every tensor of a pair, one at a time.
+
+    Parameters
+    ----------
+    name : the pair's name, in the column `pair`.
+    draws : masks per null and matrix in the axis table; 0 leaves the nulls' columns there empty.
+    seed : of the nulls.
+    axes : whether the axis table is measured at all.
+    parts : folder for what is done so far, so that a measurement that was killed continues. Parts of other
+        inputs, parameters or code are never taken; the folder is gone when the measurement ends.
+    progress : called with (done, all, tensor).
+
+    Raises
+    ------
+    PairError, CheckpointError : the checkpoints cannot be compared; nothing is left behind.
+    """
+    rows = align(base, tuned)
+    options: dict[str, Any] = {"name": name, "draws": draws, "seed": seed, "axes": axes}
+    store = _Parts(parts, _key(base, tuned, options) if parts else "")
+    done = store.load()
+    try:
+        for number, row in enumerate(rows):
+            if row.name not in done:
+                done[row.name] = _measure_tensor(base, tuned, row, **options)
+                store.add(row.name, done[row.name])
+            if progress:
+                progress(number + 1, len(rows), row.name)
+    except ThreeGatesError:
+        store.clear()
+        raise
+    tables = _tables([done[row.name] for row in rows])
+    store.clear()
+    return tables
+
+
+def write_masks(base: Checkpoint, tuned: Checkpoint, path: Path) -> None:
+    """Write the update mask of every compared tensor, packed eight entries a byte, as safetensors.
+
+    Unpack with `threegates.geometry.masks.unpack`; the shapes are in the file's metadata under ``shapes``.
+    """
+    masks: dict[str, Tensor] = {}
+    shapes: dict[str, list[int]] = {}
+    for row in align(base, tuned):
+        if row.status is Status.compared:
+            pair = load_pair(base, tuned, row.name)
+            masks[row.name] = pack(update_mask(pair.base, pair.tuned))
+            shapes[row.name] = list(pair.base.shape)
+    with atomic_path(path) as temporary:
+        save_file(masks, temporary, metadata={"shapes": json.dumps(shapes, sort_keys=True)})
+
+
+def sides(row: AlignedTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of both sides, that of the other one where a side lacks the tensor."""
+    shape = row.shape_base if row.shape_base is not None else row.shape_tuned
+    assert shape is not None
+    return shape, row.shape_tuned if row.shape_tuned is not None else shape
+
+
+def matrices(rows: list[AlignedTensor], of_layer: int | None = None) -> Iterator[str]:
+    """Names of the compared matrices that lie in a block (in that block, if one is named)."""
+    for row in rows:
+        number = layer(row.name)
+        two = row.status is Status.compared and len(sides(row)[0]) == 2
+        if two and number is not None and of_layer in (None, number):
+            yield row.name
+
+
+def axis_facts(mask: Tensor, axis: str) -> tuple[Tensor, float]:
+    """Row or column ratios of a mask, and their dispersion."""
+    ratio = row_ratio(mask) if axis == "row" else column_ratio(mask)
+    return ratio, ratio_dispersion(ratio, mask.shape[1 if axis == "row" else 0])
+
+
+def typed(rows: list[dict], columns: dict[str, str]) -> pd.DataFrame:
+    """A frame with these columns and types, whichever keys the rows have."""
+    frame = pd.DataFrame(rows, columns=list(columns))
+    return frame.astype({name: kind for name, kind in columns.items() if kind != "object"})
+
+
+def _measure_tensor(
+    base: Checkpoint, tuned: Checkpoint, row: AlignedTensor, name: str, draws: int, seed: int, axes: bool
+) -> dict[str, list[dict]]:
+    facts = _facts(row, name)
+    if row.status is not Status.compared:
+        return {"tensor": [facts], "axis": []}
+    pair = load_pair(base, tuned, row.name)
+    matrix = axes and pair.base.dim() == 2 and facts["layer"] is not None and pair.base.numel() > 0
+    axis = _axis_rows(pair, facts, draws, seed) if matrix else []
+    return {"tensor": [facts | _numbers(pair, name, seed)], "axis": axis}
+
+
+def _facts(row: AlignedTensor, name: str) -> dict:
+    shape, shape_tuned = sides(row)
+    return {
+        "pair": name,
+        "tensor": row.name,
+        "role": role(row.name, shape),
+        "layer": layer(row.name),
+        "status": str(row.status),
+        "shape": list(shape),
+        "shape_tuned": list(shape_tuned),
+        "size": int(np.prod(shape, dtype=np.int64)),
+        "stored_dtype_base": row.dtype_base,
+        "stored_dtype_tuned": row.dtype_tuned,
+    }
+
+
+def _numbers(pair: TensorPair, name: str, seed: int) -> dict:
+    counts = count_changes(pair.base, pair.tuned)
+    before, after = _as_stored(pair)
+    changed_stored = int((before != after).count_nonzero())
+    scale = noise_scale(pair, noise_generator(seed, "scale", name, pair.name))
+    noise, noise_sd = noise_sparsity(pair.base, scale)
+    return {
+        "changed": counts.changed,
+        "sparsity": counts.sparsity,
+        "changed_stored": changed_stored,
+        "sparsity_fp32": 1 - changed_stored / counts.size if counts.size else float("nan"),
+        "norm_base": float(torch.linalg.vector_norm(pair.base.double())),
+        "norm_delta": float(torch.linalg.vector_norm(after.double() - before.double())),
+        "norm_delta_bf16": update_norm(pair),
+        "storage_norm_scale": scale,
+        "sparsity_storage_norm": noise,
+        "sparsity_storage_norm_sd": noise_sd,
+    }
+
+
+def _as_stored(pair: TensorPair) -> tuple[Tensor, Tensor]:
+    """Both sides as stored, in the first of fp32 and fp64 that holds them exactly."""
+    wide = torch.float64 in (pair.base_stored.dtype, pair.tuned_stored.dtype)
+    dtype = torch.float64 if wide else torch.float32
+    return pair.base_stored.to(dtype), pair.tuned_stored.to(dtype)
+
+
+def _axis_rows(pair: TensorPair, facts: dict, draws: int, seed: int) -> list[dict]:
+    observed = observe(facts["pair"], pair, seed)
+    rows = {axis: axis_row(facts, axis, observed.mask, draws) for axis in ("row", "column")}
+    for kind in NULLS if draws else ():
+        following = null_stream(kind, observed, seed)
+        drawn = [{axis: axis_facts(mask, axis)[1] for axis in rows} for mask in _take(following, draws)]
+        for axis, row in rows.items():
+            row |= null_columns(kind, row["dispersion"], [draw[axis] for draw in drawn])
+    return list(rows.values())
+
+
+def _take(following: Callable[[], Tensor], number: int) -> Iterator[Tensor]:
+    for _ in range(number):
+        yield following()
+
+
+def axis_row(facts: dict, axis: str, mask: Tensor, draws: int) -> dict:
+    """The observed half of a row of the axis table."""
+    ratio, dispersion = axis_facts(mask, axis)
+    keys = {name: facts[name] for name in ("pair", "tensor", "role", "layer")}
+    numbers = {"density": float(ratio.mean()), "ratio": ratio.tolist(), "dispersion": dispersion}
+    return {**keys, "axis": axis, **numbers, "draws": draws}
+
+
+def _tables(done: list[dict[str, list[dict]]]) -> dict[str, pd.DataFrame]:
+    columns = {"tensor": TENSOR_COLUMNS, "axis": AXIS_COLUMNS}
+    return {
+        table: typed([row for part in done for row in part[table]], kinds) for table, kinds in columns.items()
+    }
+
+
+def _key(base: Checkpoint, tuned: Checkpoint, options: dict) -> str:
+    inputs = {"base": base.digest(), "tuned": tuned.digest(), **options}
+    return value_digest({**inputs, "code": code_digest(__name__), "versions": runtime_versions()})
+
+
+class _Parts:
+    """What a measurement has done so far: one small file every few seconds, in a folder named by its key."""
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self.root = folder
+        self.folder = folder / key[:16] if folder else None
+        self.waiting: dict[str, dict] = {}
+        self.last = time.monotonic()
+
+    def load(self) -> dict[str, dict]:
+        """Read the parts of this key; drop those of others."""
+        if self.root is None or self.folder is None:
+            return {}
+        for other in self.root.glob("*"):
+            if other != self.folder:
+                shutil.rmtree(other, ignore_errors=True)
+        done: dict[str, dict] = {}
+        for file in sorted(self.folder.glob("*.json")):
+            done |= json.loads(file.read_text(encoding="utf-8"))
+        return done
+
+    def add(self, name: str, tables: dict) -> None:
+        self.waiting[name] = tables
+        if self.folder is not None and time.monotonic() - self.last >= SECONDS_BETWEEN_PARTS:
+            number = len(list(self.folder.glob("*.json")))
+            write_json(self.folder / f"{number:06d}.json", self.waiting)
+            self.waiting, self.last = {}, time.monotonic()
+
+    def clear(self) -> None:
+        if self.root is not None:
+            shutil.rmtree(self.root, ignore_errors=True)

@@ -1,0 +1,86 @@
+"""Where things lie, and which state of the code made a result. Nothing here names a user or a machine."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import subprocess
+import time
+from pathlib import Path
+
+from threegates.digest import PACKAGE, code_digest, runtime_versions
+from threegates.errors import ThreeGatesError
+
+
+def project_root() -> Path:
+    """The folder with claims.yaml and notebooks/.
+
+    That is ``THREEGATES_ROOT``, else what lies above the package, else above the working folder.
+
+    Raises
+    ------
+    ThreeGatesError : there is none.
+    """
+    named = os.environ.get("THREEGATES_ROOT")
+    here = Path.cwd()
+    candidates = [Path(named)] if named else [PACKAGE.parent.parent, here, *here.parents]
+    for folder in candidates:
+        if (folder / "claims.yaml").is_file():
+            return folder.resolve()
+    raise ThreeGatesError(
+        "the project's folder was not found",
+        expected="a folder with claims.yaml and notebooks/",
+        remedy="run the command inside a clone of the project, or set THREEGATES_ROOT to it",
+    )
+
+
+def build_folder() -> Path:
+    """Where everything that is built lands: ``THREEGATES_BUILD``, else build/ in the project."""
+    named = os.environ.get("THREEGATES_BUILD")
+    return Path(named).resolve() if named else project_root() / "build"
+
+
+def record_provenance(modules: tuple[str, ...], **details: object) -> dict:
+    """What a record states about its making: the code's digest, versions, and the given details.
+
+    Deterministic by design: time, commit and dirty flag live beside results (`build_state`), not in them.
+    """
+    return {
+        "threegates": importlib_version("threegates"),
+        "code": code_digest(*modules),
+        "versions": runtime_versions(),
+        "threads": 1,
+        **details,
+    }
+
+
+def build_state() -> dict:
+    """Time, commit and whether the working tree differed from it: kept beside a result, never in it."""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": _git("rev-parse", "HEAD"),
+        "dirty": _dirty(),
+    }
+
+
+def importlib_version(distribution: str) -> str:
+    """Version of an installed distribution, ``absent`` where there is none."""
+    try:
+        return importlib.metadata.version(distribution).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _dirty() -> bool | None:
+    status = _git("status", "--porcelain")
+    return None if status is None else bool(status)
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True, timeout=20
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

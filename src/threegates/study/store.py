@@ -1,0 +1,130 @@
+"""Records: tables of results as parquet, written whole or not at all, equal bytes for equal content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from threegates.atomic import atomic_path
+from threegates.errors import RecordError
+
+_METADATA_KEY = b"threegates"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class Records:
+    """The records below one folder: ``<table>/<job>-<first 12 digits of the job's digest>.parquet``."""
+
+    folder: Path
+
+    def path(self, table: str, job: str, digest: str) -> Path:
+        """Where a job's rows of a table lie, or would lie."""
+        for name in (table, job):
+            if not _NAME.fullmatch(name):
+                raise RecordError(
+                    "a record's name must be a plain file name",
+                    where=name,
+                    expected="letters, digits, . _ + -",
+                )
+        return self.folder / table / f"{job}-{digest[:12]}.parquet"
+
+    def exists(self, table: str, job: str, digest: str) -> bool:
+        """Whether the record is there; a record that exists is whole."""
+        return self.path(table, job, digest).is_file()
+
+    def write(self, table: str, job: str, digest: str, frame: pd.DataFrame, provenance: dict) -> Path:
+        """Write one record, atomically, with its provenance in the file's metadata."""
+        path = self.path(table, job, digest)
+        write_parquet(path, frame, {**provenance, "table": table, "job": job, "digest": digest})
+        return path
+
+    def read(self, table: str, job: str, digest: str) -> pd.DataFrame:
+        """Read one record.
+
+        Raises
+        ------
+        RecordError : it is missing, damaged, or of another job.
+        """
+        path = self.path(table, job, digest)
+        found = read_provenance(path).get("digest")
+        if found != digest:
+            raise RecordError(
+                "a record belongs to another job", where=path.name, expected=digest, found=found
+            )
+        return read_parquet(path)
+
+
+def write_parquet(path: Path, frame: pd.DataFrame, provenance: dict) -> None:
+    """Write a frame atomically; equal frames and provenance give equal bytes."""
+    table = _bare_table(frame).replace_schema_metadata({_METADATA_KEY: _json(provenance)})
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a frame; list columns come back as numpy arrays.
+
+    Raises
+    ------
+    RecordError : the file is missing or is not whole.
+    """
+    return _read(path).to_pandas()
+
+
+def read_provenance(path: Path) -> dict:
+    """The provenance that was written with a record.
+
+    Raises
+    ------
+    RecordError : the file is missing, damaged, or was not written by this project.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path) from error
+    if _METADATA_KEY not in metadata:
+        raise RecordError("a parquet file has no provenance of threegates", where=path.name)
+    return json.loads(metadata[_METADATA_KEY])
+
+
+def record_digest(path: Path) -> str:
+    """sha256 over a record's column names, types and values; its provenance does not count."""
+    table = _read(path).replace_schema_metadata(None).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+def _bare_table(frame: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path) from error
+
+
+def _unreadable(path: Path) -> RecordError:
+    if not path.is_file():
+        return RecordError("a record is missing", where=path.name, remedy="run the chapter again")
+    return RecordError(
+        "a record cannot be read as parquet",
+        where=path.name,
+        remedy="delete the file and run the chapter again",
+    )

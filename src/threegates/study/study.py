@@ -1,0 +1,234 @@
+"""A chapter's study: which pairs it looks at, which records it needs, and its tables and verdicts.
+
+A notebook opens its study and asks it for tables. What is missing is measured first, in jobs whose digest
+covers the checkpoints, the parameters, the code they reach and the versions that can change a number; a
+record that exists is never measured again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from threegates.digest import file_digest, value_digest
+from threegates.errors import RecordError
+from threegates.study import claims
+from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs, run_job
+from threegates.study.measure import typed
+from threegates.study.provenance import build_folder, project_root, record_provenance
+from threegates.study.sources import StudyPair, chapter_pairs, lab_manifest, named_pairs, own_pair
+from threegates.study.store import Records, read_parquet, record_digest
+from threegates.study.workers import run_parallel
+
+#: Facts of a pair, the columns of `Study.frame` before the labels.
+FACTS = {
+    "pair": "str",
+    "base": "str",
+    "method": "str",
+    "algorithm": "str",
+    "run": "str",
+    "data": "str",
+    "step": "Int64",
+    "updates": "Int64",
+    "learning_rate": "float64",
+    "seed": "Int64",
+    "final": "bool",
+    "rate": "str",
+}
+_RUN_FACTS = ("base", "method", "algorithm", "data", "seed", "learning_rate", "rate")
+_LOGS = ("log", "evaluation")
+DRAWS = 49
+
+
+class Study:
+    """The pairs, records, tables and verdicts of one chapter."""
+
+    def __init__(
+        self,
+        chapter: str,
+        pairs: Sequence[StudyPair],
+        *,
+        records: Records,
+        draws: int,
+        seed: int,
+        subject: str,
+    ) -> None:
+        self.chapter, self.pairs, self.records = chapter, list(pairs), records
+        self.draws, self.seed, self.subject = draws, seed, subject
+
+    @classmethod
+    def open(
+        cls,
+        chapter: str,
+        *,
+        manifest: Path | None = None,
+        pairs: Sequence[str] | None = None,
+        base: str | None = None,
+        tuned: str | None = None,
+        records: Path | None = None,
+        draws: int = DRAWS,
+        seed: int = 0,
+    ) -> Study:
+        """Open the study of a chapter on the pairs the lab's manifest has for it, or on pairs of one's own.
+
+        Parameters
+        ----------
+        manifest : the one the lab wrote last by default.
+        pairs : names of tuned entries, instead of those the manifest has for the chapter.
+        base, tuned : two checkpoints of one's own, each a folder, an entry's name or ORG/REPO[@COMMIT].
+        records : folder of the records, build/records by default.
+        draws : masks under each null.
+        seed : of the nulls.
+
+        Raises
+        ------
+        ManifestError, CheckpointError, PairError : a name stands for nothing that can be opened.
+        """
+        if base or tuned:
+            found, subject = [own_pair(base, tuned)], f"{tuned} against {base}"
+        else:
+            known = lab_manifest(manifest)
+            found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known)
+            subject = _subject(found, known.profile, chosen=bool(pairs))
+        store = Records(records or build_folder() / "records")
+        return cls(chapter, found, records=store, draws=draws, seed=seed, subject=subject)
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """One row a pair: its name, its base, what the manifest knows of its training, and its labels."""
+        facts = [pair.facts() for pair in self.pairs]
+        labels = sorted({key for row in facts for key in row} - set(FACTS))
+        return typed(facts, {**FACTS, **dict.fromkeys(labels, "str")})
+
+    @cached_property
+    def jobs(self) -> list[Job]:
+        """Everything that has to be measured for the chapter, done or not."""
+        return chapter_jobs(self.chapter, self.pairs, self.draws, self.seed)
+
+    def missing(self) -> list[Job]:
+        """Jobs some of whose records are not there yet."""
+        return [job for job in self.jobs if not job.is_done(self.records)]
+
+    def ensure(self, workers: int = 1) -> Study:
+        """Measure what is missing, over processes of one thread each."""
+        run_parallel(
+            run_job, [(job, self.records) for job in self.missing()], workers, f"measure {self.chapter}"
+        )
+        return self
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of the chapter, measured first if need be, joined with the facts of its pairs or runs.
+
+        ``log`` and ``evaluation`` are the training logs and final evaluations of the lab's runs.
+
+        Raises
+        ------
+        RecordError : the chapter has no such table.
+        """
+        if name in _LOGS:
+            return self._logs(name)
+        columns = self._columns(name)
+        self.ensure()
+        frames = [self._read(job, name) for job in self.jobs if name in job.tables]
+        # Empty frames would only blur the columns' types.
+        frames = [frame for frame in frames if len(frame)] or frames[:1]
+        return self._joined(pd.concat(frames, ignore_index=True) if frames else typed([], columns))
+
+    def digest(self) -> str:
+        """sha256 over the content of every record and log that the chapter reads."""
+        self.ensure()
+        records = {
+            f"{table}/{job.name}": record_digest(self.records.path(table, job.name, job.digest))
+            for job in self.jobs
+            for table in job.tables
+        }
+        logs = {f"{run}/{path.name}": file_digest(path) for run, path in self._log_files()}
+        facts = [pair.facts() for pair in self.pairs]
+        return value_digest({"records": records, "logs": logs, "pairs": facts, "subject": self.subject})
+
+    def verdicts(self) -> pd.DataFrame:
+        """Judge the chapter's claims and keep the table as a record (columns: `claims.verdict_table`)."""
+        known = self._claims()
+        judged = [
+            claims.judge(claim, self, self.subject, known.confidence)
+            if self.pairs
+            else claims.not_run(claim, "the manifest has no pairs for this chapter")
+            for claim in known.of(self.chapter)
+        ]
+        frame = claims.verdict_table(judged)
+        provenance = self._verdict_provenance()
+        digest = value_digest(provenance)
+        if judged and not self.records.exists("verdict", self.chapter, digest):
+            self.records.write("verdict", self.chapter, digest, frame, provenance)
+        return frame
+
+    def paths(self) -> list[Path]:
+        """Files of the chapter's records; that of its verdicts comes last where it has claims."""
+        files = [self.records.path(table, job.name, job.digest) for job in self.jobs for table in job.tables]
+        if not self._claims().of(self.chapter):
+            return files
+        verdict = self.records.path("verdict", self.chapter, value_digest(self._verdict_provenance()))
+        return [*files, verdict]
+
+    def _claims(self) -> claims.Claims:
+        return claims.read_claims(project_root() / "claims.yaml")
+
+    def _verdict_provenance(self) -> dict:
+        own = self._claims().of(self.chapter)
+        inputs = {"study": self.digest(), "claims": value_digest(own), "subject": self.subject}
+        return record_provenance(
+            ("threegates.study.claims",), inputs=inputs, draws=self.draws, seed=self.seed
+        )
+
+    def _columns(self, name: str) -> dict[str, str]:
+        tables = {
+            table: kinds for kind in CHAPTERS.get(self.chapter, ()) for table, kinds in TABLES[kind].items()
+        }
+        if name not in tables:
+            raise RecordError(
+                f"the chapter {self.chapter} has no table '{name}'",
+                expected=", ".join([*tables, *_LOGS]),
+                found=name,
+            )
+        return tables[name]
+
+    def _read(self, job: Job, table: str) -> pd.DataFrame:
+        frame = self.records.read(table, job.name, job.digest)
+        return frame.assign(**{key: value for key, value in job.facts.items() if key not in frame})
+
+    def _joined(self, frame: pd.DataFrame) -> pd.DataFrame:
+        if "pair" in frame:
+            facts = self.frame.drop(columns=[c for c in self.frame if c in frame and c != "pair"])
+            return frame.merge(facts, on="pair", how="left", validate="many_to_one")
+        if "run" in frame:
+            facts = self.frame.drop_duplicates("run")[["run", *(c for c in _RUN_FACTS if c not in frame)]]
+            return frame.merge(facts, on="run", how="left", validate="many_to_one")
+        return frame
+
+    def _log_files(self) -> list[tuple[str, Path]]:
+        folders: dict[str, Path] = {}
+        for source in [source for pair in self.pairs for source in (pair.base, pair.tuned)]:
+            if source.entry is not None and source.run_folder is not None:
+                folders[source.entry.run or source.label] = source.run_folder
+        files = [(run, folder / f"{name}.parquet") for run, folder in folders.items() for name in _LOGS]
+        return [(run, path) for run, path in files if path.is_file()]
+
+    def _logs(self, name: str) -> pd.DataFrame:
+        frames = [read_parquet(path).assign(run=run) for run, path in self._log_files() if path.stem == name]
+        if not frames:
+            raise RecordError(
+                f"none of the chapter's runs has a table '{name}'",
+                remedy="only runs of the lab have training logs",
+            )
+        return self._joined(pd.concat(frames, ignore_index=True))
+
+
+def _subject(pairs: Sequence[StudyPair], profile: str | None, chosen: bool) -> str:
+    """What a verdict is about, in a few words."""
+    seeds = sorted({entry.seed for pair in pairs if (entry := pair.tuned.entry) and entry.seed is not None})
+    of_seeds = f", {len(seeds)} seed{'s' * (len(seeds) != 1)}" if seeds else ""
+    of_profile = f"profile {profile}" if profile else "the manifest"
+    return f"{len(pairs)} {'chosen ' if chosen else ''}checkpoints of {of_profile}{of_seeds}"

@@ -1,0 +1,69 @@
+"""Jobs over processes of one thread each, which end with the process that started them."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import joblib
+import torch
+from tqdm import tqdm
+
+POLL_SECONDS = 1.0
+
+
+def run_parallel(work: Callable[..., None], tasks: Sequence[tuple], workers: int, label: str) -> None:
+    """Call `work(*task)` for every task; one worker, or one task, runs in this process.
+
+    Numbers depend on the thread count, so that every task runs on one thread, wherever it runs.
+    """
+    if not tasks:
+        return
+    with tqdm(total=len(tasks), desc=label, unit="job", disable=not sys.stderr.isatty()) as bar:
+        if min(workers, len(tasks)) <= 1:
+            for task in tasks:
+                _on_one_thread(work, task)
+                bar.update()
+            return
+        with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
+            pool = joblib.Parallel(n_jobs=min(workers, len(tasks)), return_as="generator_unordered")
+            for _ in pool(joblib.delayed(_in_worker)(work, task, os.getpid()) for task in tasks):
+                bar.update()
+
+
+def _on_one_thread(work: Callable[..., None], task: tuple) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        work(*task)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _in_worker(work: Callable[..., Any], task: tuple, parent: int) -> None:
+    _end_with(parent)
+    _on_one_thread(work, task)
+
+
+def _end_with(parent: int) -> None:
+    """End this process when `parent` is gone, so that a killed build leaves no worker behind."""
+
+    def watch() -> None:
+        while _alive(parent):
+            time.sleep(POLL_SECONDS)
+        os._exit(1)
+
+    if os.getpid() != parent and all(thread.name != "ends-with-parent" for thread in threading.enumerate()):
+        threading.Thread(target=watch, name="ends-with-parent", daemon=True).start()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
