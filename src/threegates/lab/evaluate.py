@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from threegates.lab.model import ModelShape, Weights
 from threegates.lab.kl import k3
+from threegates.lab.model import ModelShape, Weights
 from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
 from threegates.lab.task import Problem, data_set, draw_problems, is_correct, step_rng
 

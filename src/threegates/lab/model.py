@@ -97,7 +97,7 @@ def initial_weights(shape: ModelShape, generator: torch.Generator) -> dict[str, 
 
 @dataclass
 class Cache:
-    """Keys and values of every layer, (layers, batch, kv_heads, length, head_dim), filled up to ``filled``."""
+    """Keys and values, (layers, batch, kv_heads, length, head_dim), valid up to ``filled``."""
 
     keys: Tensor
     values: Tensor

@@ -118,7 +118,7 @@ def policy_loss(
 ) -> tuple[Tensor, float]:
     """Loss to minimise, and the share of tokens whose ratio was clipped.
 
-    All tensors (batch, time); ``old`` are log-probabilities of the sampling policy, ``reference`` of the base.
+    All tensors (batch, time); ``old`` belongs to the sampling policy, ``reference`` to the base.
     """
     ratio = (log_probs - old).exp()
     clipped = ratio.clamp(1 - rules.clip_low, 1 + rules.clip_high)

@@ -7,20 +7,30 @@ that informed a recipe is evidence for a claim.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from threegates.checkpoints.manifest import Entry, Folder, Manifest
+from threegates.checkpoints.manifest import Entry, Folder, Manifest, Method
 from threegates.errors import RecipeError
-from threegates.lab.recipe import AnyRecipe, PretrainRecipe, RLRecipe, SFTRecipe
+from threegates.lab.recipe import AnyRecipe, PretrainRecipe, RLRecipe, SFTRecipe, Source
 from threegates.lab.runs import Run, make_run
 
 BASE = "lab-base"
 ALGORITHMS = ("grpo", "dapo", "reinforce++")
-SOURCES = ("teacher", "same-style", "rft")
+SOURCES: tuple[Source, ...] = ("teacher", "same-style", "rft")
 FIRST_SEED = 101
-# Learning rates: RL's for masks (reward barely moves, weights move by a few ULP), RL's for reward
+# Learning rates: RL's for masks (reward barely moves, weights move by about one ULP), RL's for reward
 # curves, and SFT's own, of the size that fine-tuning usually takes.
-MASK_RATE, REWARD_RATE, OWN_RATE = 1e-5, 1e-4, 3e-4
+RATES = {"mask": 5e-6, "reward": 2e-4, "own": 3e-4}
+# Runs whose masks are compared with each other: (method, order of the seed) on the main data, and methods
+# on other data with seeds of their own, so that seed, method and data all vary. Five exist in every profile.
+STRIPE_RUNS = {("grpo", 0), ("grpo", 1), ("dapo", 0), ("reinforce++", 0)}
+STRIPE_SFT = {("teacher", 0), ("teacher", 1), ("same-style", 0)}
+OTHER_DATA = (("grpo", "arith-3to5"), ("reinforce++", "addsub-4"))
+OTHER_DATA_SFT: tuple[tuple[Source, str], ...] = (
+    ("teacher", "arith-3to5"),
+    ("teacher", "addsub-4"),
+    ("same-style", "addsub-4"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,21 +57,29 @@ class Profile:
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", 300, 12, 8, (FIRST_SEED,), (1 / 6, 1 / 3, 2 / 3, 1.0), 64),
-        Profile("mini", 1600, 60, 60, tuple(range(FIRST_SEED, FIRST_SEED + 3)), (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0), 512),
+        Profile("smoke", 300, 12, 8, (101,), (1 / 6, 1 / 3, 2 / 3, 1.0), 64),
+        Profile("mini", 1600, 60, 40, (101, 102, 103), (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0), 512),
     )
-}  # fmt: skip
+}
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe and what the manifest says of its checkpoints."""
+
+    recipe: AnyRecipe
+    method: Method
+    algorithm: str
+    rate: str
+    chapters: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run and what the manifest says of it."""
+    """A draft whose run has its digest."""
 
+    draft: Draft
     run: Run
-    method: str
-    algorithm: str
-    rate: str
-    chapters: tuple[str, ...]
 
 
 def profile(name: str) -> Profile:
@@ -79,80 +97,76 @@ def profile(name: str) -> Profile:
 def plan(name: str) -> list[Planned]:
     """Every run of a profile, the base first."""
     chosen = profile(name)
-    base = make_run(
-        PretrainRecipe(
-            name=BASE,
-            seed=FIRST_SEED,
-            steps=chosen.pretrain_steps,
-            evaluate_every=max(1, chosen.pretrain_steps // 10),
-            final_prompts=chosen.evaluation_prompts,
-        ),
-        None,
-    )
+    draft = _base(chosen)
+    base = make_run(draft.recipe, None)
     tuned = [*_reinforced(chosen), *_supervised(chosen)]
-    runs = [replace(item, run=make_run(item.run.recipe, base)) for item in tuned]
-    return [Planned(base, "pretrain", "pretraining", "own", ("miniature-lab",)), *runs]
+    return [Planned(draft, base), *(Planned(item, make_run(item.recipe, base)) for item in tuned)]
 
 
-def _unplanned(recipe: AnyRecipe) -> Run:
-    return Run(recipe, "", None)
+def _base(chosen: Profile) -> Draft:
+    recipe = PretrainRecipe(
+        name=BASE,
+        seed=FIRST_SEED,
+        steps=chosen.pretrain_steps,
+        evaluate_every=max(1, chosen.pretrain_steps // 10),
+        final_prompts=chosen.evaluation_prompts,
+    )
+    return Draft(recipe, "pretrain", "pretraining", "own", ("miniature-lab",))
 
 
-def _reinforced(chosen: Profile) -> Iterator[Planned]:
-    for seed in chosen.seeds:
+def _reinforced(chosen: Profile) -> Iterator[Draft]:
+    for order, seed in enumerate(chosen.seeds):
         for algorithm in ALGORITHMS:
-            chapters = ["update-sparsity"]
-            if _stripes(algorithm, "arith-4", seed, chosen):
-                chapters.append("stripe-masks")
-            if algorithm == "grpo":
-                chapters.append("emergence")
-            yield _rl(chosen, algorithm, "arith-4", seed, "mask", tuple(chapters))
-            yield _rl(chosen, algorithm, "arith-4", seed, "reward", ("miniature-lab",))
-    yield _rl(chosen, "grpo", "arith-3to5", chosen.seeds[0], "mask", ("stripe-masks",))
-    yield _rl(chosen, "reinforce++", "addsub-4", chosen.seeds[0], "mask", ("stripe-masks",))
+            stripes = (algorithm, order) in STRIPE_RUNS
+            chapters = [
+                "update-sparsity",
+                *["stripe-masks"] * stripes,
+                *["emergence"] * (algorithm == "grpo"),
+            ]
+            yield _rl(chosen, algorithm, "arith-4", seed, "mask", chapters)
+            yield _rl(chosen, algorithm, "arith-4", seed, "reward", ["miniature-lab"])
+    for order, (algorithm, data) in enumerate(OTHER_DATA):
+        yield _rl(chosen, algorithm, data, FIRST_SEED + 10 + order, "mask", ["stripe-masks"])
 
 
-def _stripes(algorithm: str, data: str, seed: int, chosen: Profile) -> bool:
-    """Whether a run on the main data set is one of the runs whose masks are compared."""
-    return data == "arith-4" and (seed == chosen.seeds[0] or algorithm == "grpo" and seed in chosen.seeds[:2])
-
-
-def _rl(
-    chosen: Profile, algorithm: str, data: str, seed: int, rate: str, chapters: tuple[str, ...]
-) -> Planned:
+def _rl(chosen: Profile, algorithm: str, data: str, seed: int, rate: str, chapters: list[str]) -> Draft:
     reward = rate == "reward"
-    steps = chosen.reward_steps if reward else chosen.steps
     recipe = RLRecipe(
         name=_name(algorithm, data, rate, seed),
         base=BASE,
         algorithm=algorithm,
         data=data,
         seed=seed,
-        steps=steps,
-        learning_rate=REWARD_RATE if reward else MASK_RATE,
+        steps=chosen.reward_steps if reward else chosen.steps,
+        learning_rate=RATES[rate],
         checkpoint_steps=_kept(chosen) if "emergence" in chapters else (),
         final_prompts=chosen.evaluation_prompts if reward else 0,
     )
-    return Planned(_unplanned(recipe), "rl", algorithm, rate, chapters)
+    return Draft(recipe, "rl", algorithm, rate, tuple(chapters))
 
 
 def _kept(chosen: Profile) -> tuple[int, ...]:
     return tuple(sorted({max(1, round(share * chosen.steps)) for share in chosen.emergence}))
 
 
-def _supervised(chosen: Profile) -> Iterator[Planned]:
-    for seed in chosen.seeds:
+def _supervised(chosen: Profile) -> Iterator[Draft]:
+    for order, seed in enumerate(chosen.seeds):
         for source in SOURCES:
-            rates = ("mask",) if source == "rft" else ("mask", "own")
-            for rate in rates:
-                stripes = rate == "mask" and (seed == chosen.seeds[0] or source == "teacher")
-                chapters = ("update-sparsity", *(("stripe-masks",) if stripes else ()))
-                yield _sft(chosen, source, "arith-4", seed, rate, chapters)
-    yield _sft(chosen, "teacher", "arith-3to5", chosen.seeds[0], "mask", ("stripe-masks",))
-    yield _sft(chosen, "teacher", "addsub-4", chosen.seeds[0], "mask", ("stripe-masks",))
+            for rate in ("mask",) if source == "rft" else ("mask", "own"):
+                # The same spread of seeds, methods and data as the RL runs have.
+                stripes = rate == "mask" and (source, order) in (
+                    ("teacher", 0),
+                    ("teacher", 1),
+                    ("same-style", 0),
+                )
+                yield _sft(
+                    chosen, source, "arith-4", seed, rate, ["update-sparsity", *["stripe-masks"] * stripes]
+                )
+    for order, (source, data) in enumerate(OTHER_DATA_SFT):
+        yield _sft(chosen, source, data, FIRST_SEED + 10 + order, "mask", ["stripe-masks"])
 
 
-def _sft(chosen: Profile, source: str, data: str, seed: int, rate: str, chapters: tuple[str, ...]) -> Planned:
+def _sft(chosen: Profile, source: Source, data: str, seed: int, rate: str, chapters: list[str]) -> Draft:
     label = "rft" if source == "rft" else f"sft-{source}"
     recipe = SFTRecipe(
         name=_name(label, data, rate, seed),
@@ -161,9 +175,9 @@ def _sft(chosen: Profile, source: str, data: str, seed: int, rate: str, chapters
         data=data,
         seed=seed,
         steps=chosen.steps,
-        learning_rate=OWN_RATE if rate == "own" else MASK_RATE,
+        learning_rate=RATES[rate],
     )
-    return Planned(_unplanned(recipe), "rft" if source == "rft" else "sft", label, rate, chapters)
+    return Draft(recipe, "rft" if source == "rft" else "sft", label, rate, tuple(chapters))
 
 
 def _name(label: str, data: str, rate: str, seed: int) -> str:
@@ -173,30 +187,30 @@ def _name(label: str, data: str, rate: str, seed: int) -> str:
 
 def manifest(name: str, runs: list[Planned]) -> Manifest:
     """One entry a checkpoint, in the schema of data_manifest.yaml."""
-    entries = [entry for item in runs for entry in _entries(item)]
+    entries = [entry for item in runs for entry in _entries(item.draft, item.run)]
     return Manifest(version=1, profile=name, checkpoints=entries)
 
 
-def _entries(item: Planned) -> Iterator[Entry]:
-    recipe = item.run.recipe
+def _entries(draft: Draft, run: Run) -> Iterator[Entry]:
+    recipe = draft.recipe
     for step in sorted(recipe.saved_steps()):
         final = step == recipe.steps
         yield Entry(
             name=recipe.name if final else f"{recipe.name}-step{step:04d}",
-            source=Folder(path=item.run.checkpoint(step)),
+            source=Folder(path=run.checkpoint(step)),
             stored_dtype=recipe.save_dtype,
             licence="Apache-2.0",
-            base=None if item.method == "pretrain" else BASE,
-            method=item.method,
-            algorithm=item.algorithm,
+            base=None if draft.method == "pretrain" else BASE,
+            method=draft.method,
+            algorithm=draft.algorithm,
             data=recipe.data,
             run=recipe.name,
             step=step,
-            updates=step * getattr(recipe, "minibatches", 1),
+            updates=step * recipe.minibatches,
             learning_rate=recipe.learning_rate,
             seed=recipe.seed,
             final=final,
-            chapters=[c for c in item.chapters if final or c == "emergence"],
-            labels={"rate": item.rate},
+            chapters=[c for c in draft.chapters if final or c == "emergence"],
+            labels={"rate": draft.rate},
             checked=True,
         )

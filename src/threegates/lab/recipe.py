@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from threegates.lab.model import ModelShape
 from threegates.lab.task import RESPONSE_LENGTH
 
+Source = Literal["teacher", "same-style", "rft"]
+
 
 class Recipe(BaseModel):
     """What every kind of run states."""
@@ -24,6 +26,7 @@ class Recipe(BaseModel):
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.01
     clip_norm: float = 1.0
+    minibatches: int = 4
     master_dtype: Literal["float32", "bfloat16"] = "float32"
     storage_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     save_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -50,6 +53,7 @@ class PretrainRecipe(Recipe):
     weight_decay: float = 0.1
     warmup: int = 50
     batch: int = 64
+    minibatches: Literal[1] = 1
     storage_dtype: Literal["float32", "bfloat16"] = "float32"
     save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     shape: ModelShape = ModelShape()
@@ -63,7 +67,6 @@ class RLRecipe(Recipe):
     algorithm: str
     prompts: int = 16
     samples: int = 8
-    minibatches: int = 2
     resample_rounds: int = 3
 
 
@@ -76,9 +79,8 @@ class SFTRecipe(Recipe):
 
     kind: Literal["sft"] = "sft"
     base: str
-    source: Literal["teacher", "same-style", "rft"]
+    source: Source
     batch: int = 128
-    minibatches: int = 2
     samples: int = 8
 
 

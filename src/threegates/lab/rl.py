@@ -32,6 +32,9 @@ from threegates.lab.rollout import Rollout, response_log_probs, token_log_probs
 from threegates.lab.task import data_set, draw_problems, step_rng
 from threegates.lab.trainer import Metrics, Trainer
 
+# The samples of one prompt, and which of them are right.
+_Group = tuple[Rollout, Tensor]
+
 
 class PolicyTrainer(Trainer):
     """GRPO, DAPO or REINFORCE++, as `threegates.lab.objectives` states their differences."""
@@ -73,7 +76,9 @@ class PolicyTrainer(Trainer):
         rollout, correct = self._sample(index, 0)
         if not self.rules.dynamic_sampling:
             return rollout, correct, 0
-        kept, spare, resampled = [], [], 0
+        kept: list[_Group] = []
+        spare: list[_Group] = []
+        resampled = 0
         for attempt in range(1, self.recipe.resample_rounds + 2):
             good, rest = self._informative(rollout, correct)
             kept += good
@@ -87,12 +92,11 @@ class PolicyTrainer(Trainer):
         chosen = (kept + spare)[: self.recipe.prompts]
         return Rollout.join([r for r, _ in chosen]), torch.cat([c for _, c in chosen]), resampled
 
-    def _informative(
-        self, rollout: Rollout, correct: Tensor
-    ) -> tuple[list[tuple[Rollout, Tensor]], list[tuple[Rollout, Tensor]]]:
+    def _informative(self, rollout: Rollout, correct: Tensor) -> tuple[list[_Group], list[_Group]]:
         samples = self.recipe.samples
         wanted = set(keep_informative(self._rewards(rollout, correct), samples).tolist())
-        good, rest = [], []
+        good: list[_Group] = []
+        rest: list[_Group] = []
         for group in range(len(rollout) // samples):
             rows = torch.arange(group * samples, (group + 1) * samples)
             (good if group in wanted else rest).append((rollout.select(rows), correct[rows]))

@@ -265,10 +265,16 @@ def _finish(run: Run, trainer: Trainer, partial: Path, rows: list[dict[str, floa
         partial / "when.json",
         {"seconds": round(seconds, 1), "finished": time.strftime("%FT%TZ", time.gmtime())},
     )
-    for leftover in ("snapshot.safetensors", "progress.json"):
-        (partial / leftover).unlink(missing_ok=True)
-    for leftover in partial.glob(".*"):
-        shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    _tidy(partial)
+
+
+def _tidy(partial: Path) -> None:
+    """Remove what only an unfinished run needs, and what a kill left half-written."""
+    for path in [partial / "snapshot.safetensors", partial / "progress.json", *partial.glob(".*")]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def _write_parquet(path: Path, frame: pd.DataFrame) -> None:

@@ -54,11 +54,12 @@ def _selected(planned: list[Planned], only: Sequence[str]) -> list[Planned]:
             found=", ".join(unknown),
             remedy="Choose among the expected runs.",
         )
-    return [item for item in planned if not only or item.run.name in only or item.method == "pretrain"]
+    return [item for item in planned if not only or item.run.name in only or item.run.base_folder is None]
 
 
 def _execute_all(lab: Path, missing: list[Run], workers: int) -> None:
     bases = [run for run in missing if run.base_folder is None]
+    # Every tuned run needs its base.
     for wave in (bases, [run for run in missing if run.base_folder is not None]):
         # Long runs first, so that no long run starts when the others are done.
         ordered = sorted(wave, key=lambda run: (-run.recipe.steps, run.recipe.kind))
