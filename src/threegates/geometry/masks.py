@@ -113,7 +113,11 @@ def _count_in_numpy(base: Tensor, tuned: Tensor, tile: int) -> tuple[Tensor, Ten
     rows, columns = (np.zeros(n, dtype=np.int64) for n in base.shape)
     scratch = np.empty(min(tile, base.numel()), dtype=np.bool_)
     for block in _tiles(base.shape, tile):
-        a, b = _positive_zero(before[block]), _positive_zero(after[block])
+        a, b = before[block], after[block]
+        if _has_nan(a) or _has_nan(b):
+            _refuse_nan(base, "base")
+            _refuse_nan(tuned, "tuned")
+        a, b = _positive_zero(a), _positive_zero(b)
         mask = np.not_equal(a, b, out=scratch[: a.size].reshape(a.shape)).view(np.uint8)
         rows[block[0]] += np.add.reduce(mask, axis=1, dtype=np.uint16)
         # A byte per column holds the sum of 255 rows, and many bytes are added at once.
@@ -122,10 +126,13 @@ def _count_in_numpy(base: Tensor, tuned: Tensor, tile: int) -> tuple[Tensor, Ten
     return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
+def _has_nan(bits: np.ndarray) -> bool:
+    """Whether bfloat16 bit patterns hold a NaN of either sign; two reductions, nothing written."""
+    return bool(bits.max() > INFINITY_CODE or bits.view(np.uint16).max() > (INFINITY_CODE | 0x8000))
+
+
 def _positive_zero(bits: np.ndarray) -> np.ndarray:
-    """Turn −0 into +0 among bfloat16 bit patterns, and refuse NaN; only reads where there is neither."""
-    if bits.max() > INFINITY_CODE or bits.view(np.uint16).max() > (INFINITY_CODE | 0x8000):
-        _refuse_nan(torch.from_numpy(np.ascontiguousarray(bits)).view(torch.bfloat16), "a tile")
+    """Turn −0 into +0 among bfloat16 bit patterns; a tile without −0 is only read."""
     return np.where(bits == SIGN_BIT, np.int16(0), bits) if bits.min() == SIGN_BIT else bits
 
 

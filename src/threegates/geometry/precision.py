@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
-from jaxtyping import BFloat16, Bool, Float, Float64, Int32, Shaped
+from jaxtyping import BFloat16, Bool, Float, Float64, Int16, Int32, Shaped
 from torch import Tensor
 
 from threegates.errors import GeometryError
@@ -131,7 +129,7 @@ def ulp(x: Shaped[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
     **Source** Zhu et al. (2025), Lemma E.1 (with ≤ where it prints <: powers of two reach 2⁻⁷).
     """
     require_finite_bf16(x, "x")
-    return 2 * _gap_away_table(x.device)[(magnitude_bits(x)).to(torch.int64)]
+    return _binade(magnitude_bits(x)) * 2.0**-7
 
 
 def half_gaps(
@@ -160,22 +158,33 @@ def half_gaps(
     **Source** Zhu et al. (2025), Cor. 3.6 and Lemma E.2 (½ ULP), with the borders that they leave out.
     """
     require_finite_bf16(w, "w")
-    positive = torch.zeros((), dtype=torch.bool, device=w.device)
-    return half_gap_towards(w, ~positive), half_gap_towards(w, positive)
+    up = torch.zeros((), dtype=torch.int16, device=w.device)
+    return half_gap_towards(w, ~up), half_gap_towards(w, up)
 
 
 def half_gap_towards(
-    w: Shaped[Tensor, "*shape"], negative: Bool[Tensor, "*direction"]
+    w: Shaped[Tensor, "*shape"], direction: Int16[Tensor, "*direction"]
 ) -> Float64[Tensor, "*shape"]:
-    """Pick the lower half-gap where `negative`, the upper elsewhere; w must be finite bfloat16.
+    """Pick the lower half-gap where `direction` is −1, the upper where it is 0; w is finite bfloat16.
 
-    Unlike `half_gaps` this looks each entry up once, which the nulls do for every draw.
+    The gap away from zero is the ULP of w, the gap towards zero that of the value before it. Bits order
+    magnitudes, so that value is one less in bits. Half the work of `half_gaps`, for every draw of a null.
 
     **Source** as `half_gaps`.
     """
-    towards_zero = torch.signbit(w) ^ negative
-    index = magnitude_bits(w).to(torch.int64) + towards_zero.to(torch.int64) * (INFINITY_CODE + 0x80)
-    return _gap_table(w.device).take(index)
+    bits = w.contiguous().view(torch.int16)
+    towards_zero = (bits >> 15) ^ direction
+    return _binade(((bits & 0x7FFF) + towards_zero).clamp(min=0)) * 2.0**-8
+
+
+def sign_word(x: Float[Tensor, "*shape"]) -> Int16[Tensor, "*shape"]:
+    """−1 where the sign bit is set, 0 elsewhere, as `half_gap_towards` takes it."""
+    return (x.to(torch.float32).view(torch.int32) >> 31).to(torch.int16)
+
+
+def _binade(magnitude: Shaped[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """Largest power of two not above each value, from its bits; subnormals share that of the least normal."""
+    return (magnitude & 0x7F80).clamp(min=0x80).view(torch.bfloat16).to(torch.float64)
 
 
 def magnitude_bits(x: Shaped[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
@@ -197,7 +206,10 @@ def require_bf16(x: Shaped[Tensor, "*shape"], name: str) -> None:
 def require_finite_bf16(x: Shaped[Tensor, "*shape"], name: str) -> None:
     """Raise GeometryError unless x is bfloat16 without NaN or infinity."""
     require_bf16(x, name)
-    _refuse(magnitude_bits(x) >= INFINITY_CODE, "NaN or infinity", name)
+    magnitude = magnitude_bits(x)
+    # One maximum is far cheaper than a comparison of every entry, and every null draw asks.
+    if x.numel() and int(magnitude.max()) >= INFINITY_CODE:
+        _refuse(magnitude >= INFINITY_CODE, "NaN or infinity", name)
 
 
 def _refuse(bad: Bool[Tensor, "*shape"], kind: str, name: str = "the tensor") -> None:
@@ -209,19 +221,3 @@ def _refuse(bad: Bool[Tensor, "*shape"], kind: str, name: str = "the tensor") ->
             expected="none",
             found=f"{count} of {bad.numel()} entries, first at {first}",
         )
-
-
-@cache
-def _gap_away_table(device: torch.device) -> Tensor:
-    """Half-gaps away from zero, by magnitude bits."""
-    exponents = torch.arange(0x8000, dtype=torch.int32) >> 7
-    return torch.ldexp(torch.ones(0x8000, dtype=torch.float64), exponents.clamp(min=1) - (127 + 8)).to(device)
-
-
-@cache
-def _gap_table(device: torch.device) -> Tensor:
-    """Half-gaps away from zero, then towards zero: half as wide at each power of two that starts a binade."""
-    away = _gap_away_table(device)
-    bits = torch.arange(0x8000, device=device)
-    narrow = (bits & 0x7F == 0) & (bits >> 7 > 1)
-    return torch.cat([away, torch.where(narrow, away / 2, away)])
