@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-LLAMA = dict(
-    vocab_size=48,
-    hidden_size=16,
-    intermediate_size=24,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    tie_word_embeddings=False,
-)
-QWEN2 = LLAMA | dict(num_hidden_layers=1, tie_word_embeddings=True)
+LLAMA = {
+    "vocab_size": 48,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": False,
+}
+QWEN2 = LLAMA | {"num_hidden_layers": 1, "tie_word_embeddings": True}
 
 
 def _save(kind: str, settings: dict, folder: Path, dtype: torch.dtype, shard: str) -> dict[str, torch.Tensor]:

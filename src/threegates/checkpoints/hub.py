@@ -65,7 +65,11 @@ def resolve(
     """
     source = entry.source
     if not isinstance(source, Hub):
-        raise CheckpointError(f"checkpoint '{entry.name}' is in a folder, not on the Hub", where=source.path)
+        raise CheckpointError(
+            f"checkpoint '{entry.name}' is in a folder, not on the Hub",
+            where=source.path,
+            remedy="open it with open_entry, which takes both",
+        )
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
     try:
         folder = Path(

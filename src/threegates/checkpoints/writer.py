@@ -9,12 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.tensors import INDEX, SINGLE
 from threegates.errors import CheckpointError
+
+CONTIGUOUS = torch.contiguous_format
 
 
 def write_checkpoint(
@@ -69,15 +72,15 @@ def _check(folder: Path, tensors: Mapping[str, Tensor], extra_files: Mapping[str
             )
 
 
-def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = []
+def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = []
     room = 0
     for name in sorted(tensors):
         need = tensors[name].nbytes
         if not shards or need > room:
-            shards.append({})
+            shards.append([])
             room = limit
-        shards[-1][name] = tensors[name].detach().cpu().contiguous()
+        shards[-1].append(name)
         room -= need
     return shards
 
@@ -85,8 +88,10 @@ def _shards(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]
 def _write_tensors(folder: Path, tensors: Mapping[str, Tensor], limit: int) -> None:
     shards = _shards(tensors, limit)
     weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
+    for number, names in enumerate(shards, start=1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        # safetensors refuses tensors that share memory, as two views of one parameter do.
+        shard = {name: tensors[name].detach().cpu().clone(memory_format=CONTIGUOUS) for name in names}
         save_file(shard, folder / file, metadata={"format": "pt"})
         # safetensors makes files that only their owner may read; the others get the umask's mode.
         shutil.copymode(folder / "config.json", folder / file)
