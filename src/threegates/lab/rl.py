@@ -72,25 +72,20 @@ class PolicyTrainer(Trainer):
         return batch_advantages(rewards, rollout.log_probs - reference, rollout.mask, penalty)
 
     def _collect(self, index: int) -> tuple[Rollout, Tensor, int]:
-        """Samples of this step; with dynamic sampling, groups without information are drawn anew."""
-        rollout, correct = self._sample(index, 0)
+        """Samples of this step, and how many groups dynamic sampling replaced for want of information."""
         if not self.rules.dynamic_sampling:
-            return rollout, correct, 0
+            return *self._sample(index, 0), 0
         kept: list[_Group] = []
         spare: list[_Group] = []
-        resampled = 0
-        for attempt in range(1, self.recipe.resample_rounds + 2):
-            good, rest = self._informative(rollout, correct)
+        for attempt in range(1 + self.recipe.resample_rounds):
+            good, rest = self._informative(*self._sample(index, attempt))
             kept += good
             spare += rest
-            missing = self.recipe.prompts - len(kept)
-            if missing <= 0 or attempt > self.recipe.resample_rounds:
+            if len(kept) >= self.recipe.prompts:
                 break
-            resampled += len(rest)
-            rollout, correct = self._sample(index, attempt)
         # A step keeps its size: what is still missing is filled with groups that carry no gradient.
         chosen = (kept + spare)[: self.recipe.prompts]
-        return Rollout.join([r for r, _ in chosen]), torch.cat([c for _, c in chosen]), resampled
+        return Rollout.join([r for r, _ in chosen]), torch.cat([c for _, c in chosen]), len(spare)
 
     def _informative(self, rollout: Rollout, correct: Tensor) -> tuple[list[_Group], list[_Group]]:
         samples = self.recipe.samples
