@@ -58,16 +58,20 @@ LOG_COLUMNS = (
 )
 # Small shards, so that the lab's own checkpoints exercise the sharded reading that large models need.
 SHARD_BYTES = 1_000_000
-SNAPSHOT_SECONDS = 15.0
+SNAPSHOT_SECONDS = 5.0
 PROGRESS_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Run:
-    """A recipe with its digest and the finished folder of its base, all relative to one lab folder."""
+    """A recipe with its digest and the finished folder of its base, all relative to one lab folder.
+
+    The code's digest is taken when the run is planned: code that changes while a run trains is not the run's.
+    """
 
     recipe: AnyRecipe
     digest: str
+    code: str
     base_folder: str | None
 
     @property
@@ -86,19 +90,16 @@ class Run:
 
 def make_run(recipe: AnyRecipe, base: Run | None) -> Run:
     """Attach the digest over recipe, base, code and versions."""
+    code = code_digest(_TRAINERS[recipe.kind][0], "threegates.lab.runs")
     digest = value_digest(
         {
             "recipe": recipe.model_dump(mode="json"),
             "base": base.digest if base else None,
-            "code": _code(recipe),
+            "code": code,
             "versions": runtime_versions(),
         }
     )
-    return Run(recipe, digest, base.checkpoint(base.recipe.steps) if base else None)
-
-
-def _code(recipe: AnyRecipe) -> str:
-    return code_digest(_TRAINERS[recipe.kind][0], "threegates.lab.runs")
+    return Run(recipe, digest, code, base.checkpoint(base.recipe.steps) if base else None)
 
 
 def is_finished(lab: Path, run: Run) -> bool:
@@ -255,7 +256,7 @@ def _finish(run: Run, trainer: Trainer, partial: Path, rows: list[dict[str, floa
         "digest": run.digest,
         "recipe": recipe.model_dump(mode="json"),
         "base": run.base_folder,
-        "code": _code(recipe),
+        "code": run.code,
         "versions": runtime_versions(),
         "threads": torch.get_num_threads(),
     }
