@@ -254,7 +254,9 @@ def test_equal_rewards_give_no_advantage_and_are_not_kept():
     assert (advantages[8:] == 0).all()
     # One of four right: mean −1/2, deviation 1.
     assert advantages[4:8].tolist() == pytest.approx([-0.5, 1.5, -0.5, -0.5], abs=1e-5)
-    assert keep_informative(rewards, 4).tolist() == [1]
+    assert keep_informative(rewards > 0, 4).tolist() == [1]
+    assert keep_informative(rewards > 0, 12).tolist() == [0]
+    assert keep_informative(rewards > 0, 1).tolist() == []
 
 
 @given(st.lists(st.floats(-5, 5), min_size=8, max_size=8), st.floats(-3, 3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -116,7 +117,7 @@ def test_a_full_chain_holds_one_true_equation_an_operation(problem, seed):
 def test_a_slip_is_carried_on(problem, error, seed):
     response = full_chain(problem, error, np.random.default_rng(seed))
     equations = EQUATION.findall(" ".join(response))
-    for before, after in zip(equations[:-1], equations[1:], strict=True):
+    for before, after in pairwise(equations):
         assert after[0] == before[3]
     assert response[-2] == equations[-1][3]
 

@@ -36,7 +36,7 @@ class Algorithm:
     average : "sequence" averages tokens within each response, then responses; "token" averages all tokens.
     kl : "none", "loss" (k3 added to the loss) or "reward" (k1 subtracted from every token's reward).
     kl_weight : β of that term.
-    dynamic_sampling : replace groups whose rewards are all equal.
+    dynamic_sampling : replace groups that are all right or all wrong.
     overlong_buffer : the last tokens before the limit cost up to one unit of reward (0 switches it off).
     """
 
@@ -107,10 +107,13 @@ def batch_advantages(rewards: Tensor, kl: Tensor, mask: Tensor, kl_weight: float
     return torch.where(mask, (returns - chosen.mean()) / (chosen.std() + 1e-6), 0.0)
 
 
-def keep_informative(rewards: Tensor, samples: int) -> Tensor:
-    """Indices of the groups whose rewards are not all equal, (batch,) → (kept groups,)."""
-    groups = rewards.view(-1, samples)
-    return (groups.amax(1) > groups.amin(1)).nonzero()[:, 0]
+def keep_informative(correct: Tensor, samples: int) -> Tensor:
+    """Indices of the groups that are neither all right nor all wrong, (batch,) bool → (kept groups,).
+
+    The overlong penalty does not count here: DAPO, eq. 11, asks for 0 < right answers < group size.
+    """
+    groups = correct.view(-1, samples)
+    return (groups.any(1) & ~groups.all(1)).nonzero()[:, 0]
 
 
 def policy_loss(

@@ -89,7 +89,7 @@ class PolicyTrainer(Trainer):
 
     def _informative(self, rollout: Rollout, correct: Tensor) -> tuple[list[_Group], list[_Group]]:
         samples = self.recipe.samples
-        wanted = set(keep_informative(self._rewards(rollout, correct), samples).tolist())
+        wanted = set(keep_informative(correct, samples).tolist())
         good: list[_Group] = []
         rest: list[_Group] = []
         for group in range(len(rollout) // samples):
