@@ -356,18 +356,17 @@ def stratified_permutation(
 
     **Source** stratified permutation test, Good (2005), ch. 3; Fisher (1935).
     """
-    return next(stratified_permutations(mask, base, 1, bins, generator=generator))
+    return next(stratified_permutations(mask, base, bins, generator=generator))
 
 
 def stratified_permutations(
     mask: Bool[Tensor, "*shape"],
     base: Shaped[Tensor, "*shape"],
-    draws: int,
     bins: int = 64,
     *,
     generator: torch.Generator | int,
 ) -> Iterator[Bool[Tensor, "*shape"]]:
-    """Draw `stratified_permutation` several times; the strata are found once.
+    """Draw `stratified_permutation` without end; the strata are found once, before the first draw.
 
     **Source** as `stratified_permutation`.
     """
@@ -379,7 +378,7 @@ def stratified_permutations(
     )
     chosen = rank_in_bin < changed_in_bin.repeat_interleave(sizes)
     source = as_generator(generator)
-    for _ in range(draws):
+    while True:
         out = torch.zeros_like(chosen)
         out[_shuffled_within(labels, bins, source)[chosen]] = True
         yield out.reshape(mask.shape)
@@ -389,7 +388,7 @@ def _shuffled_within(labels: Tensor, bins: int, generator: torch.Generator) -> T
     """Indices in order of label, and at random within a label.
 
     One sort of integers that hold label, random bits and index from high to low: far cheaper than argsort.
-    Random bits number at least 63 − 7 − 32; where two agree, the lower index goes first.
+    Some 40 random bits are left for a matrix of 10⁵ entries; where two agree, the lower index goes first.
     """
     index_bits, label_bits = len(labels).bit_length(), bins.bit_length()
     random_bits = 63 - index_bits - label_bits

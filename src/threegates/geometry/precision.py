@@ -101,12 +101,15 @@ def unchanged_by_definition(
 
     Returns
     -------
-    bool tensor; NaN counts as changed, and so does any infinity (∞ − ∞ is NaN).
+    bool tensor. NaN counts as changed. An infinity is unchanged only where it stays what it was, though
+    the formula itself would say ∞ ≤ η · ∞.
 
     **Source** Zhu et al. (2025), arXiv 2511.08567, Definition 2.1.
     """
     before, after = w.to(torch.float64), w_hat.to(torch.float64)
-    return (after - before).abs() <= eta * torch.maximum(before.abs(), after.abs())
+    distance = (after - before).abs()
+    near = (distance <= eta * torch.maximum(before.abs(), after.abs())) & distance.isfinite()
+    return near | (before == after)
 
 
 def ulp(x: Shaped[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:

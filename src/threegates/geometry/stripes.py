@@ -95,7 +95,7 @@ def smooth(ratio: Float64[Tensor, " lines"], window: int = 3) -> Float64[Tensor,
     )[0, 0]
 
 
-def rank_correlation(a: Shaped[Tensor, " lines"], b: Shaped[Tensor, " lines"]) -> float:
+def rank_correlation(a: Shaped[Tensor, " a"], b: Shaped[Tensor, " b"]) -> float:
     """Spearman's ρ of two ratio vectors, in [−1, 1], tied values sharing their mean rank.
 
     NaN where a vector is constant or shorter than two.
