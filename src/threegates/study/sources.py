@@ -11,7 +11,7 @@ from pathlib import Path
 from threegates.checkpoints.hub import open_entry, open_named
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.errors import ManifestError, PairError
+from threegates.errors import ManifestError, PairError, ThreeGatesError
 from threegates.study.provenance import build_folder, project_root
 
 # Folders of this machine by the labels that notebooks use for them, so that no page shows a path.
@@ -65,7 +65,11 @@ def lab_manifest(path: Path | None = None) -> Manifest:
 
 
 def known_manifests() -> list[Manifest]:
-    """The lab's manifest and the tracked one, those that exist."""
+    """The lab's manifest and the tracked one, those that exist; outside the project there are none."""
+    try:
+        project_root()
+    except ThreeGatesError:
+        return []
     paths = (build_folder() / "lab" / "manifest.yaml", project_root() / "data_manifest.yaml")
     return [read_manifest(path) for path in paths if path.is_file()]
 

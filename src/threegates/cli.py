@@ -1,0 +1,143 @@
+"""The command `threegates`: train, measure, run, book."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from threegates.errors import ThreeGatesError
+
+# Heavy modules are imported inside the commands, so that --help comes at once.
+
+app = typer.Typer(
+    help=(
+        "Three Gates, Tested: does RL leave most weights of a language model untouched, and is that more "
+        "than what storage in bf16 does to any small update?\n\n"
+        "`threegates book` trains small models, measures them and renders the whole study. "
+        "`threegates measure` compares two checkpoints of yours. "
+        "`threegates run` shows a chapter on a pair of yours."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Profile = Annotated[
+    str, typer.Option(help="How much is trained: smoke (minutes) or mini (the default study).")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
+_CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
+
+
+@app.command()
+def train(
+    profile: Profile = "mini",
+    workers: Workers = 2,
+    only: Annotated[list[str] | None, typer.Option(help="Train this run alone; may be repeated.")] = None,
+) -> None:
+    """Train the lab's models: a small base, then RL, SFT and RFT runs from it.
+
+    Finished runs are kept and never trained again; a run that was killed continues. Checkpoints land in
+    build/lab in Hugging Face format, with a manifest beside them.
+    """
+    from threegates.lab.train import train as train_lab
+    from threegates.study.provenance import build_folder
+
+    typer.echo(f"manifest: {train_lab(profile, build_folder(), workers, tuple(only or ()))}")
+
+
+@app.command()
+def measure(
+    base: Annotated[str, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)],
+    tuned: Annotated[str, typer.Option(help="The checkpoint that training ended with, given likewise.")],
+    out: Annotated[Path, typer.Option(help="Parquet file to write, one row a tensor.")],
+    masks: Annotated[
+        Path | None, typer.Option(help="Also write the packed update masks, as safetensors.")
+    ] = None,
+    axis: Annotated[
+        Path | None, typer.Option(help="Also write row and column ratios beside their nulls.")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=0, help="Masks drawn under each null, for --axis.")] = 49,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the nulls.")] = 0,
+) -> None:
+    """Compare two checkpoints tensor by tensor: which weights changed, in bf16 and as stored.
+
+    A measurement that is killed continues where it was when the same command is given again. When the
+    checkpoints cannot be compared, the reason is printed and no file is written.
+    """
+    from threegates.study.files import measure_to_files
+
+    written = measure_to_files(base, tuned, out, masks=masks, axis=axis, draws=draws, seed=seed)
+    typer.echo(written.summary())
+
+
+@app.command()
+def run(
+    notebook: Annotated[
+        str, typer.Argument(help="Name of a chapter, such as update-sparsity, or a notebook's path.")
+    ],
+    pair: Annotated[
+        list[str] | None,
+        typer.Option(help="Show this pair of the manifest, by its tuned entry; may be repeated."),
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base of a pair of your own. " + _CHECKPOINT)] = None,
+    tuned: Annotated[
+        str | None, typer.Option(help="Tuned side of a pair of your own, given likewise.")
+    ] = None,
+    parameter: Annotated[
+        list[str] | None,
+        typer.Option("--parameter", "-p", help="key=value for the notebook; may be repeated."),
+    ] = None,
+    workers: Workers = 2,
+) -> None:
+    """Run a chapter's notebook, on the study's pairs or on a pair of your own.
+
+    Unknown parameters and values of a wrong type are refused before anything runs. Nothing runs when
+    nothing has changed. Ends by saying where the page, the records and the verdicts are.
+    """
+    from threegates.study.chapters import run_chapter
+    from threegates.study.runner import results_text
+
+    texts = dict(_key_value(text) for text in parameter or ())
+    typer.echo(results_text(run_chapter(notebook, texts, pair or (), base, tuned, workers)))
+
+
+@app.command()
+def book(profile: Profile = "mini", workers: Workers = 2) -> None:
+    """Train, measure, run every chapter and render the book into build/html.
+
+    What has not changed since the last time is not done again.
+    """
+    from threegates.study.book import build_book
+    from threegates.study.provenance import build_folder
+
+    typer.echo(f"book: {build_book(profile, build_folder(), workers)}")
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ThreeGatesError(
+            "a parameter must be given as key=value", found=text, remedy="for instance -p draws=99"
+        )
+    return key, value
+
+
+def main() -> None:
+    """Run the command; errors that a user can act on are printed without a traceback."""
+    try:
+        app()
+    except ThreeGatesError as error:
+        if os.environ.get("THREEGATES_DEBUG") == "1":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,376 @@
+"""Executes a chapter's notebook when something it rests on has changed; a failure leaves the last good one.
+
+A notebook's digest covers its cells, its parameters, the code of this package that it imports, the content of
+the records and logs that it reads, and the claims it judges. Beside the notebook lies a JSON file with that
+digest and with what must not be in the notebook itself: time, commit, dirty flag.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+from nbformat import NotebookNode
+
+from threegates.atomic import write_json, write_text
+from threegates.digest import (
+    PACKAGE,
+    code_digest,
+    file_digest,
+    imported_names,
+    runtime_versions,
+    value_digest,
+)
+from threegates.errors import NotebookError
+from threegates.study.claims import read_claims
+from threegates.study.parameters import TAG, checked, declared
+from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
+from threegates.study.sources import VARIABLE
+from threegates.study.study import Study
+
+_STUDY = "threegates.study.study"
+_STUDY_PARAMETERS = ("pairs", "base", "tuned", "draws", "seed")
+_DRAWING = ("matplotlib", "seaborn", "ipykernel", "ipython")
+# One thread and one hash seed: outputs must not depend on cores or on the order of a set.
+_KERNEL_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONHASHSEED": "0",
+    "TQDM_DISABLE": "1",
+    "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
+_LINE = re.compile(r"Cell In\[\d+\], line (\d+)")
+
+
+@dataclass(frozen=True)
+class NotebookRun:
+    """Where an executed notebook is, the files it rests on, its verdicts, and whether it ran just now."""
+
+    page: Path
+    records: list[Path] = field(default_factory=list)
+    verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    executed: bool = True
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A notebook with everything that decides its output."""
+
+    path: Path
+    notebook: NotebookNode
+    parameters: dict[str, object]
+    studies: list[Study]
+
+    @property
+    def chapter(self) -> str:
+        return self.path.stem
+
+    def digest(self) -> str:
+        """sha256 over all that decides the executed notebook."""
+        cells = [
+            [cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))]
+            for cell in self.notebook.cells
+        ]
+        claims = read_claims(project_root() / "claims.yaml")
+        versions = {name: importlib_version(name) for name in _DRAWING} | runtime_versions()
+        return value_digest(
+            {
+                "cells": cells,
+                "parameters": self.parameters,
+                "code": code_digest(__name__, *_modules(self.notebook)),
+                "studies": {study.chapter: study.digest() for study in self.studies},
+                "claims": [one.model_dump() for study in self.studies for one in claims.of(study.chapter)],
+                "versions": versions,
+            }
+        )
+
+
+def notebook_path(name: str) -> Path:
+    """The source of a chapter by its name, or of any notebook by its path.
+
+    Raises
+    ------
+    NotebookError : there is none; the message lists those there are.
+    """
+    folder = project_root() / "notebooks"
+    for path in (folder / f"{name}.ipynb", Path(name)):
+        if path.suffix == ".ipynb" and path.is_file():
+            return path
+    known = sorted(path.stem for path in folder.glob("*.ipynb"))
+    raise NotebookError(
+        "there is no such notebook", found=name, expected=", ".join(known) or "notebooks/*.ipynb"
+    )
+
+
+def read_notebook(path: Path) -> NotebookNode:
+    """Read a notebook's source.
+
+    Raises
+    ------
+    NotebookError : it is not a notebook.
+    """
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.ValidationError) as error:
+        raise NotebookError("a notebook cannot be read", where=path.name, found=str(error)[:200]) from None
+
+
+def run_notebook(
+    path: Path,
+    parameters: Mapping[str, object] | None = None,
+    *,
+    output: Path | None = None,
+    sources: Mapping[str, str] | None = None,
+    workers: int = 1,
+) -> NotebookRun:
+    """Execute a notebook with papermill, unless what it would give is there already.
+
+    Parameters
+    ----------
+    path : the notebook's source.
+    parameters : values for some of the parameters that it declares.
+    output : folder of the executed notebook and its figures, build/notebooks by default.
+    sources : folders of checkpoints by the labels that parameters use for them.
+    workers : processes that measure missing records.
+
+    Raises
+    ------
+    NotebookError : unknown or wrong parameters, a failing cell, or a path of this machine in the output. The
+        last good output stays in place.
+    """
+    output = output or build_folder() / "notebooks"
+    notebook = read_notebook(path)
+    values = checked(declared(notebook, path.stem), parameters or {}, path.stem)
+    os.environ[VARIABLE] = json.dumps(dict(sources or {}))
+    plan = _Plan(path, notebook, values, _studies(path, notebook, values))
+    for study in plan.studies:
+        study.ensure(workers)
+    digest, page = plan.digest(), output / path.name
+    fresh = _is_fresh(page, digest)
+    if not fresh:
+        _execute(plan, digest, page)
+    own = [study for study in plan.studies if study.chapter == plan.chapter]
+    verdicts = own[0].verdicts() if own else pd.DataFrame()
+    return NotebookRun(page, [file for study in plan.studies for file in study.paths()], verdicts, not fresh)
+
+
+def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object]) -> list[Study]:
+    """The studies that a notebook opens, with the parameters that decide what they measure."""
+    chapters = _opened_chapters(notebook)
+    if _STUDY not in _modules(notebook):
+        return []
+    known = declared(notebook, path.stem)
+    options: dict[str, Any] = {name: known[name].default for name in _STUDY_PARAMETERS if name in known}
+    options |= {name: values[name] for name in options if name in values}
+    return [Study.open(chapter, **options) for chapter in chapters or [path.stem]]
+
+
+def _code(notebook: NotebookNode) -> ast.Module:
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    body: list[ast.stmt] = []
+    for source in sources:
+        try:
+            body += ast.parse(source).body
+        except SyntaxError:
+            # Magics are no Python; what they import cannot be seen. A real mistake fails when it runs.
+            continue
+    return ast.Module(body, [])
+
+
+def _modules(notebook: NotebookNode) -> list[str]:
+    """Modules of this package that a notebook imports."""
+    names = {
+        name for name in imported_names(_code(notebook), "", False) if name.split(".")[0] == PACKAGE.name
+    }
+    return sorted(name for name in names if _is_module(name))
+
+
+def _is_module(name: str) -> bool:
+    place = PACKAGE.joinpath(*name.split(".")[1:])
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
+
+
+def _opened_chapters(notebook: NotebookNode) -> list[str]:
+    """First arguments of the calls of Study.open, where they are written out."""
+    calls = [node for node in ast.walk(_code(notebook)) if isinstance(node, ast.Call) and node.args]
+    opened = [call.args[0] for call in calls if ast.unparse(call.func) == "Study.open"]
+    return list(dict.fromkeys(str(name.value) for name in opened if isinstance(name, ast.Constant)))
+
+
+def _sidecar(page: Path) -> Path:
+    return page.with_suffix(".json")
+
+
+def _is_fresh(page: Path, digest: str) -> bool:
+    """Whether the executed notebook is there, unharmed, and made from the same things."""
+    try:
+        made = json.loads(_sidecar(page).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return False
+    return made.get("digest") == digest and page.is_file() and made.get("notebook") == file_digest(page)
+
+
+def _execute(plan: _Plan, digest: str, page: Path) -> None:
+    work = page.parent / f".running-{plan.chapter}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        executed = _papermill(plan, work)
+        _refuse_paths(plan, executed)
+        text = nbformat.writes(_stripped(executed))
+        _put_in_place(plan, work, page, text if text.endswith("\n") else text + "\n")
+        facts = {"digest": digest, "notebook": file_digest(page), "parameters": plan.parameters}
+        subjects = {study.chapter: study.subject for study in plan.studies}
+        write_json(_sidecar(page), {**facts, **build_state(), "subjects": subjects})
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _put_in_place(plan: _Plan, work: Path, page: Path, text: str) -> None:
+    # Without its sidecar a page counts as not made: a kill between these steps only means another run.
+    _sidecar(page).unlink(missing_ok=True)
+    drawn, shown = work / "figures" / plan.chapter, page.parent / "figures" / plan.chapter
+    shutil.rmtree(shown, ignore_errors=True)
+    if drawn.is_dir():
+        shown.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(drawn, shown)
+    write_text(page, text)
+
+
+def _papermill(plan: _Plan, work: Path) -> NotebookNode:
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+
+    with tempfile.TemporaryDirectory(prefix="threegates-") as scratch:
+        try:
+            return papermill.execute_notebook(
+                str(plan.path.resolve()),
+                str(work / "executed.ipynb"),
+                parameters=plan.parameters,
+                kernel_name="python3",
+                cwd=str(work),
+                progress_bar=sys.stderr.isatty(),
+                kernel_manager_class=_kernel_manager(Path(scratch)),
+                record_timing=False,
+            )
+        except PapermillExecutionError as error:
+            raise _failed_cell(plan, error) from None
+        except RuntimeError as error:
+            where = f"notebooks/{plan.path.name}"
+            raise NotebookError(
+                "a notebook's kernel ended before its cells did", where=where, found=str(error)
+            ) from None
+
+
+def _kernel_manager(scratch: Path) -> type:
+    """A kernel of this interpreter, whatever kernels and profiles the user has installed."""
+    from jupyter_client.kernelspec import KernelSpec
+    from jupyter_client.manager import AsyncKernelManager
+
+    path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    places = {
+        "THREEGATES_BUILD": str(build_folder()),
+        "THREEGATES_ROOT": str(project_root()),
+        "PYTHONPATH": path,
+    }
+    environment = {**_KERNEL_ENVIRONMENT, **places, "IPYTHONDIR": str(scratch)}
+    command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    spec = KernelSpec(argv=command, display_name="Python 3", language="python", env=environment)
+
+    class OwnKernel(AsyncKernelManager):
+        kernel_spec = property(lambda self: spec)
+
+        def __init__(self, **options: Any) -> None:
+            super().__init__(**{**options, "connection_file": str(scratch / "kernel.json")})
+
+    return OwnKernel
+
+
+def _stripped(notebook: NotebookNode) -> NotebookNode:
+    """The notebook without anything that differs from run to run: times, random ids, standard error."""
+    notebook.metadata.pop("papermill", None)
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    for number, cell in enumerate(notebook.cells):
+        cell["id"] = f"cell-{number:02d}"
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+    return notebook
+
+
+def _refuse_paths(plan: _Plan, notebook: NotebookNode) -> None:
+    places = {str(build_folder()), str(project_root()), str(PACKAGE.parent), sys.prefix} - {"/", "/usr"}
+    for number, cell in enumerate(notebook.cells):
+        shown = json.dumps([_stripped_outputs(cell), cell.source])
+        for place in places:
+            if place in shown:
+                raise NotebookError(
+                    "an output shows a path of this machine",
+                    where=_place(plan, number),
+                    found=place,
+                    remedy="print names, not paths: pages must be the same on every machine",
+                )
+
+
+def _stripped_outputs(cell: NotebookNode) -> list:
+    return [one for one in cell.get("outputs", []) if one.get("name") != "stderr"]
+
+
+def _failed_cell(plan: _Plan, error: Any) -> NotebookError:
+    lines = error.source.splitlines()
+    numbers = _LINE.findall(_COLOUR.sub("", "\n".join(error.traceback)))
+    line = (
+        lines[int(numbers[-1]) - 1].strip()
+        if numbers and int(numbers[-1]) <= len(lines)
+        else lines[0]
+        if lines
+        else ""
+    )
+    return NotebookError(
+        f"a cell of {plan.chapter} failed; the last good output stays",
+        where=f"{_place(plan, error.cell_index)}, line: {line}",
+        found=f"{error.ename}: {_COLOUR.sub('', error.evalue)}",
+        remedy="open the notebook in Jupyter and run it up to this cell",
+    )
+
+
+def _place(plan: _Plan, index: int) -> str:
+    """Number of a cell in the source; papermill's own cell with the parameters does not count."""
+    tagged = [
+        number for number, cell in enumerate(plan.notebook.cells) if TAG in cell.metadata.get("tags", [])
+    ]
+    injected = bool(plan.parameters) and bool(tagged) and index > tagged[0]
+    return f"notebooks/{plan.path.name}, cell {index + 1 - injected}"
+
+
+def results_text(run: NotebookRun) -> str:
+    """What a run ends with: where its page and records are, and its verdicts."""
+    made = "made just now" if run.executed else "nothing had changed"
+    lines = [f"page:    {_shown(run.page)}  ({made})"]
+    folders: Sequence[str] = sorted({_shown(path.parent) for path in run.records})
+    lines += [f"records: {folder}/" for folder in folders]
+    if not run.verdicts.empty:
+        for row in run.verdicts[run.verdicts["kind"] == "rule"].itertuples():
+            lines.append(f"verdict: {row.claim}: {row.verdict} ({row.subject})")
+            lines.append(f"         {row.reason}")
+    return "\n".join(lines)
+
+
+def _shown(path: Path) -> str:
+    """A path as short as it can be given from here."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
