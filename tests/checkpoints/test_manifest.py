@@ -69,8 +69,8 @@ def test_reads_entries_pairs_and_folders(tmp_path, quoted):
         ),
         (
             "method: rl",
-            "methd: rl",
-            ["line 12, checkpoints[1].methd", "the unknown key 'methd'", "'method'?"],
+            "methud: rl",
+            ["line 12, checkpoints[1].methud", "the unknown key 'methud'", "'method'?"],
         ),
         ("hub: org/tuned", "repo: org/tuned", ["line 9, checkpoints[1].source.repo", "keys hub, revision"]),
         ("folder: runs/base", "folder: runs/base, x: 1", ["line 5, checkpoints[0].source.x", "keys folder"]),
