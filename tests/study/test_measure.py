@@ -16,13 +16,13 @@ from threegates.study import measure
 from threegates.study.measure import AXIS_COLUMNS, TENSOR_COLUMNS, measure_pair, write_masks
 
 Q = "model.layers.0.self_attn.q_proj.weight"
-O = "model.layers.0.self_attn.o_proj.weight"
+OUT = "model.layers.0.self_attn.o_proj.weight"
 
 
 @pytest.fixture
 def flipped(tmp_path):
     base = planted.base_tensors()
-    tuned, masks = planted.with_flips(base, {Q: 17, O: 300, "lm_head.weight": 1})
+    tuned, masks = planted.with_flips(base, {Q: 17, OUT: 300, "lm_head.weight": 1})
     planted.write(tmp_path / "base", base)
     planted.write(tmp_path / "tuned", tuned)
     return Checkpoint.open(tmp_path / "base"), Checkpoint.open(tmp_path / "tuned"), masks
@@ -37,17 +37,17 @@ def test_planted_masks_are_counted_exactly(flipped):
     assert tensor.loc[Q, "sparsity"] == 1 - 17 / 1024 and tensor.loc[Q, "role"] == "q"
     rows = tables["axis"].set_index(["tensor", "axis"])
     assert np.allclose(rows.loc[(Q, "row"), "ratio"], masks[Q].float().mean(1))
-    assert np.allclose(rows.loc[(O, "column"), "ratio"], masks[O].float().mean(0))
+    assert np.allclose(rows.loc[(OUT, "column"), "ratio"], masks[OUT].float().mean(0))
     assert list(tables["axis"].columns) == list(AXIS_COLUMNS)
     assert len(tables["axis"]) == 2 * 7
 
 
 def test_norms_are_those_of_the_difference(flipped):
     base, tuned, _ = flipped
-    row = measure_pair(base, tuned, name="p")["tensor"].set_index("tensor").loc[O]
-    difference = tuned.bf16(O).double() - base.bf16(O).double()
+    row = measure_pair(base, tuned, name="p")["tensor"].set_index("tensor").loc[OUT]
+    difference = tuned.bf16(OUT).double() - base.bf16(OUT).double()
     assert row["norm_delta_bf16"] == pytest.approx(float(difference.norm()))
-    assert row["norm_base"] == pytest.approx(float(base.bf16(O).double().norm()))
+    assert row["norm_base"] == pytest.approx(float(base.bf16(OUT).double().norm()))
 
 
 def test_fp32_and_bf16_sparsity_differ_where_storage_hides_updates(tmp_path):

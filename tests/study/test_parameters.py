@@ -60,8 +60,11 @@ def test_an_unknown_parameter_is_refused_with_all_known_ones():
         ("shown", 1),
         ("pairs", "a"),
         ("pairs", [1]),
-    ]
-    + [("base", 3), ("rate", "0.1"), ("rate", False), ("sizes", ["1"])],
+        ("base", 3),
+        ("rate", "0.1"),
+        ("rate", False),
+        ("sizes", ["1"]),
+    ],
 )
 def test_a_wrong_type_is_refused_with_name_type_and_value(name, value):
     with pytest.raises(NotebookError) as caught:

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from threegates.errors import ClaimError
+from threegates.study import claims
+from threegates.study.claims import Judgement, judge, not_run, read_claims, verdict_table
+from threegates.study.estimates import Estimate, missing
+
+FILE = Path(__file__).resolve().parents[2] / "claims.yaml"
+CLAIMS = read_claims(FILE)
+BY_ID = {claim.id: claim for claim in CLAIMS.claims}
+
+
+def interval(value: float, half: float = 0.01) -> Estimate:
+    return Estimate(value, value - half, value + half, 3, "seeds")
+
+
+def judged(monkeypatch, claim: str, **values: Estimate) -> claims.Verdict:
+    monkeypatch.setattr(claims, "estimate", lambda name, tables, confidence: values[name])
+    return judge(BY_ID[claim], object(), "planted")
+
+
+SPARSER = {
+    "sparsity_gap_own_lr": interval(0.4),
+    "sparsity_gap_matched_lr": interval(0.3),
+    "sparsity_excess_over_equal_norm_noise": interval(0.2),
+}
+CASES = [
+    ({}, Judgement.reproduced),
+    ({"sparsity_excess_over_equal_norm_noise": interval(0.055)}, Judgement.storage),
+    ({"sparsity_excess_over_equal_norm_noise": interval(-0.2)}, Judgement.storage),
+    ({"sparsity_gap_matched_lr": interval(0.105)}, Judgement.gone_when_matched),
+    (
+        {"sparsity_gap_matched_lr": interval(0.0), "sparsity_excess_over_equal_norm_noise": interval(0.0)},
+        Judgement.gone_when_matched,
+    ),
+    ({"sparsity_gap_own_lr": interval(0.105)}, Judgement.not_reproduced),
+    ({"sparsity_gap_own_lr": interval(0.005)}, Judgement.not_reproduced),
+    ({"sparsity_gap_own_lr": interval(-0.02)}, Judgement.contradicted),
+    ({"sparsity_gap_own_lr": missing("one seed")}, Judgement.untestable),
+    ({"sparsity_gap_matched_lr": missing("no such runs")}, Judgement.untestable),
+    (
+        {"sparsity_gap_own_lr": interval(-0.02), "sparsity_gap_matched_lr": missing("none")},
+        Judgement.contradicted,
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "expected"), CASES)
+def test_an_estimate_pushed_past_its_tolerance_changes_the_verdict(monkeypatch, values, expected):
+    verdict = judged(monkeypatch, "rl-sparser-than-sft", **{**SPARSER, **values})
+    assert verdict.judgement is expected and verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.0, Judgement.reproduced), (0.095, Judgement.not_reproduced)]
+)
+def test_an_equivalence_holds_only_with_its_whole_interval_inside(monkeypatch, value, expected):
+    assert (
+        judged(monkeypatch, "rft-as-sparse-as-rl", sparsity_gap_rl_rft=interval(value)).judgement is expected
+    )
+    assert (
+        judged(monkeypatch, "rft-as-sparse-as-rl", sparsity_gap_rl_rft=interval(-value)).judgement is expected
+    )
+
+
+def test_what_needs_other_checkpoints_says_so(monkeypatch):
+    verdict = judged(monkeypatch, "rl-sparsity-level", sparsity_level_of_paper_pairs=missing("none there"))
+    assert verdict.judgement is Judgement.untestable and "paper checkpoints" in verdict.reason
+
+
+def test_reasons_give_interval_and_rule(monkeypatch):
+    verdict = judged(
+        monkeypatch, "rl-sparser-than-sft", **{**SPARSER, "sparsity_gap_own_lr": interval(0.105)}
+    )
+    assert (
+        verdict.reason == "0.105 [0.095, 0.115] over 3 seeds, but the rule is: whole interval at or above 0.1"
+    )
+
+
+def test_the_table_has_a_row_for_the_rule_and_one_for_each_control(monkeypatch):
+    frame = verdict_table(
+        [
+            judged(monkeypatch, "rl-sparser-than-sft", **SPARSER),
+            not_run(BY_ID["stripe-orientation"], "no pairs"),
+        ]
+    )
+    assert list(frame["kind"]) == ["rule", "matched", "storage", "rule", "storage"]
+    assert list(frame["holds"])[:3] == [True, True, True] and frame["holds"][3] is None
+    assert set(frame["verdict"]) == {"reproduced", "not run"} and math.isnan(frame["value"][3])
+
+
+def test_every_claim_has_its_chapter_and_a_rule_written_before():
+    assert {claim.chapter for claim in CLAIMS.claims} == {"update-sparsity", "stripe-masks", "emergence"}
+    assert len(CLAIMS.of("stripe-masks")) == 3 and CLAIMS.confidence == 0.95
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("at_least: 0.10,", "at_lest: 0.10,", r"'rl-sparser-than-sft' → rule → at_lest"),
+        ("sparsity_gap_own_lr", "sparsity_gap", "no estimate 'sparsity_gap'"),
+        ("id: rl-sparsity-level", "id: rl-sparser-than-sft", "used twice"),
+        ("made_by: us", "made_by: them", "'paper' or 'us'"),
+        ("within: [-0.10, 0.10]", "contradicted_below: 0.0", "either at_least or within"),
+        ("version: 1", "version: [", "not YAML"),
+    ],
+)
+def test_a_file_that_breaks_the_schema_is_refused_where_it_does(tmp_path, old, new, message):
+    path = tmp_path / "claims.yaml"
+    path.write_text(FILE.read_text().replace(old, new, 1))
+    with pytest.raises(ClaimError, match=message):
+        read_claims(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(ClaimError, match="no file of claims"):
+        read_claims(tmp_path / "claims.yaml")

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from scipy import stats
+
+from threegates.errors import ClaimError
+from threegates.study.estimates import ESTIMATES, estimate, jackknife_estimate, pair_sparsity, t_estimate
+
+CLAIMS = Path(__file__).resolve().parents[2] / "claims.yaml"
+MATRICES = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+class Given:
+    """Tables given by hand."""
+
+    def __init__(self, **tables: pd.DataFrame) -> None:
+        self.tables = tables
+
+    def table(self, name: str) -> pd.DataFrame:
+        return self.tables[name]
+
+
+def tensor_rows(sparsities: dict, **more) -> pd.DataFrame:
+    """One pair for each (method, algorithm, rate, seed): a matrix of 80 entries and a norm of 20."""
+    rows = []
+    for (method, algorithm, rate, seed), sparsity in sparsities.items():
+        facts = {"pair": f"{algorithm}-{rate}-{seed}", "base": "b", "method": method, "algorithm": algorithm}
+        facts |= {"data": "d", "seed": seed, "learning_rate": 1e-5, "rate": rate, "run": f"{algorithm}{seed}"}
+        for role, size, value in (("q", 80, sparsity), ("norm", 20, 1.0)):
+            numbers = {"sparsity": value, "sparsity_fp32": 0.0, "sparsity_storage_norm": value - 0.2}
+            numbers |= {"changed": round(size * (1 - value)), "size": size}
+            rows.append(
+                {**facts, "role": role, "status": "compared", "stored_dtype_tuned": "F32", **numbers, **more}
+            )
+    return pd.DataFrame(rows)
+
+
+def test_every_estimate_of_the_claims_exists():
+    claims = yaml.safe_load(CLAIMS.read_text())["claims"]
+    named = {rule["estimate"] for claim in claims for rule in (claim["rule"], *claim["controls"])}
+    assert named == set(ESTIMATES)
+
+
+def test_an_unknown_estimate_is_refused():
+    with pytest.raises(ClaimError, match="no such estimate"):
+        estimate("guess", Given())
+
+
+def test_the_t_interval_is_scipys():
+    values = [0.2, 0.3, 0.5, 0.1]
+    found = t_estimate(values, "seeds", 0.95)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.value, found.low, found.high) == pytest.approx((np.mean(values), low, high))
+
+
+def test_one_seed_has_no_interval_and_none_no_value():
+    one, none = t_estimate([0.4], "seeds", 0.95), t_estimate([math.nan], "seeds", 0.95)
+    assert one.value == 0.4 and not one.has_interval and "one of the seeds" in one.reason
+    assert math.isnan(none.value) and not none.has_interval and "no seeds" in none.reason
+
+
+def test_the_jackknife_of_a_mean_is_the_t_interval_of_the_mean():
+    values = {"a": 0.1, "b": 0.5, "c": 0.7, "d": 0.2}
+    jack = jackknife_estimate(
+        lambda kept: float(np.mean([values[k] for k in kept])), set(values), "runs", 0.95
+    )
+    plain = t_estimate(values.values(), "runs", 0.95)
+    assert (jack.value, jack.low, jack.high) == pytest.approx((plain.value, plain.low, plain.high))
+
+
+def test_whole_models_count_every_parameter_and_linear_layers_their_own():
+    frame = tensor_rows({("rl", "grpo", "mask", 1): 0.5})
+    skipped = {
+        **frame.iloc[0].to_dict(),
+        "status": "resized",
+        "size": 1000,
+        "changed": None,
+        "sparsity": math.nan,
+    }
+    row = pair_sparsity(pd.concat([frame, pd.DataFrame([skipped])])).iloc[0]
+    assert row["sparsity"] == pytest.approx((80 * 0.5 + 20) / 100)
+    assert row["linear_sparsity"] == 0.5 and row["size"] == 100 and row["changed"] == 40
+
+
+def sparsity_table() -> pd.DataFrame:
+    levels = {}
+    for seed, shift in ((1, 0.0), (2, 0.02), (3, -0.02)):
+        for algorithm, level in (("grpo", 0.5), ("dapo", 0.6), ("reinforce++", 0.7)):
+            levels["rl", algorithm, "mask", seed] = level + shift
+            levels["rl", algorithm, "reward", seed] = 0.1
+        levels["sft", "sft-teacher", "own", seed] = 0.1
+        levels["sft", "sft-teacher", "mask", seed] = 0.4 + shift
+        levels["sft", "sft-same-style", "mask", seed] = 0.9
+        levels["rft", "rft", "mask", seed] = 0.6 + 2 * shift
+    return tensor_rows(levels)
+
+
+def test_gaps_are_paired_by_seed_and_average_the_algorithms():
+    tables = Given(tensor=sparsity_table())
+    own = estimate("sparsity_gap_own_lr", tables)
+    # The norm's 20 entries of 100 never change, so that gaps shrink by .8.
+    assert own.value == pytest.approx(0.8 * 0.5) and own.n == 3 and own.unit == "seeds"
+    matched = estimate("sparsity_gap_matched_lr", tables)
+    assert matched.value == pytest.approx(0.8 * 0.2) and matched.low == pytest.approx(0.8 * 0.2)
+    control = estimate("sparsity_gap_rl_rft", tables)
+    assert control.value == pytest.approx(0) and control.low < 0 < control.high
+
+
+def test_noise_and_precision_gaps():
+    tables = Given(tensor=sparsity_table())
+    excess = estimate("sparsity_excess_over_equal_norm_noise", tables)
+    assert excess.value == pytest.approx(0.2) and excess.n == 3
+    gap = estimate("precision_gap", tables)
+    assert gap.n == 9 and gap.value == pytest.approx(0.8 * 0.6 + 0.2)
+
+
+def test_what_was_stored_in_bf16_says_nothing_of_fp32():
+    frame = sparsity_table().assign(stored_dtype_tuned="BF16")
+    assert "stored in bf16" in estimate("precision_gap", Given(tensor=frame)).reason
+
+
+def test_groups_that_are_missing_are_named():
+    frame = tensor_rows({("rl", "grpo", "mask", 1): 0.5})
+    assert "sft-teacher at the rate 'own'" in estimate("sparsity_gap_own_lr", Given(tensor=frame)).reason
+    assert "RL" in estimate("sparsity_gap_own_lr", Given(tensor=frame.assign(method="sft"))).reason
+
+
+def test_only_the_papers_own_pairs_have_a_level():
+    frame = tensor_rows({("rl", "grpo", "mask", seed): 0.5 for seed in (1, 2)})
+    assert not estimate("sparsity_level_of_paper_pairs", Given(tensor=frame)).has_interval
+    found = estimate("sparsity_level_of_paper_pairs", Given(tensor=frame.assign(paper_sparsity="53.8")))
+    assert found.n == 2 and found.value == pytest.approx(0.6)
+
+
+def axis_table(rows: float = 4.0, columns: float = 1.0, runs: int = 5) -> pd.DataFrame:
+    """Dispersion `rows` along rows and `columns` along columns, the other way round for o; nulls at 2 and 1."""
+    lines = []
+    for run, role, axis in itertools.product(range(runs), ("q", "k", "v", "o", "up"), ("row", "column")):
+        along = (axis == "row") != (role == "o")
+        null = 2.0 if along else 1.0
+        line = {"pair": f"r{run}", "method": "rl", "role": role, "tensor": f"{role}.0", "axis": axis}
+        line |= {"dispersion": (rows if along else columns) * (1 + 0.01 * run)}
+        for name in ("storage_density", "magnitude"):
+            line |= {f"{name}_mean": null, f"{name}_log_mean": math.log(null)}
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def test_stripes_are_a_geometric_mean_over_their_null():
+    tables = Given(axis=axis_table())
+    raw, null = (estimate(name, tables) for name in ("stripe_excess_bernoulli", "stripe_excess_magnitude"))
+    assert raw.value == pytest.approx(4 * stats.gmean([1, 1.01, 1.02, 1.03, 1.04])) and raw.n == 5
+    assert null.value == pytest.approx(raw.value / 2) and null.low < null.value < null.high
+
+
+def test_orientation_turns_its_sign_for_o_and_takes_the_weakest_type():
+    frame = axis_table()
+    assert estimate("orientation_log_ratio", Given(axis=frame)).value == pytest.approx(math.log(4))
+    excess = estimate("orientation_excess_storage_density", Given(axis=frame))
+    assert excess.value == pytest.approx(math.log(4) - math.log(2))
+    frame.loc[(frame["role"] == "k") & (frame["axis"] == "row"), "dispersion"] = 0.5
+    assert estimate("orientation_log_ratio", Given(axis=frame)).value < math.log(0.51)
+
+
+def agreement_table(runs: int = 5, method: str = "rl") -> pd.DataFrame:
+    lines = []
+    for role, (a, b) in itertools.product(MATRICES, itertools.combinations(range(runs), 2)):
+        line = {"role": role, "method": method, "run_a": f"r{a}", "run_b": f"r{b}", "bernoulli": 0.4}
+        line |= {"jaccard": 0.6 + 0.001 * (a + b) - 0.05 * (role == "down"), "storage_density_mean": 0.5}
+        lines.append({**line, "storage_norm_mean": 0.45, "magnitude_mean": 0.54})
+    return pd.DataFrame(lines)
+
+
+def test_agreement_is_that_of_the_weakest_matrix_type():
+    tables = Given(agreement=agreement_table())
+    raw = estimate("jaccard_excess_bernoulli", tables)
+    assert raw.value == pytest.approx(0.154) and raw.n == 5 and raw.low < raw.value < raw.high
+    assert estimate("jaccard_excess_storage_density", tables).value == pytest.approx(0.054)
+    assert estimate("jaccard_excess_storage_norm", tables).value == pytest.approx(0.104)
+    assert estimate("jaccard_excess_magnitude", tables).value == pytest.approx(0.014)
+
+
+@pytest.mark.parametrize("frame", [agreement_table(4), agreement_table(6, "sft"), agreement_table(0)])
+def test_fewer_than_five_rl_runs_are_too_few(frame):
+    found = estimate("jaccard_excess_bernoulli", Given(agreement=frame))
+    assert not found.has_interval and "at least 5" in found.reason
+
+
+def test_emergence_reads_the_step_nearest_to_a_third():
+    lines = []
+    for run, step, role, axis in itertools.product("abc", (5, 20, 60), ("q", "o"), ("row", "column")):
+        along = (axis == "row") != (role == "o")
+        value = {5: 0.1, 20: 0.6 + 0.01 * ord(run), 60: 1.0}[step] if along else -1.0
+        line = {"run": run, "method": "rl", "role": role, "axis": axis, "step": step, "tensor": role}
+        lines.append({**line, "spearman_with_final": value, "storage_path_mean": 0.5})
+    tables = Given(emergence=pd.DataFrame(lines))
+    assert estimate("emergence_correlation", tables).value == pytest.approx(0.6 + 0.98)
+    assert estimate("emergence_excess_storage_path", tables).value == pytest.approx(0.1 + 0.98)
+    empty = pd.DataFrame(lines).iloc[:0]
+    assert not estimate("emergence_correlation", Given(emergence=empty)).has_interval
