@@ -1,4 +1,4 @@
-"""bfloat16 codes, gaps and Definition 2.1, against exact rational arithmetic and every finite value there is."""
+"""bfloat16 codes, gaps and Definition 2.1, against exact arithmetic and every finite value there is."""
 
 from __future__ import annotations
 

@@ -7,6 +7,11 @@ carries nearly all that the mask says about it, so we compare only masks of the 
 and changing the entries of the c smallest critical scales takes away the nuisance without estimating it.
 (Given c, the scale of a draw still varies by O(c^-1/2) around the true one, which moves the law of the
 mask by as little. The tests plant storage noise and check that p-values are uniform.)
+
+What the other nulls hold fixed. Null 1b holds the norm, so its density differs from the observed one as soon as
+an update is not coordinate-blind; a Jaccard, which follows density, is then compared across densities. The
+magnitude null holds the count of each bin of |w| and so serves any noise, at the price of a blur: in a
+bin that straddles a power of two, weights of unequal gap are exchanged as if they were alike.
 """
 
 from __future__ import annotations
@@ -160,19 +165,20 @@ def smallest(values: Shaped[Tensor, "*shape"], count: int) -> Bool[Tensor, "*sha
     _check_count(count, values.numel())
     if count in (0, values.numel()):
         return torch.full(values.shape, count > 0, dtype=torch.bool, device=values.device)
-    threshold = _kth_smallest(values, count)
-    mask = values <= threshold
+    flat = values.reshape(-1)
+    threshold = _kth_smallest(flat, count)
+    mask = flat <= threshold
     surplus = int(mask.count_nonzero()) - count
     if surplus:
-        tied = torch.nonzero((values == threshold).reshape(-1)).reshape(-1)
-        mask.view(-1)[tied[len(tied) - surplus :]] = False
-    return mask
+        tied = torch.nonzero(flat == threshold).reshape(-1)
+        mask[tied[len(tied) - surplus :]] = False
+    return mask.reshape(values.shape)
 
 
-def _kth_smallest(values: Tensor, k: int) -> Tensor | float:
-    if values.device.type == "cpu":
-        return float(np.partition(values.reshape(-1).numpy(), k - 1)[k - 1])
-    return torch.kthvalue(values.reshape(-1), k).values
+def _kth_smallest(flat: Tensor, k: int) -> Tensor | float:
+    if flat.device.type == "cpu":
+        return float(np.partition(flat.numpy(), k - 1)[k - 1])
+    return torch.kthvalue(flat, k).values
 
 
 def _check_count(count: int, size: int) -> None:
