@@ -40,12 +40,13 @@ def _trainer(algorithm: str, weights: dict[str, Tensor] | None = None, **changes
 
 
 class _Spy:
-    """Records the mini-batches that reach the objective and the problems that are drawn."""
+    """Records what is sampled, which prompts are trained on, and what reaches the objective."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.rollouts: list[Rollout] = []
         self.losses: list[tuple] = []
-        sample, loss = module.sample_problems, module.policy_loss
+        self.trained: list[Tensor] = []
+        sample, loss, score = module.sample_problems, module.policy_loss, module.response_log_probs
 
         def sampled(*arguments):
             self.rollouts.append(sample(*arguments))
@@ -55,7 +56,12 @@ class _Spy:
             self.losses.append(arguments)
             return loss(*arguments)
 
+        def scored(*arguments):
+            self.trained.append(arguments[2])
+            return score(*arguments)
+
         monkeypatch.setattr(module, "sample_problems", sampled)
+        monkeypatch.setattr(module, "response_log_probs", scored)
         monkeypatch.setattr(module, "policy_loss", judged)
 
     def prompts(self) -> list[list[str]]:
@@ -96,8 +102,7 @@ def test_uninformative_groups_are_replaced_and_counted(monkeypatch, spy):
     # Two of the first round, then the first four mixed ones of the second.
     rows = [spy.rollouts[0].prompts[g * SAMPLES] for g in (0, 3)]
     rows += [spy.rollouts[1].prompts[g * SAMPLES] for g in (1, 2, 3, 5)]
-    drawn = {tuple(words(row)) for row in rows}
-    assert len(drawn) == PROMPTS
+    assert torch.equal(torch.cat(spy.trained)[::SAMPLES], torch.stack(rows))
     for arguments in spy.losses:
         advantages = arguments[4]
         assert (advantages.abs().amax(1) > 0).all()
@@ -105,7 +110,7 @@ def test_uninformative_groups_are_replaced_and_counted(monkeypatch, spy):
 
 def test_after_the_last_round_a_step_keeps_its_size_with_groups_that_teach_nothing(monkeypatch, spy):
     wrong = ["wrong"] * PROMPTS
-    _script(monkeypatch, [["mixed"] + wrong[1:], wrong, wrong])
+    _script(monkeypatch, [["mixed", *wrong[1:]], wrong, wrong])
     metrics = _trainer("dapo", resample_rounds=2).step(1)
     assert len(spy.rollouts) == 3
     assert sum(len(mask) for mask in spy.masks()) == PROMPTS * SAMPLES
@@ -116,7 +121,7 @@ def test_after_the_last_round_a_step_keeps_its_size_with_groups_that_teach_nothi
 
 @pytest.mark.parametrize("algorithm", ["grpo", "reinforce++"])
 def test_other_algorithms_sample_once(monkeypatch, spy, algorithm):
-    _script(monkeypatch, [["wrong"] * (PROMPTS - 1) + ["mixed"]])
+    _script(monkeypatch, [[*["wrong"] * (PROMPTS - 1), "mixed"]])
     metrics = _trainer(algorithm).step(1)
     assert len(spy.rollouts) == 1
     assert metrics["resampled_groups"] == 0
