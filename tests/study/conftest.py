@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.study import planted
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    root = tmp_path / "project"
-    (root / "notebooks").mkdir(parents=True)
-    shutil.copy(ROOT / "claims.yaml", root / "claims.yaml")
-    monkeypatch.setenv("THREEGATES_ROOT", str(root))
-    monkeypatch.setenv("THREEGATES_BUILD", str(root / "build"))
+    for name, value in planted.make_project(tmp_path / "project").items():
+        monkeypatch.setenv(name, value)
     monkeypatch.delenv("THREEGATES_SOURCES", raising=False)
-    return root
+    return tmp_path / "project"

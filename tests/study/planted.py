@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, write_manifest
 
+ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"model_type": "llama", "tie_word_embeddings": False, "num_hidden_layers": 1}
 
 
@@ -111,3 +113,10 @@ def write_study(
     path = folder / "manifest.yaml"
     write_manifest(path, Manifest(version=1, profile="planted", checkpoints=entries))
     return path
+
+
+def make_project(root: Path) -> dict[str, str]:
+    """A project folder with the claims and no notebooks yet; gives the environment that points to it."""
+    (root / "notebooks").mkdir(parents=True)
+    shutil.copy(ROOT / "claims.yaml", root / "claims.yaml")
+    return {"THREEGATES_ROOT": str(root), "THREEGATES_BUILD": str(root / "build")}

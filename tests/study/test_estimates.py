@@ -140,7 +140,7 @@ def test_only_the_papers_own_pairs_have_a_level():
 
 
 def axis_table(rows: float = 4.0, columns: float = 1.0, runs: int = 5) -> pd.DataFrame:
-    """Dispersion `rows` along rows and `columns` along columns, the other way round for o; nulls at 2 and 1."""
+    """Dispersion `rows` along rows and `columns` along columns, turned for o; nulls at 2 and 1."""
     lines = []
     for run, role, axis in itertools.product(range(runs), ("q", "k", "v", "o", "up"), ("row", "column")):
         along = (axis == "row") != (role == "o")

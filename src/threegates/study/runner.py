@@ -261,6 +261,7 @@ def _papermill(plan: _Plan, work: Path) -> NotebookNode:
                 str(work / "executed.ipynb"),
                 parameters=plan.parameters,
                 kernel_name="python3",
+                language="python",
                 cwd=str(work),
                 progress_bar=sys.stderr.isatty(),
                 kernel_manager_class=_kernel_manager(Path(scratch)),
@@ -294,7 +295,8 @@ def _kernel_manager(scratch: Path) -> type:
         kernel_spec = property(lambda self: spec)
 
         def __init__(self, **options: Any) -> None:
-            super().__init__(**{**options, "connection_file": str(scratch / "kernel.json")})
+            # Sockets in the file system: no port that another kernel could take, and nothing on the network.
+            super().__init__(**options, connection_file=str(scratch / "kernel.json"), transport="ipc")
 
     return OwnKernel
 

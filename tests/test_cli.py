@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from tests.study import planted
+from threegates import cli
+from threegates.cli import app
+from threegates.geometry.masks import unpack
+from threegates.study.store import read_provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """The command as a shell would run it: exit status, output, errors."""
+    monkeypatch.setenv("THREEGATES_BUILD", str(tmp_path / "build"))
+    monkeypatch.setenv("THREEGATES_ROOT", str(ROOT))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["threegates", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        shown = capsys.readouterr()
+        return int(stopped.value.code or 0), shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture
+def project(command, tmp_path, monkeypatch):
+    """A project of its own with one chapter, around the command."""
+    for name, value in planted.make_project(tmp_path / "project").items():
+        monkeypatch.setenv(name, value)
+    write_chapter(tmp_path / "project")
+    monkeypatch.chdir(tmp_path / "project")
+    return tmp_path / "project"
+
+
+@pytest.fixture
+def models(tmp_path):
+    """Two folders written by transformers: a tiny Llama, and it again with known changes, in shards."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 20}
+    config = transformers.LlamaConfig(**shape, num_attention_heads=2, num_key_value_heads=1)
+    model = transformers.LlamaForCausalLM(config).to(torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    masks = {}
+    with torch.no_grad():
+        for number, (name, weight) in enumerate(model.named_parameters()):
+            flat = torch.randperm(weight.numel(), generator=torch.Generator().manual_seed(number))[
+                : number + 1
+            ]
+            mask = torch.zeros(weight.numel(), dtype=torch.bool)
+            mask[flat] = True
+            masks[name] = mask.reshape(weight.shape)
+            weight.copy_((weight.view(torch.int16) ^ masks[name].to(torch.int16)).view(torch.bfloat16))
+    model.save_pretrained(tmp_path / "tuned", max_shard_size="8KB")
+    assert len(list((tmp_path / "tuned").glob("*.safetensors"))) > 1
+    return masks
+
+
+def test_help_of_every_command_is_quick_and_says_what_it_does():
+    shown = CliRunner().invoke(app, ["--help"]).output
+    assert all(name in shown for name in ("train", "measure", "run", "book"))
+    for name in ("train", "measure", "run", "book"):
+        result = CliRunner().invoke(app, [name, "--help"])
+        assert result.exit_code == 0 and len(result.output) > 200
+    code = "import sys, threegates.cli; print('torch' in sys.modules, 'pandas' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["False", "False"]
+
+
+def test_foreign_folders_give_exact_masks(command, models, tmp_path):
+    options = ["--out", "t.parquet", "--masks", "m.safetensors", "--axis", "a.parquet", "--draws", 3]
+    status, out, _ = command("measure", "--base", "base", "--tuned", "tuned", *options)
+    assert status == 0 and "written: t.parquet" in out
+    table = pd.read_parquet(tmp_path / "t.parquet").set_index("tensor")
+    packed = load_file(tmp_path / "m.safetensors")
+    assert set(table.index) == set(models) == set(packed)
+    for name, mask in models.items():
+        assert table.loc[name, "changed"] == int(mask.sum())
+        assert table.loc[name, "sparsity"] == 1 - int(mask.sum()) / mask.numel()
+        assert torch.equal(unpack(packed[name], mask.shape), mask)
+    axis = pd.read_parquet(tmp_path / "a.parquet").set_index(["tensor", "axis"])
+    name = "model.layers.1.mlp.down_proj.weight"
+    assert np.allclose(axis.loc[(name, "column"), "ratio"], models[name].float().mean(0))
+    stated = read_provenance(tmp_path / "t.parquet")
+    assert {"base", "tuned"} == set(stated["inputs"]) and stated["parameters"]["draws"] == 3
+    assert str(tmp_path) not in json.dumps(stated) and not list(tmp_path.glob("*.parts"))
+
+
+def test_two_measurements_are_the_same_bytes(command, models, tmp_path):
+    for name in ("one.parquet", "two.parquet"):
+        assert command("measure", "--base", "base", "--tuned", "tuned", "--out", name)[0] == 0
+    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+
+
+def shard_of(folder: Path, tensor: str) -> Path:
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    return folder / index["weight_map"][tensor]
+
+
+def edit(folder: Path, tensor: str, change) -> str:
+    path = shard_of(folder, tensor)
+    tensors = load_file(path)
+    tensors[tensor] = change(tensors[tensor].clone())
+    save_file(tensors, path, metadata={"format": "pt"})
+    return path.name
+
+
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+def truncated(folder):
+    path = shard_of(folder, Q)
+    path.write_bytes(path.read_bytes()[:-7])
+    return [path.name, "expected", "found"]
+
+
+def without_a_shard(folder):
+    path = shard_of(folder, Q)
+    path.unlink()
+    return [path.name, "missing"]
+
+
+def of_another_shape(folder):
+    edit(folder, Q, lambda weight: weight[:-1])
+    return [Q, "[16, 16]", "[15, 16]"]
+
+
+def with_a_nan(folder):
+    def change(weight):
+        weight[3, 5] = float("nan")
+        return weight
+
+    edit(folder, Q, change)
+    return [Q, "nan", "[3, 5]"]
+
+
+def pointing_outside(folder):
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"][Q] = "../base/model.safetensors"
+    path.write_text(json.dumps(index))
+    return [Q, "../base/model.safetensors", "outside"]
+
+
+@pytest.mark.parametrize(
+    "fault", [truncated, without_a_shard, of_another_shape, with_a_nan, pointing_outside]
+)
+def test_a_faulty_checkpoint_is_refused_and_no_file_is_written(command, models, tmp_path, fault):
+    expected = fault(tmp_path / "tuned")
+    options = [
+        "--out",
+        "out/t.parquet",
+        "--masks",
+        "out/m.safetensors",
+        "--axis",
+        "out/a.parquet",
+        "--draws",
+        1,
+    ]
+    status, out, err = command("measure", "--base", "base", "--tuned", "tuned", *options)
+    assert status == 1 and out == ""
+    for part in (*expected, "what to do"):
+        assert part in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
+
+
+def test_what_stands_for_nothing_is_refused(command, tmp_path):
+    status, _, err = command("measure", "--base", "./none", "--tuned", "./none", "--out", "t.parquet")
+    assert status == 1 and "none" in err and not list(tmp_path.glob("t.parquet*"))
+
+
+def test_a_killed_measurement_continues(command, models, tmp_path):
+    arguments = ["measure", "--base", "base", "--tuned", "tuned", "--out", "t.parquet", "--axis", "a.parquet"]
+    arguments += ["--draws", "60"]
+    code = "import threegates.study.measure as m, threegates.cli as c; m.SECONDS_BETWEEN_PARTS = 0; c.main()"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("t.parquet.parts/*/*.json"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not (tmp_path / "t.parquet").exists() and list(tmp_path.glob("t.parquet.parts/*/*.json"))
+    assert command(*arguments)[0] == 0
+    continued = [(tmp_path / name).read_bytes() for name in ("t.parquet", "a.parquet")]
+    assert not (tmp_path / "t.parquet.parts").exists()
+    for name in ("t.parquet", "a.parquet"):
+        (tmp_path / name).unlink()
+    assert command(*arguments)[0] == 0
+    assert continued == [(tmp_path / name).read_bytes() for name in ("t.parquet", "a.parquet")]
+
+
+def write_chapter(project: Path) -> None:
+    parameters = (
+        "base: str = ''  # own base\ntuned: str = ''  # own tuned side\npairs: list[str] = []\ndraws: int = 3"
+    )
+    code = (
+        "from threegates.study.study import Study\n"
+        "study = Study.open('update-sparsity', pairs=pairs, base=base, tuned=tuned, draws=draws)\n"
+        "print(study.subject, len(study.table('tensor')))"
+    )
+    cells = [
+        nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(code),
+    ]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), project / "notebooks" / "update-sparsity.ipynb")
+
+
+def test_a_chapter_runs_on_two_folders_and_says_where_everything_is(command, project, tmp_path):
+    base = planted.base_tensors()
+    for name, tensors in (("a/model", base), ("b/model", planted.with_noise(base, 2e-4, 1))):
+        planted.write(tmp_path / name, tensors)
+    arguments = ["run", "update-sparsity", "--base", tmp_path / "a/model", "--tuned", tmp_path / "b/model"]
+    status, out, err = command(*arguments)
+    assert status == 0, err
+    assert "page:    build/runs/update-sparsity-" in out and "records: build/records/tensor/" in out
+    assert "verdict: rl-sparser-than-sft: cannot be tested here (b-model against a-model)" in out
+    page = next((project / "build" / "runs").rglob("*.ipynb")).read_text()
+    assert "b-model against a-model 10" in page and str(tmp_path) not in page
+    assert "nothing had changed" in command(*arguments)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "drawn=3"], "has no parameter 'drawn'"),
+        (["-p", "draws=many"], "wrong type"),
+        (["-p", "draws"], "key=value"),
+        (["--base", "x"], "needs both sides"),
+        (["--pair", "a", "--base", "x", "--tuned", "y"], "either --pair"),
+        (["--pair", "a"], "no manifest"),
+    ],
+)
+def test_run_refuses_what_it_cannot_do_before_it_starts(command, project, arguments, message):
+    status, out, err = command("run", "update-sparsity", *arguments)
+    assert status == 1 and message in err and out == "" and not (project / "build").exists()
+
+
+def test_debugging_shows_the_traceback(command, monkeypatch):
+    monkeypatch.setenv("THREEGATES_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["threegates", "run", "no-such-chapter"])
+    with pytest.raises(Exception, match="no such notebook"):
+        cli.main()
