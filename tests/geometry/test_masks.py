@@ -198,13 +198,13 @@ def test_parameters_that_want_gradients_are_counted():
 
 
 def test_counting_needs_little_memory():
-    base, tuned = random_pair(2000, 2000)
+    base, tuned = random_pair(3000, 3000)
     count_changes(base, tuned)
     tracemalloc.start()
     count_changes(base, tuned)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 1.5 * 2**20  # the whole mask would be 3.8 MiB
+    assert peak < 2.5 * 2**20  # the whole mask would be 8.6 MiB
 
 
 def test_a_tile_holds_something():

@@ -8,10 +8,10 @@ and changing the entries of the c smallest critical scales takes away the nuisan
 (Given c, the scale of a draw still varies by O(c^-1/2) around the true one, which moves the law of the
 mask by as little. The tests plant storage noise and check that p-values are uniform.)
 
-What the other nulls hold fixed. Null 1b holds the norm, so its density differs from the observed one as soon as
-an update is not coordinate-blind; a Jaccard, which follows density, is then compared across densities. The
-magnitude null holds the count of each bin of |w| and so serves any noise, at the price of a blur: in a
-bin that straddles a power of two, weights of unequal gap are exchanged as if they were alike.
+What the other nulls hold fixed. Null 1b holds the norm, so its density differs from the observed one as
+soon as an update is not coordinate-blind; a Jaccard, which follows density, is then compared across
+densities. The magnitude null holds the count of each bin of |w| and so serves any noise, at the price of a
+blur: in a bin that straddles a power of two, weights of unequal gap are exchanged as if they were alike.
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""`python -m benchmarks [--json FILE] [--only NAME]`: measure, print a table, fail where a gate does."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import benchmarks
+from benchmarks.measure import Row
+
+NOT_MEASURED = {"__main__", "measure"}
+
+
+def names() -> list[str]:
+    """Modules of this package that have rows."""
+    found = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
+    return sorted(set(found) - NOT_MEASURED)
+
+
+def machine() -> dict[str, str | int]:
+    """What a ratio depends on and the table must name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": models[0] if models else platform.processor(),
+        "cores": os.cpu_count() or 0,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "numpy")},
+    }
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as aligned text."""
+    head = ("what", "size", "ours ms", "against", "its ms", "ratio", "aim", "gate", "results")
+    body = [
+        (
+            r.name,
+            r.size,
+            f"{r.ours_ms:.3f}",
+            r.other,
+            f"{r.other_ms:.3f}",
+            f"{r.ratio:.1f}×",
+            *_targets(r),
+            _result(r),
+        )
+        for r in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(head, *body, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        for line in (head, *body)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _targets(row: Row) -> tuple[str, str]:
+    aim = f"{row.aim:g}×" if row.aim else ""
+    gate = f"{row.gate:g}× {'met' if row.fast else 'MISSED'}" if row.gate else ""
+    return aim, gate
+
+
+def _result(row: Row) -> str:
+    return ("" if row.accurate else "NOT ") + row.accuracy
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and report; 1 if results differ or a ratio misses its gate."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parser.add_argument("--only", choices=names(), metavar="NAME", help=f"one of: {', '.join(names())}")
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    found = [name for name in names() if chosen.only in (None, name)]
+    rows = [row for name in found for row in importlib.import_module(f"benchmarks.{name}").rows()]
+    print(table(rows))
+    print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    if chosen.json:
+        text = json.dumps({"machine": machine(), "rows": [row.record() for row in rows]}, indent=2)
+        partial = chosen.json.with_name(chosen.json.name + ".partial")
+        partial.write_text(text + "\n")
+        os.replace(partial, chosen.json)
+    return 0 if all(row.accurate and row.fast for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+"""How a row of the table is measured: both sides in turn, one thread, the same inputs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison. `accurate` is its gate on results; `gate` and `aim` are ratios, or None."""
+
+    name: str
+    size: str
+    ours_ms: float
+    other: str
+    other_ms: float
+    accurate: bool
+    accuracy: str
+    aim: float | None = None
+    gate: float | None = None
+    notes: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the other way takes."""
+        return self.other_ms / self.ours_ms
+
+    @property
+    def fast(self) -> bool:
+        """Whether the ratio reaches its gate."""
+        return self.gate is None or self.ratio >= self.gate
+
+    def record(self) -> dict:
+        """The row as plain values, for JSON."""
+        return asdict(self) | {"ratio": self.ratio, "fast": self.fast}
+
+
+def in_turn(ours: Callable[[], object], other: Callable[[], object], rounds: int = 7) -> tuple[float, float]:
+    """Least milliseconds of two ways, after one warm-up each, run in turn so that load falls on both.
+
+    The least, because on a shared machine all that is added to it is other processes.
+    """
+    ours(), other()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for call, taken in zip((ours, other), times, strict=True):
+            start = time.perf_counter()
+            call()
+            taken.append(1e3 * (time.perf_counter() - start))
+    return min(times[0]), min(times[1])
