@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from threegates.errors import RecordError
-from threegates.study.store import Records, read_provenance, record_digest, write_parquet
+from threegates.study.store import Records, read_provenance, record_digest, remove_leftovers, write_parquet
 
 DIGEST = "a" * 64
 FRAME = pd.DataFrame(
@@ -63,3 +67,13 @@ def test_a_missing_a_damaged_and_a_foreign_record_are_named(tmp_path):
 def test_a_name_that_is_no_file_name_is_refused(tmp_path, name):
     with pytest.raises(RecordError, match="plain file name"):
         Records(tmp_path).path("t", name, DIGEST)
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for process in (ended.pid, os.getpid()):
+        (tmp_path / f".x.parquet.{process}.partial").write_text("half")
+    (tmp_path / "x.parquet").write_text("whole")
+    remove_leftovers(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f".x.parquet.{os.getpid()}.partial", "x.parquet"}

@@ -55,7 +55,18 @@ def observe(run: str, pair: TensorPair, seed: int) -> ObservedMask:
 
 def update_norm(pair: TensorPair) -> float:
     """Frobenius norm of the difference of the two bf16 tensors, in float64."""
-    return float(torch.linalg.vector_norm(pair.tuned.double() - pair.base.double()))
+    return frobenius(pair.tuned, pair.base)
+
+
+def frobenius(x: Tensor, minus: Tensor | None = None) -> float:
+    """‖x‖ or ‖x − minus‖ in float64, over pieces: a large tensor is never held in float64 as a whole."""
+    pieces = x.reshape(-1).split(SAMPLE)
+    less = minus.reshape(-1).split(SAMPLE) if minus is not None else [None] * len(pieces)
+    differences = (
+        piece.double() - other.double() if other is not None else piece.double()
+        for piece, other in zip(pieces, less, strict=True)
+    )
+    return math.sqrt(sum(float(d @ d) for d in differences))
 
 
 def noise_scale(pair: TensorPair, generator: torch.Generator) -> float:

@@ -31,6 +31,7 @@ from threegates.geometry.stripes import ratio_dispersion
 from threegates.study.draws import (
     NULLS,
     SUMMARY,
+    frobenius,
     noise_scale,
     noise_sparsity,
     null_columns,
@@ -207,8 +208,8 @@ def _numbers(pair: TensorPair, name: str, seed: int) -> dict:
         "sparsity": counts.sparsity,
         "changed_stored": changed_stored,
         "sparsity_fp32": 1 - changed_stored / counts.size if counts.size else float("nan"),
-        "norm_base": float(torch.linalg.vector_norm(pair.base.double())),
-        "norm_delta": float(torch.linalg.vector_norm(after.double() - before.double())),
+        "norm_base": frobenius(pair.base),
+        "norm_delta": frobenius(after, before),
         "norm_delta_bf16": update_norm(pair),
         "storage_norm_scale": scale,
         "sparsity_storage_norm": noise,

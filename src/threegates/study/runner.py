@@ -37,6 +37,7 @@ from threegates.study.claims import read_claims
 from threegates.study.parameters import TAG, checked, declared
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.sources import VARIABLE
+from threegates.study.store import remove_leftovers
 from threegates.study.study import Study
 
 _STUDY = "threegates.study.study"
@@ -227,6 +228,7 @@ def _execute(plan: _Plan, digest: str, page: Path) -> None:
     work = page.parent / f".running-{plan.chapter}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    remove_leftovers(page.parent)
     try:
         executed = _papermill(plan, work)
         _refuse_paths(plan, executed)

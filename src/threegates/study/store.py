@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from threegates.atomic import atomic_path
 from threegates.errors import RecordError
+from threegates.study.workers import is_running
 
 _METADATA_KEY = b"threegates"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -103,6 +104,14 @@ def record_digest(path: Path) -> str:
     with pyarrow.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
     return hashlib.sha256(sink.getvalue()).hexdigest()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes left half written below a folder; those that still write keep theirs."""
+    for path in folder.rglob(".*.partial"):
+        process = path.name.split(".")[-2]
+        if process.isdigit() and not is_running(int(process)):
+            path.unlink(missing_ok=True)
 
 
 def _bare_table(frame: pd.DataFrame) -> pa.Table:

@@ -20,7 +20,7 @@ from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs, run_job
 from threegates.study.measure import typed
 from threegates.study.provenance import build_folder, project_root, record_provenance
 from threegates.study.sources import StudyPair, chapter_pairs, lab_manifest, named_pairs, own_pair
-from threegates.study.store import Records, read_parquet, record_digest
+from threegates.study.store import Records, read_parquet, record_digest, remove_leftovers
 from threegates.study.workers import run_parallel
 
 #: Facts of a pair, the columns of `Study.frame` before the labels.
@@ -114,9 +114,10 @@ class Study:
 
     def ensure(self, workers: int = 1) -> Study:
         """Measure what is missing, over processes of one thread each."""
-        run_parallel(
-            run_job, [(job, self.records) for job in self.missing()], workers, f"measure {self.chapter}"
-        )
+        tasks = [(job, self.records) for job in self.missing()]
+        if tasks:
+            remove_leftovers(self.records.folder)
+            run_parallel(run_job, tasks, workers, f"measure {self.chapter}")
         return self
 
     def table(self, name: str) -> pd.DataFrame:
@@ -204,9 +205,14 @@ class Study:
             facts = self.frame.drop(columns=[c for c in self.frame if c in frame and c != "pair"])
             return frame.merge(facts, on="pair", how="left", validate="many_to_one")
         if "run" in frame:
-            facts = self.frame.drop_duplicates("run")[["run", *(c for c in _RUN_FACTS if c not in frame)]]
+            facts = self._run_facts()[["run", *(c for c in _RUN_FACTS if c not in frame)]]
             return frame.merge(facts, on="run", how="left", validate="many_to_one")
         return frame
+
+    def _run_facts(self) -> pd.DataFrame:
+        """One row a run, those of the bases included."""
+        bases = [StudyPair(pair.base.label, pair.base, pair.base).facts() for pair in self.pairs]
+        return pd.concat([self.frame, typed(bases, FACTS)]).drop_duplicates("run")
 
     def _log_files(self) -> list[tuple[str, Path]]:
         folders: dict[str, Path] = {}

@@ -53,7 +53,7 @@ def _end_with(parent: int) -> None:
     """End this process when `parent` is gone, so that a killed build leaves no worker behind."""
 
     def watch() -> None:
-        while _alive(parent):
+        while is_running(parent):
             time.sleep(POLL_SECONDS)
         os._exit(1)
 
@@ -61,9 +61,12 @@ def _end_with(parent: int) -> None:
         threading.Thread(target=watch, name="ends-with-parent", daemon=True).start()
 
 
-def _alive(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether there is a process of that number."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
         return False
+    except PermissionError:
+        return True
     return True
