@@ -75,7 +75,7 @@ def _ours(rules: Algorithm, batch: tuple[Rollout, Tensor, Tensor]) -> tuple[floa
     spread = advantages[:, None] * rollout.mask
     loss, clipped = policy_loss(rules, log_probs, rollout.log_probs, reference, spread, rollout.mask)
     loss.backward()
-    return float(loss.detach()), clipped, {name: tensor.grad for name, tensor in weights.items()}
+    return float(loss.detach()), clipped, {n: t.grad for n, t in weights.items() if t.grad is not None}
 
 
 def _theirs(trl, folder: Path, rules: Algorithm, batch: tuple[Rollout, Tensor, Tensor], scratch: Path):

@@ -15,8 +15,15 @@ from threegates.lab.task import data_set, is_held_out, pretraining_example, step
 
 
 def _trainer(**changes: object) -> Pretrainer:
-    settings = {"name": "base", "seed": 11, "steps": 40, "batch": 32, "warmup": 5, "shape": TINY}
-    return Pretrainer(PretrainRecipe(**(settings | changes)))
+    settings: dict[str, object] = {
+        "name": "base",
+        "seed": 11,
+        "steps": 40,
+        "batch": 32,
+        "warmup": 5,
+        "shape": TINY,
+    }
+    return Pretrainer(PretrainRecipe.model_validate(settings | changes))
 
 
 def test_the_loss_is_the_mean_over_all_response_tokens_however_the_batch_is_split():
@@ -30,6 +37,7 @@ def test_the_loss_is_the_mean_over_all_response_tokens_however_the_batch_is_spli
     metrics = trainer.step(1)
     assert metrics["loss"] == pytest.approx(float(whole.detach()), rel=1e-5)
     scale = min(1.0, 1 / metrics["grad_norm"])
+    assert trainer.weights.master.grad is not None
     got = trainer.weights.master.grad[-gradient.numel() :]
     torch.testing.assert_close(got, gradient.flatten() * scale, atol=1e-6, rtol=1e-4)
 
@@ -37,7 +45,12 @@ def test_the_loss_is_the_mean_over_all_response_tokens_however_the_batch_is_spli
 def test_a_step_sees_the_stated_number_of_examples_and_no_held_out_prompt(monkeypatch):
     seen: list[list[str]] = []
     padded = module.pad_prompts
-    monkeypatch.setattr(module, "pad_prompts", lambda prompts: seen.extend(prompts) or padded(prompts))
+
+    def spied(prompts):
+        seen.extend(prompts)
+        return padded(prompts)
+
+    monkeypatch.setattr(module, "pad_prompts", spied)
     trainer = _trainer(batch=64)
     for index in range(1, 5):
         trainer.step(index)

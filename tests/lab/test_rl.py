@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,11 +23,11 @@ PROMPTS, SAMPLES = 6, 4
 
 
 def _recipe(algorithm: str, **changes: object) -> RLRecipe:
-    settings = {
+    settings: dict[str, object] = {
         "name": algorithm, "base": "base", "algorithm": algorithm, "data": "arith-4", "seed": 3, "steps": 4,
         "learning_rate": 1e-3, "warmup": 1, "prompts": PROMPTS, "samples": SAMPLES, "minibatches": 2,
     }  # fmt: skip
-    return RLRecipe(**(settings | changes))
+    return RLRecipe.model_validate(settings | changes)
 
 
 def _undecided_weights() -> dict[str, Tensor]:
@@ -173,6 +174,24 @@ def test_rewards_of_a_group_belong_to_its_own_prompt(spy):
     spread = rewards.std(1, ddof=1, keepdims=True)
     expected = np.where(spread > 0, (rewards - rewards.mean(1, keepdims=True)) / np.maximum(spread, 1e-9), 0)
     np.testing.assert_allclose(advantages[:, 0].numpy(), expected.ravel(), atol=1e-5)
+
+
+def test_reinforce_pays_for_leaving_the_base_token_by_token(spy):
+    """A_t is R − β Σ_{s≥t} (log π_old − log π_base), whitened; here β is large and the policy is pushed."""
+    pushed = _undecided_weights()
+    pushed["lm_head.weight"][TOKEN_ID["3"], TOKEN_ID["A"]] += 2 / 48**0.5
+    trainer = _trainer("reinforce++", pushed, prompts=16, minibatches=1)
+    trainer.base, trainer.rules = _undecided_weights(), replace(trainer.rules, kl_weight=0.5)
+    trainer.step(1)
+    _, _, old, reference, advantages, mask = spy.losses[0]
+    rollout, returns = spy.rollouts[0], []
+    for row in range(len(mask)):
+        right = earns_reward(words(rollout.prompts[row]), words(rollout.responses[row]))
+        gaps = (old - reference)[row][mask[row]].tolist()
+        returns += [2 * right - 1 - 0.5 * sum(gaps[t:]) for t in range(len(gaps))]
+    white = (np.array(returns) - np.mean(returns)) / np.std(returns, ddof=1)
+    np.testing.assert_allclose(advantages[mask].numpy(), white, atol=1e-4)
+    assert np.ptp(returns) > 2
 
 
 def test_the_log_shows_reward_scale_length_and_entropy_of_the_samples(spy):

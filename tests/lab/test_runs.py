@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -27,8 +28,8 @@ from threegates.lab.runs import LOG_COLUMNS, Run, execute, is_finished, load_wei
 from threegates.lab.task import Problem, encode
 from threegates.lab.trainer import Trainer
 
-COMMON = {"seed": 3, "evaluate_prompts": 8, "evaluate_every": 2, "warmup": 2}
-TUNED = COMMON | {
+COMMON: dict[str, Any] = {"seed": 3, "evaluate_prompts": 8, "evaluate_every": 2, "warmup": 2}
+TUNED: dict[str, Any] = COMMON | {
     "base": "base", "data": "arith-4", "steps": 4, "learning_rate": 1e-3, "minibatches": 2, "samples": 2,
 }  # fmt: skip
 BASE = PretrainRecipe(name="base", steps=4, batch=8, shape=TINY, final_prompts=8, final_samples=2, **COMMON)
@@ -76,14 +77,16 @@ def _other_lab(lab: Path, folder: Path) -> Path:
     return folder
 
 
-def _interrupt(monkeypatch: pytest.MonkeyPatch, lab: Path, run: Run, at: Callable[[], None]) -> None:
+def _interrupt(
+    monkeypatch: pytest.MonkeyPatch, lab: Path, run: Run, at: Callable[[pytest.MonkeyPatch], None]
+) -> None:
     with pytest.raises(Killed), monkeypatch.context() as patch:
         at(patch)
         execute(lab, run)
     assert not is_finished(lab, run)
 
 
-def _after_steps(count: int) -> Callable[[pytest.MonkeyPatch], None]:
+def _after_steps(count: int) -> Patch:
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         step = Trainer.logged_step
 
@@ -97,7 +100,7 @@ def _after_steps(count: int) -> Callable[[pytest.MonkeyPatch], None]:
     return patch
 
 
-def _inside(name: str) -> Callable[[pytest.MonkeyPatch], None]:
+def _inside(name: str) -> Patch:
     def killed(*_: object, **__: object) -> None:
         raise Killed
 
@@ -293,6 +296,7 @@ def test_a_run_killed_by_sigkill_resumes_to_the_same_bytes(tmp_path):
     deadline = time.monotonic() + 30
     while len(_steps(steps)) < 40 and time.monotonic() < deadline:
         time.sleep(0.005)
+    assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     process.join()
     done = len(_steps(steps))

@@ -16,11 +16,11 @@ SOURCES = ("teacher", "same-style", "rft")
 
 
 def _recipe(source: str, **changes: object) -> SFTRecipe:
-    settings = {
+    settings: dict[str, object] = {
         "name": source, "base": "base", "source": source, "data": "arith-4", "seed": 7, "steps": 4,
         "learning_rate": 1e-3, "warmup": 1, "batch": 64, "samples": 8, "minibatches": 2,
     }  # fmt: skip
-    return SFTRecipe(**(settings | changes))
+    return SFTRecipe.model_validate(settings | changes)
 
 
 class _Spied(SupervisedTrainer):

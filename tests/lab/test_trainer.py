@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from threegates.lab.rollout import pad_prompts, pad_responses
 from threegates.lab.sft import SupervisedTrainer
 from threegates.lab.trainer import Trainer
 
-COMMON = {"seed": 5, "steps": 6, "evaluate_prompts": 8, "evaluate_every": 4, "warmup": 3}
-TUNED = COMMON | {"base": "b", "data": "arith-4", "learning_rate": 1e-3, "minibatches": 2}
+COMMON: dict[str, Any] = {"seed": 5, "steps": 6, "evaluate_prompts": 8, "evaluate_every": 4, "warmup": 3}
+TUNED: dict[str, Any] = COMMON | {"base": "b", "data": "arith-4", "learning_rate": 1e-3, "minibatches": 2}
 
 
 def trainers() -> dict[str, Trainer]:

@@ -25,11 +25,11 @@ class Quadratic(Trainer):
 
 
 def quadratic(**changes: object) -> Quadratic:
-    settings = {
+    settings: dict[str, object] = {
         "name": "q", "base": "b", "algorithm": "grpo", "data": "arith-4", "seed": 1, "steps": 5,
         "learning_rate": 1e-3, "warmup": 1, "weight_decay": 0.1, "clip_norm": 1e9,
     }  # fmt: skip
-    return Quadratic(RLRecipe(**(settings | changes)), TINY, INITIAL, None)
+    return Quadratic(RLRecipe.model_validate(settings | changes), TINY, INITIAL, None)
 
 
 def _set_gradient(weights: TrainedWeights, gradients: dict[str, Tensor]) -> None:
