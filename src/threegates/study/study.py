@@ -123,7 +123,8 @@ class Study:
     def table(self, name: str) -> pd.DataFrame:
         """A table of the chapter, measured first if need be, joined with the facts of its pairs or runs.
 
-        ``log`` and ``evaluation`` are the training logs and final evaluations of the lab's runs.
+        ``log`` and ``evaluation`` are the training logs and final evaluations of the lab's runs and of their
+        base, which has no facts here because it is the tuned side of no pair.
 
         Raises
         ------
@@ -205,14 +206,9 @@ class Study:
             facts = self.frame.drop(columns=[c for c in self.frame if c in frame and c != "pair"])
             return frame.merge(facts, on="pair", how="left", validate="many_to_one")
         if "run" in frame:
-            facts = self._run_facts()[["run", *(c for c in _RUN_FACTS if c not in frame)]]
+            facts = self.frame.drop_duplicates("run")[["run", *(c for c in _RUN_FACTS if c not in frame)]]
             return frame.merge(facts, on="run", how="left", validate="many_to_one")
         return frame
-
-    def _run_facts(self) -> pd.DataFrame:
-        """One row a run, those of the bases included."""
-        bases = [StudyPair(pair.base.label, pair.base, pair.base).facts() for pair in self.pairs]
-        return pd.concat([self.frame, typed(bases, FACTS)]).drop_duplicates("run")
 
     def _log_files(self) -> list[tuple[str, Path]]:
         folders: dict[str, Path] = {}
