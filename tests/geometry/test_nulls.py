@@ -327,7 +327,19 @@ def test_a_path_has_its_counts_and_each_mask_the_law_of_null_1a():
     assert torch.equal(path[0], alone)
 
 
-def test_later_masks_of_a_path_do_not_depend_on_when_the_walk_was_seen_only_on_times():
+def test_the_walk_adds_increments_of_variance_equal_to_the_time_between():
+    w, times = weights(), [0.5, 2.0, 6.0]
+    source = noise_generator(8)
+    increments = [gaussian_noise(w.shape, source).double() for _ in times]
+    walk = torch.zeros(w.shape, dtype=torch.float64)
+    for mask, z, time, before in zip(
+        storage_path(w, [700] * 3, times, 8), increments, times, [0, *times], strict=False
+    ):
+        walk += (time - before) ** 0.5 * z
+        assert torch.equal(mask, smallest(critical_scale(w, walk), 700))
+
+
+def test_masks_of_a_path_agree_while_times_are_near_and_forget_each_other_later():
     w, count = weights(), 800
     near, far, apart = ([], [], [])
     for seed in range(20):
