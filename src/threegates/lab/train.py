@@ -81,20 +81,13 @@ def _die_with(parent: int) -> None:
     """End this process when the one that started it is gone: a killed build leaves no worker behind."""
 
     def watch() -> None:
-        while _alive(parent):
+        # An orphan gets another parent at once, while the dead one may stay a zombie that answers signals.
+        while os.getppid() == parent:
             time.sleep(POLL_SECONDS)
         os._exit(1)
 
     if not any(thread.name == "die-with-parent" for thread in threading.enumerate()):
         threading.Thread(target=watch, name="die-with-parent", daemon=True).start()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def keep_freed_memory() -> None:
