@@ -1,0 +1,189 @@
+"""What a profile plans: names, seeds, rates, chapters, and the manifest it becomes."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from threegates.checkpoints.manifest import Manifest, read_manifest, write_manifest
+from threegates.errors import RecipeError
+from threegates.lab.plan import BASE, PROFILES, RATES, Planned, manifest, plan
+from threegates.lab.recipe import AnyRecipe, PretrainRecipe, RLRecipe, SFTRecipe
+from threegates.lab.task import data_set
+
+EVERY_PROFILE = pytest.mark.parametrize("name", sorted(PROFILES))
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, list[Planned]]:
+    return {name: plan(name) for name in PROFILES}
+
+
+def _recipes(planned: list[Planned], chapter: str | None = None) -> list[AnyRecipe]:
+    return [item.draft.recipe for item in planned if chapter is None or chapter in item.draft.chapters]
+
+
+@EVERY_PROFILE
+def test_names_and_digests_are_unique(plans, name):
+    runs = [item.run for item in plans[name]]
+    assert len({run.name for run in runs}) == len({run.digest for run in runs}) == len(runs)
+
+
+@EVERY_PROFILE
+def test_the_base_comes_first_and_every_other_run_starts_from_its_last_checkpoint(plans, name):
+    base, *tuned = plans[name]
+    assert isinstance(base.draft.recipe, PretrainRecipe)
+    assert base.run.base_folder is None
+    assert len(tuned) > 10
+    for item in tuned:
+        assert not isinstance(item.draft.recipe, PretrainRecipe)
+        assert item.draft.recipe.base == BASE == base.run.name
+        assert item.run.base_folder == base.run.checkpoint(base.draft.recipe.steps)
+
+
+@EVERY_PROFILE
+def test_no_seed_of_the_study_was_used_while_recipes_were_chosen(plans, name):
+    assert min(recipe.seed for recipe in _recipes(plans[name])) >= 101
+
+
+@EVERY_PROFILE
+def test_names_say_method_data_rate_and_seed(plans, name):
+    for item in plans[name][1:]:
+        recipe = item.draft.recipe
+        kind = recipe.algorithm if isinstance(recipe, RLRecipe) else item.draft.algorithm
+        rate = [] if item.draft.rate == "mask" else [item.draft.rate]
+        assert recipe.name == "-".join([kind, recipe.data, *rate, f"s{recipe.seed}"])
+        assert recipe.learning_rate == RATES[item.draft.rate]
+        data_set(recipe.data)
+
+
+@EVERY_PROFILE
+def test_methods_at_the_mask_rate_share_everything_that_decides_an_updates_size(plans, name):
+    """Reinforcement learning and fine-tuning are compared at one rate, one number of updates, one format."""
+    settings = {
+        (r.learning_rate, r.steps, r.minibatches, r.warmup, r.betas, r.weight_decay, r.clip_norm,
+         r.master_dtype, r.storage_dtype, r.save_dtype)
+        for r in (item.draft.recipe for item in plans[name][1:] if item.draft.rate == "mask")
+    }  # fmt: skip
+    assert len(settings) == 1
+    assert settings.pop()[-3:] == ("float32", "bfloat16", "float32")
+
+
+@EVERY_PROFILE
+def test_stripes_compare_five_runs_of_each_kind_that_differ_in_seed_method_and_data(plans, name):
+    compared = _recipes(plans[name], "stripe-masks")
+    rl = [recipe for recipe in compared if isinstance(recipe, RLRecipe)]
+    sft = [recipe for recipe in compared if isinstance(recipe, SFTRecipe)]
+    assert len(rl) >= 5
+    assert len(sft) >= 5
+    assert len({recipe.algorithm for recipe in rl}) == 3
+    assert len({recipe.source for recipe in sft}) >= 2
+    for runs in (rl, sft):
+        assert len({recipe.data for recipe in runs}) == 3
+        assert len({recipe.seed for recipe in runs}) >= 2
+        assert {recipe.learning_rate for recipe in runs} == {RATES["mask"]}
+
+
+def test_sparsity_has_every_method_with_three_seeds_in_mini(plans):
+    rows = Counter(
+        (item.draft.algorithm, item.draft.rate)
+        for item in plans["mini"]
+        if "update-sparsity" in item.draft.chapters
+    )
+    masks = ("grpo", "dapo", "reinforce++", "sft-teacher", "sft-same-style", "rft")
+    expected = {(method, "mask"): 3 for method in masks}
+    assert rows == expected | {("sft-teacher", "own"): 3, ("sft-same-style", "own"): 3}
+
+
+@EVERY_PROFILE
+def test_every_algorithm_has_a_reward_curve_with_a_final_evaluation(plans, name):
+    curves = [item.draft.recipe for item in plans[name] if item.draft.rate == "reward"]
+    assert {recipe.algorithm for recipe in curves} == {"grpo", "dapo", "reinforce++"}
+    assert all(recipe.final_prompts * recipe.final_samples > 0 for recipe in curves)
+    assert plans[name][0].draft.recipe.final_prompts == curves[0].final_prompts
+
+
+def test_the_mini_evaluations_are_as_large_as_the_study_asks(plans):
+    evaluated = [recipe for recipe in _recipes(plans["mini"]) if recipe.final_prompts]
+    assert all(recipe.final_prompts >= 512 and recipe.final_samples == 8 for recipe in evaluated)
+
+
+@EVERY_PROFILE
+def test_emergence_keeps_several_steps_of_whole_grpo_runs(plans, name):
+    for recipe in _recipes(plans[name], "emergence"):
+        assert recipe.algorithm == "grpo"
+        steps = sorted(recipe.saved_steps())
+        assert len(steps) >= 4
+        assert steps[0] <= recipe.steps / 5
+        assert steps[-1] == recipe.steps
+
+
+def test_smoke_plans_a_part_of_minis_runs(plans):
+    smoke, mini = ({item.run.name for item in plans[name]} for name in ("smoke", "mini"))
+    assert smoke < mini
+    assert max(r.steps for r in _recipes(plans["smoke"])) < max(r.steps for r in _recipes(plans["mini"]))
+
+
+def test_planning_again_gives_the_same_digests(plans):
+    assert [item.run for item in plan("smoke")] == [item.run for item in plans["smoke"]]
+
+
+def test_an_unknown_profile_is_refused_with_the_known_ones():
+    with pytest.raises(RecipeError, match="no lab profile 'huge'") as caught:
+        plan("huge")
+    assert "smoke | mini" in str(caught.value)
+
+
+# -------------------------------------------------------------------------------------------- manifest
+
+
+@pytest.fixture(params=sorted(PROFILES))
+def written(request, plans, tmp_path) -> tuple[list[Planned], Manifest, Manifest]:
+    """The plan, its manifest, and the manifest read back from its file."""
+    made = manifest(request.param, plans[request.param])
+    write_manifest(tmp_path / "manifest.yaml", made)
+    return plans[request.param], made, read_manifest(tmp_path / "manifest.yaml")
+
+
+def test_the_manifest_comes_back_from_its_file(written):
+    _, made, read = written
+    assert read.model_dump() == made.model_dump()
+    assert read.profile in PROFILES
+
+
+def test_the_manifest_has_one_entry_a_saved_step_and_knows_every_base(written):
+    planned, _, read = written
+    steps = {(item.run.name, step) for item in planned for step in item.draft.recipe.saved_steps()}
+    assert {(entry.run, entry.step) for entry in read.checkpoints} == steps
+    assert [entry.name for entry in read.checkpoints if entry.base is None] == [BASE]
+    assert {pair.base.name for pair in read.pairs()} == {BASE}
+    assert {entry.name for entry in read.checkpoints if entry.final} == {item.run.name for item in planned}
+
+
+def test_entries_say_what_was_trained_and_where_it_lies(written):
+    planned, _, read = written
+    for item in planned:
+        entry = read.entry(item.run.name)
+        recipe = item.draft.recipe
+        assert entry.folder(read) == read.folder / item.run.checkpoint(recipe.steps)
+        assert (entry.seed, entry.data, entry.learning_rate) == (
+            recipe.seed,
+            recipe.data,
+            recipe.learning_rate,
+        )
+        assert entry.updates == recipe.steps * recipe.minibatches
+        assert entry.labels == {"rate": item.draft.rate}
+        assert entry.method == {"pretrain": "pretrain", "rl": "rl"}.get(
+            recipe.kind, "rft" if recipe.name.startswith("rft") else "sft"
+        )
+
+
+def test_step_checkpoints_belong_to_emergence_alone(written):
+    _, _, read = written
+    steps = [entry for entry in read.checkpoints if not entry.final]
+    assert steps
+    assert all(entry.chapters == ["emergence"] for entry in steps)
+    assert {entry.run for entry in read.checkpoints if "emergence" in entry.chapters} == {
+        entry.run for entry in steps
+    }

@@ -1,0 +1,154 @@
+"""A whole profile, made tiny: trained by two workers, then not trained again."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.lab.tiny import TINY
+from threegates.checkpoints.hub import open_entry
+from threegates.checkpoints.manifest import read_manifest
+from threegates.digest import file_digest
+from threegates.errors import RecipeError
+from threegates.lab import plan as planning
+from threegates.lab import train as module
+from threegates.lab.plan import Profile, plan
+from threegates.lab.recipe import PretrainRecipe, RLRecipe, SFTRecipe
+from threegates.lab.train import train
+
+SMALL = {"evaluate_prompts": 4, "samples": 2, "minibatches": 2}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """A profile `tiny` beside the others, with the smallest recipes that still use every part."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(planning.PROFILES, "tiny", Profile("tiny", 2, 2, 1, (101,), (0.5, 1.0), 4))
+        patch.setattr(planning, "PretrainRecipe", functools.partial(PretrainRecipe, shape=TINY, batch=8))
+        patch.setattr(planning, "RLRecipe", functools.partial(RLRecipe, prompts=2, **SMALL))
+        patch.setattr(planning, "SFTRecipe", functools.partial(SFTRecipe, batch=8, **SMALL))
+        patch.setattr(module, "POLL_SECONDS", 0.05)
+        yield
+
+
+@pytest.fixture(scope="module")
+def build(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build in which two workers trained the tiny profile."""
+    folder = tmp_path_factory.mktemp("build")
+    assert train("tiny", folder, workers=2) == folder / "lab" / "manifest.yaml"
+    return folder
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "when.json")
+    return {str(path.relative_to(folder)): file_digest(path) for path in files}
+
+
+def _refuse(*_: object) -> None:
+    raise AssertionError("a finished run was trained again")
+
+
+def test_every_checkpoint_of_the_manifest_opens(build):
+    manifest = read_manifest(build / "lab" / "manifest.yaml")
+    assert manifest.profile == "tiny"
+    for entry in manifest.checkpoints:
+        checkpoint = open_entry(manifest, entry)
+        assert {info.dtype for info in checkpoint.infos.values()} == {"BF16" if entry.base is None else "F32"}
+    runs = {path.name for path in (build / "lab" / "runs").iterdir()}
+    assert runs == {item.run.folder for item in plan("tiny")}
+
+
+def test_training_again_does_nothing_and_says_so(build, monkeypatch, capsys):
+    before = _digests(build)
+    times = {path: path.stat().st_mtime_ns for path in (build / "lab" / "runs").rglob("*")}
+    monkeypatch.setattr(module, "execute", _refuse)
+    train("tiny", build, workers=2)
+    assert _digests(build) == before
+    assert times == {path: path.stat().st_mtime_ns for path in (build / "lab" / "runs").rglob("*")}
+    total = len(plan("tiny"))
+    assert f"train: 0 of {total} runs to do, {total} finished before" in capsys.readouterr().err
+
+
+def test_a_missing_run_alone_is_trained_anew_to_the_same_bytes(build, capsys):
+    before = _digests(build)
+    run = plan("tiny")[-1].run
+    shutil.rmtree(build / "lab" / "runs" / run.folder)
+    train("tiny", build, workers=1)
+    assert _digests(build) == before
+    lines = capsys.readouterr().err
+    assert f"train: 1 of {len(plan('tiny'))} runs to do" in lines
+    assert f"train: {run.name} done in" in lines
+    assert "0 runs left" in lines
+
+
+def test_one_chosen_run_brings_its_base_and_leaves_the_manifest_alone(tiny, build, tmp_path):
+    chosen = plan("tiny")[1].run
+    train("tiny", tmp_path, workers=1, only=[chosen.name])
+    base = plan("tiny")[0].run
+    assert {path.name for path in (tmp_path / "lab" / "runs").iterdir()} == {base.folder, chosen.folder}
+    assert not (tmp_path / "lab" / "manifest.yaml").exists()
+    for run in (base, chosen):
+        place = Path("lab") / "runs" / run.folder
+        assert _digests(tmp_path / place) == _digests(build / place)
+
+
+def test_an_unknown_run_is_refused_before_anything_is_trained(tiny, tmp_path):
+    with pytest.raises(RecipeError, match="no such run") as caught:
+        train("tiny", tmp_path, only=["grpo-arith-4-s101", "gpro-arith-4-s101"])
+    assert "found: gpro-arith-4-s101" in str(caught.value)
+    assert "lab-base, grpo-arith-4-s101" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------- workers of a killed build
+
+
+def _worker(parent: int) -> None:
+    module._die_with(parent)
+    time.sleep(30)
+
+
+def _builder(number) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_worker, args=(os.getpid(),))
+    child.start()
+    number.value = child.pid
+    child.join()
+
+
+def _gone(process: int) -> bool:
+    """Whether a process has ended, even if nobody has reaped it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks at /proc")
+@pytest.mark.parametrize("reaped", [True, False], ids=["reaped", "zombie"])
+def test_a_killed_build_leaves_no_worker_behind(monkeypatch, reaped):
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.02)
+    context = multiprocessing.get_context("fork")
+    number = context.Value("i", 0)
+    builder = context.Process(target=_builder, args=(number,))
+    builder.start()
+    deadline = time.monotonic() + 20
+    while number.value == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    worker = number.value
+    time.sleep(0.2)
+    assert not _gone(worker)
+    assert builder.pid is not None
+    os.kill(builder.pid, signal.SIGKILL)
+    if reaped:
+        builder.join()
+    while not _gone(worker) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert _gone(worker)
+    builder.join()
