@@ -17,7 +17,12 @@ from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sam
 from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID, Problem
 from threegates.lab.tokenizer import tokenizer_files
 
-pytestmark = [pytest.mark.rl, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.rl,
+    pytest.mark.slow,
+    # TRL sets an option that transformers is about to rename.
+    pytest.mark.filterwarnings("ignore:`gradient_checkpointing` is deprecated:FutureWarning"),
+]
 
 SAMPLES = 4
 # The KL weight of the recipes would hide in the last digits.
