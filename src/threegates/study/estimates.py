@@ -193,7 +193,7 @@ def _orientation(null: str | None, tables: Tables, confidence: float) -> Estimat
     log = np.log(axis["dispersion"]) - (axis[f"{null}_log_mean"] if null else 0.0)
     sign = np.where(axis["axis"] == "row", 1.0, -1.0) * np.where(axis["role"] == "o", -1.0, 1.0)
     per_tensor = (log * sign).groupby([axis["pair"], axis["role"], axis["tensor"]]).sum(min_count=2)
-    per_run = per_tensor.groupby(["pair", "role"]).mean().groupby("pair").min()
+    per_run = per_tensor.groupby(["pair", "role"]).mean().groupby("pair").mean()
     return t_estimate(per_run, "runs", confidence)
 
 

@@ -16,6 +16,8 @@ from threegates.study.provenance import build_folder, project_root
 
 # Folders of this machine by the labels that notebooks use for them, so that no page shows a path.
 VARIABLE = "THREEGATES_SOURCES"
+# The manifest that chapters take their pairs from, where it is not the lab's: the paper profile sets it.
+MANIFEST_VARIABLE = "THREEGATES_MANIFEST"
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,9 @@ class StudyPair:
 
 
 def lab_manifest(path: Path | None = None) -> Manifest:
-    """The given manifest, or the one the lab wrote last."""
-    return read_manifest(path or build_folder() / "lab" / "manifest.yaml")
+    """The given manifest, or the one that a profile chose, or the one the lab wrote last."""
+    chosen = os.environ.get(MANIFEST_VARIABLE)
+    return read_manifest(path or (Path(chosen) if chosen else build_folder() / "lab" / "manifest.yaml"))
 
 
 def known_manifests() -> list[Manifest]:

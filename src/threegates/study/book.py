@@ -1,0 +1,190 @@
+"""The book: train, measure, run every chapter, assemble the pages, render them with Jupyter Book.
+
+Every stage does only what has changed, and puts its result in place in one step: a build that is killed
+leaves the last good book, and the next one continues.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from threegates.digest import file_digest, value_digest
+from threegates.errors import NotebookError
+from threegates.study.provenance import importlib_version, project_root
+from threegates.study.runner import NotebookRun, run_notebook
+from threegates.study.sources import MANIFEST_VARIABLE
+from threegates.study.study import Study
+from threegates.study.values import FILE, rate_values, verdict_values, write_values
+from threegates.study.verdicts import verdict_page
+from threegates.study.views import gain_view, pass_view
+
+LAB_CHAPTER = "miniature-lab"
+_MATHJAX = ("sphinx-mathjax-offline", "static", "mathjax", "tex-svg.js")
+
+
+def build_book(profile: str, build: Path, workers: int = 2) -> Path:
+    """Build the book of a profile; returns its first page.
+
+    Parameters
+    ----------
+    profile : "smoke" or "mini" train the lab; "paper" takes the paper's own checkpoints from the Hub.
+    build : folder of everything that is built.
+    workers : processes that train, measure and execute.
+    """
+    root = project_root()
+    build.mkdir(parents=True, exist_ok=True)
+    with _only_one(build):
+        _prepare(profile, build, root, workers)
+        chapters = _chapters(root)
+        runs = {name: _run(root / "notebooks" / f"{name}.ipynb", workers) for name in chapters}
+        source = _assemble(build, root, profile, runs)
+        return _render(build, source)
+
+
+@contextmanager
+def _only_one(build: Path) -> Iterator[None]:
+    """Let one build work in a folder at a time; the next one waits and says so."""
+    with open(build / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            _say("another build is at work in this folder; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _say(text: str) -> None:
+    print(f"book: {text}", file=sys.stderr, flush=True)
+
+
+def _prepare(profile: str, build: Path, root: Path, workers: int) -> None:
+    """Make the checkpoints: train the lab, or point the study at the paper's own."""
+    if profile == "paper":
+        os.environ[MANIFEST_VARIABLE] = str(root / "data_manifest.yaml")
+        return
+    from threegates.lab.train import train
+
+    train(profile, build, workers)
+
+
+def _chapters(root: Path) -> list[str]:
+    """Notebooks in the order of the table of contents."""
+    contents = yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    files = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
+    return [name for name in files if (root / "notebooks" / f"{name}.ipynb").is_file()]
+
+
+def _run(notebook: Path, workers: int) -> NotebookRun:
+    started = time.monotonic()
+    result = run_notebook(notebook, workers=workers)
+    seconds = time.monotonic() - started
+    _say(f"{notebook.stem} {'executed' if result.executed else 'unchanged'} ({seconds:.0f} s)")
+    return result
+
+
+def _assemble(build: Path, root: Path, profile: str, runs: dict[str, NotebookRun]) -> Path:
+    """Put prose, executed notebooks, figures, values and the verdicts' page into one fresh folder."""
+    source = build / "book-src"
+    shutil.rmtree(source, ignore_errors=True)
+    shutil.copytree(root / "book", source)
+    pages = build / "notebooks"
+    for name, result in runs.items():
+        shutil.copyfile(result.page, source / f"{name}.ipynb")
+        if (pages / "figures" / name).is_dir():
+            shutil.copytree(pages / "figures" / name, source / "figures" / name)
+    verdicts = [result.verdicts for result in runs.values() if not result.verdicts.empty]
+    table = pd.concat(verdicts, ignore_index=True)
+    (source / "verdicts.md").write_text(verdict_page(table), encoding="utf-8")
+    write_values(source / FILE, {"profile": profile} | verdict_values(table) | _lab_values())
+    mathjax = source / "_static" / "mathjax"
+    mathjax.mkdir(parents=True)
+    shutil.copyfile(_mathjax_file(), mathjax / "tex-svg.js")
+    return source
+
+
+def _lab_values() -> dict[str, str]:
+    evaluation = Study.open(LAB_CHAPTER).table("evaluation")
+    return rate_values(pass_view(evaluation), gain_view(evaluation))
+
+
+def _mathjax_file() -> Path:
+    """MathJax in one file, from a wheel: the book makes no request."""
+    for folder in map(Path, sys.path):
+        path = folder.joinpath(*_MATHJAX)
+        if path.is_file():
+            return path
+    raise NotebookError(
+        "MathJax for offline pages is not installed", remedy="install the package sphinx-mathjax-offline"
+    )
+
+
+def _render(build: Path, source: Path) -> Path:
+    """Render with warnings as errors, unless these very pages were rendered before."""
+    html = build / "html"
+    digest, mark = _digest(source), html / ".source"
+    if mark.is_file() and mark.read_text() == digest:
+        _say("pages unchanged")
+        return html / "index.html"
+    started, work = time.monotonic(), build / ".rendering"
+    shutil.rmtree(work, ignore_errors=True)
+    _jupyter_book(source, work)
+    fresh = work / "_build" / "html"
+    (fresh / ".source").write_text(digest)
+    _swap(fresh, html)
+    shutil.rmtree(work)
+    _say(f"pages rendered ({time.monotonic() - started:.0f} s)")
+    return html / "index.html"
+
+
+def _digest(source: Path) -> str:
+    files = sorted(path for path in source.rglob("*") if path.is_file())
+    versions = {
+        name: importlib_version(name) for name in ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
+    }
+    extension = importlib.util.find_spec("threegates.study.values")
+    assert extension is not None and extension.origin is not None
+    return value_digest(
+        {
+            "files": {str(path.relative_to(source)): file_digest(path) for path in files},
+            "versions": versions,
+            "extension": file_digest(extension.origin),
+        }
+    )
+
+
+def _jupyter_book(source: Path, work: Path) -> None:
+    command = [sys.executable, "-m", "jupyter_book", "build", "-W", "-n", "--keep-going"]
+    done = subprocess.run(
+        [*command, str(source), "--path-output", str(work)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        lines = (done.stdout + done.stderr).splitlines()
+        told = [line for line in lines if "WARNING" in line or "ERROR" in line] or lines[-30:]
+        raise NotebookError(
+            "the book has warnings, and warnings are errors",
+            where="build/book-src",
+            found="\n    ".join(told),
+            remedy="correct the pages in book/ or notebooks/; the last good book is left in place",
+        )
+
+
+def _swap(fresh: Path, place: Path) -> None:
+    # A folder cannot be replaced by another in one step; the old book is moved aside first.
+    old = place.with_name(".html-old")
+    shutil.rmtree(old, ignore_errors=True)
+    if place.exists():
+        os.replace(place, old)
+    os.replace(fresh, place)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,70 @@
+"""Verdicts as they stand on a page: a card each, readable without colour and without JavaScript."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+import pandas as pd
+
+_CLASSES = {
+    "reproduced": "tg-reproduced",
+    "reproduced, not distinguishable from storage": "tg-storage",
+    "reproduced raw, gone at matched norm": "tg-matched",
+    "not reproduced": "tg-not",
+    "contradicted": "tg-not",
+}
+_MARKS = {True: "holds", False: "does not hold"}
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A measured number with three significant digits, a dash where there is none."""
+    return "–" if value is None or pd.isna(value) else f"{value:.{digits}g}".replace("-", "−")
+
+
+def interval(low: float, high: float) -> str:
+    """An interval in brackets, or why there is none in two words."""
+    return "no interval" if pd.isna(low) or pd.isna(high) else f"[{number(low)}, {number(high)}]"
+
+
+@dataclass(frozen=True)
+class VerdictCards:
+    """A chapter's verdicts; what a notebook cell returns to show them."""
+
+    verdicts: pd.DataFrame
+
+    def html(self) -> str:
+        """One card a claim: verdict, claim, estimate, and each control with whether it holds."""
+        if self.verdicts.empty:
+            return "<p>This chapter judges no claim.</p>"
+        return "\n".join(_card(rows) for _, rows in self.verdicts.groupby("claim", sort=False))
+
+    def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
+        columns = ["claim", "kind", "value", "low", "high", "holds", "verdict"]
+        plain = self.verdicts[columns].to_string(index=False) if len(self.verdicts) else "no claims"
+        return {"text/html": self.html(), "text/plain": plain}
+
+
+def _card(rows: pd.DataFrame) -> str:
+    rule = rows[rows["kind"] == "rule"].iloc[0]
+    known = " Its outcome in a prototype was known when the rule was written." * bool(
+        rule["informed_by_prototype"]
+    )
+    whose = "" if rule["made_by"] == "paper" else "Our control. "
+    lines = "".join(_line(row) for _, row in rows.iterrows())
+    return (
+        f'<div class="tg-verdict {_CLASSES.get(rule["verdict"], "tg-open")}" id="verdict-{escape(rule["claim"])}">\n'
+        f"<p><strong>{escape(rule['verdict'].capitalize())}.</strong> {whose}<em>{escape(rule['place'])}</em>: "
+        f"{escape(rule['says'])}</p>\n<ul>{lines}</ul>\n"
+        f"<p><small>{escape(rule['subject'])}. {escape(rule['reason'])}.{known}</small></p>\n</div>"
+    )
+
+
+def _line(row: pd.Series) -> str:
+    what = {"rule": "the claim's own measure", "matched": row["says"], "storage": row["says"]}[row["kind"]]
+    state = _MARKS.get(row["holds"], f"not tested: {row['missing']}" if row["missing"] else "not tested")
+    units = f" over {row['n']} {row['unit']}" if row["n"] else ""
+    return (
+        f"<li>{escape(str(what))}: {number(row['value'])} {interval(row['low'], row['high'])}{escape(units)}; "
+        f"rule: {escape(row['rule'])}; <strong>{escape(state)}</strong></li>"
+    )

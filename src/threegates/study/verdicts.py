@@ -1,0 +1,43 @@
+"""The verdicts' page: every claim in one table, plain enough to be read without JavaScript."""
+
+from __future__ import annotations
+
+from html import escape
+
+import pandas as pd
+
+from threegates.study.cards import interval, number
+
+_HEAD = ("claim", "place in the paper", "verdict", "estimate", "interval", "controls that hold", "on what")
+
+
+def verdict_page(verdicts: pd.DataFrame) -> str:
+    """The page in MyST: what a verdict is, then one row a claim with a link to its chapter."""
+    rows = "\n".join(_row(group) for _, group in verdicts.groupby("claim", sort=False))
+    head = "".join(f"<th>{name}</th>" for name in _HEAD)
+    return (
+        "# Verdicts\n\n"
+        "Each rule was committed before the numbers that judge it; {doc}`reading` says how a verdict is made.\n"
+        "A claim links to the chapter that measures it.\n\n"
+        '<div class="tg-scroll" role="region" aria-label="All verdicts" tabindex="0">\n'
+        f'<table class="tg-table"><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>\n</div>\n'
+    )
+
+
+def _row(group: pd.DataFrame) -> str:
+    rule = group[group["kind"] == "rule"].iloc[0]
+    controls = group[group["kind"] != "rule"]
+    held = f"{int((controls['holds'] == True).sum())} of {len(controls)}" if len(controls) else "none"  # noqa: E712
+    link = (
+        f'<a href="{escape(rule["chapter"])}.html#verdict-{escape(rule["claim"])}">{escape(rule["says"])}</a>'
+    )
+    cells = (
+        link,
+        escape(rule["place"]),
+        f"<strong>{escape(rule['verdict'])}</strong>",
+        number(rule["value"]),
+        interval(rule["low"], rule["high"]),
+        held,
+        escape(rule["subject"]),
+    )
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"

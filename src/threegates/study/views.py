@@ -1,0 +1,219 @@
+"""Tidy frames for the figures: what is drawn, computed from a chapter's tables and nothing else."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from threegates.study.estimates import LINEAR, pair_sparsity, t_estimate
+from threegates.study.figures import METHOD_COLOURS
+from threegates.study.plots import ROLES
+
+#: Names on the page of the algorithms in the manifest.
+METHODS = {
+    "pretraining": "pre-training",
+    "sft-teacher": "SFT (teacher)",
+    "sft-same-style": "SFT (same style)",
+    "rft": "RFT",
+    "grpo": "GRPO",
+    "dapo": "DAPO",
+    "reinforce++": "REINFORCE++",
+}
+DRAWN_NULLS = ("storage_density", "storage_norm", "magnitude")
+
+
+def method_name(algorithm: object) -> str:
+    """Name on the page of an algorithm; one the study does not know keeps its own."""
+    if pd.isna(algorithm):
+        return "your pair"
+    return METHODS.get(str(algorithm).lower(), str(algorithm))
+
+
+def run_labels(frame: pd.DataFrame) -> dict[str, str]:
+    """Label of each pair or run by its name: method, data, seed."""
+    rows = frame.drop_duplicates("pair")
+    return {row.pair: f"{method_name(row.algorithm)} · {row.data} · {row.seed}" for row in rows.itertuples()}
+
+
+def run_colours(frame: pd.DataFrame) -> dict[str, str]:
+    """Colour of each run's method by the run's label, RL first, in the order of the figures."""
+    order = {"rl": 0, "rft": 1, "sft": 2}
+    rows = frame.drop_duplicates("pair").sort_values("method", key=lambda m: m.map(order), kind="stable")
+    labels = run_labels(rows)
+    return {
+        labels[row.pair]: METHOD_COLOURS.get(method_name(row.algorithm), "#000000")
+        for row in rows.itertuples()
+    }
+
+
+def sparsity_view(tensor: pd.DataFrame) -> pd.DataFrame:
+    """Whole-model sparsities, one row a pair, with the label of method and learning rate."""
+    pairs = pair_sparsity(tensor)
+    names = pairs["algorithm"].map(method_name)
+    labels = [
+        f"{name}, lr {rate:.0e}" if rate == rate else f"{name}, {pair}"
+        for name, rate, pair in zip(names, pairs["learning_rate"], pairs["pair"], strict=True)
+    ]
+    view = pairs.assign(method=names, label=labels, order=_order(pairs))
+    return view.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
+
+
+def _order(pairs: pd.DataFrame) -> pd.Series:
+    """RL first, then what is on-policy, then the teacher; the smaller learning rate first."""
+    place = {name: number for number, name in enumerate(reversed(METHODS))}
+    return pairs["algorithm"].map(place).fillna(len(place)) + pairs["learning_rate"].fillna(0)
+
+
+def sparsity_summary(view: pd.DataFrame) -> pd.DataFrame:
+    """Mean sparsity of each method and rate with its t interval over seeds: one row a label."""
+    rows = []
+    for label, group in view.groupby("label", sort=False):
+        found = t_estimate(group["sparsity"], "seeds", 0.95)
+        rows.append(
+            {
+                "method": label,
+                "seeds": found.n,
+                "bf16": found.value,
+                "low": found.low,
+                "high": found.high,
+                "linear layers": group["linear_sparsity"].mean(),
+                "fp32": group["sparsity_fp32"].mean(),
+                "noise of equal norm": group["sparsity_storage_norm"].mean(),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def consensus_view(maps: pd.DataFrame, method: str = "rl", kinds: tuple[str, ...] = ("observed", "storage_density")) -> pd.DataFrame:  # fmt: skip
+    """Consensus maps of the shown block as arrays: one row a matrix and kind."""
+    rows = maps[(maps["method"] == method) & maps["kind"].isin(kinds) & (maps["role"].isin(["q", "k", "v", "o", "down"]))]  # fmt: skip
+    arrays = [
+        np.asarray(flat, dtype=float).reshape(-(-r // b), -(-c // b))
+        for flat, r, c, b in zip(rows["consensus"], rows["rows"], rows["columns"], rows["block"], strict=True)
+    ]
+    return rows.assign(consensus=arrays).reset_index(drop=True)
+
+
+def jaccard_view(agreement: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean Jaccard and Bernoulli expectation of every pair of runs over all linear matrices, labelled."""
+    rows = agreement[agreement["role"].isin(LINEAR)]
+    means = rows.groupby(["method", "run_a", "run_b"], sort=False)[["jaccard", "bernoulli"]].mean()
+    labels = run_labels(frame)
+    view = means.reset_index()
+    return view.assign(run_a=view["run_a"].map(labels), run_b=view["run_b"].map(labels))
+
+
+def baseline_view(agreement: pd.DataFrame) -> pd.DataFrame:
+    """Mean Jaccard of each matrix type beside its four baselines, RL and SFT runs apart.
+
+    `jaccard_low` and `jaccard_high` are the smallest and largest mean over the pairs of one run.
+    """
+    names = {"rl": "RL runs", "sft": "SFT runs", "rft": "RFT runs"}
+    rows = agreement[agreement["role"].isin(LINEAR)]
+    out = []
+    for (method, role), group in rows.groupby(["method", "role"], sort=False):
+        long = pd.concat([group.assign(run=group["run_a"]), group.assign(run=group["run_b"])])
+        per_run = long.groupby("run")["jaccard"].mean()
+        nulls = {f"{n}{end}": group[f"{n}{source}"].mean() for n in DRAWN_NULLS for end, source in (("", "_mean"), ("_low", "_low"), ("_high", "_high"))}  # fmt: skip
+        facts = {"group": names.get(method, method), "role": role, "jaccard": group["jaccard"].mean()}
+        spread = {"jaccard_low": per_run.min(), "jaccard_high": per_run.max()}
+        out.append(facts | spread | {"bernoulli": group["bernoulli"].mean()} | nulls)
+    return pd.DataFrame(out)
+
+
+def rates_view(rates: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean Spearman correlation of row and of column ratios for every pair of runs, labelled."""
+    rows = rates[rates["role"].isin(LINEAR)]
+    means = rows.groupby(["run_a", "run_b", "axis"], sort=False)["spearman"].mean().reset_index()
+    labels = run_labels(frame)
+    return means.assign(run_a=means["run_a"].map(labels), run_b=means["run_b"].map(labels))
+
+
+def stripe_view(axis: pd.DataFrame, method: str = "rl") -> pd.DataFrame:
+    """Dispersion of row and column ratios of each matrix type beside the nulls', geometric means."""
+    rows = axis[(axis["method"] == method) & axis["role"].isin(ROLES)]
+    columns = ["dispersion", "bernoulli_mean", *(f"{null}_mean" for null in DRAWN_NULLS)]
+    logs = np.log(rows[columns].clip(lower=1e-6)).assign(role=rows["role"], axis=rows["axis"])
+    means = np.exp(logs.groupby(["role", "axis"])[columns].mean()).reset_index()
+    order = {role: number for number, role in enumerate(ROLES)}
+    return means.sort_values(["role", "axis"], key=lambda c: c.map(order) if c.name == "role" else c)
+
+
+def ratio_view(emergence: pd.DataFrame, layer: int, run: str) -> pd.DataFrame:
+    """Row ratios of Q, K, V and column ratios of O of one block and run at every kept step."""
+    along = np.where(emergence["role"] == "o", "column", "row")
+    keep = (
+        (emergence["run"] == run)
+        & (emergence["layer"] == layer)
+        & (emergence["axis"] == along)
+        & emergence["role"].isin(["q", "k", "v", "o"])
+    )
+    return emergence[keep].reset_index(drop=True)
+
+
+def correlation_view(emergence: pd.DataFrame) -> pd.DataFrame:
+    """Correlation with the final ratios at every earlier step, mean over blocks, beside the walk's."""
+    along = np.where(emergence["role"] == "o", "column", "row")
+    rows = emergence[(emergence["axis"] == along) & emergence["role"].isin(["q", "k", "v", "o"])]
+    last = rows.groupby("run")["step"].transform("max")
+    walk = ["storage_path_mean", "storage_path_low", "storage_path_high"]
+    means = rows[rows["step"] < last].groupby(["role", "run", "step"], sort=False)
+    view = means[["spearman_with_final", *walk]].mean().reset_index()
+    return view.rename(columns={"spearman_with_final": "spearman"})
+
+
+def learning_view(log: pd.DataFrame) -> pd.DataFrame:
+    """Training logs of the reward-curve runs, with the names of their methods."""
+    rows = log[log["rate"] == "reward"]
+    return rows.assign(method=rows["algorithm"].map(method_name)).reset_index(drop=True)
+
+
+def pass_view(evaluation: pd.DataFrame) -> pd.DataFrame:
+    """pass@1 and pass@k of every evaluated checkpoint on held-out prompts, with 95 % intervals.
+
+    pass@1 is the mean share of right samples over prompts with Student's interval over prompts; pass@k the
+    share of prompts with any right sample, with Wilson's interval.
+
+    **Source** Student (1908); Wilson (1927).
+    """
+    rows = []
+    for run, group in evaluation.groupby("run", sort=False):
+        first = group.iloc[0]
+        base = pd.isna(first["algorithm"])
+        label = "base" if base else f"{method_name(first['algorithm'])} · {first['seed']}"
+        facts = {"run": run, "label": label, "method": "pre-training" if base else method_name(first["algorithm"])}  # fmt: skip
+        one = t_estimate(group["correct"] / group["samples"], "prompts", 0.95)
+        hits, prompts = int((group["correct"] > 0).sum()), len(group)
+        any_right = stats.binomtest(hits, prompts).proportion_ci(0.95, "wilson")
+        measure = f"pass@{int(group['samples'].max())}"
+        rows.append({**facts, "measure": "pass@1", "value": one.value, "low": one.low, "high": one.high, "prompts": prompts})  # fmt: skip
+        rows.append({**facts, "measure": measure, "value": hits / prompts, "low": any_right.low, "high": any_right.high, "prompts": prompts})  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def gain_view(evaluation: pd.DataFrame) -> pd.DataFrame:
+    """What each algorithm adds to the base's pass@1 on the same prompts, with its t interval over seeds."""
+    shares = evaluation.assign(share=evaluation["correct"] / evaluation["samples"])
+    per_run = shares.groupby("run", sort=False).agg(share=("share", "mean"), algorithm=("algorithm", "first"))
+    base = per_run.loc[per_run["algorithm"].isna(), "share"].iloc[0]
+    tuned = per_run[per_run["algorithm"].notna()]
+    rows = []
+    for algorithm, group in tuned.groupby("algorithm", sort=False):
+        found = t_estimate(group["share"] - base, "seeds", 0.95)
+        rows.append(
+            {"method": method_name(algorithm), "gain": found.value, "low": found.low, "high": found.high, "seeds": found.n}
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def algorithm_view(log: pd.DataFrame) -> pd.DataFrame:
+    """Where the algorithms differ: means over the reward-curve runs of what the log records of them."""
+    rows = learning_view(log)
+    facts = rows.groupby("method", sort=False)
+    return facts.agg(
+        clip_fraction=("clip_fraction", "mean"),
+        largest_clip_fraction=("clip_fraction", "max"),
+        resampled_groups=("resampled_groups", "mean"),
+        advantage_scale=("advantage_scale", "mean"),
+    ).reset_index()
