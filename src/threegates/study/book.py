@@ -7,7 +7,6 @@ leaves the last good book, and the next one continues.
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -20,7 +19,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from threegates.digest import file_digest, value_digest
+from threegates.digest import code_digest, file_digest, value_digest
 from threegates.errors import NotebookError
 from threegates.study.provenance import importlib_version, project_root
 from threegates.study.runner import NotebookRun, run_notebook
@@ -153,19 +152,19 @@ def _digest(source: Path) -> str:
     versions = {
         name: importlib_version(name) for name in ("jupyter-book", "sphinx", "myst-nb", "sphinx-book-theme")
     }
-    extension = importlib.util.find_spec("threegates.study.values")
-    assert extension is not None and extension.origin is not None
     return value_digest(
         {
             "files": {str(path.relative_to(source)): file_digest(path) for path in files},
             "versions": versions,
-            "extension": file_digest(extension.origin),
+            "extensions": code_digest("threegates.study.values", "threegates.study.scripts"),
         }
     )
 
 
 def _jupyter_book(source: Path, work: Path) -> None:
-    command = [sys.executable, "-m", "jupyter_book", "build", "-W", "-n", "--keep-going"]
+    # Jupyter Book 1.x has a script but no __main__, and a virtual environment need not be on the PATH.
+    start = "from jupyter_book.cli.main import main; main()"
+    command = [sys.executable, "-c", start, "build", "-W", "-n", "--keep-going"]
     done = subprocess.run(
         [*command, str(source), "--path-output", str(work)], capture_output=True, text=True, check=False
     )
