@@ -154,11 +154,7 @@ def _supervised(chosen: Profile) -> Iterator[Draft]:
         for source in SOURCES:
             for rate in ("mask",) if source == "rft" else ("mask", "own"):
                 # The same spread of seeds, methods and data as the RL runs have.
-                stripes = rate == "mask" and (source, order) in (
-                    ("teacher", 0),
-                    ("teacher", 1),
-                    ("same-style", 0),
-                )
+                stripes = rate == "mask" and (source, order) in STRIPE_SFT
                 yield _sft(
                     chosen, source, "arith-4", seed, rate, ["update-sparsity", *["stripe-masks"] * stripes]
                 )

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from threegates.lab.model import ModelShape
-from threegates.lab.task import RESPONSE_LENGTH
 
 Source = Literal["teacher", "same-style", "rft"]
 
@@ -36,7 +35,6 @@ class Recipe(BaseModel):
     evaluation_data: str = "arith-4"
     final_prompts: int = Field(default=0, ge=0)
     final_samples: int = 8
-    response_length: int = RESPONSE_LENGTH
 
     def saved_steps(self) -> set[int]:
         """The steps after which a checkpoint is written; the last always is."""

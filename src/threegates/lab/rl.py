@@ -29,7 +29,7 @@ from threegates.lab.objectives import (
 )
 from threegates.lab.recipe import RLRecipe
 from threegates.lab.rollout import Rollout, response_log_probs, token_log_probs
-from threegates.lab.task import data_set, draw_problems, step_rng
+from threegates.lab.task import RESPONSE_LENGTH, data_set, draw_problems, step_rng
 from threegates.lab.trainer import Metrics, Trainer
 
 # The samples of one prompt, and which of them are right.
@@ -47,21 +47,28 @@ class PolicyTrainer(Trainer):
         self.rules = algorithm(recipe.algorithm)
 
     def step(self, index: int) -> Metrics:
-        rollout, correct, resampled = self._collect(index)
+        sampled = self._sample(index, 0)
+        rollout, correct, resampled = self._informative_batch(index, sampled)
         reference = reference_log_probs(self.base, self.shape, rollout)
         advantages = self._advantages(rollout, correct, reference)
-        metrics = [
+        metrics = self._logged(sampled, rollout, reference)
+        updates = [
             self._minibatch(rows, rollout, reference, advantages)
-            for rows in torch.arange(len(rollout)).chunk(self.recipe.minibatches)
+            for rows in torch.arange(len(rollout)).tensor_split(self.recipe.minibatches)
         ]
-        means = {name: float(np.mean([m[name] for m in metrics])) for name in metrics[0]}
+        means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
         scale = float(advantages[rollout.mask].square().mean().sqrt())
-        extra = {"resampled_groups": float(resampled), "advantage_scale": scale}
-        return means | extra | rollout_metrics(rollout, correct, reference)
+        return metrics | means | {"resampled_groups": float(resampled), "advantage_scale": scale}
+
+    def _logged(self, sampled: _Group, rollout: Rollout, reference: Tensor) -> Metrics:
+        """Metrics of the first samples: those that dynamic sampling keeps are half right by selection."""
+        first, correct = sampled
+        if first is not rollout:
+            reference = reference_log_probs(self.base, self.shape, first)
+        return rollout_metrics(first, correct, reference)
 
     def _rewards(self, rollout: Rollout, correct: Tensor) -> Tensor:
-        limit, buffer = self.recipe.response_length, self.rules.overlong_buffer
-        return outcome_rewards(correct, rollout.lengths, limit, buffer)
+        return outcome_rewards(correct, rollout.lengths, RESPONSE_LENGTH, self.rules.overlong_buffer)
 
     def _advantages(self, rollout: Rollout, correct: Tensor, reference: Tensor) -> Tensor:
         rewards = self._rewards(rollout, correct)
@@ -71,21 +78,21 @@ class PolicyTrainer(Trainer):
         penalty = self.rules.kl_weight if self.rules.kl == "reward" else 0.0
         return batch_advantages(rewards, rollout.log_probs - reference, rollout.mask, penalty)
 
-    def _collect(self, index: int) -> tuple[Rollout, Tensor, int]:
-        """Samples of this step, and how many groups dynamic sampling replaced for want of information."""
+    def _informative_batch(self, index: int, sampled: _Group) -> tuple[Rollout, Tensor, int]:
+        """The samples to learn from, and how many groups dynamic sampling replaced as uninformative."""
         if not self.rules.dynamic_sampling:
-            return *self._sample(index, 0), 0
-        kept: list[_Group] = []
-        spare: list[_Group] = []
-        for attempt in range(1 + self.recipe.resample_rounds):
-            good, rest = self._informative(*self._sample(index, attempt))
-            kept += good
-            spare += rest
+            return *sampled, 0
+        kept, spare = self._informative(*sampled)
+        replaced = 0
+        for attempt in range(1, 1 + self.recipe.resample_rounds):
             if len(kept) >= self.recipe.prompts:
                 break
+            replaced = len(spare)
+            good, rest = self._informative(*self._sample(index, attempt))
+            kept, spare = kept + good, spare + rest
         # A step keeps its size: what is still missing is filled with groups that carry no gradient.
         chosen = (kept + spare)[: self.recipe.prompts]
-        return Rollout.join([r for r, _ in chosen]), torch.cat([c for _, c in chosen]), len(spare)
+        return Rollout.join([r for r, _ in chosen]), torch.cat([c for _, c in chosen]), replaced
 
     def _informative(self, rollout: Rollout, correct: Tensor) -> tuple[list[_Group], list[_Group]]:
         samples = self.recipe.samples

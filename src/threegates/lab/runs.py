@@ -117,7 +117,10 @@ def execute(lab: Path, run: Run) -> Path:
         if not finished.is_dir():
             partial = lab / "partial" / run.folder
             partial.mkdir(parents=True, exist_ok=True)
-            _train(lab, run, partial)
+            # A kill may have come after the last file and before the move.
+            if not (partial / "when.json").is_file():
+                _train(lab, run, partial)
+            _tidy(partial)
             finished.parent.mkdir(parents=True, exist_ok=True)
             os.replace(partial, finished)
     return finished
@@ -180,7 +183,7 @@ class _Session:
     def __init__(self, partial: Path, run: Run, trainer: Trainer) -> None:
         self.partial, self.run, self.trainer = partial, run, trainer
         self.started = self.last_snapshot = time.monotonic()
-        self.last_report, self.before = 0.0, 0.0
+        self.last_report, self.before, self.first = 0.0, 0.0, 0
 
     @property
     def _snapshot(self) -> Path:
@@ -198,7 +201,7 @@ class _Session:
             metadata = json.loads(file.metadata()["run"])
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         self.trainer.load_state(state, metadata["updates"])
-        self.before = metadata["seconds"]
+        self.before, self.first = metadata["seconds"], len(metadata["rows"])
         return metadata["rows"]
 
     def snapshot(self, rows: list[dict[str, float]]) -> None:
@@ -210,13 +213,18 @@ class _Session:
             save_file(self.trainer.state(), temporary, {"run": json.dumps(metadata)})
         self.last_snapshot = time.monotonic()
 
+    def _rate(self, step: int) -> float:
+        """Steps a second of this process."""
+        return (step - self.first) / max(time.monotonic() - self.started, 1e-3)
+
     def report(self, rows: list[dict[str, float]]) -> None:
         """At most twice a second, write what a progress bar shows."""
         now = time.monotonic()
         if now - self.last_report < PROGRESS_SECONDS and len(rows) < self.run.recipe.steps:
             return
         latest = {name: _last(rows, name) for name in ("reward", "kl", "loss")}
-        progress = {"step": len(rows), "steps": self.run.recipe.steps, "seconds": self.seconds(), **latest}
+        step, steps, rate = len(rows), self.run.recipe.steps, self._rate(len(rows))
+        progress = {"step": step, "steps": steps, "rate": rate, **latest}
         write_json(self.partial / "progress.json", progress)
         self.last_report = now
 
@@ -266,7 +274,6 @@ def _finish(run: Run, trainer: Trainer, partial: Path, rows: list[dict[str, floa
         partial / "when.json",
         {"seconds": round(seconds, 1), "finished": time.strftime("%FT%TZ", time.gmtime())},
     )
-    _tidy(partial)
 
 
 def _tidy(partial: Path) -> None:

@@ -8,12 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from threegates.errors import RecipeError
 from threegates.lab.evaluate import sample_problems, step_generator, verify
 from threegates.lab.model import ModelShape, Weights
 from threegates.lab.recipe import SFTRecipe
-from threegates.lab.rollout import pad_prompts, pad_responses
+from threegates.lab.rollout import Rollout, pad_prompts, pad_responses
 from threegates.lab.task import Problem, base_style, data_set, draw_problems, step_rng, teacher
 from threegates.lab.trainer import Metrics, Trainer
+
+# Rounds of sampling before a base that is never right is given up.
+ATTEMPTS = 8
 
 
 class SupervisedTrainer(Trainer):
@@ -28,7 +32,7 @@ class SupervisedTrainer(Trainer):
     def step(self, index: int) -> Metrics:
         prompts, responses, mask = self._examples(index)
         losses, norms = [], []
-        for rows in torch.arange(len(prompts)).chunk(self.recipe.minibatches):
+        for rows in torch.arange(len(prompts)).tensor_split(self.recipe.minibatches):
             time = int(mask[rows].sum(1).max())
             loss = self.negative_log_likelihood(prompts[rows], responses[rows, :time], mask[rows, :time])
             losses.append(float(loss.detach()))
@@ -37,22 +41,38 @@ class SupervisedTrainer(Trainer):
 
     def _examples(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         recipe = self.recipe
-        rng = step_rng(recipe.seed, f"prompts/{recipe.data}/0", index)
-        count = recipe.batch // recipe.samples if recipe.source == "rft" else recipe.batch
-        problems = draw_problems(data_set(recipe.data), count, rng, held_out=False)
         if recipe.source == "rft":
-            return self._accepted(problems, index)
+            return self._accepted(index)
+        rng = step_rng(recipe.seed, f"prompts/{recipe.data}/0", index)
+        problems = draw_problems(data_set(recipe.data), recipe.batch, rng, held_out=False)
         return _written(problems, recipe.source, rng)
 
-    def _accepted(self, problems: Sequence[Problem], index: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Samples of the frozen base that the verifier accepts; all samples in the rare step without any."""
-        generator = step_generator(self.recipe.seed, "rollouts/0", index)
-        rollout = sample_problems(self.base, self.shape, problems, self.recipe.samples, generator)
-        correct = verify(rollout, problems, self.recipe.samples)
-        if int(correct.sum()) < self.recipe.minibatches:
-            correct = torch.ones_like(correct)
-        kept = rollout.select(correct.nonzero()[:, 0])
-        return kept.prompts, kept.responses, kept.mask
+    def _accepted(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Samples of the frozen base that the verifier accepts; more are drawn if too few to split."""
+        accepted: list[Rollout] = []
+        for attempt in range(ATTEMPTS):
+            rollout, correct = self._sample_base(index, attempt)
+            if correct.any():
+                accepted.append(rollout.select(correct.nonzero()[:, 0]))
+            if sum(map(len, accepted)) >= self.recipe.minibatches:
+                kept = Rollout.join(accepted)
+                return kept.prompts, kept.responses, kept.mask
+        raise RecipeError(
+            "The base is almost never right, so there is nothing to fine-tune it on.",
+            where=f"{self.recipe.name}, step {index}",
+            expected=f"at least {self.recipe.minibatches} accepted samples in {ATTEMPTS} rounds",
+            found=sum(map(len, accepted)),
+            remedy="Pre-train the base for longer, or choose easier data.",
+        )
+
+    def _sample_base(self, index: int, attempt: int) -> tuple[Rollout, Tensor]:
+        recipe = self.recipe
+        rng = step_rng(recipe.seed, f"prompts/{recipe.data}/{attempt}", index)
+        count = recipe.batch // recipe.samples
+        problems = draw_problems(data_set(recipe.data), count, rng, held_out=False)
+        generator = step_generator(recipe.seed, f"rollouts/{attempt}", index)
+        rollout = sample_problems(self.base, self.shape, problems, recipe.samples, generator)
+        return rollout, verify(rollout, problems, recipe.samples)
 
 
 def _written(

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from threegates.atomic import atomic_path
 from threegates.errors import RecordError
-from threegates.study.workers import is_running
+from threegates.workers import is_running
 
 _METADATA_KEY = b"threegates"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")

@@ -21,7 +21,7 @@ from threegates.study.measure import typed
 from threegates.study.provenance import build_folder, project_root, record_provenance
 from threegates.study.sources import StudyPair, chapter_pairs, lab_manifest, named_pairs, own_pair
 from threegates.study.store import Records, read_parquet, record_digest, remove_leftovers
-from threegates.study.workers import run_parallel
+from threegates.workers import run_parallel
 
 #: Facts of a pair, the columns of `Study.frame` before the labels.
 FACTS = {

@@ -16,14 +16,19 @@ from tqdm import tqdm
 POLL_SECONDS = 1.0
 
 
-def run_parallel(work: Callable[..., None], tasks: Sequence[tuple], workers: int, label: str) -> None:
+def run_parallel(
+    work: Callable[..., None], tasks: Sequence[tuple], workers: int, label: str | None = None
+) -> None:
     """Call `work(*task)` for every task; one worker, or one task, runs in this process.
 
-    Numbers depend on the thread count, so that every task runs on one thread, wherever it runs.
+    Numbers depend on the thread count, so that every task runs on one thread, wherever it runs. With a
+    label, a terminal shows how many tasks are done.
     """
     if not tasks:
         return
-    with tqdm(total=len(tasks), desc=label, unit="job", disable=not sys.stderr.isatty()) as bar:
+    with tqdm(
+        total=len(tasks), desc=label, unit="job", disable=label is None or not sys.stderr.isatty()
+    ) as bar:
         if min(workers, len(tasks)) <= 1:
             for task in tasks:
                 _on_one_thread(work, task)
@@ -53,7 +58,8 @@ def _end_with(parent: int) -> None:
     """End this process when `parent` is gone, so that a killed build leaves no worker behind."""
 
     def watch() -> None:
-        while is_running(parent):
+        # An orphan gets another parent at once, while the dead one may stay a zombie that answers signals.
+        while os.getppid() == parent:
             time.sleep(POLL_SECONDS)
         os._exit(1)
 
