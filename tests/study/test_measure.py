@@ -172,3 +172,13 @@ def test_a_truncated_shard_is_refused_by_name(flipped, tmp_path):
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="model.safetensors"):
         Checkpoint.open(tmp_path / "tuned")
+
+
+def test_a_value_that_is_not_finite_is_refused_in_a_tensor_that_is_only_reported(tmp_path):
+    tensors = planted.base_tensors()
+    resized = tensors | {"model.embed_tokens.weight": torch.zeros(20, 32, dtype=torch.bfloat16)}
+    resized["model.embed_tokens.weight"][3, 4] = torch.nan
+    base = Checkpoint.open(planted.write(tmp_path / "base", tensors))
+    tuned = Checkpoint.open(planted.write(tmp_path / "tuned", resized))
+    with pytest.raises(PairError, match=r"model\.embed_tokens\.weight"):
+        measure_pair(base, tuned, name="pair")

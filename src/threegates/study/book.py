@@ -46,8 +46,7 @@ def build_book(profile: str, build: Path, workers: int = 2) -> Path:
     build.mkdir(parents=True, exist_ok=True)
     with _only_one(build):
         _prepare(profile, build, root, workers)
-        chapters = _chapters(root)
-        runs = {name: _run(root / "notebooks" / f"{name}.ipynb", workers) for name in chapters}
+        runs = {name: _run(root / "notebooks" / f"{name}.ipynb", workers) for name in _chapters(root)}
         source = _assemble(build, root, profile, runs)
         return _render(build, source)
 
@@ -85,7 +84,11 @@ def _chapters(root: Path) -> list[str]:
     return [name for name in files if (root / "notebooks" / f"{name}.ipynb").is_file()]
 
 
-def _run(notebook: Path, workers: int) -> NotebookRun:
+def _run(notebook: Path, workers: int) -> NotebookRun | None:
+    """Run a chapter; None where the manifest has no checkpoints for it."""
+    if not Study.open(notebook.stem).pairs:
+        _say(f"{notebook.stem} not run: the manifest has no checkpoints for it")
+        return None
     started = time.monotonic()
     result = run_notebook(notebook, workers=workers)
     seconds = time.monotonic() - started
@@ -93,27 +96,38 @@ def _run(notebook: Path, workers: int) -> NotebookRun:
     return result
 
 
-def _assemble(build: Path, root: Path, profile: str, runs: dict[str, NotebookRun]) -> Path:
+def _assemble(build: Path, root: Path, profile: str, runs: dict[str, NotebookRun | None]) -> Path:
     """Put prose, executed notebooks, figures, values and the verdicts' page into one fresh folder."""
     source = build / "book-src"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root / "book", source)
-    pages = build / "notebooks"
     for name, result in runs.items():
-        shutil.copyfile(result.page, source / f"{name}.ipynb")
-        if (pages / "figures" / name).is_dir():
-            shutil.copytree(pages / "figures" / name, source / "figures" / name)
-    verdicts = [result.verdicts for result in runs.values() if not result.verdicts.empty]
-    table = pd.concat(verdicts, ignore_index=True)
+        _add_chapter(source, name, result)
+    verdicts = [result.verdicts if result else Study.open(name).verdicts() for name, result in runs.items()]
+    table = pd.concat([frame for frame in verdicts if not frame.empty], ignore_index=True)
     (source / "verdicts.md").write_text(verdict_page(table), encoding="utf-8")
-    write_values(source / FILE, {"profile": profile} | verdict_values(table) | _lab_values())
+    write_values(source / FILE, {"profile": profile} | verdict_values(table) | _lab_values(runs))
     mathjax = source / "_static" / "mathjax"
     mathjax.mkdir(parents=True)
     shutil.copyfile(_mathjax_file(), mathjax / "tex-svg.js")
     return source
 
 
-def _lab_values() -> dict[str, str]:
+def _add_chapter(source: Path, name: str, result: NotebookRun | None) -> None:
+    """The executed notebook with its figures, or a page that says that it was not run."""
+    if result is None:
+        text = f"# {name}\n\nNot run: this build has no checkpoints for this chapter.\n"
+        (source / f"{name}.md").write_text(text, encoding="utf-8")
+        return
+    shutil.copyfile(result.page, source / f"{name}.ipynb")
+    figures = result.page.parent / "figures" / name
+    if figures.is_dir():
+        shutil.copytree(figures, source / "figures" / name)
+
+
+def _lab_values(runs: dict[str, NotebookRun | None]) -> dict[str, str]:
+    if runs.get(LAB_CHAPTER) is None:
+        return dict.fromkeys(("base.pass@1", "base.pass@8"), "(not run)")
     evaluation = Study.open(LAB_CHAPTER).table("evaluation")
     return rate_values(pass_view(evaluation), gain_view(evaluation))
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from threegates.atomic import atomic_path, write_json
-from threegates.checkpoints.pairs import AlignedTensor, Status, TensorPair, align, load_pair
+from threegates.checkpoints.pairs import AlignedTensor, Status, TensorPair, align, load_finite, load_pair
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
@@ -174,11 +174,19 @@ def _measure_tensor(
 ) -> dict[str, list[dict]]:
     facts = _facts(row, name)
     if row.status is not Status.compared:
+        _check_sides(base, tuned, row)
         return {"tensor": [facts], "axis": []}
     pair = load_pair(base, tuned, row.name)
     matrix = axes and pair.base.dim() == 2 and facts["layer"] is not None and pair.base.numel() > 0
     axis = _axis_rows(pair, facts, draws, seed) if matrix else []
     return {"tensor": [facts | _numbers(pair, name, seed)], "axis": axis}
+
+
+def _check_sides(base: Checkpoint, tuned: Checkpoint, row: AlignedTensor) -> None:
+    """Refuse values that are not finite in a tensor that is only reported, as in one that is compared."""
+    for checkpoint, side, shape in ((base, "base", row.shape_base), (tuned, "tuned", row.shape_tuned)):
+        if shape is not None:
+            load_finite(checkpoint, row.name, side)
 
 
 def _facts(row: AlignedTensor, name: str) -> dict:
