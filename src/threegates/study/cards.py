@@ -52,9 +52,10 @@ def _card(rows: pd.DataFrame) -> str:
     )
     whose = "" if rule["made_by"] == "paper" else "Our control. "
     lines = "".join(_line(row) for _, row in rows.iterrows())
+    look, place = _CLASSES.get(rule["verdict"], "tg-open"), escape(rule["place"])
     return (
-        f'<div class="tg-verdict {_CLASSES.get(rule["verdict"], "tg-open")}" id="verdict-{escape(rule["claim"])}">\n'
-        f"<p><strong>{escape(rule['verdict'].capitalize())}.</strong> {whose}<em>{escape(rule['place'])}</em>: "
+        f'<div class="tg-verdict {look}" id="verdict-{escape(rule["claim"])}">\n'
+        f"<p><strong>{escape(rule['verdict'].capitalize())}.</strong> {whose}<em>{place}</em>: "
         f"{escape(rule['says'])}</p>\n<ul>{lines}</ul>\n"
         f"<p><small>{escape(rule['subject'])}. {escape(rule['reason'])}.{known}</small></p>\n</div>"
     )
@@ -64,7 +65,8 @@ def _line(row: pd.Series) -> str:
     what = {"rule": "the claim's own measure", "matched": row["says"], "storage": row["says"]}[row["kind"]]
     state = _MARKS.get(row["holds"], f"not tested: {row['missing']}" if row["missing"] else "not tested")
     units = f" over {row['n']} {row['unit']}" if row["n"] else ""
+    measured = f"{number(row['value'])} {interval(row['low'], row['high'])}{escape(units)}"
     return (
-        f"<li>{escape(str(what))}: {number(row['value'])} {interval(row['low'], row['high'])}{escape(units)}; "
+        f"<li>{escape(str(what))}: {measured}; "
         f"rule: {escape(row['rule'])}; <strong>{escape(state)}</strong></li>"
     )

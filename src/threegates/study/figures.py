@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -48,7 +49,7 @@ SEQUENTIAL, DIVERGING = "cividis", "vlag"
 PAPER_RANGES: dict[str, tuple[float, float]] = {"SFT": (0.006, 0.188), "RL": (0.363, 0.917)}
 
 _NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "axes.titlesize": 11.5,
@@ -111,7 +112,8 @@ class Published:
     def html(self) -> str:
         """Write the figure for Jupyter, relative to the notebook."""
         alt, caption = escape(self.alt, quote=True), escape(self.caption)
-        return f'<figure><img src="figures/{self.name}.svg" alt="{alt}"><figcaption>{caption}</figcaption></figure>'
+        image = f'<img src="figures/{self.name}.svg" alt="{alt}">'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         return {"text/markdown": self.markdown(), "text/html": self.html(), "text/plain": self.alt}
@@ -214,9 +216,12 @@ class ShownTable:
     formats: dict[str, str]
 
     def text(self) -> pd.DataFrame:
-        """Give the cells as text, a dash where there is no value."""
+        """Give the cells as text, a dash where there is no value; names lose their underscores."""
         return pd.DataFrame(
-            {c: [_cell(v, self.formats.get(c, "{}")) for v in self.frame[c]] for c in self.frame.columns}
+            {
+                c.replace("_", " "): [_cell(v, self.formats.get(c, "{}")) for v in self.frame[c]]
+                for c in self.frame.columns
+            }
         )
 
     def html(self) -> str:

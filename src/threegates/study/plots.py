@@ -26,7 +26,7 @@ from threegates.study.figures import DIVERGING, NULLS, PAPER_RANGES, SEQUENTIAL,
 ROLES: dict[str, str] = {"q": "Q", "k": "K", "v": "V", "o": "O", "gate": "gate", "up": "up", "down": "down"}
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
+def t_interval(values: Sequence[float] | pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
     """Give mean, low and high of Student's t interval; the bounds are NaN for fewer than two values."""
     x = np.asarray(values, dtype=float)
     x = x[np.isfinite(x)]
@@ -91,8 +91,10 @@ def consensus_maps(frame: pd.DataFrame, head_size: int | None = None) -> Figure:
     """Draw consensus maps with their row and column ratios, one column a matrix, one line a kind of map.
 
     Columns: role, kind ("observed" or the name of a null), consensus (2-D array: share of runs that changed
-    the entry). Head borders are dashed on the rows of Q, K and V and on the columns of O.
+    the entry, or the block of `block` × `block` entries where there is such a column). Head borders are
+    dashed on the rows of Q, K and V and on the columns of O.
     """
+    block = int(frame["block"].max()) if "block" in frame else 1
     roles = [r for r in ROLES if r in set(frame["role"])]
     kinds = list(dict.fromkeys(frame["kind"]))
     maps = {(r, k): np.asarray(a) for r, k, a in frame[["role", "kind", "consensus"]].itertuples(index=False)}
@@ -111,7 +113,7 @@ def consensus_maps(frame: pd.DataFrame, head_size: int | None = None) -> Figure:
                 top = fig.add_subplot(grid[2 * line, 2 * i], sharex=body)
                 side = fig.add_subplot(grid[2 * line + 1, 2 * i + 1], sharey=body)
                 image = _map_with_margins(body, top, side, maps[role, kind])
-                _head_borders(body, role, head_size, maps[role, kind].shape)
+                _head_borders(body, role, head_size and head_size / block, maps[role, kind].shape)
                 top.set_title(f"{ROLES[role]}  {_by(maps[role, kind].shape)}", fontsize=10.5)
                 if i == 0:
                     body.set_ylabel(_kind_title(kind), fontsize=11, weight="bold")
@@ -145,13 +147,13 @@ def _map_with_margins(body: Axes, top: Axes, side: Axes, consensus: np.ndarray) 
     return image
 
 
-def _head_borders(ax: Axes, role: str, head_size: int | None, shape: tuple[int, ...]) -> None:
+def _head_borders(ax: Axes, role: str, head_size: float | None, shape: tuple[int, ...]) -> None:
     """Dash the borders of attention heads: rows of Q, K and V, columns of O."""
-    if head_size is None or role not in "qkvo":
+    if not head_size or role not in ("q", "k", "v", "o"):
         return
     draw, size = (ax.axvline, shape[1]) if role == "o" else (ax.axhline, shape[0])
-    for border in range(head_size, size, head_size):
-        draw(border - 0.5, color="white", lw=0.9, ls=(0, (4, 3)))
+    for border in np.arange(head_size, size - 1e-6, head_size):
+        draw(border - 0.5, color="#FF6B3D", lw=1.1, ls=(0, (4, 3)))
 
 
 def stripes_against_nulls(frame: pd.DataFrame) -> Figure:
@@ -189,8 +191,8 @@ def jaccard_heatmap(frame: pd.DataFrame, colours: dict[str, str]) -> Figure:
     """
     runs = list(colours)
     with style():
-        side = 2.2 + 0.55 * len(runs)
-        fig, axes = plt.subplots(1, 2, figsize=(2 * side + 1.2, side), sharey=True)
+        side = 0.6 * len(runs)
+        fig, axes = plt.subplots(1, 2, figsize=(2 * side + 2.6, side + 1.6), sharey=True)
         value = _symmetric(frame, "jaccard", runs)
         excess = value - _symmetric(frame, "bernoulli", runs)
         limit = max(0.05, float(np.nanmax(np.abs(excess))))
@@ -216,8 +218,8 @@ def _symmetric(frame: pd.DataFrame, column: str, runs: list[str]) -> pd.DataFram
 
 def _tint_ticks(ax: Axes, colours: dict[str, str]) -> None:
     """Write each run's name in its method's colour."""
-    ax.tick_params(axis="x", rotation=40, length=0)
-    ax.tick_params(axis="y", rotation=0, length=0)
+    ax.tick_params(axis="x", rotation=40, length=0, labelsize=9.5)
+    ax.tick_params(axis="y", rotation=0, length=0, labelsize=9.5)
     plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
     for text in (*ax.get_xticklabels(), *ax.get_yticklabels()):
         text.set_color(colours.get(text.get_text(), "#000000"))
@@ -280,12 +282,13 @@ def rate_correlations(frame: pd.DataFrame, colours: dict[str, str]) -> Figure:
     """
     runs = list(colours)
     with style():
-        side = 2.2 + 0.5 * len(runs)
-        fig, axes = plt.subplots(1, 2, figsize=(2 * side + 1.2, side), sharey=True)
+        cell = 0.5 if len(runs) < 7 else 0.38
+        side = cell * len(runs)
+        fig, axes = plt.subplots(1, 2, figsize=(2 * side + 2.6, side + 1.6), sharey=True)
         for ax, axis in zip(axes, ("row", "column"), strict=True):
             cells = _symmetric(frame[frame["axis"] == axis], "spearman", runs)
             sns.heatmap(
-                cells, ax=ax, annot=True, fmt=".2f", square=True, cbar=False, annot_kws={"size": 8.5},
+                cells, ax=ax, annot=True, fmt=".2f", square=True, cbar=False, annot_kws={"size": 17 * cell},
                 cmap=DIVERGING, vmin=-1, vmax=1,
             )  # fmt: skip
             ax.set(title=f"{axis} ratios", xlabel="", ylabel="")
@@ -298,7 +301,10 @@ def ratios_over_training(frame: pd.DataFrame, head_size: int | None = None, wind
 
     Columns: role, axis ("row" or "column"), step, ratio (list of length rows or columns).
     """
-    panels = list(frame[["role", "axis"]].drop_duplicates().itertuples(index=False))
+    order = list(ROLES)
+    panels = sorted(
+        set(zip(frame["role"], frame["axis"], strict=True)), key=lambda p: (order.index(p[0]), p[1])
+    )
     steps = sorted(frame["step"].unique())
     shades = sns.color_palette("crest", len(steps))
     with style():
@@ -341,7 +347,8 @@ def emergence_correlation(frame: pd.DataFrame) -> Figure:
         for ax, role in zip(axes[0], roles, strict=True):
             rows = frame[frame["role"] == role].sort_values("step")
             for _, run in rows.groupby("run", sort=True):
-                ax.fill_between(run["step"], run["storage_path_low"], run["storage_path_high"], color="#BDBDBD", alpha=0.45, lw=0)  # fmt: skip
+                low, high = run["storage_path_low"], run["storage_path_high"]
+                ax.fill_between(run["step"], low, high, color="#BDBDBD", alpha=0.45, lw=0)
                 ax.plot(run["step"], run["storage_path_mean"], color="#6E6E6E", lw=1.2, ls="--")
                 ax.plot(run["step"], run["spearman"], "o-", color="#0072B2", ms=4.5, lw=1.8)
             ax.axhline(0, color="#444444", lw=0.8)
@@ -394,7 +401,13 @@ def learning_curves(
             for (method, _), run in frame.groupby(["method", "run"], sort=False):
                 points = run[["step", name]].dropna().sort_values("step")
                 sparse = len(points) < 0.5 * len(run)
-                ax.plot(points["step"], points[name], color=colour(method), lw=1.6, alpha=0.85, marker="o" if sparse else "", ms=4)  # fmt: skip
+                look = {
+                    "color": colour(str(method)),
+                    "lw": 1.6,
+                    "alpha": 0.85,
+                    "marker": "o" if sparse else "",
+                }
+                ax.plot(points["step"], points[name], ms=4, **look)
             ax.set(
                 title=curves[name][0], xlabel="training step", yscale="log" if curves[name][1] else "linear"
             )

@@ -1,7 +1,8 @@
 """A Sphinx extension that leaves each page one copy of each script, and none that waits for a server.
 
 Jupyter Book and its theme both register MathJax, the toggle buttons and Thebe; loading a script twice
-throws errors in the reader's browser. Thebe would fetch a kernel from the network: these pages ask for nothing.
+throws errors in the reader's browser. Thebe would fetch a kernel from the network: these pages ask for
+nothing.
 """
 
 from __future__ import annotations

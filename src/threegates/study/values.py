@@ -1,4 +1,4 @@
-"""Numbers in prose: the role {val}`key` prints a value that was written from records, and fails on an unknown key.
+"""Numbers in prose: the role {val}`key` prints a value written from records; an unknown key is an error.
 
 When the book is assembled, `write_values` puts every value beside the pages; Sphinx loads this module as an
 extension and looks each key up. A key that does not exist is a warning, and warnings fail the build.
@@ -25,29 +25,29 @@ FILE = "_values.json"
 
 
 def verdict_values(verdicts: pd.DataFrame) -> dict[str, str]:
-    """Values of each claim: ``<claim>.verdict``, and of its rule and controls ``.value``, ``.interval``, ``.n``.
+    """Values of each claim: ``<claim>.verdict``, and ``.value``, ``.interval``, ``.n`` of rule and controls.
 
     Controls are named by their estimate: ``<claim>.<estimate>.value``.
     """
     values: dict[str, str] = {}
-    for row in verdicts.itertuples():
-        if row.kind == "rule":
-            values[f"{row.claim}.verdict"] = str(row.verdict)
-        place = row.claim if row.kind == "rule" else f"{row.claim}.{row.estimate}"
-        values[f"{place}.value"] = number(row.value)
-        values[f"{place}.interval"] = interval(row.low, row.high)
-        values[f"{place}.n"] = f"{row.n} {row.unit}"
+    for row in verdicts.to_dict("records"):
+        if row["kind"] == "rule":
+            values[f"{row['claim']}.verdict"] = row["verdict"]
+        place = row["claim"] if row["kind"] == "rule" else f"{row['claim']}.{row['estimate']}"
+        values[f"{place}.value"] = number(row["value"])
+        values[f"{place}.interval"] = interval(row["low"], row["high"])
+        values[f"{place}.n"] = f"{row['n']} {row['unit']}"
     return values
 
 
 def rate_values(passes: pd.DataFrame, gains: pd.DataFrame) -> dict[str, str]:
     """Values of the lab: the base's pass rates and each algorithm's gain, with intervals."""
     values: dict[str, str] = {}
-    for row in passes[passes["label"] == "base"].itertuples():
-        values[f"base.{row.measure}"] = f"{number(row.value)} {interval(row.low, row.high)}"
-        values["base.prompts"] = str(row.prompts)
-    for row in gains.itertuples():
-        values[f"gain.{row.method}"] = f"{number(row.gain)} {interval(row.low, row.high)}"
+    for row in passes[passes["label"] == "base"].to_dict("records"):
+        values[f"base.{row['measure']}"] = f"{number(row['value'])} {interval(row['low'], row['high'])}"
+        values["base.prompts"] = str(row["prompts"])
+    for row in gains.to_dict("records"):
+        values[f"gain.{row['method']}"] = f"{number(row['gain'])} {interval(row['low'], row['high'])}"
     return values
 
 

@@ -17,10 +17,11 @@ def verdict_page(verdicts: pd.DataFrame) -> str:
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
     return (
         "# Verdicts\n\n"
-        "Each rule was committed before the numbers that judge it; {doc}`reading` says how a verdict is made.\n"
-        "A claim links to the chapter that measures it.\n\n"
+        "Each rule was committed before the numbers that judge it; {doc}`reading` says how a verdict\n"
+        "is made. A claim links to the chapter that measures it.\n\n"
         '<div class="tg-scroll" role="region" aria-label="All verdicts" tabindex="0">\n'
-        f'<table class="tg-table"><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table>\n</div>\n'
+        f'<table class="tg-table tg-verdicts"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}\n</tbody></table>\n</div>\n"
     )
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from scipy import stats
@@ -23,7 +26,7 @@ METHODS = {
 DRAWN_NULLS = ("storage_density", "storage_norm", "magnitude")
 
 
-def method_name(algorithm: object) -> str:
+def method_name(algorithm: Any) -> str:
     """Name on the page of an algorithm; one the study does not know keeps its own."""
     if pd.isna(algorithm):
         return "your pair"
@@ -33,7 +36,10 @@ def method_name(algorithm: object) -> str:
 def run_labels(frame: pd.DataFrame) -> dict[str, str]:
     """Label of each pair or run by its name: method, data, seed."""
     rows = frame.drop_duplicates("pair")
-    return {row.pair: f"{method_name(row.algorithm)} · {row.data} · {row.seed}" for row in rows.itertuples()}
+    return {
+        row["pair"]: f"{method_name(row['algorithm'])} · {row['data']} · {row['seed']}"
+        for row in rows.to_dict("records")
+    }
 
 
 def run_colours(frame: pd.DataFrame) -> dict[str, str]:
@@ -42,9 +48,17 @@ def run_colours(frame: pd.DataFrame) -> dict[str, str]:
     rows = frame.drop_duplicates("pair").sort_values("method", key=lambda m: m.map(order), kind="stable")
     labels = run_labels(rows)
     return {
-        labels[row.pair]: METHOD_COLOURS.get(method_name(row.algorithm), "#000000")
-        for row in rows.itertuples()
+        labels[row["pair"]]: METHOD_COLOURS.get(method_name(row["algorithm"]), "#000000")
+        for row in rows.to_dict("records")
     }
+
+
+def head_size(config: Mapping[str, Any]) -> int | None:
+    """Rows of one attention head in Q, K and V, by a checkpoint's config.json; None where it has no heads."""
+    if config.get("head_dim"):
+        return int(config["head_dim"])
+    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+    return width // heads if width and heads else None
 
 
 def sparsity_view(tensor: pd.DataFrame) -> pd.DataFrame:
@@ -85,14 +99,17 @@ def sparsity_summary(view: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def consensus_view(maps: pd.DataFrame, method: str = "rl", kinds: tuple[str, ...] = ("observed", "storage_density")) -> pd.DataFrame:  # fmt: skip
+def consensus_view(
+    maps: pd.DataFrame, method: str = "rl", kinds: tuple[str, ...] = ("observed", "storage_density")
+) -> pd.DataFrame:
     """Consensus maps of the shown block as arrays: one row a matrix and kind."""
-    rows = maps[(maps["method"] == method) & maps["kind"].isin(kinds) & (maps["role"].isin(["q", "k", "v", "o", "down"]))]  # fmt: skip
+    shown = maps["role"].isin(["q", "k", "v", "o", "down"]) & maps["kind"].isin(kinds)
+    rows = maps[shown & (maps["method"] == method)]
     arrays = [
         np.asarray(flat, dtype=float).reshape(-(-r // b), -(-c // b))
         for flat, r, c, b in zip(rows["consensus"], rows["rows"], rows["columns"], rows["block"], strict=True)
     ]
-    return rows.assign(consensus=arrays).reset_index(drop=True)
+    return rows.assign(consensus=pd.Series(arrays, index=rows.index, dtype=object)).reset_index(drop=True)
 
 
 def jaccard_view(agreement: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
@@ -115,8 +132,13 @@ def baseline_view(agreement: pd.DataFrame) -> pd.DataFrame:
     for (method, role), group in rows.groupby(["method", "role"], sort=False):
         long = pd.concat([group.assign(run=group["run_a"]), group.assign(run=group["run_b"])])
         per_run = long.groupby("run")["jaccard"].mean()
-        nulls = {f"{n}{end}": group[f"{n}{source}"].mean() for n in DRAWN_NULLS for end, source in (("", "_mean"), ("_low", "_low"), ("_high", "_high"))}  # fmt: skip
-        facts = {"group": names.get(method, method), "role": role, "jaccard": group["jaccard"].mean()}
+        ends = (("", "_mean"), ("_low", "_low"), ("_high", "_high"))
+        nulls = {f"{n}{end}": group[f"{n}{source}"].mean() for n in DRAWN_NULLS for end, source in ends}
+        facts = {
+            "group": names.get(str(method), str(method)),
+            "role": role,
+            "jaccard": group["jaccard"].mean(),
+        }
         spread = {"jaccard_low": per_run.min(), "jaccard_high": per_run.max()}
         out.append(facts | spread | {"bernoulli": group["bernoulli"].mean()} | nulls)
     return pd.DataFrame(out)
@@ -132,10 +154,10 @@ def rates_view(rates: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
 def stripe_view(axis: pd.DataFrame, method: str = "rl") -> pd.DataFrame:
     """Dispersion of row and column ratios of each matrix type beside the nulls', geometric means."""
-    rows = axis[(axis["method"] == method) & axis["role"].isin(ROLES)]
+    rows = axis[(axis["method"] == method) & axis["role"].isin(list(ROLES))]
     columns = ["dispersion", "bernoulli_mean", *(f"{null}_mean" for null in DRAWN_NULLS)]
-    logs = np.log(rows[columns].clip(lower=1e-6)).assign(role=rows["role"], axis=rows["axis"])
-    means = np.exp(logs.groupby(["role", "axis"])[columns].mean()).reset_index()
+    logs = rows[["role", "axis"]].join(rows[columns].clip(lower=1e-6).apply(np.log))
+    means = logs.groupby(["role", "axis"])[columns].mean().apply(np.exp).reset_index()
     order = {role: number for number, role in enumerate(ROLES)}
     return means.sort_values(["role", "axis"], key=lambda c: c.map(order) if c.name == "role" else c)
 
@@ -177,19 +199,29 @@ def pass_view(evaluation: pd.DataFrame) -> pd.DataFrame:
 
     **Source** Student (1908); Wilson (1927).
     """
-    rows = []
-    for run, group in evaluation.groupby("run", sort=False):
-        first = group.iloc[0]
-        base = pd.isna(first["algorithm"])
-        label = "base" if base else f"{method_name(first['algorithm'])} · {first['seed']}"
-        facts = {"run": run, "label": label, "method": "pre-training" if base else method_name(first["algorithm"])}  # fmt: skip
-        one = t_estimate(group["correct"] / group["samples"], "prompts", 0.95)
-        hits, prompts = int((group["correct"] > 0).sum()), len(group)
-        any_right = stats.binomtest(hits, prompts).proportion_ci(0.95, "wilson")
-        measure = f"pass@{int(group['samples'].max())}"
-        rows.append({**facts, "measure": "pass@1", "value": one.value, "low": one.low, "high": one.high, "prompts": prompts})  # fmt: skip
-        rows.append({**facts, "measure": measure, "value": hits / prompts, "low": any_right.low, "high": any_right.high, "prompts": prompts})  # fmt: skip
+    rows = [
+        row for run, group in evaluation.groupby("run", sort=False) for row in _pass_rows(str(run), group)
+    ]
     return pd.DataFrame(rows)
+
+
+def _pass_rows(run: str, group: pd.DataFrame) -> list[dict[str, Any]]:
+    """Both pass rates of one evaluated checkpoint."""
+    first, prompts = group.iloc[0], len(group)
+    base = pd.isna(first["algorithm"])
+    method = METHODS["pretraining"] if base else method_name(first["algorithm"])
+    facts = {"run": run, "label": "base" if base else f"{method} · {first['seed']}", "method": method}
+    one = t_estimate(group["correct"] / group["samples"], "prompts", 0.95)
+    hits = int((group["correct"] > 0).sum())
+    any_right = stats.binomtest(hits, prompts).proportion_ci(0.95, "wilson")
+    measured = {
+        "pass@1": (one.value, one.low, one.high),
+        f"pass@{int(group['samples'].max())}": (hits / prompts, any_right.low, any_right.high),
+    }
+    return [
+        {**facts, "measure": name, "value": value, "low": low, "high": high, "prompts": prompts}
+        for name, (value, low, high) in measured.items()
+    ]
 
 
 def gain_view(evaluation: pd.DataFrame) -> pd.DataFrame:
@@ -201,9 +233,8 @@ def gain_view(evaluation: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for algorithm, group in tuned.groupby("algorithm", sort=False):
         found = t_estimate(group["share"] - base, "seeds", 0.95)
-        rows.append(
-            {"method": method_name(algorithm), "gain": found.value, "low": found.low, "high": found.high, "seeds": found.n}
-        )  # fmt: skip
+        gain = {"gain": found.value, "low": found.low, "high": found.high, "seeds": found.n}
+        rows.append({"method": method_name(algorithm), **gain})
     return pd.DataFrame(rows)
 
 
