@@ -48,7 +48,8 @@ def test_comments_docstrings_and_layout_do_not_count(package):
     before = code_digest("demo.a", root=package)
     rewrite(
         package / "a.py",
-        '"""New."""\nfrom .inner import (\n    b,\n)\n\n\ndef f(x):\n    """Other words."""\n    # why\n    return (b.g(x) * 2)\n',
+        '"""New."""\nfrom .inner import (\n    b,\n)\n\n\n'
+        'def f(x):\n    """Other words."""\n    # why\n    return (b.g(x) * 2)\n',
     )
     assert code_digest("demo.a", root=package) == before
 

@@ -73,7 +73,7 @@ def imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[str
 
 
 def value_digest(value: object) -> str:
-    """sha256 of a value's canonical JSON: sorted keys, no spaces, pydantic models and dataclasses as mappings.
+    """sha256 of a value's canonical JSON: sorted keys, no spaces, models and dataclasses as mappings.
 
     Raises
     ------
@@ -91,7 +91,7 @@ def file_digest(path: Path | str) -> str:
 
 
 def runtime_versions() -> dict[str, str]:
-    """Versions that can change numbers: Python and the numerical packages, build tags such as +cpu cut off."""
+    """Versions that can change numbers: Python and numerical packages, without tags such as +cpu."""
     versions = {"python": platform.python_version()}
     for name in _NUMERICAL:
         try:
