@@ -62,7 +62,7 @@ def import_closure(*modules: str, root: Path = PACKAGE) -> set[str]:
 
 
 def imported_names(tree: ast.AST, module: str, is_package: bool) -> Iterator[str]:
-    """Dotted names that a syntax tree imports, attributes included: the caller sorts out which are modules."""
+    """Dotted names that a syntax tree imports, attributes included; the caller picks the modules."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
