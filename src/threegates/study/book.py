@@ -146,6 +146,7 @@ def _mathjax_file() -> Path:
 def _render(build: Path, source: Path) -> Path:
     """Render with warnings as errors, unless these very pages were rendered before."""
     html = build / "html"
+    _put_back(html)
     digest, mark = _digest(source), html / ".source"
     if mark.is_file() and mark.read_text() == digest:
         _say("pages unchanged")
@@ -195,9 +196,19 @@ def _jupyter_book(source: Path, work: Path) -> None:
 
 def _swap(fresh: Path, place: Path) -> None:
     # A folder cannot be replaced by another in one step; the old book is moved aside first.
-    old = place.with_name(".html-old")
+    old = _aside(place)
     shutil.rmtree(old, ignore_errors=True)
     if place.exists():
         os.replace(place, old)
     os.replace(fresh, place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _put_back(place: Path) -> None:
+    """Give back the last good book if a build was killed between the two steps of putting a new one there."""
+    if not place.exists() and _aside(place).exists():
+        os.replace(_aside(place), place)
+
+
+def _aside(place: Path) -> Path:
+    return place.with_name(f".{place.name}-old")

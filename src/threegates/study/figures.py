@@ -45,8 +45,6 @@ NULLS: dict[str, tuple[str, str, str]] = {
 }
 #: Colour maps: one-sided quantities, and quantities with a meaningful zero.
 SEQUENTIAL, DIVERGING = "cividis", "vlag"
-#: Ranges of the paper's Table 1, in share of weights unchanged.
-PAPER_RANGES: dict[str, tuple[float, float]] = {"SFT": (0.006, 0.188), "RL": (0.363, 0.917)}
 
 _NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")
 _STYLE: dict[Any, Any] = {

@@ -20,7 +20,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 from scipy import stats
 
-from threegates.study.figures import DIVERGING, NULLS, PAPER_RANGES, SEQUENTIAL, colour, style
+from threegates.study.figures import DIVERGING, NULLS, SEQUENTIAL, colour, style
+from threegates.study.paper import sparsity_ranges
 
 #: Matrix types in the order of a block, with the names used on axes.
 ROLES: dict[str, str] = {"q": "Q", "k": "K", "v": "V", "o": "O", "gate": "gate", "up": "up", "down": "down"}
@@ -45,9 +46,8 @@ def sparsity_by_method(frame: pd.DataFrame) -> Figure:
     labels = list(dict.fromkeys(frame["label"]))
     with style():
         fig, ax = plt.subplots(figsize=(8.2, 1.5 + 0.46 * len(labels)))
-        for name, tint, (low, high) in zip(
-            ("SFT", "RL"), ("#D55E00", "#0072B2"), PAPER_RANGES.values(), strict=True
-        ):
+        for name, (low, high) in sparsity_ranges().items():
+            tint = "#D55E00" if name == "SFT" else "#0072B2"
             ax.axvspan(low, high, color=tint, alpha=0.09, lw=0)
             ax.text(
                 (low + high) / 2, -0.75, f"paper: {name}", color=tint, ha="center", va="bottom", fontsize=10

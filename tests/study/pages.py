@@ -1,0 +1,89 @@
+"""A whole book without training: our prose and notebooks, synthetic figures, verdicts not yet run."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pandas as pd
+
+from tests.study import frames
+from threegates.study import book, plots
+from threegates.study.cards import VerdictCards
+from threegates.study.claims import not_run, read_claims, verdict_table
+from threegates.study.figures import publish, table
+from threegates.study.provenance import project_root
+from threegates.study.values import FILE, write_values
+from threegates.study.verdicts import verdict_page
+
+ROOT = project_root()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def calls(source: str, function: str) -> list[ast.Call]:
+    """Calls of a function in a cell."""
+    tree = ast.walk(ast.parse(source))
+    return [n for n in tree if isinstance(n, ast.Call) and getattr(n.func, "id", None) == function]
+
+
+def keyword(call: ast.Call, name: str) -> str:
+    """Text of a keyword argument; what an f-string computes is left out."""
+    value = next(k.value for k in call.keywords if k.arg == name)
+    return "".join(str(n.value) for n in ast.walk(value) if isinstance(n, ast.Constant))
+
+
+def assemble(source: Path) -> Path:
+    """Write the sources of such a book into a folder."""
+    shutil.copytree(ROOT / "book", source)
+    verdicts = planted_verdicts()
+    for path in NOTEBOOKS:
+        nbformat.write(
+            _executed(path, source, verdicts[verdicts["chapter"] == path.stem]), source / path.name
+        )
+    (source / "verdicts.md").write_text(verdict_page(verdicts), encoding="utf-8")
+    write_values(source / FILE, dict.fromkeys(quoted_keys(), "0.123 [0.1, 0.2]"))
+    mathjax = source / "_static" / "mathjax"
+    mathjax.mkdir(parents=True)
+    shutil.copyfile(book._mathjax_file(), mathjax / "tex-svg.js")
+    return source
+
+
+def quoted_keys() -> set[str]:
+    """Keys of all values that pages quote."""
+    texts = [page.read_text(encoding="utf-8") for page in (ROOT / "book").glob("*.md")]
+    return {key for text in texts for key in re.findall(r"\{val\}`([^`]+)`", text)}
+
+
+def planted_verdicts() -> pd.DataFrame:
+    """A verdict on every claim: that it was not run."""
+    claims = read_claims(ROOT / "claims.yaml").claims
+    return verdict_table(not_run(claim, "nothing was trained") for claim in claims)
+
+
+def _executed(path: Path, source: Path, verdicts: pd.DataFrame) -> Any:
+    notebook = nbformat.read(path, as_version=4)
+    for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):
+        cell.execution_count = number
+        shown = [_figure(call, source) for call in calls(cell.source, "publish")]
+        shown += [table(frames.nulls(), "A wide table") for _ in calls(cell.source, "table")]
+        shown += [VerdictCards(verdicts) for _ in calls(cell.source, "VerdictCards")]
+        bundles = [json.loads(json.dumps(s._repr_mimebundle_())) for s in shown]
+        bundles += [
+            {"text/markdown": "**What is seen.** 1.23", "text/plain": ""}
+            for _ in calls(cell.source, "Markdown")
+        ]
+        cell.outputs = [nbformat.v4.new_output("display_data", data=bundle) for bundle in bundles]
+    return notebook
+
+
+def _figure(call: ast.Call, source: Path) -> Any:
+    name = call.args[1]
+    assert isinstance(name, ast.Constant)
+    data = frames.pass_rates()
+    texts = {k: keyword(call, k) for k in ("alt", "caption")}
+    return publish(plots.pass_rates(data), name.value, data=data, folder=source / "figures", **texts)

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import yaml
+
+from tests.study.pages import ROOT
+from threegates.study import paper
+from threegates.study.plots import ROLES
+
+
+def test_the_ranges_are_those_that_the_claims_quote():
+    ranges = paper.sparsity_ranges()
+    assert ranges == {"RL": (0.363, 0.917), "SFT": (0.006, 0.188)}
+    rules = {c["id"]: c["rule"] for c in yaml.safe_load((ROOT / "claims.yaml").read_text())["claims"]}
+    assert rules["rl-sparsity-level"]["at_least"] == ranges["RL"][0]
+    assert rules["rl-sparsity-level"]["contradicted_below"] == ranges["SFT"][1]
+
+
+def test_table_1_has_fifteen_pairs_three_of_them_sft():
+    table = paper.table_1()
+    assert len(table) == 15
+    assert table["tuned"].is_unique
+    assert (table["method"] == "SFT").sum() == 3
+    assert table["sparsity"].between(0, 1).all()
+
+
+def test_table_2_has_every_matrix_type_and_spans_what_the_claim_quotes():
+    table = paper.table_2()
+    assert set(table["role"]) == set(ROLES)
+    assert (table["paper_jaccard"].min(), table["paper_jaccard"].max()) == (0.552, 0.597)
+    assert (table["paper_bernoulli"].min(), table["paper_bernoulli"].max()) == (0.373, 0.467)
+    assert (table["paper_jaccard"] > table["paper_bernoulli"]).all()
