@@ -96,10 +96,9 @@ def test_uninformative_groups_are_replaced_and_counted(monkeypatch, spy):
     second = ["right", "mixed", "mixed", "mixed", "wrong", "mixed"]
     _script(monkeypatch, [first, second])
     metrics = _trainer("dapo").step(1)
-    assert metrics["resampled_groups"] == 4 + 2
-    assert sum(len(mask) for mask in spy.masks()) == PROMPTS * SAMPLES
+    # Four of the first round gave way; what the second round leaves over replaces nothing.
+    assert metrics["resampled_groups"] == 4
     assert [len(mask) for mask in spy.masks()] == [PROMPTS * SAMPLES // 2] * 2
-    assert metrics["reward"] == 0
     # Two of the first round, then the first four mixed ones of the second.
     rows = [spy.rollouts[0].prompts[g * SAMPLES] for g in (0, 3)]
     rows += [spy.rollouts[1].prompts[g * SAMPLES] for g in (1, 2, 3, 5)]
@@ -109,15 +108,79 @@ def test_uninformative_groups_are_replaced_and_counted(monkeypatch, spy):
         assert (advantages.abs().amax(1) > 0).all()
 
 
+def test_groups_are_replaced_round_after_round_until_the_step_is_full(monkeypatch, spy):
+    half = ["mixed", "wrong"] * (PROMPTS // 2)
+    _script(monkeypatch, [["wrong"] * PROMPTS, half, half])
+    metrics = _trainer("dapo").step(1)
+    assert len(spy.rollouts) == 3
+    assert metrics["resampled_groups"] == PROMPTS + PROMPTS // 2
+    assert torch.cat([arguments[4].abs().amax(1) > 0 for arguments in spy.losses]).all()
+
+
+def test_a_first_round_that_is_informative_is_not_sampled_again(monkeypatch, spy):
+    _script(monkeypatch, [["mixed"] * PROMPTS])
+    metrics = _trainer("dapo").step(1)
+    assert len(spy.rollouts) == 1
+    assert metrics["resampled_groups"] == 0
+    assert torch.equal(torch.cat(spy.trained), spy.rollouts[0].prompts)
+
+
 def test_after_the_last_round_a_step_keeps_its_size_with_groups_that_teach_nothing(monkeypatch, spy):
     wrong = ["wrong"] * PROMPTS
     _script(monkeypatch, [["mixed", *wrong[1:]], wrong, wrong])
-    metrics = _trainer("dapo", resample_rounds=2).step(1)
+    _trainer("dapo", resample_rounds=2).step(1)
     assert len(spy.rollouts) == 3
     assert sum(len(mask) for mask in spy.masks()) == PROMPTS * SAMPLES
     taught = torch.cat([arguments[4].abs().amax(1) > 0 for arguments in spy.losses])
     assert taught.tolist() == [True] * SAMPLES + [False] * (PROMPTS - 1) * SAMPLES
-    assert metrics["resampled_groups"] == PROMPTS * 3 - 1
+
+
+def test_what_is_logged_is_the_first_samples_not_those_that_selection_kept(monkeypatch, spy):
+    """Every group that dynamic sampling keeps is half right here; of what was sampled first, a quarter is."""
+    first = ["wrong", "wrong", "mixed", "wrong", "right", "wrong"]
+    _script(monkeypatch, [first, ["mixed"] * PROMPTS])
+    # Away from the base, so that the divergence depends on the samples.
+    trainer = _trainer("dapo", _leaning_weights())
+    trainer.base = _undecided_weights()
+    metrics = trainer.step(1)
+    sampled, later = spy.rollouts
+    assert metrics["reward"] == pytest.approx(2 * (0.5 + 1) / PROMPTS - 1)
+    assert metrics["length"] == pytest.approx(float(sampled.lengths.float().mean()))
+    assert metrics["entropy"] == pytest.approx(float(sampled.entropy.sum() / sampled.mask.sum()), rel=1e-5)
+    # Weights are stored in bf16, a part in 256.
+    assert metrics["kl"] == pytest.approx(_divergence(sampled), rel=0.01)
+    trained = torch.cat([arguments[-1].sum(1) for arguments in spy.losses])
+    for other in (later.lengths, trained):
+        assert metrics["length"] != pytest.approx(float(other.float().mean()))
+    assert metrics["kl"] != pytest.approx(_divergence(later), rel=0.02)
+
+
+def _leaning_weights() -> dict[str, Tensor]:
+    """Answers more often than the undecided policy does, and oftener with a three than with another digit."""
+    weights = _undecided_weights()
+    weights["lm_head.weight"][TOKEN_ID["A"], TOKEN_ID["="]] += 1 / 48**0.5
+    weights["lm_head.weight"][TOKEN_ID["3"], TOKEN_ID["A"]] += 2 / 48**0.5
+    return weights
+
+
+def _divergence(rollout: Rollout) -> float:
+    """Oracle: token mean of k3 = r − 1 − log r between the leaning policy and the undecided one, by hand."""
+    leaning, undecided = _odds(math.e, math.e**2), _odds(1.0, 1.0)
+    found = []
+    for response in rollout.responses:
+        for token in words(response):
+            log_ratio = math.log(undecided.get(token, 1.0) / leaning.get(token, 1.0))
+            # An <eos> after a digit is certain; the first token of a response is not.
+            if token == "<eos>" and len(words(response)) > 1:
+                log_ratio = 0.0
+            found.append(math.exp(log_ratio) - 1 - log_ratio)
+    return sum(found) / len(found)
+
+
+def _odds(answer: float, three: float) -> dict[str, float]:
+    """Probabilities of every uncertain token when answering and the digit 3 have these odds against one."""
+    digits = {digit: (three if digit == "3" else 1.0) / (9 + three) for digit in DIGITS}
+    return {"A": answer / (1 + answer), "<eos>": 1 / (1 + answer), **digits}
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "reinforce++"])
@@ -130,9 +193,9 @@ def test_other_algorithms_sample_once(monkeypatch, spy, algorithm):
 
 def test_groups_of_equal_answers_and_unequal_lengths_are_not_informative(monkeypatch, spy):
     """The overlong penalty tells their rewards apart, but they say nothing about right and wrong."""
+    monkeypatch.setattr(module, "RESPONSE_LENGTH", 3)
     _script(monkeypatch, [["wrong"] * PROMPTS, ["mixed"] * PROMPTS])
-    trainer = _trainer("dapo", response_length=3)
-    metrics = trainer.step(1)
+    metrics = _trainer("dapo").step(1)
     lengths = spy.rollouts[0].lengths.view(PROMPTS, SAMPLES)
     assert (lengths.amax(1) > lengths.amin(1)).any()
     assert metrics["resampled_groups"] == PROMPTS
@@ -280,4 +343,4 @@ def test_no_reward_difference_moves_nothing_without_kl(monkeypatch):
     metrics = trainer.step(1)
     assert metrics["grad_norm"] == 0
     assert trainer.weights.delta_norm() == 0
-    assert metrics["resampled_groups"] == PROMPTS
+    assert metrics["resampled_groups"] == 0

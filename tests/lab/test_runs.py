@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -231,6 +232,64 @@ def test_a_kill_before_the_folder_is_finished_leaves_nothing_behind(monkeypatch,
     assert list((other / "partial").iterdir()) == []
 
 
+@pytest.mark.parametrize("place", ["tidy", "move"])
+def test_a_kill_between_the_last_file_and_the_move_trains_nothing_again(monkeypatch, tmp_path, lab, place):
+    run, other = _runs()[1], _other_lab(lab, tmp_path)
+    _interrupt(monkeypatch, other, run, _inside("_tidy") if place == "tidy" else _before_the_move)
+    partial = other / "partial" / run.folder
+    when = (partial / "when.json").read_bytes()
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a run that lacked only its move was trained again")
+
+    monkeypatch.setattr(module, "make_trainer", refuse)
+    assert execute(other, run) == other / "runs" / run.folder
+    assert _digests(other / "runs" / run.folder) == _digests(lab / "runs" / run.folder)
+    assert (other / "runs" / run.folder / "when.json").read_bytes() == when
+    assert list((other / "partial").iterdir()) == []
+
+
+def _before_the_move(monkeypatch: pytest.MonkeyPatch) -> None:
+    move = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).parent.name == "runs":
+            raise Killed
+        move(source, target)
+
+    monkeypatch.setattr(module.os, "replace", killed)
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_progress_tells_the_speed_of_this_process_alone(monkeypatch, tmp_path, lab, steps):
+    """By a clock that a step moves by ten seconds: steps of an earlier process took none of its time."""
+    run, other = _runs()[1], _other_lab(lab, tmp_path)
+    if steps:
+        _interrupt(monkeypatch, other, run, _after_steps(steps))
+    done, reports, write = _count_steps(monkeypatch), [], module.write_json
+    clock = SimpleNamespace(
+        monotonic=lambda: 1000.0 + 10 * len(done), strftime=time.strftime, gmtime=time.gmtime
+    )
+
+    def noted(path: Path, value: Any) -> None:
+        if path.name == "progress.json":
+            reports.append(value)
+        write(path, value)
+
+    monkeypatch.setattr(module, "time", clock)
+    monkeypatch.setattr(module, "write_json", noted)
+    execute(other, run)
+    assert [report["step"] for report in reports] == list(range(steps + 1, 5))
+    assert {report["steps"] for report in reports} == {4}
+    assert [report["rate"] for report in reports] == pytest.approx([0.1] * (4 - steps))
+    log = pd.read_parquet(other / "runs" / run.folder / "log.parquet")
+    for name in ("reward", "kl", "loss"):
+        assert [report[name] for report in reports] == log[name].tolist()[steps:]
+    when = json.loads((other / "runs" / run.folder / "when.json").read_text())
+    # The clock of the earlier process was a real one.
+    assert when["seconds"] == pytest.approx(10 * (4 - steps), abs=5)
+
+
 def test_a_run_resumes_after_several_kills_and_counts_all_of_its_time(monkeypatch, tmp_path, lab):
     run, other = _runs()[2], _other_lab(lab, tmp_path)
     for steps in (1, 1, 3):
@@ -332,8 +391,8 @@ def test_a_digest_changes_with_every_field_of_the_recipe():
         "betas": (0.8, 0.999), "weight_decay": 0.0, "clip_norm": 2.0, "minibatches": 1,
         "master_dtype": "bfloat16", "storage_dtype": "float32", "save_dtype": "bfloat16",
         "checkpoint_steps": (1,), "evaluate_every": 3, "evaluate_prompts": 9, "evaluation_data": "addsub-4",
-        "final_prompts": 9, "final_samples": 9, "response_length": 33, "base": "other",
-        "algorithm": "grpo", "prompts": 5, "samples": 3, "resample_rounds": 4,
+        "final_prompts": 9, "final_samples": 9, "base": "other", "algorithm": "grpo", "prompts": 5,
+        "samples": 3, "resample_rounds": 4,
     }  # fmt: skip
     assert set(changes) == set(RLRecipe.model_fields) - {"kind"}
     base = make_run(BASE, None)

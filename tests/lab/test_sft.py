@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from tests.lab.tiny import BIGRAM, TINY, earns_reward, guessing_weights, random_weights, words
+from threegates.errors import RecipeError
+from threegates.lab import sft as module
 from threegates.lab.recipe import SFTRecipe
-from threegates.lab.sft import SupervisedTrainer
+from threegates.lab.rollout import Rollout
+from threegates.lab.sft import ATTEMPTS, SupervisedTrainer
 from threegates.lab.task import BASE_STYLES, is_held_out
 
 SOURCES = ("teacher", "same-style", "rft")
@@ -74,6 +79,75 @@ def test_rft_keeps_every_accepted_sample_of_the_base_and_of_nobody_else():
         trainer.step(index)
         counts.append(len(trainer.seen))
     assert abs(np.mean(counts) - 6.4) < 4 * 2.4 / 20**0.5
+
+
+def _script(monkeypatch: pytest.MonkeyPatch, rounds: Sequence[Sequence[int]]) -> list[Rollout]:
+    """Accept these rows of each round of sampling; gives the list that the rounds' samples go to."""
+    rollouts: list[Rollout] = []
+
+    def verdicts(rollout: Rollout, *_: object) -> Tensor:
+        correct = torch.zeros(len(rollout), dtype=torch.bool)
+        correct[list(rounds[len(rollouts)])] = True
+        rollouts.append(rollout)
+        return correct
+
+    monkeypatch.setattr(module, "verify", verdicts)
+    return rollouts
+
+
+@pytest.mark.parametrize(
+    ("minibatches", "rounds", "sizes"),
+    [
+        (2, [[5], [], [0, 63]], [2, 1]),
+        (4, [[1, 2, 3], [4]], [1, 1, 1, 1]),
+        (2, [[7, 9]], [1, 1]),
+        (3, [[0, 1, 2, 3, 4]], [2, 2, 1]),
+    ],
+)
+def test_rft_samples_on_until_there_is_enough_to_split_and_trains_on_nothing_else(
+    monkeypatch, minibatches, rounds, sizes
+):
+    rollouts = _script(monkeypatch, rounds)
+    trainer = _trainer("rft", minibatches=minibatches)
+    trainer.step(1)
+    assert len(rollouts) == len(rounds)
+    expected = [
+        (words(rollout.prompts[row]), words(rollout.responses[row]))
+        for rollout, rows in zip(rollouts, rounds, strict=True)
+        for row in rows
+    ]
+    assert trainer.seen == expected
+    assert trainer.sizes == sizes
+    assert trainer.updates == minibatches
+    # Every round asks new questions, and draws its answers from a stream of its own.
+    asked = [{tuple(words(prompt)) for prompt in rollout.prompts} for rollout in rollouts]
+    assert len(set.union(*asked)) == 8 * len(rounds)
+    if len(rounds) > 1:
+        assert not torch.equal(rollouts[0].responses, rollouts[1].responses)
+
+
+@pytest.mark.parametrize("accepted", [0, 1])
+def test_a_base_that_is_almost_never_right_is_given_up_without_training(monkeypatch, accepted):
+    rollouts = _script(monkeypatch, [[3][:accepted], *[[]] * 20])
+    trainer = _trainer("rft")
+    with pytest.raises(RecipeError, match="almost never right") as caught:
+        trainer.step(2)
+    assert len(rollouts) == ATTEMPTS
+    lines = str(caught.value).splitlines()
+    assert "  where: rft, step 2" in lines
+    assert f"  expected: at least 2 accepted samples in {ATTEMPTS} rounds" in lines
+    assert f"  found: {accepted}" in lines
+    assert trainer.seen == []
+    assert trainer.updates == 0
+    assert trainer.weights.delta_norm() == 0
+
+
+def test_rft_of_a_base_that_is_never_right_trains_on_nothing():
+    """Weights drawn at random: the true verifier turns every sample away."""
+    trainer = _Spied(_recipe("rft", batch=16, samples=2), TINY, random_weights(TINY, seed=2))
+    with pytest.raises(RecipeError, match="longer, or choose easier data"):
+        trainer.step(1)
+    assert trainer.seen == []
 
 
 def test_the_teacher_speaks_its_own_words_and_the_same_style_those_of_the_base():

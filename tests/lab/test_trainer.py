@@ -22,18 +22,22 @@ TUNED: dict[str, Any] = COMMON | {"base": "b", "data": "arith-4", "learning_rate
 
 def trainers() -> dict[str, Trainer]:
     """One small trainer of every kind."""
-    base = random_weights(TINY, seed=2)
+    guessing = (BIGRAM, guessing_weights())
+    random = (TINY, random_weights(TINY, seed=2))
     rl = {
-        name: PolicyTrainer(
-            RLRecipe(name=name, algorithm=name, prompts=4, samples=2, **TUNED), BIGRAM, guessing_weights()
-        )
+        name: PolicyTrainer(RLRecipe(name=name, algorithm=name, prompts=4, samples=2, **TUNED), *guessing)
         for name in ("grpo", "dapo", "reinforce++")
     }
     sft = {
         source: SupervisedTrainer(
-            SFTRecipe(name=source, source=source, batch=8, samples=2, **TUNED), TINY, base
+            SFTRecipe(name=source, source=source, batch=batch, samples=2, **TUNED), *initial
         )
-        for source in ("teacher", "same-style", "rft")
+        # Random weights are never right; of the guesses, one in ten is.
+        for source, batch, initial in (
+            ("teacher", 8, random),
+            ("same-style", 8, random),
+            ("rft", 32, guessing),
+        )
     }
     return {"pretrain": Pretrainer(PretrainRecipe(name="p", batch=8, shape=TINY, **COMMON)), **rl, **sft}
 
