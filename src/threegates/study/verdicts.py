@@ -8,7 +8,7 @@ import pandas as pd
 
 from threegates.study.cards import interval, number
 
-_HEAD = ("claim", "place in the paper", "verdict", "estimate", "interval", "controls that hold", "on what")
+_HEAD = ("claim", "verdict", "estimate", "interval", "controls that hold")
 
 
 def verdict_page(verdicts: pd.DataFrame) -> str:
@@ -32,13 +32,12 @@ def _row(group: pd.DataFrame) -> str:
     link = (
         f'<a href="{escape(rule["chapter"])}.html#verdict-{escape(rule["claim"])}">{escape(rule["says"])}</a>'
     )
+    source = f"<small>{escape(rule['place'])}; {escape(rule['subject'])}</small>"
     cells = (
-        link,
-        escape(rule["place"]),
+        f"{link}<br>{source}",
         f"<strong>{escape(rule['verdict'])}</strong>",
         number(rule["value"]),
         interval(rule["low"], rule["high"]),
         held,
-        escape(rule["subject"]),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
