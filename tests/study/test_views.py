@@ -7,7 +7,7 @@ from scipy import stats
 
 from tests.study import pages
 from threegates.study import views
-from threegates.study.cards import VerdictCards, interval, number
+from threegates.study.cards import interval, number
 from threegates.study.values import rate_values, verdict_values
 
 
@@ -127,20 +127,3 @@ def test_numbers_are_written_for_people():
     assert number(None) == number(float("nan")) == "–"
     assert interval(0.1, 0.25) == "[0.1, 0.25]"
     assert interval(float("nan"), 0.2) == "no interval"
-
-
-def test_a_card_shows_claim_place_verdict_and_every_control():
-    verdicts = pages.planted_verdicts()
-    html = VerdictCards(verdicts[verdicts["claim"] == "masks-agree-across-runs"]).html()
-    assert 'id="verdict-masks-agree-across-runs"' in html
-    assert "<strong>Not run.</strong>" in html
-    assert html.count("<li>") == 4
-    assert "Table 2, Fig. 12" in html
-
-
-def test_a_card_escapes_what_it_quotes():
-    verdicts = (
-        pages.planted_verdicts().query("claim == 'masks-are-striped'").assign(subject="<b>&", reason="<i>")
-    )
-    html = VerdictCards(verdicts).html()
-    assert "&lt;b&gt;&amp;" in html and "<b>" not in html and "<i>" not in html
