@@ -108,15 +108,15 @@ def test_a_known_key_prints_its_value_with_warnings_as_errors(tmp_path):
 
 
 def test_an_unknown_key_is_a_warning_that_names_it_and_fails_a_strict_build(tmp_path, capsys):
-    pages = _Pages(tmp_path, "Known: {val}`gap.value`.\n\nUnknown: {val}`gap.valeu`.").values(gap_value="1")
+    pages = _Pages(tmp_path, "Known: {val}`gap.value`.\n\nUnknown: {val}`gap.median`.").values(gap_value="1")
     assert pages.build() == 0
     told = capsys.readouterr().err
-    assert "no record has the value 'gap.valeu'" in told
+    assert "no record has the value 'gap.median'" in told
     assert re.search(r"index\.md:5: ", told)
     assert "'gap.value'" not in told
     assert pages.shown() == ["1"]
     assert pages.build(*STRICT, "-E") != 0
-    assert "no record has the value 'gap.valeu'" in capsys.readouterr().err
+    assert "no record has the value 'gap.median'" in capsys.readouterr().err
 
 
 def test_without_any_values_every_key_is_unknown(tmp_path, capsys):
