@@ -129,8 +129,8 @@ def test_a_finished_run_is_told_once_with_its_time_and_what_is_left(quick, tmp_p
         _wait(lambda: len(display.finished) == 2)
     assert console.getvalue().splitlines() == [
         "train: 3 of 3 runs to do, 0 finished before",
-        "train: first done in 61 s, 2 runs left",
-        "train: third done in 5 s, 1 runs left",
+        "train: first done in 61 s, runs left: 2",
+        "train: third done in 5 s, runs left: 1",
     ]
 
 
@@ -139,7 +139,7 @@ def test_a_run_that_ends_after_the_last_look_is_told_at_the_end(monkeypatch, tmp
     run = _run("last")
     with Display(tmp_path, [run], planned=1):
         _finish(tmp_path, run, 3.0)
-    assert console.getvalue().splitlines()[-1] == "train: last done in 3 s, 0 runs left"
+    assert console.getvalue().splitlines()[-1] == "train: last done in 3 s, runs left: 0"
 
 
 def test_a_broken_progress_file_neither_shows_nor_stops_the_display(quick, tmp_path, console):
@@ -177,5 +177,5 @@ def test_bars_follow_the_steps_and_close_when_a_run_is_done(quick, monkeypatch, 
         _finish(tmp_path, run, 15.0)
         _wait(lambda: not display.bars)
     shown = console.getvalue()
-    assert "train: grpo done in 15 s, 0 runs left" in shown
+    assert "train: grpo done in 15 s, runs left: 0" in shown
     assert "train: grpo 12/60" not in shown

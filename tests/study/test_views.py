@@ -364,3 +364,9 @@ def test_one_seed_gives_a_gain_without_an_interval():
     row = views.gain_view(frame[frame["run"] != "grpo-2"]).iloc[0]
     assert row["gain"] == pytest.approx(26 / 32 - 14 / 32)
     assert np.isnan(row["low"]) and np.isnan(row["high"]) and row["seeds"] == 1
+
+
+def test_two_steps_of_one_run_do_not_share_a_label():
+    step = {"algorithm": "grpo", "data": "arith-4", "seed": 101}
+    labels = views.run_labels(pd.DataFrame([{"pair": "a-step0010", **step}, {"pair": "a", **step}]))
+    assert labels == {"a-step0010": "GRPO · arith-4 · 101 · a-step0010", "a": "GRPO · arith-4 · 101 · a"}

@@ -80,7 +80,7 @@ class Display:
             self.bars.pop(run.name).close()
         when = json.loads((self.lab / "runs" / run.folder / "when.json").read_text())
         left = len(self.missing) - len(self.finished)
-        _line(f"train: {run.name} done in {when['seconds']:.0f} s, {left} runs left")
+        _line(f"train: {run.name} done in {when['seconds']:.0f} s, runs left: {left}")
 
 
 def described(progress: dict) -> str:

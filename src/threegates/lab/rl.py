@@ -79,7 +79,7 @@ class PolicyTrainer(Trainer):
         return batch_advantages(rewards, rollout.log_probs - reference, rollout.mask, penalty)
 
     def _informative_batch(self, index: int, sampled: _Group) -> tuple[Rollout, Tensor, int]:
-        """The samples to learn from, and how many groups dynamic sampling replaced as uninformative."""
+        """The samples to learn from, and how many uninformative groups made dynamic sampling draw again."""
         if not self.rules.dynamic_sampling:
             return *sampled, 0
         kept, spare = self._informative(*sampled)

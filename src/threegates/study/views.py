@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,12 +35,11 @@ def method_name(algorithm: Any) -> str:
 
 
 def run_labels(frame: pd.DataFrame) -> dict[str, str]:
-    """Label of each pair or run by its name: method, data, seed."""
-    rows = frame.drop_duplicates("pair")
-    return {
-        row["pair"]: f"{method_name(row['algorithm'])} · {row['data']} · {row['seed']}"
-        for row in rows.to_dict("records")
-    }
+    """Label of each pair or run by its name: method, data, seed, and the name where that is not unique."""
+    rows = frame.drop_duplicates("pair").to_dict("records")
+    labels = {row["pair"]: f"{method_name(row['algorithm'])} · {row['data']} · {row['seed']}" for row in rows}
+    taken = Counter(labels.values())
+    return {pair: label if taken[label] == 1 else f"{label} · {pair}" for pair, label in labels.items()}
 
 
 def run_colours(frame: pd.DataFrame) -> dict[str, str]:
