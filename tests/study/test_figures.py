@@ -150,3 +150,11 @@ def test_methods_have_colours_of_their_own_and_nulls_are_grey():
 @pytest.mark.parametrize("colour", [*METHOD_COLOURS.values(), *(grey for _, grey, _ in NULLS.values())])
 def test_every_mark_stands_out_from_white(colour):
     assert 1.05 / (luminance(colour) + 0.05) >= 2.0
+
+
+def test_every_kind_of_missing_value_is_a_dash():
+    frame = pd.DataFrame(
+        {"seed": pd.array([1, None], dtype="Int64"), "lr": [0.1, float("nan")], "data": ["x", None]}
+    )
+    assert table(frame, "Missing", {"lr": "{:.0e}"}).text().iloc[1].tolist() == ["–", "–", "–"]
+    assert table(frame, "Given", {"lr": "{:.0e}"}).text().iloc[0].tolist() == ["1", "1e-01", "x"]

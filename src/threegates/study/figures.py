@@ -237,5 +237,6 @@ class ShownTable:
 
 
 def _cell(value: object, form: str) -> str:
-    """Format one cell."""
-    return "–" if value is None or value != value else form.format(value)
+    """Format one cell, a dash for what is missing: None, NaN or pandas' NA."""
+    missing = value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+    return "–" if missing else form.format(value)
