@@ -19,7 +19,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from threegates.digest import file_digest
@@ -38,14 +37,18 @@ def main() -> int:
     print(f"seed {options.seed}: {options.kills} kills of make book PROFILE={options.profile}", flush=True)
     if not (reference / "html" / "index.html").is_file():
         finish(options.profile, reference)
-    shutil.rmtree(killed, ignore_errors=True)
-    problems = list(attack(options, rng, killed))
-    finish(options.profile, killed)
-    problems += repeated(killed, FINISHED) + differences(reference, killed) + leftovers(killed)
+    problems: list[str] = []
+    left = options.kills
+    while left and not problems:
+        shutil.rmtree(killed, ignore_errors=True)
+        left, finished = attack(options, rng, killed, left)
+        finish(options.profile, killed)
+        problems = repeated(killed, finished) + differences(reference, killed) + leftovers(killed)
+        print(f"finished: {len(digests(killed))} files compared, {len(finished)} runs kept", flush=True)
     for problem in problems:
         print(f"FAILED: {problem}")
     if not problems:
-        print(f"{len(digests(killed))} files have the digests of an uninterrupted build")
+        print("every file has the digest of an uninterrupted build")
         shutil.rmtree(killed)
     return bool(problems)
 
@@ -55,34 +58,34 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--profile", default="smoke")
-    parser.add_argument("--span", type=float, default=180.0, help="seconds over which the kills are spread")
+    parser.add_argument("--span", type=float, default=100.0, help="seconds over which the kills are spread")
     parser.add_argument("--reference", default="build", help="folder of the uninterrupted build")
     parser.add_argument("--folder", default="build-killed", help="folder of the build that is killed")
     return parser.parse_args()
 
 
-FINISHED: dict[str, int] = {}
+def attack(
+    options: argparse.Namespace, rng: random.Random, folder: Path, kills: int
+) -> tuple[int, dict[str, int]]:
+    """Start the build and kill it until it ends before its kill or all kills are done.
 
-
-def attack(options: argparse.Namespace, rng: random.Random, folder: Path) -> Iterator[str]:
-    """Start the build and kill it, again and again; yields what went wrong."""
-    for number in range(1, options.kills + 1):
+    Returns how many kills are left, and the runs that were finished at some kill, by their inode.
+    """
+    finished: dict[str, int] = {}
+    while kills:
         process = start(options.profile, folder)
         delay = rng.uniform(0, 2 * options.span / options.kills)
         group = rng.random() < 0.5
         try:
-            code = process.wait(delay)
+            process.wait(delay)
+            break
         except subprocess.TimeoutExpired:
             kill(process, group)
-            print(
-                f"kill {number} after {delay:.0f} s of {'the group' if group else 'make alone'}", flush=True
-            )
-        else:
-            print(f"build {number} ended before its kill", flush=True)
-            if code != 0:
-                yield f"build {number} failed with exit status {code}"
+        kills -= 1
+        print(f"killed after {delay:.0f} s: {'the group' if group else 'make alone'}", flush=True)
         for run in finished_runs(folder):
-            FINISHED.setdefault(run.name, run.stat().st_ino)
+            finished.setdefault(run.name, run.stat().st_ino)
+    return kills, finished
 
 
 def start(profile: str, folder: Path) -> subprocess.Popen:
