@@ -16,7 +16,8 @@ from threegates.study.claims import Judgement
 
 CLAIM: dict[str, Any] = {
     "claim": "masks-are-striped", "chapter": "stripe-masks", "made_by": "paper",
-    "informed_by_prototype": False, "place": "Fig. 2", "says": "Masks show stripes.", "verdict": "reproduced",
+    "informed_by_prototype": False, "measure": "Variance over the binomial one.", "changed": "",
+    "place": "Fig. 2", "says": "Masks show stripes.", "verdict": "reproduced",
     "reason": "every control passes", "subject": "7 checkpoints", "kind": "rule", "estimate": "stripe_excess",
     "value": 1.8, "low": 1.7, "high": 1.9, "n": 5, "unit": "runs", "missing": "",
     "rule": "whole interval at or above 1.5", "holds": True,
@@ -105,7 +106,8 @@ def test_a_card_says_verdict_place_claim_estimate_rule_subject_and_reason():
     page = _read(CLAIM, CONTROL)
     assert page.text.split("\n")[1:] == [
         "Reproduced. Fig. 2: Masks show stripes.",
-        "the claim's own measure: 1.8 [1.7, 1.9] over 5 runs; rule: whole interval at or above 1.5; holds"
+        "the claim: Variance over the binomial one: 1.8 [1.7, 1.9] over 5 runs; "
+        "rule: whole interval at or above 1.5; holds"
         "over storage noise: −0.25 [−0.5, 0] over 5 runs; rule: whole interval at or above 1.25; "
         "does not hold",
         "7 checkpoints. every control passes.",
@@ -135,7 +137,7 @@ def test_what_is_not_known_is_a_dash_no_interval_and_the_reason_why():
     control = CONTROL | NOTHING | {"missing": "one of the runs gives no interval"}
     page = _read(CLAIM | NOTHING | {"missing": "no runs"}, control)
     assert (
-        "own measure: – no interval; rule: whole interval at or above 1.5; not tested: no runs" in page.text
+        "binomial one: – no interval; rule: whole interval at or above 1.5; not tested: no runs" in page.text
     )
     assert "over storage noise: – no interval; rule:" in page.text
     assert page.text.count("not tested: one of the runs gives no interval") == 1
@@ -199,3 +201,9 @@ def test_a_notebook_gets_the_cards_and_plain_text():
 def test_a_chapter_without_claims_says_so():
     bundle = VerdictCards(pd.DataFrame())._repr_mimebundle_()
     assert bundle == {"text/html": "<p>This chapter judges no claim.</p>", "text/plain": "no claims"}
+
+
+def test_a_changed_rule_says_why():
+    card = VerdictCards(pd.DataFrame([CLAIM | {"changed": "It was <biased>."}])).html()
+    assert "The rule was changed: It was &lt;biased&gt;." in card
+    assert "rule was changed" not in VerdictCards(pd.DataFrame([CLAIM])).html()

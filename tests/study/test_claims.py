@@ -27,6 +27,7 @@ def judged(monkeypatch, claim: str, **values: Estimate) -> claims.Verdict:
 SPARSER = {
     "sparsity_gap_own_lr": interval(0.4),
     "sparsity_gap_matched_lr": interval(0.3),
+    "sparsity_gap_same_style": interval(0.25),
     "sparsity_excess_over_equal_norm_noise": interval(0.2),
 }
 CASES = [
@@ -34,6 +35,7 @@ CASES = [
     ({"sparsity_excess_over_equal_norm_noise": interval(0.055)}, Judgement.storage),
     ({"sparsity_excess_over_equal_norm_noise": interval(-0.2)}, Judgement.storage),
     ({"sparsity_gap_matched_lr": interval(0.105)}, Judgement.gone_when_matched),
+    ({"sparsity_gap_same_style": interval(0.02)}, Judgement.gone_when_matched),
     (
         {"sparsity_gap_matched_lr": interval(0.0), "sparsity_excess_over_equal_norm_noise": interval(0.0)},
         Judgement.gone_when_matched,
@@ -86,17 +88,17 @@ def test_the_table_has_a_row_for_the_rule_and_one_for_each_control(monkeypatch):
     frame = verdict_table(
         [
             judged(monkeypatch, "rl-sparser-than-sft", **SPARSER),
-            not_run(BY_ID["stripe-orientation"], "no pairs"),
+            not_run(BY_ID["rows-stand-out-in-qkv"], "no pairs"),
         ]
     )
-    assert list(frame["kind"]) == ["rule", "matched", "storage", "rule", "storage"]
-    assert list(frame["holds"])[:3] == [True, True, True] and frame["holds"][3] is None
-    assert set(frame["verdict"]) == {"reproduced", "not run"} and math.isnan(frame["value"][3])
+    assert list(frame["kind"]) == ["rule", "matched", "matched", "storage", "rule", "storage"]
+    assert list(frame["holds"])[:4] == [True] * 4 and frame["holds"][4] is None
+    assert set(frame["verdict"]) == {"reproduced", "not run"} and math.isnan(frame["value"][4])
 
 
 def test_every_claim_has_its_chapter_and_a_rule_written_before():
     assert {claim.chapter for claim in CLAIMS.claims} == {"update-sparsity", "stripe-masks", "emergence"}
-    assert len(CLAIMS.of("stripe-masks")) == 3 and CLAIMS.confidence == 0.95
+    assert len(CLAIMS.of("stripe-masks")) == 4 and CLAIMS.confidence == 0.95
 
 
 @pytest.mark.parametrize(

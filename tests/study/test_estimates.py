@@ -149,7 +149,8 @@ def axis_table(rows: float = 4.0, columns: float = 1.0, runs: int = 5) -> pd.Dat
         line |= {"dispersion": (rows if along else columns) * (1 + 0.01 * run)}
         for name in ("storage_density", "magnitude"):
             line |= {f"{name}_mean": null, f"{name}_log_mean": math.log(null)}
-        lines.append(line)
+        length = 10 if axis == "row" else 40
+        lines.append(line | {"density": 0.5, "ratio": [0.5] * length})
     return pd.DataFrame(lines)
 
 
@@ -160,16 +161,26 @@ def test_stripes_are_a_geometric_mean_over_their_null():
     assert null.value == pytest.approx(raw.value / 2) and null.low < null.value < null.high
 
 
-def test_orientation_turns_its_sign_for_o_and_takes_the_mean_of_the_types():
-    frame = axis_table()
-    assert estimate("orientation_log_ratio", Given(axis=frame)).value == pytest.approx(math.log(4))
-    excess = estimate("orientation_excess_storage_density", Given(axis=frame))
-    assert excess.value == pytest.approx(math.log(4) - math.log(2))
-    changed = (frame["role"] == "k") & (frame["axis"] == "row")
-    moved = np.log(0.5) - np.log(frame.loc[changed, "dispersion"]).mean()
-    frame.loc[changed, "dispersion"] = 0.5
-    found = estimate("orientation_log_ratio", Given(axis=frame))
-    assert found.value == pytest.approx(math.log(4) + moved / 4)
+def test_orientation_compares_spreads_that_do_not_grow_with_a_lines_length():
+    frame = axis_table(rows=4.0, columns=0.9)
+    # A row has 40 entries; columns spread less than chance.
+    wide = [math.sqrt((4 * (1 + 0.01 * run) - 1) / 4 / 40) for run in range(5)]
+    found = estimate("rows_over_columns_qkv", Given(axis=frame))
+    assert found.value == pytest.approx(np.mean(wide)) and found.n == 5
+    null = estimate("rows_over_columns_qkv_storage_density", Given(axis=frame))
+    assert null.value == pytest.approx(np.mean(wide) - math.sqrt(1 / 4 / 40))
+
+
+def test_the_orientation_of_o_is_judged_on_o_alone():
+    frame = axis_table(rows=4.0, columns=0.9)
+    # Along the columns of O a line has ten entries.
+    assert estimate("columns_over_rows_o", Given(axis=frame)).value > math.sqrt(3 / 4 / 10)
+    turned = frame.assign(
+        dispersion=np.where(frame["role"] == "o", 5 - frame["dispersion"], frame["dispersion"])
+    )
+    assert estimate("columns_over_rows_o", Given(axis=turned)).value < 0
+    same = estimate("rows_over_columns_qkv", Given(axis=turned)).value
+    assert same == estimate("rows_over_columns_qkv", Given(axis=frame)).value
 
 
 def agreement_table(runs: int = 5, method: str = "rl") -> pd.DataFrame:

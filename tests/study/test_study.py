@@ -48,7 +48,7 @@ def test_shared_stripes_are_reproduced(project):
     manifest = planted.write_study(project / "lab", base, runs)
     verdicts = Study.open("stripe-masks", manifest=manifest, draws=5).verdicts()
     assert verdict_of(verdicts, "masks-are-striped") == "reproduced"
-    assert verdict_of(verdicts, "stripe-orientation") == "reproduced"
+    assert verdict_of(verdicts, "rows-stand-out-in-qkv") == "reproduced"
     assert "5 checkpoints of profile planted, 5 seeds" in set(verdicts["subject"])
 
 

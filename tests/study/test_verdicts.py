@@ -77,3 +77,10 @@ def test_the_page_is_myst_with_a_title_and_the_table_scrolls_alone():
     # A blank line inside would end the HTML block, and MyST would read the rest as text.
     assert "\n\n" not in page[page.index("<div") :]
     assert 'class="tg-scroll" role="region"' in page and 'tabindex="0"' in page
+
+
+def test_what_was_known_before_stands_beside_the_verdict():
+    plain = CLAIM | {"claim": "a"}
+    known = CLAIM | {"claim": "b", "informed_by_prototype": True, "changed": "Seen."}
+    rows = _rows(verdict_page(pd.DataFrame([plain, known])))
+    assert [row["known before?"] for row in rows] == ["no", "prototype, rule changed"]

@@ -370,3 +370,37 @@ def test_two_steps_of_one_run_do_not_share_a_label():
     step = {"algorithm": "grpo", "data": "arith-4", "seed": 101}
     labels = views.run_labels(pd.DataFrame([{"pair": "a-step0010", **step}, {"pair": "a", **step}]))
     assert labels == {"a-step0010": "GRPO · arith-4 · 101 · a-step0010", "a": "GRPO · arith-4 · 101 · a"}
+
+
+def test_training_view_takes_first_and_last_evaluations_and_means_over_seeds():
+    rows = []
+    for seed, (first, last) in {1: (0.2, 0.4), 2: (0.4, 0.8)}.items():
+        facts = {"run": f"r{seed}", "algorithm": "grpo", "learning_rate": 1e-5, "length": 9.0}
+        for step, found in ((1, np.nan), (2, first), (3, np.nan), (4, last)):
+            line = {"step": step, "updates": 4 * step, "pass_at_1": found, "kl": 0.01 * step * seed}
+            rows.append(facts | line | {"delta_norm": float(step)})
+    rows.append({"run": "base", "algorithm": None, "step": 1, "updates": 1, "pass_at_1": 0.1})
+    view = views.training_view(pd.DataFrame(rows))
+    assert view["method"].tolist() == ["GRPO"] and view["updates"].tolist() == [16]
+    assert view["pass@1, first"].iloc[0] == pytest.approx(0.3) and view["‖ΔW‖"].iloc[0] == 4
+    assert view["pass@1, last"].iloc[0] == pytest.approx(0.6)
+    assert view["KL to base"].iloc[0] == pytest.approx(0.06)
+
+
+def test_rate_summary_sets_runs_on_the_same_data_apart():
+    frame = pd.DataFrame({"pair": ["a", "b", "c"], "data": ["x", "x", "y"]})
+    values = {("a", "b"): 0.9, ("a", "c"): 0.3, ("b", "c"): 0.5}
+    facts = {"method": "rl", "role": "q", "axis": "row", "storage_density_mean": 0.2}
+    rates = pd.DataFrame([facts | {"run_a": a, "run_b": b, "spearman": v} for (a, b), v in values.items()])
+    found = views.rate_summary(rates, frame).set_index("data")["spearman"]
+    assert found["same data"] == pytest.approx(0.9) and found["different data"] == pytest.approx(0.4)
+
+
+def test_orientation_view_gives_the_spread_beyond_chance_of_both_axes():
+    facts = {"pair": "p", "tensor": "t", "method": "rl", "role": "q", "density": 0.5}
+    row = facts | {"axis": "row", "ratio": [0.5] * 10, "dispersion": 5.0, "storage_density_mean": 1.0}
+    column = facts | {"axis": "column", "ratio": [0.5] * 40, "dispersion": 0.5, "storage_density_mean": 2.0}
+    view = views.orientation_view(pd.DataFrame([row, column])).iloc[0]
+    # Rows have 40 entries, columns 10; below the binomial variance there is no excess.
+    assert view["row"] == pytest.approx((4 * 0.25 / 40) ** 0.5) and view["column"] == 0
+    assert view["row, null"] == 0 and view["column, null"] == pytest.approx((0.25 / 10) ** 0.5)

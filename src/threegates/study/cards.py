@@ -10,7 +10,7 @@ import pandas as pd
 _CLASSES = {
     "reproduced": "tg-reproduced",
     "reproduced, not distinguishable from storage": "tg-storage",
-    "reproduced raw, gone at matched norm": "tg-matched",
+    "reproduced raw, gone when matched": "tg-matched",
     "not reproduced": "tg-not",
     "contradicted": "tg-not",
 }
@@ -50,6 +50,7 @@ def _card(rows: pd.DataFrame) -> str:
     known = " Its outcome in a prototype was known when the rule was written." * bool(
         rule["informed_by_prototype"]
     )
+    changed = f" The rule was changed: {escape(rule['changed'])}" if rule["changed"] else ""
     whose = "" if rule["made_by"] == "paper" else "Our control. "
     lines = "".join(_line(row) for _, row in rows.iterrows())
     look, place = _CLASSES.get(rule["verdict"], "tg-open"), escape(rule["place"])
@@ -57,16 +58,18 @@ def _card(rows: pd.DataFrame) -> str:
         f'<div class="tg-verdict {look}" id="verdict-{escape(rule["claim"])}">\n'
         f"<p><strong>{escape(rule['verdict'].capitalize())}.</strong> {whose}<em>{place}</em>: "
         f"{escape(rule['says'])}</p>\n<ul>{lines}</ul>\n"
-        f"<p><small>{escape(rule['subject'])}. {escape(rule['reason'])}.{known}</small></p>\n</div>"
+        f"<p><small>{escape(rule['subject'])}. {escape(rule['reason'])}.{known}{changed}</small></p>\n</div>"
     )
 
 
 def _line(row: pd.Series) -> str:
-    what = {"rule": "the claim's own measure", "matched": row["says"], "storage": row["says"]}[row["kind"]]
+    what = {"rule": f"the claim: {row['measure']}", "matched": row["says"], "storage": row["says"]}[
+        row["kind"]
+    ]
     state = _MARKS.get(row["holds"], f"not tested: {row['missing']}" if row["missing"] else "not tested")
     units = f" over {row['n']} {row['unit']}" if row["n"] else ""
     measured = f"{number(row['value'])} {interval(row['low'], row['high'])}{escape(units)}"
     return (
-        f"<li>{escape(str(what))}: {measured}; "
+        f"<li>{escape(str(what).rstrip('.'))}: {measured}; "
         f"rule: {escape(row['rule'])}; <strong>{escape(state)}</strong></li>"
     )

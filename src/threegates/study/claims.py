@@ -23,7 +23,7 @@ class Judgement(StrEnum):
     untestable = "cannot be tested here"
     contradicted = "contradicted"
     not_reproduced = "not reproduced"
-    gone_when_matched = "reproduced raw, gone at matched norm"
+    gone_when_matched = "reproduced raw, gone when matched"
     storage = "reproduced, not distinguishable from storage"
     reproduced = "reproduced"
 
@@ -79,6 +79,13 @@ class Control(Rule):
     says: str
 
 
+class Change(_Strict):
+    """What a rule was before it was changed, and why it was."""
+
+    was: str
+    reason: str
+
+
 class Claim(_Strict):
     """One claim with its measure, its rule and the controls it must survive."""
 
@@ -91,7 +98,7 @@ class Claim(_Strict):
     rule: Rule
     controls: list[Control] = []
     needs: str | None = None
-    changed: list[dict] = []
+    changed: list[Change] = []
 
 
 class Claims(_Strict):
@@ -209,8 +216,9 @@ def _interval(found: Estimate) -> str:
 def verdict_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """One row for each claim's own estimate and one for each control; `kind` says which.
 
-    Columns: claim, chapter, made_by, informed_by_prototype, place, says, verdict, reason, subject, kind
-    (rule, matched or storage), estimate, value, low, high, n, unit, rule, holds.
+    Columns: claim, chapter, made_by, informed_by_prototype, measure, changed (why its rule was), place,
+    says, verdict, reason, subject, kind (rule, matched or storage), estimate, value, low, high, n, unit,
+    missing, rule, holds.
     """
     rows = []
     for verdict in verdicts:
@@ -220,6 +228,8 @@ def verdict_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
             "chapter": claim.chapter,
             "made_by": claim.made_by,
             "informed_by_prototype": claim.informed_by_prototype,
+            "measure": " ".join(claim.measure.split()),
+            "changed": " ".join(" ".join(change.reason.split()) for change in claim.changed),
             "place": claim.paper.place,
             "verdict": str(verdict.judgement),
             "reason": verdict.reason,

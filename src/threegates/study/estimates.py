@@ -185,16 +185,34 @@ def _stripe_excess(null: str | None, tables: Tables, confidence: float) -> Estim
     return _exponential(t_estimate(per_run, "runs", confidence))
 
 
-def _orientation(null: str | None, tables: Tables, confidence: float) -> Estimate:
+def _orientation(
+    roles: tuple[str, ...], along: str, null: str | None, tables: Tables, confidence: float
+) -> Estimate:
+    """Spread of the ratios along one axis minus that along the other, per run, mean over matrices."""
     axis = tables.table("axis")
-    axis = axis[(axis["method"] == "rl") & axis["role"].isin(STRIPES)]
+    axis = axis[(axis["method"] == "rl") & axis["role"].isin(roles)]
     if axis.empty:
         return missing("no RL runs whose stripes were measured")
-    log = np.log(axis["dispersion"]) - (axis[f"{null}_log_mean"] if null else 0.0)
-    sign = np.where(axis["axis"] == "row", 1.0, -1.0) * np.where(axis["role"] == "o", -1.0, 1.0)
-    per_tensor = (log * sign).groupby([axis["pair"], axis["role"], axis["tensor"]]).sum(min_count=2)
-    per_run = per_tensor.groupby(["pair", "role"]).mean().groupby("pair").mean()
-    return t_estimate(per_run, "runs", confidence)
+    spread = excess_spread(axis, "dispersion") - (excess_spread(axis, f"{null}_mean") if null else 0.0)
+    signed = spread * np.where(axis["axis"] == along, 1.0, -1.0)
+    per_tensor = signed.groupby([axis["pair"], axis["tensor"]]).sum(min_count=2)
+    return t_estimate(per_tensor.groupby("pair").mean(), "runs", confidence)
+
+
+def excess_spread(axis: pd.DataFrame, column: str) -> pd.Series:
+    """Standard deviation of row or column ratios beyond the binomial one, √(max(D − 1, 0) p(1 − p)/n).
+
+    D is the dispersion in `column`, p the density and n the length of a line. Unlike D itself it does not
+    grow with n, so rows and columns of a matrix that is not square can be compared. In [0, 1].
+
+    **Source** variance components of a binomial with varying rate; Cochran (1943).
+    """
+    lines = axis["ratio"].map(len)
+    matrix = [axis["pair"], axis["tensor"]]
+    # A row is as long as there are columns, and the other way round.
+    length = lines.groupby(matrix).transform("sum") - lines
+    density = axis["density"]
+    return np.sqrt((axis[column] - 1).clip(lower=0) * density * (1 - density) / length)
 
 
 def _jaccard_excess(null: str, tables: Tables, confidence: float) -> Estimate:
@@ -233,6 +251,7 @@ def _nearest_to_third(run: pd.DataFrame) -> pd.DataFrame:
 ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "sparsity_gap_own_lr": partial(_gap_to, "sft-teacher", "own"),
     "sparsity_gap_matched_lr": partial(_gap_to, "sft-teacher", "mask"),
+    "sparsity_gap_same_style": partial(_gap_to, "sft-same-style", "mask"),
     "sparsity_gap_rl_rft": partial(_gap_to, "rft", "mask"),
     "sparsity_excess_over_equal_norm_noise": _excess_over_noise,
     "sparsity_level_of_paper_pairs": _paper_level,
@@ -240,8 +259,10 @@ ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "stripe_excess_bernoulli": partial(_stripe_excess, None),
     "stripe_excess_storage_density": partial(_stripe_excess, "storage_density"),
     "stripe_excess_magnitude": partial(_stripe_excess, "magnitude"),
-    "orientation_log_ratio": partial(_orientation, None),
-    "orientation_excess_storage_density": partial(_orientation, "storage_density"),
+    "rows_over_columns_qkv": partial(_orientation, ("q", "k", "v"), "row", None),
+    "rows_over_columns_qkv_storage_density": partial(_orientation, ("q", "k", "v"), "row", "storage_density"),
+    "columns_over_rows_o": partial(_orientation, ("o",), "column", None),
+    "columns_over_rows_o_storage_density": partial(_orientation, ("o",), "column", "storage_density"),
     "jaccard_excess_bernoulli": partial(_jaccard_excess, "bernoulli"),
     "jaccard_excess_storage_density": partial(_jaccard_excess, "storage_density"),
     "jaccard_excess_storage_norm": partial(_jaccard_excess, "storage_norm"),

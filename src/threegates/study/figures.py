@@ -238,5 +238,5 @@ class ShownTable:
 
 def _cell(value: object, form: str) -> str:
     """Format one cell, a dash for what is missing: None, NaN or pandas' NA."""
-    missing = value is None or (pd.api.types.is_scalar(value) and bool(pd.isna(value)))
+    missing = pd.api.types.is_scalar(value) and bool(pd.isna(value))  # type: ignore[call-overload]
     return "–" if missing else form.format(value)

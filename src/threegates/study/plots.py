@@ -163,7 +163,7 @@ def stripes_against_nulls(frame: pd.DataFrame) -> Figure:
     """
     roles = [r for r in ROLES if r in set(frame["role"])]
     with style():
-        fig, axes = plt.subplots(1, 2, figsize=(9.6, 1.3 + 0.42 * len(roles)), sharey=True)
+        fig, axes = plt.subplots(1, 2, figsize=(9.6, 1.3 + 0.42 * len(roles)), sharex=True, sharey=True)
         for ax, axis in zip(axes, ("row", "column"), strict=True):
             rows = frame[frame["axis"] == axis].set_index("role")
             for y, role in enumerate(roles):
@@ -322,7 +322,7 @@ def ratios_over_training(frame: pd.DataFrame, head_size: int | None = None, wind
             ax.set(
                 title=f"{ROLES[role]}: {axis} ratios", xlim=(-0.5, len(ratio) - 0.5), ylabel="share changed"
             )
-            ax.set_xlabel(f"{axis} of the matrix" if ax is axes[-1, 0] else "")
+            ax.set_xlabel(f"{axis} of the matrix")
         handles, labels = axes[0, 0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=len(steps))
     return fig

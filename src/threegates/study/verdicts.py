@@ -8,7 +8,7 @@ import pandas as pd
 
 from threegates.study.cards import interval, number
 
-_HEAD = ("claim", "verdict", "estimate", "interval", "controls that hold")
+_HEAD = ("claim", "verdict", "estimate", "interval", "rule", "controls that hold", "known before?")
 
 
 def verdict_page(verdicts: pd.DataFrame) -> str:
@@ -17,8 +17,11 @@ def verdict_page(verdicts: pd.DataFrame) -> str:
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
     return (
         "# Verdicts\n\n"
-        "Each rule was committed before the numbers that judge it; {doc}`reading` says how a verdict\n"
-        "is made. A claim links to the chapter that measures it.\n\n"
+        "{doc}`reading` says how a verdict is made. A claim links to the chapter that measures it.\n"
+        "Rules stand in `claims.yaml`, whose history shows when each was written: *prototype* marks a\n"
+        "claim whose outcome in a throw-away prototype was known then, *rule changed* one whose rule was\n"
+        "changed after a build had been seen, with the reason on its card. Intervals are not adjusted\n"
+        "for the number of claims.\n\n"
         '<div class="tg-scroll" role="region" aria-label="All verdicts" tabindex="0">\n'
         f'<table class="tg-table tg-verdicts"><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table>\n</div>\n"
@@ -38,6 +41,14 @@ def _row(group: pd.DataFrame) -> str:
         f"<strong>{escape(rule['verdict'])}</strong>",
         number(rule["value"]),
         interval(rule["low"], rule["high"]),
+        escape(rule["rule"]),
         held,
+        _known(rule),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _known(rule: pd.Series) -> str:
+    """What was known of the outcome when the rule was written."""
+    known = ["prototype"] * bool(rule["informed_by_prototype"]) + ["rule changed"] * bool(rule["changed"])
+    return ", ".join(known) or "no"

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from threegates.study.estimates import LINEAR, pair_sparsity, t_estimate
+from threegates.study.estimates import LINEAR, excess_spread, pair_sparsity, t_estimate
 from threegates.study.figures import METHOD_COLOURS
 from threegates.study.plots import ROLES
 
@@ -238,6 +238,47 @@ def gain_view(evaluation: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def training_view(log: pd.DataFrame) -> pd.DataFrame:
+    """What each method's runs did: updates, held-out pass@1 first and last, KL and ‖ΔW‖ at the end.
+
+    Means over seeds of the runs in the log; one row a method and learning rate.
+    """
+    rows = log[log["algorithm"].notna()].sort_values(["run", "step"])
+    runs = rows.groupby("run", sort=False).agg(
+        algorithm=("algorithm", "first"),
+        rate=("learning_rate", "first"),
+        steps=("step", "last"),
+        updates=("updates", "last"),
+        first=("pass_at_1", "first"),
+        last=("pass_at_1", "last"),
+        kl=("kl", "last"),
+        length=("length", "last"),
+        delta_norm=("delta_norm", "last"),
+    )
+    means = runs.groupby(["algorithm", "rate"], sort=False).mean().reset_index()
+    return means.assign(algorithm=means["algorithm"].map(method_name)).rename(
+        columns={
+            "algorithm": "method",
+            "rate": "learning rate",
+            "first": "pass@1, first",
+            "last": "pass@1, last",
+            "kl": "KL to base",
+            "delta_norm": "‖ΔW‖",
+        }
+    )
+
+
+def rate_summary(rates: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean correlations between runs of one kind, those on the same data set and those on different ones."""
+    data = frame.drop_duplicates("pair").set_index("pair")["data"]
+    rows = rates[rates["role"].isin(LINEAR)]
+    same = rows["run_a"].map(data) == rows["run_b"].map(data)
+    kinds = rows["method"].map({"rl": "RL", "sft": "SFT"}).fillna(rows["method"]).rename("runs")
+    named = same.map({True: "same data", False: "different data"}).rename("data")
+    means = rows.groupby([kinds, named, "axis"])[["spearman", "storage_density_mean"]].mean()
+    return means.reset_index()
+
+
 def algorithm_view(log: pd.DataFrame) -> pd.DataFrame:
     """Where the algorithms differ: means over the reward-curve runs of what the log records of them."""
     rows = learning_view(log)
@@ -248,3 +289,17 @@ def algorithm_view(log: pd.DataFrame) -> pd.DataFrame:
         resampled_groups=("resampled_groups", "mean"),
         advantage_scale=("advantage_scale", "mean"),
     ).reset_index()
+
+
+def orientation_view(axis: pd.DataFrame, method: str = "rl") -> pd.DataFrame:
+    """Excess spread of row and of column ratios of each matrix type, observed and under storage null 1a."""
+    rows = axis[(axis["method"] == method) & axis["role"].isin(ROLES)]
+    spreads = rows[["role", "axis"]].assign(
+        observed=excess_spread(rows, "dispersion"), null=excess_spread(rows, "storage_density_mean")
+    )
+    wide = spreads.groupby(["role", "axis"])[["observed", "null"]].mean().unstack("axis")
+    names = {("observed", a): a for a in ("row", "column")} | {
+        ("null", a): f"{a}, null" for a in ("row", "column")
+    }
+    view = pd.DataFrame({name: wide[key] for key, name in names.items()})
+    return view.reindex([role for role in ROLES if role in view.index]).reset_index()
