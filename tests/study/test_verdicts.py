@@ -83,4 +83,11 @@ def test_what_was_known_before_stands_beside_the_verdict():
     plain = CLAIM | {"claim": "a"}
     known = CLAIM | {"claim": "b", "informed_by_prototype": True, "changed": "Seen."}
     rows = _rows(verdict_page(pd.DataFrame([plain, known])))
-    assert [row["known before?"] for row in rows] == ["no", "prototype, rule changed"]
+    assert "known before" not in rows[0]["claim"]
+    assert "known before: <em>prototype, rule changed</em>" in rows[1]["claim"]
+
+
+def test_the_rule_stands_short_beside_the_interval_it_asks_for():
+    rules = ["whole interval at or above 1.5", "whole interval within -0.1 to 0.1"]
+    rows = _rows(verdict_page(pd.DataFrame([CLAIM | {"claim": rule, "rule": rule} for rule in rules])))
+    assert [row["rule"] for row in rows] == ["≥ 1.5", "within -0.1 to 0.1"]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from threegates.study.cards import interval, number
 
-_HEAD = ("claim", "verdict", "estimate", "interval", "rule", "controls that hold", "known before?")
+_HEAD = ("claim", "verdict", "estimate", "interval", "rule", "controls that hold")
 
 
 def verdict_page(verdicts: pd.DataFrame) -> str:
@@ -35,15 +35,14 @@ def _row(group: pd.DataFrame) -> str:
     link = (
         f'<a href="{escape(rule["chapter"])}.html#verdict-{escape(rule["claim"])}">{escape(rule["says"])}</a>'
     )
-    source = f"<small>{escape(rule['place'])}; {escape(rule['subject'])}</small>"
+    source = f"<small>{escape(rule['place'])}; {escape(rule['subject'])}{_known(rule)}</small>"
     cells = (
         f"{link}<br>{source}",
         f"<strong>{escape(rule['verdict'])}</strong>",
         number(rule["value"]),
         interval(rule["low"], rule["high"]),
-        escape(rule["rule"]),
+        escape(rule["rule"].replace("whole interval at or above", "≥").replace("whole interval ", "")),
         held,
-        _known(rule),
     )
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
@@ -51,4 +50,4 @@ def _row(group: pd.DataFrame) -> str:
 def _known(rule: pd.Series) -> str:
     """What was known of the outcome when the rule was written."""
     known = ["prototype"] * bool(rule["informed_by_prototype"]) + ["rule changed"] * bool(rule["changed"])
-    return ", ".join(known) or "no"
+    return f"; known before: <em>{', '.join(known)}</em>" if known else ""
