@@ -217,7 +217,7 @@ def wilson(hits: int, trials: int) -> tuple[float, float]:
     return (0.0 if hits == 0 else centre - reach), (1.0 if hits == trials else centre + reach)
 
 
-def overlap(mask: UInt8[Tensor, " bytes"], target: UInt8[Tensor, " bytes"], size: int) -> Overlap:
+def overlap(mask: UInt8[Tensor, " mask"], target: UInt8[Tensor, " target"], size: int) -> Overlap:
     """Overlap of a packed update mask with a packed target.
 
     Parameters
@@ -230,12 +230,8 @@ def overlap(mask: UInt8[Tensor, " bytes"], target: UInt8[Tensor, " bytes"], size
 
     **Source** Zhu et al. (2025), Fig. 5: |M_x ∩ M|/|M|.
     """
-    if not len(mask) == len(target) == -(-size // 8):
-        raise GeometryError(
-            "packed masks of different length do not overlap",
-            expected=f"{-(-size // 8)} bytes for {size} entries",
-            found=(len(mask), len(target)),
-        )
+    for packed in (mask, target):
+        _require_fit(packed, size)
     return Overlap(popcount(mask & target), popcount(mask), popcount(target), size)
 
 
@@ -291,7 +287,7 @@ def overlap_sweep(
     keys = Reconstruction(u, s, v, ranks)
     counts = [entry_count(alpha, keys.size) for alpha in alphas]
     lows = [packed_low_magnitude_mask(base, alpha) for alpha in alphas]
-    principal, both, kept = _sweep_counts(keys, counts, lows, masks)
+    kept, both, both_kept = _sweep_counts(keys, counts, lows, masks)
     cells = []
     for i, mask in enumerate(masks):
         changed = popcount(mask)
@@ -301,7 +297,7 @@ def overlap_sweep(
                 found = (
                     Overlap(int(both[i, layer, a]), changed, counts[a], keys.size),
                     Overlap(on_low, changed, counts[a], keys.size),
-                    Overlap(int(kept[i, layer, a]), changed, int(principal[layer, a]), keys.size),
+                    Overlap(int(both_kept[i, layer, a]), changed, int(kept[layer, a]), keys.size),
                 )
                 cells.append(SweepCell(i, rank, float(alpha), dict(zip(TARGETS, found, strict=True))))
     return cells
@@ -312,7 +308,7 @@ def _sweep_counts(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """|M_princ ∩ M_lowᶜ| by (k, α); |M ∩ M_princ| and |M ∩ M_princ ∩ M_lowᶜ| by (mask, k, α)."""
     for mask in masks:
-        overlap(mask, lows[0], keys.size)
+        _require_fit(mask, keys.size)
     selectors = [[Selector(cut) for cut in cuts] for cuts in find_cuts(keys, counts)]
     kept = np.zeros((keys.layers, len(counts)), dtype=np.int64)
     both, both_kept = (np.zeros((len(masks), *kept.shape), dtype=np.int64) for _ in range(2))
