@@ -60,7 +60,7 @@ def wedin_as_printed(before: Float[Tensor, " n"], spectral_norm: Real, k: int, s
 
 
 def wedin_corrected(
-    before: Float[Tensor, " n"], after: Float[Tensor, " n"], spectral_norm: Real, k: int, sine: Real
+    before: Float[Tensor, " n"], after: Float[Tensor, " after"], spectral_norm: Real, k: int, sine: Real
 ) -> Bound:
     """Thm 3.3 with the gap that Wedin's theorem needs: δ_k = σ_k(W₀) − σ_{k+1}(W₊) > 0.
 
@@ -89,7 +89,7 @@ def _wedin(name: str, gap: float, spectral_norm: Real, sine: Real) -> Bound:
     return Bound(name, bound, float(sine), bound >= 1)
 
 
-def weyl(before: Float[Tensor, " n"], after: Float[Tensor, " n"], spectral_norm: Real) -> Bound:
+def weyl(before: Float[Tensor, " n"], after: Float[Tensor, " after"], spectral_norm: Real) -> Bound:
     """Cor. 3.4, each value: max_k |σ_k(W₊) − σ_k(W₀)| ≤ ‖ΔW‖₂.
 
     Vacuous where ‖ΔW‖₂ ≥ σ₁(W₀): the whole spectrum might have vanished.
@@ -104,7 +104,7 @@ def weyl(before: Float[Tensor, " n"], after: Float[Tensor, " n"], spectral_norm:
     return _bound("Cor. 3.4, each value", spectral_norm, (after - before).abs().max(), before[0])
 
 
-def mirsky(before: Float[Tensor, " n"], after: Float[Tensor, " n"], frobenius_norm: Real) -> Bound:
+def mirsky(before: Float[Tensor, " n"], after: Float[Tensor, " after"], frobenius_norm: Real) -> Bound:
     """Cor. 3.4, the sum: Σ_k (σ_k(W₊) − σ_k(W₀))² ≤ ‖ΔW‖²_F.
 
     Vacuous where ‖ΔW‖²_F ≥ ‖W₀‖²_F.
@@ -120,7 +120,7 @@ def mirsky(before: Float[Tensor, " n"], after: Float[Tensor, " n"], frobenius_no
     return _bound("Cor. 3.4, sum of squares", float(frobenius_norm) ** 2, measured, before.square().sum())
 
 
-def ky_fan(before: Float[Tensor, " n"], after: Float[Tensor, " n"], spectral_norm: Real, k: int) -> Bound:
+def ky_fan(before: Float[Tensor, " n"], after: Float[Tensor, " after"], spectral_norm: Real, k: int) -> Bound:
     """Cor. 3.5: |Σ_{i≤k} σ_i(W₊) − Σ_{i≤k} σ_i(W₀)| ≤ k ‖ΔW‖₂.
 
     Vacuous where k ‖ΔW‖₂ is at least the Ky Fan norm of W₀.
@@ -137,7 +137,7 @@ def ky_fan(before: Float[Tensor, " n"], after: Float[Tensor, " n"], spectral_nor
     return _bound("Cor. 3.5", k * float(spectral_norm), measured, before[:k].sum())
 
 
-def nss_bound(before: Float[Tensor, " n"], after: Float[Tensor, " n"], frobenius_norm: Real) -> Bound:
+def nss_bound(before: Float[Tensor, " n"], after: Float[Tensor, " after"], frobenius_norm: Real) -> Bound:
     """Normalised spectral shift: NSS = ‖σ(W₊) − σ(W₀)‖₂/‖σ(W₀)‖₂ ≤ ‖ΔW‖_F/‖W₀‖_F.
 
     Vacuous at 1 and above. Bound ∞ where W₀ = 0 and ΔW is not.

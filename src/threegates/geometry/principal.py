@@ -226,13 +226,22 @@ def overlap(mask: UInt8[Tensor, " mask"], target: UInt8[Tensor, " target"], size
 
     Raises
     ------
-    GeometryError : the lengths do not fit each other and the size.
+    GeometryError : a mask's length does not fit the size.
 
     **Source** Zhu et al. (2025), Fig. 5: |M_x ∩ M|/|M|.
     """
     for packed in (mask, target):
         _require_fit(packed, size)
     return Overlap(popcount(mask & target), popcount(mask), popcount(target), size)
+
+
+def _require_fit(packed: Packed, size: int) -> None:
+    if len(packed) != -(-size // 8):
+        raise GeometryError(
+            "a packed mask does not fit its tensor",
+            expected=f"{-(-size // 8)} bytes for {size} entries",
+            found=len(packed),
+        )
 
 
 def overlaps(mask: UInt8[Tensor, " bytes"], targets: Mapping[str, Packed], size: int) -> dict[str, Overlap]:
