@@ -141,7 +141,7 @@ def test_lemma_f_9_bounds_nothing_at_the_lengths_of_the_paper():
     nats = 8192 * per_token
     assert per_token == math.log(1.28)
     assert round(nats) == 2022
-    # What is told apart with certainty at a few nats: no policy of interest is excluded.
+    # A KL of so many nats lets a policy give any answer e^-nats of its probability: nothing is excluded.
     assert math.exp(-nats) == 0.0
 
 

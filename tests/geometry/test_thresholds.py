@@ -165,3 +165,17 @@ def test_impossible_requests_are_refused():
     for ranks in ([], [0], [2, 1], [1, 1], [4]):
         with pytest.raises(GeometryError, match=r"(?s)no such ranks.*1 … 3"):
             Reconstruction(u, s, v, ranks)
+
+
+@given(st.lists(st.integers(-3, 3), max_size=20), st.integers(-4, 4), st.integers(0, 3))
+def test_both_ways_to_split_agree(numbers, low, width):
+    # The one in torch serves other devices than the CPU, and runs there only.
+    for dtype in (torch.int16, torch.float64):
+        keys = torch.tensor(numbers, dtype=dtype)
+        below, kept = thresholds._split(keys, low, low + width)
+        assert (below, kept.tolist()) == (
+            sum(x < low for x in numbers),
+            [x for x in numbers if low <= x <= low + width],
+        )
+        assert thresholds._split_in_numpy(keys, low, low + width)[0] == below
+        assert torch.equal(thresholds._split_in_numpy(keys, low, low + width)[1], kept)

@@ -19,8 +19,11 @@ FEWEST_DRAWS = 20
 DENSE_SIDE = 256
 """Up to this smaller side all singular values are found at once; above it, iteration finds the largest."""
 
-STABLE_DIGITS = 1e-12
+EIGENVALUE_TOLERANCE = 1e-12
 """Relative tolerance of σ₁² by iteration."""
+
+PIECE = 1 << 20
+"""Entries squared at a time: a float64 copy of a whole tensor is never made for its norm."""
 
 
 def principal_energy(delta: Shaped[Tensor, "m n"], u: Float[Tensor, "m k"], v: Float[Tensor, "n k"]) -> float:
@@ -139,8 +142,30 @@ def stable_rank(delta: Shaped[Tensor, "m n"]) -> float:
 
     **Source** Rudelson and Vershynin (2007).
     """
-    total = _energy(delta.to(torch.float64))
-    return total / spectral_norm(delta) ** 2 if total else math.nan
+    total = frobenius_norm(delta)
+    return (total / spectral_norm(delta)) ** 2 if total else math.nan
+
+
+def frobenius_norm(x: Shaped[Tensor, "*shape"]) -> float:
+    """‖x‖_F in float64, piece by piece; 0 for an empty tensor.
+
+    Raises
+    ------
+    GeometryError : x holds NaN or infinity.
+
+    **Source** Golub and Van Loan (2013), §2.3.
+    """
+    scale = _scale(x)
+    pieces = x.detach().reshape(-1).split(PIECE) if scale else ()
+    return scale * math.sqrt(sum(float((piece.to(torch.float64) / scale).square().sum()) for piece in pieces))
+
+
+def _scale(x: Tensor) -> float:
+    """What to divide by so that squares neither vanish nor overflow: mostly 1; 0 where all is 0."""
+    largest = float(torch.stack(x.detach().aminmax()).abs().max()) if x.numel() else 0.0
+    if not math.isfinite(largest):
+        raise GeometryError("a tensor with NaN or infinity has no norm", found=f"in {tuple(x.shape)}")
+    return 1.0 if 1e-100 < largest < 1e100 else largest
 
 
 def spectral_norm(matrix: Shaped[Tensor, "m n"]) -> float:
@@ -155,17 +180,15 @@ def spectral_norm(matrix: Shaped[Tensor, "m n"]) -> float:
 
     **Source** Golub and Van Loan (2013), §10.4; ARPACK, Lehoucq et al. (1998).
     """
-    values = matrix.detach().to(torch.float64)
-    largest = float(values.abs().max()) if values.numel() else 0.0
-    if not math.isfinite(largest):
-        raise GeometryError("a matrix with NaN or infinity has no norm", found=largest)
-    if largest == 0:
+    scale = _scale(matrix)
+    if not scale:
         return 0.0
-    values = values / largest  # so that squares neither vanish nor overflow
+    values = matrix.detach().to(torch.float64)
+    values = values if scale == 1 else values / scale
     if min(values.shape) <= DENSE_SIDE:
-        return largest * float(torch.linalg.svdvals(values)[0])
+        return scale * float(torch.linalg.svdvals(values)[0])
     gram = values @ values.T if len(values) < values.shape[1] else values.T @ values
-    return largest * math.sqrt(_largest_eigenvalue(gram))
+    return scale * math.sqrt(_largest_eigenvalue(gram))
 
 
 def _largest_eigenvalue(gram: Tensor) -> float:
@@ -174,7 +197,7 @@ def _largest_eigenvalue(gram: Tensor) -> float:
     # ARPACK would start from a random vector of its own; a fixed one repeats, and Gaussian misses nothing.
     start = np.random.default_rng(0).standard_normal(len(gram))
     return float(
-        eigsh(gram.numpy(), k=1, which="LA", v0=start, tol=STABLE_DIGITS, return_eigenvectors=False)[0]
+        eigsh(gram.numpy(), k=1, which="LA", v0=start, tol=EIGENVALUE_TOLERANCE, return_eigenvectors=False)[0]
     )
 
 
@@ -183,7 +206,7 @@ def _working(delta: Tensor) -> Tensor:
 
 
 def _energy(values: Tensor) -> float:
-    return sum(float(piece.to(torch.float64).square().sum()) for piece in values.split(1024))
+    return frobenius_norm(values) ** 2
 
 
 def _block_energy(values: Tensor, u: Tensor, v: Tensor) -> float:

@@ -10,8 +10,10 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from threegates.errors import GeometryError
+from threegates.geometry.directions import frobenius_norm
 from threegates.geometry.nulls import Real, gaussian_noise
 from threegates.geometry.precision import to_bf16
+from threegates.geometry.thresholds import require_finite
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class ScaledUpdate:
 
     def stored_norm(self, base: Shaped[Tensor, "*shape"]) -> float:
         """‖rounded − base‖_F: what storage leaves of the norm. Rounding may swallow it or add to it."""
-        return float((self.rounded.to(torch.float64) - base.to(torch.float64)).norm())
+        return frobenius_norm(self.rounded.to(torch.float64) - base.to(torch.float64))
 
 
 def match_norm(base: Shaped[Tensor, "*shape"], master: Float[Tensor, "*shape"], norm: Real) -> ScaledUpdate:
@@ -69,17 +71,12 @@ def gaussian_of_norm(
 
 
 def _scaled(base: Tensor, delta: Tensor, norm: Real) -> ScaledUpdate:
+    require_finite(base)
     if not 0 <= norm < math.inf:
         raise GeometryError("an update has a finite norm ≥ 0", found=norm)
-    # Computed with the largest entry taken out, for squares of tiny updates vanish.
-    largest = float(delta.abs().max()) if delta.numel() else 0.0
-    own = largest * float((delta / largest).norm()) if largest else 0.0
-    if not math.isfinite(own) or not bool(base.isfinite().all()) or (own == 0 and norm > 0):
-        raise GeometryError(
-            "the update cannot be scaled to that norm",
-            expected="a finite update that is not zero",
-            found=f"‖ΔW‖ = {own}, to become {norm}",
-        )
+    own = frobenius_norm(delta)
+    if own == 0 < norm:
+        raise GeometryError("a zero update cannot be scaled", expected=f"to reach a norm of {norm}", found=0)
     factor = norm / own if own else 0.0
     unrounded = base + factor * delta
     return ScaledUpdate(factor, unrounded, to_bf16(unrounded))

@@ -369,7 +369,7 @@ def null_masks(
         return stratified_permutations(mask, base, generator=source)
     changed = int(mask.count_nonzero())
     draw: dict[str, Callable[[], Tensor]] = {
-        "bernoulli": lambda: bernoulli_mask(base.shape, changed, source),
+        "bernoulli": lambda: bernoulli_mask(base.shape, changed, source).to(base.device),
         "storage_density": lambda: storage_mask_at_density(base, changed, source),
         "storage_norm": lambda: storage_mask_at_norm(base, float(scale or 0), source),
     }

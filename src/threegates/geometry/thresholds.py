@@ -71,13 +71,13 @@ class Magnitudes(Keys):
     """
 
     def __init__(self, x: Shaped[Tensor, "*shape"], *, largest: bool = False) -> None:
-        _require_finite(x)
+        require_finite(x)
         self.size, self.layers, self.device = x.numel(), 1, x.device
         self._flat, self._largest = x.detach().reshape(-1), largest
 
     def tiles(self) -> Iterator[list[Tensor]]:
         """Keys of `TILE` entries at a time."""
-        for piece in self._flat.split(TILE):
+        for piece in self._flat.split(_at_a_time(TILE, self.device)):
             yield [self._keys(piece)]
 
     def at(self, index: Int64[Tensor, " entries"]) -> list[Tensor]:
@@ -114,7 +114,7 @@ class Reconstruction(Keys):
         ranks: Sequence[int] | None = None,
     ) -> None:
         for factor in (u, s, v):
-            _require_finite(factor)
+            require_finite(factor)
         self.ranks = list(ranks) if ranks is not None else [len(s)]
         _check_ranks(self.ranks, len(s))
         self._left = u.detach().to(torch.float64) * s.detach().to(torch.float64)
@@ -124,7 +124,7 @@ class Reconstruction(Keys):
 
     def tiles(self) -> Iterator[list[Tensor]]:
         """Keys of about `PRODUCT_TILE` entries at a time: whole rows."""
-        for rows in self._left.split(_rows_per_tile(self.shape[1])) if self.size else ():
+        for rows in self._left.split(self._rows_per_tile()) if self.size else ():
             products = (left @ right.T for left, right in self._parts(rows))
             yield [keys.reshape(-1) for keys in self._accumulate(products)]
 
@@ -137,6 +137,12 @@ class Reconstruction(Keys):
         rows, columns = self._left[index // self.shape[1]], index % self.shape[1]
         products = ((left * right[columns]).sum(1) for left, right in self._parts(rows))
         return list(self._accumulate(products))
+
+    def _rows_per_tile(self) -> int:
+        """Rows whose entries fill whole bytes of a packed mask."""
+        columns = self.shape[1]
+        step = 8 // math.gcd(columns, 8)
+        return max(1, _at_a_time(PRODUCT_TILE, self.device) // (columns * step)) * step
 
     def _parts(self, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The factors between one rank and the next."""
@@ -151,10 +157,9 @@ class Reconstruction(Keys):
             yield total.abs().neg_()
 
 
-def _rows_per_tile(columns: int) -> int:
-    """Rows whose entries fill whole bytes of a packed mask."""
-    step = 8 // math.gcd(columns, 8)
-    return max(1, PRODUCT_TILE // (columns * step)) * step
+def _at_a_time(entries: int, device: torch.device) -> int:
+    """Elsewhere than on the CPU there is no cache to fit, and every call costs a wait."""
+    return entries if device.type == "cpu" else entries << 6
 
 
 @dataclass(frozen=True)
@@ -238,7 +243,7 @@ def _tally(keys: Keys, brackets: dict[tuple[int, int], tuple[Real, Real]]) -> di
     for tile in keys.tiles():
         for layer, layer_keys in enumerate(tile):
             waiting = [tally for cell, tally in tallies.items() if cell[0] == layer]
-            for piece in layer_keys.split(PIECE):
+            for piece in layer_keys.split(_at_a_time(PIECE, keys.device)):
                 for tally in waiting:
                     tally.add(piece)
     return tallies
@@ -366,7 +371,8 @@ def _check_ranks(ranks: Sequence[int], available: int) -> None:
         )
 
 
-def _require_finite(x: Shaped[Tensor, "*shape"]) -> None:
+def require_finite(x: Shaped[Tensor, "*shape"]) -> None:
+    """Raise GeometryError unless x is floating without NaN or infinity."""
     if x.dtype == torch.bfloat16:
         return require_finite_bf16(x, "the tensor")
     if not x.is_floating_point():
