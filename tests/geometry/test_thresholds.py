@@ -91,7 +91,9 @@ def test_several_counts_share_one_stream():
 
 def test_a_bracket_that_misses_is_widened_on_the_right_side(monkeypatch):
     x = torch.arange(1000, dtype=torch.float64)[torch.from_numpy(np.random.default_rng(0).permutation(1000))]
-    for bounds in ((0.0, 3.0), (990.0, 995.0), (-5.0, -5.0), (2000.0, 2000.0), (499.0, 499.0)):
+    missed = [(0.0, 3.0), (990.0, 995.0), (-5.0, -5.0), (2000.0, 2000.0)]
+    touching = [(500.0, 503.0), (490.0, 498.0), (499.0, 499.0), (490.0, 499.0), (499.0, 503.0)]
+    for bounds in missed + touching:
         monkeypatch.setattr(thresholds, "_bracket", lambda *_, bounds=bounds: bounds)
         assert find_cuts(Magnitudes(x), [500])[0][0].value == 499.0
 
