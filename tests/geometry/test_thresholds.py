@@ -181,3 +181,22 @@ def test_both_ways_to_split_agree(numbers, low, width):
         )
         assert thresholds._split_in_numpy(keys, low, low + width)[0] == below
         assert torch.equal(thresholds._split_in_numpy(keys, low, low + width)[1], kept)
+
+
+def test_factors_that_do_not_fit_name_the_likely_mistake():
+    u, s, v = factors(5, 6, 3)
+    with pytest.raises(GeometryError, match=r"(?s)do not fit.*\(5, 3\), \(3,\), \(3, 6\).*gives Vᵀ"):
+        Reconstruction(u, s, v.T)
+
+
+def test_keys_that_change_between_the_streams_are_noticed():
+    keys, calls = Magnitudes(torch.arange(40.0)), []
+    steady = keys.tiles
+
+    def drifting():
+        calls.append(1)
+        return ([layer + len(calls) for layer in tile] for tile in steady())
+
+    keys.tiles = drifting  # type: ignore[method-assign]
+    with pytest.raises(GeometryError, match=r"(?s)keys changed.*20 entries.*found: 19.*threads"):
+        packed_smallest(keys, 20)

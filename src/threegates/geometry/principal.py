@@ -26,6 +26,7 @@ from threegates.geometry.thresholds import (
     Magnitudes,
     Reconstruction,
     Selector,
+    check_marked,
     entry_count,
     find_cuts,
     packed_smallest,
@@ -62,7 +63,10 @@ def headline_rank(shape: Sequence[int]) -> int:
 
 
 def principal_mask(
-    u: Float[Tensor, "m k"], s: Float[Tensor, " k"], v: Float[Tensor, "n k"], alpha: Real = HEADLINE_ALPHA
+    u: Float[Tensor, "m k"],
+    s: Float[Tensor, " k"],
+    v: Float[Tensor, "n columns"],
+    alpha: Real = HEADLINE_ALPHA,
 ) -> Bool[Tensor, "m n"]:
     """Mark the principal weights: the share α of largest |W⁽ᵏ⁾|, W⁽ᵏ⁾ = U diag(s) Vᵀ.
 
@@ -70,7 +74,7 @@ def principal_mask(
 
     Parameters
     ----------
-    u, v : singular vectors as columns, k of them; s : singular values in their order; alpha : in [0, 1].
+    u, v : k singular vectors as columns (V, not Vᵀ); s : their singular values; alpha : in [0, 1].
 
     Returns
     -------
@@ -78,7 +82,7 @@ def principal_mask(
 
     Raises
     ------
-    GeometryError : the factors are not finite, or α lies outside [0, 1].
+    GeometryError : the factors are not finite or do not fit, or α lies outside [0, 1].
 
     **Source** Zhu et al. (2025), §5.1, after LIFT, Liu et al. (2025), arXiv 2506.00772.
     """
@@ -86,7 +90,10 @@ def principal_mask(
 
 
 def packed_principal_mask(
-    u: Float[Tensor, "m k"], s: Float[Tensor, " k"], v: Float[Tensor, "n k"], alpha: Real = HEADLINE_ALPHA
+    u: Float[Tensor, "m k"],
+    s: Float[Tensor, " k"],
+    v: Float[Tensor, "n columns"],
+    alpha: Real = HEADLINE_ALPHA,
 ) -> UInt8[Tensor, " bytes"]:
     """`principal_mask`, packed; holds neither W⁽ᵏ⁾ nor the mask as a whole.
 
@@ -141,7 +148,7 @@ def principal_targets(
     base: Shaped[Tensor, "m n"],
     u: Float[Tensor, "m k"],
     s: Float[Tensor, " k"],
-    v: Float[Tensor, "n k"],
+    v: Float[Tensor, "n columns"],
     alpha: Real = HEADLINE_ALPHA,
 ) -> dict[str, Packed]:
     """Packed M_princ, M_low and M_princ ∩ M_lowᶜ of one matrix, by the names in `TARGETS`.
@@ -266,7 +273,7 @@ def overlap_sweep(
     base: Shaped[Tensor, "m n"],
     u: Float[Tensor, "m r"],
     s: Float[Tensor, " r"],
-    v: Float[Tensor, "n r"],
+    v: Float[Tensor, "n columns"],
     masks: Sequence[Packed],
     *,
     ranks: Sequence[int],
@@ -319,7 +326,7 @@ def _sweep_counts(
     for mask in masks:
         _require_fit(mask, keys.size)
     selectors = [[Selector(cut) for cut in cuts] for cuts in find_cuts(keys, counts)]
-    kept = np.zeros((keys.layers, len(counts)), dtype=np.int64)
+    marked, kept = (np.zeros((keys.layers, len(counts)), dtype=np.int64) for _ in range(2))
     both, both_kept = (np.zeros((len(masks), *kept.shape), dtype=np.int64) for _ in range(2))
     start = 0
     for tile in keys.tiles():
@@ -327,10 +334,13 @@ def _sweep_counts(
         for layer, a in np.ndindex(kept.shape):
             principal = pack(selectors[layer][a].take(tile[layer]))
             apart = principal & ~lows[a][here]
+            marked[layer, a] += popcount(principal)
             kept[layer, a] += popcount(apart)
             for i, mask in enumerate(masks):
                 both[i, layer, a] += popcount(mask[here] & principal)
                 both_kept[i, layer, a] += popcount(mask[here] & apart)
+    for layer, a in np.ndindex(marked.shape):
+        check_marked(int(marked[layer, a]), counts[a])
     return kept, both, both_kept
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from threegates.errors import GeometryError
-from threegates.geometry.masks import pack
+from threegates.geometry.masks import pack, popcount
 from threegates.geometry.nulls import Real
 from threegates.geometry.precision import magnitude_bits, require_finite_bf16
 
@@ -96,7 +96,7 @@ class Reconstruction(Keys):
 
     Parameters
     ----------
-    u : (m, r) and v : (n, r), singular vectors as columns; s : (r,) singular values, all in the same order.
+    u : (m, r) and v : (n, r), singular vectors as columns (V, not Vᵀ); s : (r,), their singular values.
     ranks : ascending, each in 1 … r; r alone by default.
 
     Raises
@@ -110,11 +110,12 @@ class Reconstruction(Keys):
         self,
         u: Float[Tensor, "m r"],
         s: Float[Tensor, " r"],
-        v: Float[Tensor, "n r"],
+        v: Float[Tensor, "n columns"],
         ranks: Sequence[int] | None = None,
     ) -> None:
         for factor in (u, s, v):
             require_finite(factor)
+        _check_factors(u, s, v)
         self.ranks = list(ranks) if ranks is not None else [len(s)]
         _check_ranks(self.ranks, len(s))
         self._left = u.detach().to(torch.float64) * s.detach().to(torch.float64)
@@ -326,7 +327,7 @@ def packed_smallest(keys: Keys, count: int) -> list[UInt8[Tensor, " bytes"]]:
 
     Raises
     ------
-    GeometryError : count lies outside [0, size].
+    GeometryError : count lies outside [0, size]; or the keys were not the same in both streams.
 
     **Source** order statistics; packed as by `threegates.geometry.masks.pack`.
     """
@@ -335,7 +336,24 @@ def packed_smallest(keys: Keys, count: int) -> list[UInt8[Tensor, " bytes"]]:
     for tile in keys.tiles():
         for pieces, selector, layer in zip(packed, selectors, tile, strict=True):
             pieces.append(pack(selector.take(layer)))
-    return [torch.cat(pieces) for pieces in packed]
+    masks = [torch.cat(pieces) for pieces in packed]
+    for mask in masks:
+        check_marked(popcount(mask), count)
+    return masks
+
+
+def check_marked(marked: int, count: int) -> None:
+    """Raise GeometryError unless a mask holds its count.
+
+    A product may round otherwise when it runs again, on more threads say; then the mask would be wrong.
+    """
+    if marked != count:
+        raise GeometryError(
+            "the keys changed between the search for a threshold and its use",
+            expected=f"{count} entries",
+            found=marked,
+            remedy="keep the number of threads fixed while it runs",
+        )
 
 
 def packed_undecided(keys: Keys, count: int, tolerance: Real) -> list[UInt8[Tensor, " bytes"]]:
@@ -362,6 +380,16 @@ def packed_undecided(keys: Keys, count: int, tolerance: Real) -> list[UInt8[Tens
         for pieces, (cut,), layer in zip(packed, cuts, tile, strict=True):
             pieces.append(pack((layer - cut.value).abs() <= tolerance))
     return [torch.cat(pieces) for pieces in packed]
+
+
+def _check_factors(u: Tensor, s: Tensor, v: Tensor) -> None:
+    if not u.shape[1] == len(s) == v.shape[1]:
+        raise GeometryError(
+            "the factors of a reconstruction do not fit",
+            expected="u (m, r), s (r,), v (n, r)",
+            found=", ".join(str(tuple(factor.shape)) for factor in (u, s, v)),
+            remedy="pass singular vectors as columns: V, where torch.linalg.svd gives Vᵀ",
+        )
 
 
 def _check_ranks(ranks: Sequence[int], available: int) -> None:
