@@ -205,8 +205,8 @@ def window_sines(
     """Bounds on sin Θ of the right subspaces, knowing that the residual lies outside the window of q vectors.
 
     In the basis (V_j, V_{j+1…q}, V_⊥) the Gram matrix is [[Σ_j², 0, E₁], [0, Σ_r², E₂], [·, ·, D]], D ≤ μ².
-    The block rows of G X = X Λ for the exact X give ‖X₂‖ ≤ ‖E₂‖‖X₃‖/gap and ‖X₃‖ ≤ ‖E₁‖/(Gap − ‖E₂‖²/gap), with
-    gap = σ̂_j² − σ̂_{j+1}² and the far larger Gap = σ̂_j² − μ²; sin Θ = ‖(X₂, X₃)‖. That W V is not quite
+    The block rows of G X = X Λ for the exact X give ‖X₂‖ ≤ ‖E₂‖‖X₃‖/gap and ‖X₃‖ ≤ ‖E₁‖/(Gap − ‖E₂‖²/gap),
+    with gap = σ̂_j² − σ̂_{j+1}² and the far larger Gap = σ̂_j² − μ²; sin Θ = ‖(X₂, X₃)‖. That W V is not quite
     U Σ̂ adds ‖W V − U Σ̂‖/(σ̂_j − α) (Wedin). `_column_sines` then sharpens the bound.
 
     **Source** Nakatsukasa (2020), "Sharp error bounds for Ritz vectors", carried over to subspaces.

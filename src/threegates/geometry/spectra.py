@@ -51,11 +51,11 @@ def singular_values(weight: Float[Tensor, "rows columns"], accuracy: str = "cert
     squares = torch.linalg.eigvalsh(operator.gram(torch.float64)).flip(0).clamp(min=0.0)
     error = (rounding(operator.m) + rounding(n)) * operator.norm() ** 2
     values = squares.sqrt()
-    errors = torch.minimum(error / values, torch.full_like(values, math.sqrt(error)))
+    errors = error / values.clamp(min=math.sqrt(error) or 1.0)
     return FullSpectrum(values * unit, errors * unit, "gram")
 
 
-def normalised_spectral_shift(base: Float64[Tensor, " n"], tuned: Float64[Tensor, " n"]) -> float:
+def normalised_spectral_shift(base: Float64[Tensor, " base"], tuned: Float64[Tensor, " tuned"]) -> float:
     """NSS = ‖σ(W₊) − σ(W₀)‖₂/‖σ(W₀)‖₂, of all singular values in descending order.
 
     Returns
