@@ -1,0 +1,373 @@
+"""Proofs about approximate singular triplets: bounds on values and subspaces that hold, rounding included.
+
+Let V (n × q) and U (m × q) be orthonormal with W V = U Σ̂ and Wᵀ U = V Σ̂ + R. If ‖W x‖ ≤ μ‖x‖ is proved
+for every x orthogonal to V, then σ_i ≤ the norm of a 2 × 2 matrix (`upper_values`), hence σ_{k+1} ≤ α, and
+the two residual equations, times the exact complement of the top k, bound both subspaces (`subspace_sines`).
+All scalars are float64; deviations of U and V from orthonormality, and of W V from U Σ̂, are added as slack.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from threegates.geometry.operators import WeightOperator
+
+UNIT_ROUNDOFF = 2.0**-53
+INFLATION = 1 + 1e-12
+"""Factor that covers the rounding of the few scalar operations after a bound is formed."""
+
+PROVED = ("weyl", "cholesky", "complete")
+"""Proofs that the found values are *the* largest ones; "assumed" and "none" are not among them."""
+
+
+@dataclass(frozen=True)
+class RitzTriplets:
+    """Approximate singular triplets, values descending: left (m, q), values (q,), right (n, q), all float64.
+
+    right_residual : Wᵀ left − right · values, (n, q). left_residual : (q,), the column norms of
+    W right − left · values.
+    """
+
+    left: Tensor
+    values: Tensor
+    right: Tensor
+    right_residual: Tensor
+    left_residual: Tensor
+
+
+@dataclass(frozen=True)
+class Residuals:
+    """Upper bounds of residual norms.
+
+    right, left : of R and of W V − U Σ̂, the first k columns together. right_columns, left_columns : (k,), one
+    by one. slack, slack_column : the parts of these that are rounding, which no iteration reduces. tail :
+    (k + 1,), of the columns of R from i on. left_tail : of all of W V − U Σ̂. norm : ‖W‖_F.
+    """
+
+    right: float
+    left: float
+    right_columns: Tensor
+    left_columns: Tensor
+    slack: float
+    slack_column: float
+    tail: Tensor
+    left_tail: float
+    norm: float
+
+    @property
+    def top(self) -> float:
+        """η, the larger residual of the top k."""
+        return max(self.right, self.left)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What is known of the top k: each entry bounds the distance to the exact value or subspace.
+
+    values : (k,), |σ_i − σ̂_i|. right, left : (k,), sin of the largest angle between the found and the exact
+    subspace of the first 1 … k right or left vectors, 1 where nothing is known. upper : (k + 1,), of σ_1 …
+    σ_{k+1}. residual : η of the top k. floor : the part of the sines at k that is rounding alone.
+    proof : 'complete' (all n directions were examined), 'cholesky' or 'weyl'; 'assumed' where the complement
+    was taken to lie below the last Ritz value, unproved; 'none' where the proof was tried and failed.
+    """
+
+    values: Tensor
+    right: Tensor
+    left: Tensor
+    upper: Tensor
+    residual: float
+    floor: float
+    proof: str
+
+    @property
+    def proved(self) -> bool:
+        """Whether the bounds are theorems."""
+        return self.proof in PROVED
+
+    @property
+    def sine(self) -> float:
+        """The larger of both sines at k."""
+        return max(float(self.right[-1]), float(self.left[-1]))
+
+
+def rounding(n: int) -> float:
+    """γ_n = n u/(1 − n u), u = 2⁻⁵³: relative error of a float64 sum of n products, in any order.
+
+    **Source** Higham (2002), Lemma 3.1 and §3.5.
+    """
+    return n * UNIT_ROUNDOFF / (1 - n * UNIT_ROUNDOFF)
+
+
+def orthonormality_defect(q: Float64[Tensor, "rows columns"]) -> float:
+    """Upper bound of the distance from q to the nearest orthonormal matrix, ≤ ‖qᵀq − I‖_F.
+
+    **Source** Higham (2008), Lemma 8.17: ‖Q − polar(Q)‖ ≤ ‖QᵀQ − I‖.
+    """
+    columns = q.shape[1]
+    error = -torch.eye(columns, dtype=q.dtype, device=q.device)
+    # Short sums, then the sum of these: a worst case of 256 + rows/256 roundings instead of as many as rows.
+    chunks = q.split(256)
+    for chunk in chunks:
+        error.addmm_(chunk.T, chunk)
+    return float(error.norm()) + rounding(min(256, q.shape[0]) + len(chunks) + 2) * columns * 1.001
+
+
+def residual_bounds(operator: WeightOperator, ritz: RitzTriplets, k: int, norm: float) -> Residuals:
+    """Bound the residual norms of Ritz triplets, with all rounding.
+
+    A computed product W Q errs by at most γ ‖W‖_F √q, and so do the products with the q × q rotation that
+    follow; replacing U and V by the nearest orthonormal matrices moves a residual by (ω_u + ω_v)‖W‖_F.
+
+    **Source** Higham (2002), §3.5.
+    """
+    q = ritz.values.numel()
+    defect_k, defect_q = (_defects(ritz, columns) * norm for columns in (k, q))
+    product = (2 * rounding(operator.m + 3) + rounding(q + 3) * (2 + math.sqrt(q))) * norm * INFLATION
+    slack = defect_k + product * math.sqrt(k)
+    squares, left_squares = ritz.right_residual.square().sum(0), ritz.left_residual.square()
+    top = ritz.right_residual[:, :k]
+    # The spectral norm, squared, errs by some γ of the square of the Frobenius norm, which bounds it too.
+    blur = 2 * rounding(operator.n + 10 * k) * float(squares[:k].sum())
+    spectral = math.sqrt(max(float(torch.linalg.eigvalsh(top.T @ top)[-1]), 0.0) + blur)
+    tail = torch.cat([squares.flip(0).cumsum(0).flip(0).sqrt(), squares.new_zeros(1)])[: k + 1]
+    return Residuals(
+        right=min(spectral, math.sqrt(float(squares[:k].sum()))) * INFLATION + slack,
+        left=math.sqrt(float(left_squares[:k].sum())) * INFLATION + slack,
+        right_columns=squares[:k].sqrt() * INFLATION + (defect_k + product),
+        left_columns=left_squares[:k].sqrt() * INFLATION + (defect_k + product),
+        slack=slack,
+        slack_column=defect_k + product,
+        tail=tail * INFLATION + (defect_q + product * math.sqrt(q)),
+        left_tail=math.sqrt(float(left_squares.sum())) * INFLATION + (defect_q + product * math.sqrt(q)),
+        norm=norm,
+    )
+
+
+def _defects(ritz: RitzTriplets, columns: int) -> float:
+    return orthonormality_defect(ritz.left[:, :columns]) + orthonormality_defect(ritz.right[:, :columns])
+
+
+def upper_values(
+    values: Float64[Tensor, " k1"], coupling: Float64[Tensor, " k1"] | float, mu_squared: float
+) -> Float64[Tensor, " k1"]:
+    """Upper bounds of σ_i from Ritz values σ̂_i, residual b_i of columns i … q, and μ of the rest.
+
+    σ_i² ≤ λ_max[[σ̂_i², σ̂_i b_i], [σ̂_i b_i, μ²]] = (σ̂_i² + μ²)/2 + √(((σ̂_i² − μ²)/2)² + σ̂_i² b_i²): W
+    without its first i − 1 Ritz vectors has a Gram matrix whose blocks have at most these norms.
+
+    **Source** Courant and Fischer; norms of block matrices: Horn and Johnson (2013), §7.3 and 5.6.P.
+    """
+    squares = values.square()
+    half = (squares - mu_squared) / 2
+    root = (half.square() + squares * coupling**2).sqrt()
+    return ((squares + mu_squared) / 2 + root).sqrt() * INFLATION
+
+
+def subspace_sines(
+    values: Float64[Tensor, " k"],
+    beyond: Float64[Tensor, " k"],
+    right: Float64[Tensor, " k"],
+    left: Float64[Tensor, " k"],
+) -> tuple[Float64[Tensor, " k"], Float64[Tensor, " k"]]:
+    """Bounds (right, left) on sin Θ of the subspaces of the first 1 … k triplets, from residuals by column.
+
+    Of column c, the parts outside the exact subspace of the first j are x_V ≤ (η σ̂_c + α η')/(σ̂_c² − α²) and
+    x_U ≤ (η' σ̂_c + α η)/(σ̂_c² − α²), α = `beyond`_j ≥ the exact σ_{j+1}, η and η' the column's residuals in
+    Wᵀ U − V Σ̂ and W V − U Σ̂; the sine is at most their Euclidean norm over c ≤ j. 1 where α ≥ σ̂_j.
+
+    **Source** Wedin (1972), with his two inequalities solved together, and column by column.
+    """
+    alpha = beyond[:, None]
+    gap = (values - alpha) * (values + alpha)
+    within = torch.ones_like(gap).tril()
+    safe = torch.where(gap > 0, gap, 1.0)
+    sines = []
+    for own, other in ((right, left), (left, right)):
+        parts = (own * values + alpha * other) / safe * within
+        sines.append(torch.where(gap.diagonal() > 0, parts.norm(dim=1) * INFLATION, 1.0).clamp(max=1.0))
+    return sines[0], sines[1]
+
+
+def _joint_sine(value: float, alpha: float, own: float, other: float) -> float:
+    """The same for all k columns together, from the spectral norms of the residuals."""
+    gap = (value - alpha) * (value + alpha)
+    return min(1.0, (own * value + alpha * other) / gap * INFLATION) if gap > 0 else 1.0
+
+
+def window_sines(
+    values: Float64[Tensor, " k1"], beyond: Float64[Tensor, " k"], residuals: Residuals, mu_squared: float
+) -> Float64[Tensor, " k"]:
+    """Bounds on sin Θ of the right subspaces, knowing that the residual lies outside the window of q vectors.
+
+    In the basis (V_j, V_{j+1…q}, V_⊥) the Gram matrix is [[Σ_j², 0, E₁], [0, Σ_r², E₂], [·, ·, D]], D ≤ μ².
+    The block rows of G X = X Λ for the exact X give ‖X₂‖ ≤ ‖E₂‖‖X₃‖/gap and ‖X₃‖ ≤ ‖E₁‖/(Gap − ‖E₂‖²/gap),
+    with gap = σ̂_j² − σ̂_{j+1}² and the far larger Gap = σ̂_j² − μ²; sin Θ = ‖(X₂, X₃)‖. That W V is not quite
+    U Σ̂ adds ‖W V − U Σ̂‖/(σ̂_j − α) (Wedin). `_column_sines` then sharpens the bound.
+
+    **Source** Nakatsukasa (2020), "Sharp error bounds for Ritz vectors", carried over to subspaces.
+    """
+    squares = values.square()
+    first = (residuals.right_columns.square() * squares[:-1]).cumsum(0).sqrt()
+    second = (residuals.tail * values)[1:]
+    gap = (values[:-1] - values[1:]) * (values[:-1] + values[1:])
+    wide = squares[:-1] - mu_squared - second.square() / torch.where(gap > 0, gap, 1.0)
+    linear = values[:-1] - beyond
+    valid = (gap > 0) & (wide > 0) & (linear > 0)
+    sines = torch.where(valid, first / wide * (1 + (second / gap).square()).sqrt(), 1.0).clamp(max=1.0)
+    sines = torch.minimum(sines, _column_sines(values, residuals, mu_squared, first, second, sines))
+    return torch.where(valid, (sines + residuals.left_tail / linear) * INFLATION, 1.0).clamp(max=1.0)
+
+
+def _column_sines(
+    values: Tensor, residuals: Residuals, mu_squared: float, first: Tensor, second: Tensor, sines: Tensor
+) -> Tensor:
+    """From a first bound τ on tan Θ to a better one, each column with its own gaps.
+
+    The columns of T = (X₂, X₃) X₁⁻¹ obey (σ̂_c² − D) t₃ = e_c + E₂ᵀ t₂ − T₃ E₁ t₃ and (σ̂_c² − Σ_r²) t₂ =
+    E₂ t₃ − T₂ E₁ t₃; in both, the last term is at most τ ‖E₁‖ ‖t₃‖.
+    """
+    squares = values.square()
+    feedback = (sines / (1 - sines.square()).clamp(min=1e-300).sqrt() * first)[:, None]
+    push = second[:, None] + feedback
+    within = torch.ones_like(squares[:-1]).diag_embed().cumsum(0) > 0
+    gap = squares[:-1] - squares[1:, None]
+    gap = torch.where(within & (gap > 0), gap, 1.0)
+    wide = squares[:-1] - mu_squared - second[:, None] * push / gap - feedback
+    parts = (residuals.right_columns * values[:-1]) / wide * (1 + (push / gap).square()).sqrt()
+    valid = ((wide > 0) | ~within).all(1) & (sines < 1)
+    return torch.where(valid, torch.where(within, parts, 0.0).norm(dim=1), 1.0)
+
+
+def certify_window(
+    operator: WeightOperator, ritz: RitzTriplets, residuals: Residuals, mu_squared: float, proof: str
+) -> Certificate:
+    """Bounds from ‖W x‖² ≤ μ²‖x‖² for all x ⊥ V, V the right vectors of all q triplets.
+
+    **Source** `upper_values`, `window_sines`.
+    """
+    k = residuals.right_columns.numel()
+    values = torch.cat([ritz.values, ritz.values.new_zeros(1)])[: k + 1]
+    upper = upper_values(values, residuals.tail, mu_squared) + residuals.left_tail
+    if k == operator.n:
+        upper[-1] = 0.0
+    plain = certify(operator, ritz, residuals, upper, proof)
+    beyond = plain.upper[1:]
+    right = torch.minimum(plain.right, window_sines(values, beyond, residuals, mu_squared))
+    # W V − U Σ̂ ≈ 0 turns a bound on the right side into one on the left.
+    left = (residuals.left_columns.cumsum(0) + beyond * right) / values[:-1].clamp(min=1e-300) * INFLATION
+    return replace(plain, right=right, left=torch.minimum(plain.left, left))
+
+
+def certify(
+    operator: WeightOperator,
+    ritz: RitzTriplets,
+    residuals: Residuals,
+    upper: Float64[Tensor, " k1"],
+    proof: str,
+) -> Certificate:
+    """Turn proved upper bounds of σ_1 … σ_{k+1} into bounds on every value and subspace.
+
+    σ_i ≥ σ̂_i − ‖W V − U Σ̂‖ always holds (Cauchy), so the value lies between this and its upper bound.
+
+    **Source** Cauchy's interlacing; `upper_values` and `subspace_sines`.
+    """
+    k = upper.numel() - 1
+    values = ritz.values[:k]
+    upper = _sharpen(values, upper, residuals)
+    right, left = subspace_sines(values, upper[1:], residuals.right_columns, residuals.left_columns)
+    border = float(values[-1]), float(upper[-1])
+    right[-1].clamp_(max=_joint_sine(*border, residuals.right, residuals.left))
+    left[-1].clamp_(max=_joint_sine(*border, residuals.left, residuals.right))
+    if k == operator.n:
+        right[-1] = 0.0  # all of the space
+    if k == operator.m:
+        left[-1] = 0.0
+    return Certificate(
+        values=(upper[:k] - values).clamp(min=residuals.left),
+        right=right,
+        left=left,
+        upper=upper,
+        residual=residuals.top,
+        floor=_floor(values, upper, residuals),
+        proof=proof,
+    )
+
+
+def _sharpen(values: Tensor, upper: Tensor, residuals: Residuals) -> Tensor:
+    """Replace the first k upper bounds by quadratic ones, where the (k + 1)-th proves a gap.
+
+    If σ̂_k − ε > α ≥ σ_{k+1}, Weyl leaves at most ε + α for the block beside the top k, ε the residual.
+    """
+    alpha = float(upper[-1])
+    if not float(values[-1]) - residuals.top > alpha:
+        return upper
+    beside = ((alpha + residuals.top) ** 2 + residuals.top**2) * INFLATION
+    quadratic = upper_values(values, residuals.top, beside) + residuals.left
+    return torch.cat([torch.minimum(upper[:-1], quadratic), upper[-1:]])
+
+
+def _floor(values: Tensor, upper: Tensor, residuals: Residuals) -> float:
+    """The sine at k that residuals of rounding alone would give."""
+    slack = torch.full_like(values, residuals.slack_column)
+    by_column, _ = subspace_sines(values, upper[1:], slack, slack)
+    jointly = _joint_sine(float(values[-1]), float(upper[-1]), residuals.slack, residuals.slack)
+    return min(float(by_column[-1]), jointly)
+
+
+def prove_by_cholesky(operator: WeightOperator, ritz: RitzTriplets, residuals: Residuals) -> float | None:
+    """A bound ‖W x‖² ≤ μ²‖x‖² for every x ⊥ V, proved by inertia, or None where the proof fails.
+
+    Where s I − WᵀW + V Σ̂² Vᵀ has a Cholesky factor, μ² = s + e holds, with e the sum of all rounding. Tried
+    at s between σ̂_{k+1}² and σ̂_q², then just above σ̂_{k+1}².
+
+    **Source** Sylvester's law of inertia; Rump (2006), "Verification of positive definiteness".
+    """
+    if ritz.values.numel() == operator.n:
+        return 0.0
+    gram = operator.gram(torch.float64)
+    gram.addmm_(ritz.right * ritz.values.square(), ritz.right.T, alpha=-1)
+    for shift in _shifts(operator, ritz, residuals):
+        if _is_positive_definite(gram, shift):
+            return shift + _cholesky_error(operator, ritz, residuals, shift)
+    return None
+
+
+def _shifts(operator: WeightOperator, ritz: RitzTriplets, residuals: Residuals) -> list[float]:
+    """Values of s to try: well below σ̂_{k+1}² where the window reaches lower, else just above it."""
+    k = residuals.right_columns.numel()
+    after, last = float(ritz.values[k]) ** 2, float(ritz.values[-1]) ** 2
+    error = _cholesky_error(operator, ritz, residuals, after)
+    above = after + 4 * error + 2 * math.sqrt(after) * float(residuals.tail[-1])
+    return [(after + last) / 2, above] if after - last > 4 * error else [above]
+
+
+def _is_positive_definite(gram: Tensor, shift: float) -> bool:
+    """Whether shift · I − gram, given by its lower triangle, has a Cholesky factor."""
+    shifted = gram.neg()
+    shifted.diagonal().add_(shift)
+    return int(torch.linalg.cholesky_ex(shifted).info) == 0
+
+
+def _cholesky_error(
+    operator: WeightOperator, ritz: RitzTriplets, residuals: Residuals, shift: float
+) -> float:
+    """Norm of all rounding in the Gram matrix, the deflation, the shift and the factor."""
+    n, q, frobenius = operator.n, ritz.values.numel(), residuals.norm**2
+    deflation = float(ritz.values.square().sum()) * 1.001
+    trace = n * shift + frobenius + deflation
+    products = rounding(operator.m + 3) * frobenius + rounding(q + 4) * deflation
+    sums = 4 * UNIT_ROUNDOFF * trace
+    return (products + sums + rounding(n + 2) * trace * 1.001) * INFLATION
+
+
+def weyl_upper(base: Float64[Tensor, " k1"], distance: float) -> Float64[Tensor, " k1"]:
+    """σ_i(W₊) ≤ σ_i(W₀) + ‖ΔW‖: upper bounds of a tuned matrix from those of its base.
+
+    **Source** Weyl (1912); Horn and Johnson (2013), Corollary 7.3.5.
+    """
+    return (base + distance * (1 + 1e-9)) * INFLATION
