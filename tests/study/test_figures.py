@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from tests.study import frames
+from threegates import atomic
 from threegates.errors import NotebookError
 from threegates.study import figures, plots
 from threegates.study.figures import METHOD_COLOURS, NULLS, publish, table
@@ -84,7 +85,7 @@ def test_a_failed_drawing_leaves_the_old_picture(tmp_path, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(figures.os, "replace", interrupted)
+    monkeypatch.setattr(atomic.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         publish(drawing(), "chapter/dots", data=DATA.assign(x=2.0), folder=tmp_path, **WORDS)
     assert files(tmp_path) == before

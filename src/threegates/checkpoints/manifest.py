@@ -24,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from threegates.atomic import write_text
 from threegates.checkpoints.paths import stays_inside
 from threegates.errors import ManifestError
 
@@ -223,13 +224,7 @@ def write_manifest(path: str | os.PathLike, manifest: Manifest) -> None:
             if mapping in entry:
                 entry[mapping] = dict(sorted(entry[mapping].items()))
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True, width=110)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, text)
 
 
 def _compose(path: Path) -> yaml.Node:

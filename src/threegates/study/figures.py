@@ -8,9 +8,7 @@ nulls are grey, with a marker of their own each.
 from __future__ import annotations
 
 import io
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from threegates.atomic import atomic_path
 from threegates.errors import NotebookError
 
 #: Colour of each training method (Okabe and Ito 2008).
@@ -181,16 +180,8 @@ def _csv(data: pd.DataFrame) -> bytes:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees the old one or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def table(frame: pd.DataFrame, caption: str, formats: dict[str, str] | None = None) -> ShownTable:
