@@ -141,3 +141,47 @@ def stripes() -> pd.DataFrame:
             means = {f"{name}_mean": rng.uniform(0.9, 1.3) for name in NULLS}
             rows.append({"role": role, "axis": axis, "dispersion": rng.uniform(1.2, 4.0), **means})
     return pd.DataFrame(rows)
+
+
+def drift() -> pd.DataFrame:
+    """Drift of two matrices in two blocks: two seeds of GRPO, and of SFT at two learning rates."""
+    rng, rows = np.random.default_rng(9), []
+    runs = {("rl", "grpo", "mask", 5e-6): 1, ("sft", "sft-teacher", "mask", 5e-6): 3}
+    runs[("sft", "sft-teacher", "own", 3e-4)] = 30
+    for (method, algorithm, rate, speed), size in runs.items():
+        for seed in (1, 2):
+            name = f"{algorithm}-{seed}" if rate == "mask" else f"{algorithm}-own-{seed}"
+            facts = {"pair": name, "method": method, "algorithm": algorithm, "rate": rate, "seed": seed}
+            scaled = ["norm-matched", "norm-matched, rounded"] if method == "sft" else []
+            for variant in ["raw", "rounded", "noise", *scaled]:
+                for block in (0, 1):
+                    for role in ("q", "o"):
+                        moved = size * rng.uniform(0.9, 1.1) if variant not in scaled else 1.0
+                        named = {"tensor": f"{role}{block}", "role": role, "layer": block, "variant": variant}
+                        rows.append({**facts, "learning_rate": speed, **named, **_drift_numbers(moved)})
+    return pd.DataFrame(rows).astype({"seed": "Int64", "layer": "Int64"})
+
+
+def _drift_numbers(moved: float) -> dict:
+    angles = {f"angle_{side}_{what}": 1e-3 * moved for side in ("left", "right") for what in ("max", "mean")}
+    row = {"nss": 1e-4 * moved, **angles, "angle_bound": 1e-9, "spectral_norm_delta": 0.01 * moved}
+    for name in ("weyl", "mirsky", "ky_fan", "nss", "wedin_printed", "wedin_corrected"):
+        row |= {f"{name}_bound": 0.02 * moved, f"{name}_measured": 0.002 * moved}
+        row |= {f"{name}_vacuous": False, f"{name}_holds": True}
+    return row
+
+
+def spectrum() -> pd.DataFrame:
+    """Singular values and angles of one matrix of the runs in `drift`."""
+    rows = drift()
+    shown = rows[(rows["tensor"] == "o1") & rows["variant"].isin(["raw", "norm-matched"])]
+    facts = ["pair", "method", "algorithm", "rate", "seed", "learning_rate"]
+    own = shown[[*facts, "tensor", "role", "layer", "variant", "angle_bound"]].reset_index(drop=True)
+    lists = {
+        "values_base": [3.0, 2.0, 1.0],
+        "values_tuned": [3.1, 1.9, 1.0],
+        "angles_left": [0.01, 0.02],
+        "angles_right": [0.01, 0.03],
+    }
+    columns = {name: pd.Series([values] * len(own), dtype=object) for name, values in lists.items()}
+    return own.assign(k=2, **columns)

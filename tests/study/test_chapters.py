@@ -8,7 +8,7 @@ from tests.study import planted
 from threegates.study.chapters import run_chapter
 
 
-@pytest.mark.parametrize("chapter", ["update-sparsity", "stripe-masks"])
+@pytest.mark.parametrize("chapter", ["update-sparsity", "stripe-masks", "spectral-drift"])
 def test_a_chapter_of_the_book_runs_on_two_foreign_folders(chapter, project, tmp_path):
     base = planted.base_tensors()
     planted.write(tmp_path / "base", base)

@@ -219,3 +219,64 @@ def test_emergence_reads_the_step_nearest_to_a_third():
     assert estimate("emergence_excess_storage_path", tables).value == pytest.approx(0.1 + 0.98)
     empty = pd.DataFrame(lines).iloc[:0]
     assert not estimate("emergence_correlation", Given(emergence=empty)).has_interval
+
+
+def drift_rows(values: dict, seeds: int = 3) -> pd.DataFrame:
+    """Two matrices for each seed of (algorithm, rate, variant): NSS and angles about the given value."""
+    rows = []
+    for (method, algorithm, rate, variant), value in values.items():
+        for seed in range(seeds):
+            facts = {"pair": f"{algorithm}-{rate}-{seed}", "base": "b", "method": method}
+            facts |= {"algorithm": algorithm, "data": "d", "seed": seed, "learning_rate": 1e-5, "rate": rate}
+            for share in (0.5, 1.5):
+                size = share * value * (1 + 0.01 * seed)
+                numbers = {"nss": size, "angle_left_mean": 2 * size, "angle_right_mean": 4 * size}
+                rows.append({**facts, "run": facts["pair"], "variant": variant, **numbers})
+    return pd.DataFrame(rows)
+
+
+DRIFT = {
+    ("rl", "grpo", "mask", "raw"): 1.0,
+    ("rl", "dapo", "mask", "raw"): 4.0,
+    ("rl", "grpo", "mask", "rounded"): 3.0,
+    ("rl", "grpo", "mask", "noise"): 6.0,
+    ("sft", "sft-teacher", "own", "raw"): 20.0,
+    ("sft", "sft-teacher", "own", "norm-matched"): 2.0,
+    ("sft", "sft-teacher", "own", "norm-matched, rounded"): 1.5,
+    ("sft", "sft-teacher", "mask", "raw"): 8.0,
+    ("sft", "sft-same-style", "own", "raw"): 900.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("", 10.0), ("_equal_norm", 1.0), ("_equal_norm_rounded", 0.5), ("_equal_rate", 4.0)],
+)
+@pytest.mark.parametrize("measure", ["nss", "angle"])
+def test_drift_ratios_are_geometric_means_over_the_algorithms_of_one_seed(measure, name, expected):
+    found = estimate(f"drift_{measure}_ratio{name}", Given(drift=drift_rows(DRIFT)))
+    assert found.value == pytest.approx(expected) and found.n == 3
+    assert found.low == pytest.approx(expected) == found.high
+
+
+def test_noise_is_compared_with_the_runs_that_have_its_norm():
+    # DAPO has no noise here, so only its own angle enters: 6 over the geometric mean of 1 and 4.
+    assert estimate("drift_angle_noise_over_rl", Given(drift=drift_rows(DRIFT))).value == pytest.approx(3.0)
+    alone = drift_rows({("sft", "sft-teacher", "own", "raw"): 1.0})
+    for name in ("drift_angle_noise_over_rl", "drift_nss_ratio", "drift_angle_ratio_equal_norm"):
+        assert "no runs of RL" in estimate(name, Given(drift=alone)).reason
+
+
+def test_a_vacuous_bound_is_no_evidence_and_one_violation_counts():
+    names = ("weyl", "mirsky", "ky_fan")
+    frame = pd.DataFrame({"pair": ["a", "a", "b", "b"]})
+    for name in names:
+        frame[f"{name}_vacuous"], frame[f"{name}_holds"] = False, True
+    whole = estimate("drift_spectrum_bounds_hold", Given(drift=frame))
+    assert (whole.value, whole.low, whole.high) == (1.0, 1.0, 1.0)
+    frame.loc[0, "mirsky_holds"] = False
+    assert estimate("drift_spectrum_bounds_hold", Given(drift=frame)).value == 0.75
+    frame.loc[0, "mirsky_vacuous"] = True
+    assert estimate("drift_spectrum_bounds_hold", Given(drift=frame)).value == 1.0
+    frame["wedin_printed_vacuous"], frame["wedin_printed_holds"] = True, True
+    assert "vacuous" in estimate("drift_wedin_printed_holds", Given(drift=frame)).reason

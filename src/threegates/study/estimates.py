@@ -248,6 +248,60 @@ def _nearest_to_third(run: pd.DataFrame) -> pd.DataFrame:
     return run[run["step"] == min(steps[:-1], key=lambda step: abs(step - target), default=-1)]
 
 
+def pair_drift(drift: pd.DataFrame) -> pd.DataFrame:
+    """Spectral drift of whole models: one row a pair and variant, means over the blocks' matrices.
+
+    Columns: the pair's facts, `variant`, `nss`, and `angle`, the mean principal angle in rad of the left and
+    right leading subspaces together.
+
+    **Source** NSS and angles by Zhu et al. (2025), §4.
+    """
+    rows = drift.assign(angle=(drift["angle_left_mean"] + drift["angle_right_mean"]) / 2)
+    keys = [column for column in _PAIR_COLUMNS if column in rows.columns]
+    means = rows.groupby([*keys, "variant"], dropna=False, sort=False)[["nss", "angle"]].mean()
+    return means.reset_index()
+
+
+def _log_drift(tables: Tables, measure: str) -> pd.DataFrame:
+    pairs = pair_drift(tables.table("drift"))
+    # A model that did not move at all has no logarithm, and its seed no ratio.
+    return pairs.assign(log=np.log(pairs[measure].where(pairs[measure] > 0)))
+
+
+def _drift_ratio(
+    measure: str, rate: str, variant: str, rl_variant: str, tables: Tables, confidence: float
+) -> Estimate:
+    """SFT on the teacher's traces over RL, geometric mean over seeds."""
+    pairs = _log_drift(tables, measure)
+    rl = _rl(pairs[pairs["variant"] == rl_variant])
+    of_rate = (pairs["algorithm"] == "sft-teacher") & (pairs["rate"] == rate)
+    other = pairs[of_rate & (pairs["variant"] == variant)]
+    if rl.empty or other.empty:
+        absent = "RL at the mask learning rate" if rl.empty else f"SFT at the rate '{rate}', {variant}"
+        return missing(f"no runs of {absent}", "seeds")
+    return _exponential(t_estimate(_seed_gap(other, rl, "log"), "seeds", confidence))
+
+
+def _noise_over_rl(tables: Tables, confidence: float) -> Estimate:
+    pairs = _rl(_log_drift(tables, "angle"))
+    noise, own = (pairs[pairs["variant"] == variant] for variant in ("noise", "raw"))
+    if own.empty:
+        return missing("no runs of RL at the mask learning rate", "seeds")
+    return _exponential(t_estimate(_seed_gap(noise, own, "log"), "seeds", confidence))
+
+
+def _bounds_hold(names: tuple[str, ...], tables: Tables, confidence: float) -> Estimate:
+    """Share of matrices for which every bound that says anything holds, per pair."""
+    drift = tables.table("drift")
+    says = pd.DataFrame({name: ~drift[f"{name}_vacuous"].astype(bool) for name in names})
+    holds = pd.DataFrame({name: drift[f"{name}_holds"].astype(bool) | ~says[name] for name in names})
+    tested = says.any(axis=1)
+    share = holds[tested].all(axis=1).astype(float).groupby(drift.loc[tested, "pair"]).mean()
+    if share.empty:
+        return missing("every bound is vacuous", "pairs")
+    return t_estimate(share, "pairs", confidence)
+
+
 ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "sparsity_gap_own_lr": partial(_gap_to, "sft-teacher", "own"),
     "sparsity_gap_matched_lr": partial(_gap_to, "sft-teacher", "mask"),
@@ -269,6 +323,22 @@ ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "jaccard_excess_magnitude": partial(_jaccard_excess, "magnitude"),
     "emergence_correlation": partial(_emergence, None),
     "emergence_excess_storage_path": partial(_emergence, "storage_path"),
+    "drift_nss_ratio": partial(_drift_ratio, "nss", "own", "raw", "raw"),
+    "drift_nss_ratio_equal_norm": partial(_drift_ratio, "nss", "own", "norm-matched", "raw"),
+    "drift_nss_ratio_equal_norm_rounded": partial(
+        _drift_ratio, "nss", "own", "norm-matched, rounded", "rounded"
+    ),
+    "drift_nss_ratio_equal_rate": partial(_drift_ratio, "nss", "mask", "raw", "raw"),
+    "drift_angle_ratio": partial(_drift_ratio, "angle", "own", "raw", "raw"),
+    "drift_angle_ratio_equal_norm": partial(_drift_ratio, "angle", "own", "norm-matched", "raw"),
+    "drift_angle_ratio_equal_norm_rounded": partial(
+        _drift_ratio, "angle", "own", "norm-matched, rounded", "rounded"
+    ),
+    "drift_angle_ratio_equal_rate": partial(_drift_ratio, "angle", "mask", "raw", "raw"),
+    "drift_angle_noise_over_rl": _noise_over_rl,
+    "drift_spectrum_bounds_hold": partial(_bounds_hold, ("weyl", "mirsky", "ky_fan")),
+    "drift_wedin_printed_holds": partial(_bounds_hold, ("wedin_printed",)),
+    "drift_wedin_corrected_holds": partial(_bounds_hold, ("wedin_corrected",)),
 }
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
-from threegates.study import agreement, emergence, measure
+from threegates.study import agreement, drift, emergence, measure
 from threegates.study.provenance import record_provenance
 from threegates.study.sources import Source, StudyPair
 from threegates.study.store import Records
@@ -21,6 +21,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "update-sparsity": ("pair",),
     "stripe-masks": ("pair", "group"),
     "emergence": ("run",),
+    "spectral-drift": ("drift",),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -32,12 +33,16 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
         "map": agreement.MAP_COLUMNS,
     },
     "run": {"emergence": emergence.EMERGENCE_COLUMNS},
+    "drift": {"drift": drift.DRIFT_COLUMNS, "spectrum": drift.SPECTRUM_COLUMNS},
 }
 _MODULES = {
     "pair": "threegates.study.measure",
     "group": "threegates.study.agreement",
     "run": "threegates.study.emergence",
+    "drift": "threegates.study.drift",
 }
+#: The RL run whose norms another run takes: of these algorithms, the first that has its seed.
+_PARTNERS = ("grpo", "dapo", "reinforce++")
 _RUN, _STEP = "run:", "step:"
 
 
@@ -73,7 +78,7 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
     PairError : the chapter follows runs, and a run has fewer than two steps.
     """
     options = {"draws": draws, "seed": seed}
-    kinds = {"pair": pair_jobs, "group": group_jobs, "run": run_jobs}
+    kinds = {"pair": pair_jobs, "group": group_jobs, "run": run_jobs, "drift": drift_jobs}
     return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
 
 
@@ -119,12 +124,37 @@ def run_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
         )
 
 
+def drift_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job a pair, together with the RL run of its seed whose update norms its ΔW is scaled to."""
+    for pair in pairs:
+        partner = norm_partner(pair, pairs)
+        sources = {"base": pair.base, "tuned": pair.tuned}
+        sources |= {"partner": partner.tuned} if partner else {}
+        named = {"name": pair.name, "partner_name": partner.name if partner else "", "seed": options["seed"]}
+        yield _job("drift", pair.name, sources, named)
+
+
+def norm_partner(pair: StudyPair, pairs: Sequence[StudyPair]) -> StudyPair | None:
+    """The RL run with the base, data and seed of a run that is not RL's own; None where there is none."""
+    own = pair.facts()
+    if own["method"] == "rl" or own.get("seed") is None:
+        return None
+    same = ("base", "data", "seed")
+    found = {
+        facts["algorithm"]: other
+        for other in pairs
+        if (facts := other.facts())["method"] == "rl" and all(facts.get(key) == own[key] for key in same)
+    }
+    return next((found[name] for name in _PARTNERS if name in found), None)
+
+
 def run_job(job: Job, records: Records) -> None:
     """Measure one job and write its records."""
     work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
         "pair": _measure_pair,
         "group": _measure_group,
         "run": _measure_run,
+        "drift": _measure_drift,
     }
     tables = work[job.kind](**job.arguments)
     provenance = record_provenance((_MODULES[job.kind],), inputs=job.inputs)
@@ -175,6 +205,20 @@ def _measure_run(
     ]
     base = Checkpoint.open(folders["base"])
     return {"emergence": emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)}
+
+
+def _measure_drift(
+    folders: dict[str, str], name: str, partner_name: str, seed: int
+) -> dict[str, pd.DataFrame]:
+    opened = {place: Checkpoint.open(path) for place, path in folders.items()}
+    return drift.measure_drift(
+        opened["base"],
+        opened["tuned"],
+        name=name,
+        partner=opened.get("partner"),
+        partner_name=partner_name,
+        seed=seed,
+    )
 
 
 def _no_run(run: str) -> PairError:

@@ -69,11 +69,11 @@ def sparsity_view(tensor: pd.DataFrame) -> pd.DataFrame:
         f"{name}, lr {rate:.0e}" if rate == rate else f"{name}, {pair}"
         for name, rate, pair in zip(names, pairs["learning_rate"], pairs["pair"], strict=True)
     ]
-    view = pairs.assign(method=names, label=labels, order=_order(pairs))
+    view = pairs.assign(method=names, label=labels, order=method_order(pairs))
     return view.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
 
 
-def _order(pairs: pd.DataFrame) -> pd.Series:
+def method_order(pairs: pd.DataFrame) -> pd.Series:
     """RL first, then what is on-policy, then the teacher; the smaller learning rate first."""
     place = {name: number for number, name in enumerate(reversed(METHODS))}
     return pairs["algorithm"].map(place).fillna(len(place)) + pairs["learning_rate"].fillna(0)

@@ -1,0 +1,308 @@
+"""How far an update moves a matrix's singular values and leading subspaces, raw and beside its controls.
+
+Two tables. ``drift``: one row a matrix and variant. ``spectrum``: the singular values and angles of one
+example matrix, raw and at equal norm. Variants of a tuned weight, each held against the base:
+
+- raw: as it is stored; rounded: both sides in bf16.
+- noise: Gaussian noise of the raw ΔW's norm, unrounded.
+- norm-matched: ΔW scaled, matrix by matrix, to the norm of a partner's, unrounded; and that rounded to bf16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from threegates.checkpoints.pairs import Status, TensorPair, align, load_finite, load_pair
+from threegates.checkpoints.roles import layer, role
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.geometry import bounds
+from threegates.geometry.angles import SubspaceAngles, subspace_angles
+from threegates.geometry.decomposition import SMALL, BaseDecomposition, LeadingSpectrum, decompose, update
+from threegates.geometry.directions import expected_energy, frobenius_norm, principal_energy, spectral_norm
+from threegates.geometry.norm_matching import gaussian_of_norm, match_norm
+from threegates.geometry.nulls import noise_generator
+from threegates.geometry.principal import headline_rank
+from threegates.geometry.spectra import FullSpectrum, singular_values, spectral_shift
+from threegates.study.measure import matrices, typed
+
+RAW, ROUNDED, NOISE = "raw", "rounded", "noise"
+MATCHED, MATCHED_ROUNDED = "norm-matched", "norm-matched, rounded"
+VARIANTS = (RAW, ROUNDED, NOISE, MATCHED, MATCHED_ROUNDED)
+BOUNDS = ("weyl", "mirsky", "ky_fan", "nss", "wedin_printed", "wedin_corrected")
+
+DRIFT_COLUMNS = {
+    "pair": "str",
+    "tensor": "str",
+    "role": "str",
+    "layer": "Int64",
+    "variant": "str",
+    "partner": "str",
+    "accuracy": "str",
+    "k": "int64",
+    "gap": "float64",
+    "nss": "float64",
+    "nss_error": "float64",
+    **{f"angle_{side}_{what}": "float64" for side in ("left", "right") for what in ("max", "mean")},
+    "angle_bound": "float64",
+    "angle_floor": "float64",
+    "resolved": "float64",
+    "proved": "bool",
+    "norm_base": "float64",
+    "norm_delta": "float64",
+    "spectral_norm_delta": "float64",
+    "stable_rank": "float64",
+    "energy": "float64",
+    "energy_expected": "float64",
+    **{
+        f"{name}_{what}": kind
+        for name in BOUNDS
+        for what, kind in (
+            ("bound", "float64"),
+            ("measured", "float64"),
+            ("vacuous", "bool"),
+            ("holds", "bool"),
+        )
+    },
+}
+SPECTRUM_COLUMNS = {
+    "pair": "str",
+    "tensor": "str",
+    "role": "str",
+    "layer": "Int64",
+    "variant": "str",
+    "k": "int64",
+    "values_base": "object",
+    "values_tuned": "object",
+    "angles_left": "object",
+    "angles_right": "object",
+    "angle_bound": "float64",
+}
+
+#: Relative rounding of norms and quotients in float64, far above what they have.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class _Side:
+    """A base matrix, decomposed once for all variants that are held against it."""
+
+    weight: Tensor
+    leading: BaseDecomposition
+    spectrum: FullSpectrum
+    accuracy: str
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """One variant, measured: ΔW, all singular values, the leading spectrum and its angles with the base's."""
+
+    side: _Side
+    delta: Tensor
+    spectrum: FullSpectrum
+    angles: SubspaceAngles
+    norm: float
+    spectral: float
+
+    @property
+    def largest(self) -> float:
+        """Largest principal angle of both sides."""
+        return max(self.angles.left.maximum, self.angles.right.maximum)
+
+    @property
+    def bound(self) -> float:
+        """Numerical bound on the error of every angle."""
+        return max(self.angles.left.bound, self.angles.right.bound)
+
+
+def measure_drift(
+    base: Checkpoint,
+    tuned: Checkpoint,
+    *,
+    name: str,
+    partner: Checkpoint | None = None,
+    partner_name: str = "",
+    seed: int = 0,
+) -> dict[str, pd.DataFrame]:
+    """Measure every matrix in a block of a pair, in each variant.
+
+    Parameters
+    ----------
+    name : the pair's name, in the column `pair`.
+    partner : another run on the same base, whose update norms the norm-matched variants take; without it, or
+        where it lacks the matrix, there are none.
+    seed : of the noise.
+
+    Raises
+    ------
+    PairError, CheckpointError : the checkpoints cannot be compared.
+    """
+    rows = list(align(base, tuned))
+    names = list(matrices(rows))
+    shapes = {row.name: row.shape_base or () for row in rows}
+    norms = _partner_norms(base, partner, names) if partner else {}
+    example = example_matrix({tensor: shapes[tensor] for tensor in names})
+    drift: list[dict] = []
+    spectrum: list[dict] = []
+    for tensor in names:
+        pair = load_pair(base, tuned, tensor)
+        facts = {"pair": name, "tensor": tensor, "role": role(tensor, shapes[tensor]), "layer": layer(tensor)}
+        generator = noise_generator(seed, "drift", name, tensor)
+        for variant, moved in _measured(pair, norms.get(tensor), generator):
+            row = {**facts, "variant": variant, "partner": partner_name if variant in _OF_PARTNER else ""}
+            drift.append(row | _numbers(moved))
+            if tensor == example and variant in (RAW, MATCHED):
+                spectrum.append(row | _spectra(moved))
+    return {"drift": typed(drift, DRIFT_COLUMNS), "spectrum": typed(spectrum, SPECTRUM_COLUMNS)}
+
+
+_OF_PARTNER = (MATCHED, MATCHED_ROUNDED)
+
+
+def example_matrix(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
+    """The O of the middle block, as in the paper's single-layer figures; else that block's first matrix."""
+    layers = sorted({number for name in shapes if (number := layer(name)) is not None})
+    if not layers:
+        return None
+    block = [name for name in shapes if layer(name) == layers[len(layers) // 2]]
+    return next((name for name in block if role(name, shapes[name]) == "o"), block[0])
+
+
+def _partner_norms(base: Checkpoint, partner: Checkpoint, names: list[str]) -> dict[str, float]:
+    """‖ΔW‖_F of the partner, of the matrices that it has in the base's shape."""
+    shared = {row.name for row in align(base, partner) if row.status is Status.compared}
+    return {
+        name: frobenius_norm(
+            load_finite(partner, name, "partner")[1].double() - load_finite(base, name, "base")[1].double()
+        )
+        for name in names
+        if name in shared
+    }
+
+
+def _measured(
+    pair: TensorPair, norm: float | None, generator: torch.Generator
+) -> Iterator[tuple[str, _Moved]]:
+    """Every variant that the matrix has, measured against its base as stored or as rounded."""
+    stored = _side(pair.base_stored)
+    rounded = stored if bool((pair.base_stored == pair.base).all()) else _side(pair.base)
+    for variant, tensor in _variants(pair, norm, generator):
+        side = rounded if variant in (ROUNDED, MATCHED_ROUNDED) else stored
+        yield variant, _moved(side, tensor)
+
+
+def _variants(
+    pair: TensorPair, norm: float | None, generator: torch.Generator
+) -> Iterator[tuple[str, Tensor]]:
+    own = frobenius_norm(pair.tuned_stored.double() - pair.base_stored.double())
+    yield RAW, pair.tuned_stored
+    yield ROUNDED, pair.tuned
+    yield NOISE, gaussian_of_norm(pair.base_stored, own, generator).unrounded
+    if norm is not None and (own > 0 or norm == 0):
+        scaled = match_norm(pair.base_stored, pair.tuned_stored, norm)
+        yield MATCHED, scaled.unrounded
+        yield MATCHED_ROUNDED, scaled.rounded
+
+
+def _side(weight: Tensor) -> _Side:
+    """Float64 SVDs up to a smaller side of `SMALL`; beyond it the certified engine, as fast as float32."""
+    accuracy = "reference" if min(weight.shape) <= SMALL else "certified"
+    exact = weight.to(_type(accuracy, weight))
+    leading = decompose(exact, headline_rank(weight.shape), accuracy)
+    return _Side(exact, leading, singular_values(exact, accuracy), accuracy)
+
+
+def _type(accuracy: str, weight: Tensor) -> torch.dtype:
+    wide = accuracy == "reference" or weight.dtype == torch.float64
+    return torch.float64 if wide else torch.float32
+
+
+def _moved(side: _Side, tensor: Tensor) -> _Moved:
+    tuned = tensor.to(side.weight.dtype)
+    delta = tuned.double() - side.weight.double()
+    leading: LeadingSpectrum = update(side.leading, tuned, side.accuracy)
+    return _Moved(
+        side,
+        delta,
+        singular_values(tuned, side.accuracy),
+        subspace_angles(side.leading.leading, leading),
+        frobenius_norm(delta),
+        spectral_norm(delta),
+    )
+
+
+def _numbers(moved: _Moved) -> dict:
+    """A row of the drift table but for its names."""
+    side, angles = moved.side, moved.angles
+    k, leading = angles.k, side.leading.leading
+    nss, nss_error = spectral_shift(side.spectrum, moved.spectrum)
+    unresolved = torch.cat([angles.left.unresolved, angles.right.unresolved])
+    of_sides = {
+        f"angle_{name}_{what}": value
+        for name, one in (("left", angles.left), ("right", angles.right))
+        for what, value in (("max", one.maximum), ("mean", one.mean))
+    }
+    return {
+        "accuracy": side.accuracy,
+        "k": k,
+        "gap": angles.gap,
+        "nss": nss,
+        "nss_error": nss_error,
+        **of_sides,
+        "angle_bound": moved.bound,
+        "angle_floor": max(angles.left.floor, angles.right.floor),
+        "resolved": 1 - float(unresolved.double().mean()),
+        "proved": angles.proved,
+        "norm_base": frobenius_norm(side.weight),
+        "norm_delta": moved.norm,
+        "spectral_norm_delta": moved.spectral,
+        "stable_rank": (moved.norm / moved.spectral) ** 2 if moved.spectral else math.nan,
+        "energy": principal_energy(moved.delta, leading.left, leading.right) if moved.norm else math.nan,
+        "energy_expected": expected_energy(tuple(side.weight.shape), k),
+        **_bounds(moved, nss_error),
+    }
+
+
+def _bounds(moved: _Moved, nss_error: float) -> dict:
+    """Each bound with what it bounds, and whether it holds up to the numerical error of both."""
+    before, after, k = moved.side.spectrum.values, moved.spectrum.values, moved.angles.k
+    sine = math.sin(moved.largest)
+    errors = moved.side.spectrum.errors + moved.spectrum.errors
+    blur, shift = float(errors.norm()), float((after - before).norm())
+    found = {
+        "weyl": (bounds.weyl(before, after, moved.spectral), float(errors.max())),
+        "mirsky": (bounds.mirsky(before, after, moved.norm), blur * (2 * shift + blur)),
+        "ky_fan": (bounds.ky_fan(before, after, moved.spectral, k), float(errors[:k].sum())),
+        "nss": (bounds.nss_bound(before, after, moved.norm), nss_error),
+        "wedin_printed": (bounds.wedin_as_printed(before, moved.spectral, k, sine), moved.bound),
+        "wedin_corrected": (bounds.wedin_corrected(before, after, moved.spectral, k, sine), moved.bound),
+    }
+    row: dict = {}
+    for name, (bound, floor) in found.items():
+        gap_error = _gap_error(bound.bound, moved.spectral, float(errors.max())) if "wedin" in name else 0.0
+        holds = bound.holds(floor + gap_error + ROUNDING * bound.bound)
+        row |= {f"{name}_{what}": asdict(bound)[what] for what in ("bound", "measured", "vacuous")}
+        row[f"{name}_holds"] = holds
+    return row
+
+
+def _gap_error(bound: float, spectral: float, error: float) -> float:
+    """What an error of the gap does to ‖ΔW‖₂/gap, to first order."""
+    return 2 * error * bound**2 / spectral if spectral and math.isfinite(bound) else 0.0
+
+
+def _spectra(moved: _Moved) -> dict:
+    """A row of the spectrum table but for its names."""
+    return {
+        "k": moved.angles.k,
+        "values_base": moved.side.spectrum.values.tolist(),
+        "values_tuned": moved.spectrum.values.tolist(),
+        "angles_left": moved.angles.left.values.tolist(),
+        "angles_right": moved.angles.right.values.tolist(),
+        "angle_bound": moved.bound,
+    }
