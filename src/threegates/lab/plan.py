@@ -120,6 +120,7 @@ def _reinforced(chosen: Profile) -> Iterator[Draft]:
             stripes = (algorithm, order) in STRIPE_RUNS
             chapters = [
                 "update-sparsity",
+                "principal-overlap",
                 *["stripe-masks"] * stripes,
                 *["emergence"] * (algorithm == "grpo"),
             ]
@@ -155,9 +156,8 @@ def _supervised(chosen: Profile) -> Iterator[Draft]:
             for rate in ("mask",) if source == "rft" else ("mask", "own"):
                 # The same spread of seeds, methods and data as the RL runs have.
                 stripes = rate == "mask" and (source, order) in STRIPE_SFT
-                yield _sft(
-                    chosen, source, "arith-4", seed, rate, ["update-sparsity", *["stripe-masks"] * stripes]
-                )
+                chapters = ["update-sparsity", "principal-overlap", *["stripe-masks"] * stripes]
+                yield _sft(chosen, source, "arith-4", seed, rate, chapters)
     for order, (source, data) in enumerate(OTHER_DATA_SFT):
         yield _sft(chosen, source, data, FIRST_SEED + 10 + order, "mask", ["stripe-masks"])
 

@@ -11,7 +11,7 @@ import pandas as pd
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
-from threegates.study import agreement, emergence, measure
+from threegates.study import agreement, emergence, measure, overlap
 from threegates.study.provenance import record_provenance
 from threegates.study.sources import Source, StudyPair
 from threegates.study.store import Records
@@ -21,6 +21,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "update-sparsity": ("pair",),
     "stripe-masks": ("pair", "group"),
     "emergence": ("run",),
+    "principal-overlap": ("overlap",),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -32,11 +33,17 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
         "map": agreement.MAP_COLUMNS,
     },
     "run": {"emergence": emergence.EMERGENCE_COLUMNS},
+    "overlap": {
+        "overlap": overlap.OVERLAP_COLUMNS,
+        "sweep": overlap.SWEEP_COLUMNS,
+        "direction": overlap.DIRECTION_COLUMNS,
+    },
 }
 _MODULES = {
     "pair": "threegates.study.measure",
     "group": "threegates.study.agreement",
     "run": "threegates.study.emergence",
+    "overlap": "threegates.study.overlap",
 }
 _RUN, _STEP = "run:", "step:"
 
@@ -73,7 +80,7 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
     PairError : the chapter follows runs, and a run has fewer than two steps.
     """
     options = {"draws": draws, "seed": seed}
-    kinds = {"pair": pair_jobs, "group": group_jobs, "run": run_jobs}
+    kinds = {"pair": pair_jobs, "group": group_jobs, "run": run_jobs, "overlap": overlap_jobs}
     return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
 
 
@@ -119,12 +126,21 @@ def run_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
         )
 
 
+def overlap_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job a pair, for its principal and its small weights."""
+    for pair in pairs:
+        yield _job(
+            "overlap", pair.name, {"base": pair.base, "tuned": pair.tuned}, {**options, "name": pair.name}
+        )
+
+
 def run_job(job: Job, records: Records) -> None:
     """Measure one job and write its records."""
     work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
         "pair": _measure_pair,
         "group": _measure_group,
         "run": _measure_run,
+        "overlap": _measure_overlap,
     }
     tables = work[job.kind](**job.arguments)
     provenance = record_provenance((_MODULES[job.kind],), inputs=job.inputs)
@@ -175,6 +191,11 @@ def _measure_run(
     ]
     base = Checkpoint.open(folders["base"])
     return {"emergence": emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)}
+
+
+def _measure_overlap(folders: dict[str, str], name: str, draws: int, seed: int) -> dict[str, pd.DataFrame]:
+    base, tuned = (Checkpoint.open(folders[side]) for side in ("base", "tuned"))
+    return overlap.measure_overlap(base, tuned, name=name, draws=draws, seed=seed)
 
 
 def _no_run(run: str) -> PairError:
