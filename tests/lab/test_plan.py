@@ -97,6 +97,12 @@ def test_sparsity_has_every_method_with_three_seeds_in_mini(plans):
 
 
 @EVERY_PROFILE
+def test_principal_weights_are_looked_at_in_the_runs_whose_sparsity_is(plans, name):
+    for item in plans[name]:
+        assert ("update-sparsity" in item.draft.chapters) == ("principal-overlap" in item.draft.chapters)
+
+
+@EVERY_PROFILE
 def test_every_algorithm_has_a_reward_curve_with_a_final_evaluation(plans, name):
     curves = [item.draft.recipe for item in plans[name] if item.draft.rate == "reward"]
     assert {recipe.algorithm for recipe in curves} == {"grpo", "dapo", "reinforce++"}

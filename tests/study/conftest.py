@@ -11,5 +11,6 @@ from tests.study import planted
 def project(tmp_path, monkeypatch):
     for name, value in planted.make_project(tmp_path / "project").items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv("THREEGATES_SOURCES", raising=False)
+    # Set, not deleted: running a notebook sets it too, and only what was set here is put back afterwards.
+    monkeypatch.setenv("THREEGATES_SOURCES", "{}")
     return tmp_path / "project"

@@ -280,3 +280,52 @@ def test_a_vacuous_bound_is_no_evidence_and_one_violation_counts():
     assert estimate("drift_spectrum_bounds_hold", Given(drift=frame)).value == 1.0
     frame["wedin_printed_vacuous"], frame["wedin_printed_holds"] = True, True
     assert "vacuous" in estimate("drift_wedin_printed_holds", Given(drift=frame)).reason
+
+
+def overlap_rows(overlaps: dict, target="principal", view="bf16", **more) -> pd.DataFrame:
+    """One matrix of density .5 for each (algorithm, seed); under every null the overlap is .4."""
+    rows = []
+    for (algorithm, seed), found in overlaps.items():
+        method = "sft" if algorithm.startswith("sft") else "rl"
+        facts = {"pair": f"{algorithm}-{seed}", "method": method, "rate": "mask", "seed": seed, "role": "q"}
+        nulls = {f"{null}_mean": 0.4 for null in ("storage_density", "storage_norm", "magnitude")}
+        numbers = {"overlap": found, "density": 0.5, **nulls, "stored_dtype_tuned": "F32", **more}
+        rows.append({**facts, "target": target, "view": view, **numbers})
+    return pd.DataFrame(rows)
+
+
+AVOIDING = {("grpo", 1): 0.40, ("dapo", 1): 0.44, ("grpo", 2): 0.46, ("dapo", 2): 0.46, ("sft", 3): 0.9}
+
+
+def test_avoidance_is_density_minus_overlap_over_seeds():
+    tables = Given(overlap=overlap_rows(AVOIDING))
+    found = estimate("principal_avoidance", tables)
+    assert found.n == 2 and found.value == pytest.approx(0.06)
+    assert found.high == pytest.approx(0.06 + stats.t.ppf(0.975, 1) * 0.02)
+    for null in ("storage_density", "storage_norm", "magnitude"):
+        assert estimate(f"principal_avoidance_{null}", tables).value == pytest.approx(-0.04)
+
+
+def test_preference_for_low_weights_has_the_other_sign():
+    tables = Given(overlap=overlap_rows(AVOIDING, target="low"))
+    assert estimate("low_preference", tables).value == pytest.approx(-0.06)
+    assert estimate("low_preference_storage_norm", tables).value == pytest.approx(0.04)
+
+
+def test_views_are_kept_apart_and_fp32_needs_fp32():
+    both = [overlap_rows(AVOIDING), overlap_rows(dict.fromkeys(AVOIDING, 0.5), view="fp32")]
+    tables = Given(overlap=pd.concat(both))
+    assert estimate("principal_avoidance", tables).value == pytest.approx(0.06)
+    assert estimate("principal_avoidance_fp32", tables).value == 0
+    lost = Given(overlap=overlap_rows(AVOIDING, view="fp32", stored_dtype_tuned="BF16"))
+    assert "stored in bf16" in estimate("principal_avoidance_fp32", lost).reason
+    assert "no runs of RL" in estimate("low_preference", lost).reason
+
+
+def test_directions_compare_random_frames_with_principal_ones_geometrically():
+    energy = {("grpo", 1): 0.01, ("dapo", 1): 0.04, ("grpo", 2): 0.02, ("sft", 1): 1.0}
+    rows = overlap_rows(energy).rename(columns={"overlap": "rho2"}).assign(rotation_mean=0.01)
+    found = estimate("off_principal_directions", Given(direction=rows))
+    assert found.n == 2 and found.value == pytest.approx(0.5)
+    nothing = Given(direction=rows[rows["method"] == "sft"])
+    assert not estimate("off_principal_directions", nothing).has_interval

@@ -121,6 +121,7 @@ def _reinforced(chosen: Profile) -> Iterator[Draft]:
             chapters = [
                 "update-sparsity",
                 "spectral-drift",
+                "principal-overlap",
                 *["stripe-masks"] * stripes,
                 *["emergence"] * (algorithm == "grpo"),
             ]
@@ -156,7 +157,12 @@ def _supervised(chosen: Profile) -> Iterator[Draft]:
             for rate in ("mask",) if source == "rft" else ("mask", "own"):
                 # The same spread of seeds, methods and data as the RL runs have.
                 stripes = rate == "mask" and (source, order) in STRIPE_SFT
-                chapters = ["update-sparsity", "spectral-drift", *["stripe-masks"] * stripes]
+                chapters = [
+                    "update-sparsity",
+                    "spectral-drift",
+                    "principal-overlap",
+                    *["stripe-masks"] * stripes,
+                ]
                 yield _sft(chosen, source, "arith-4", seed, rate, chapters)
     for order, (source, data) in enumerate(OTHER_DATA_SFT):
         yield _sft(chosen, source, data, FIRST_SEED + 10 + order, "mask", ["stripe-masks"])

@@ -302,6 +302,39 @@ def _bounds_hold(names: tuple[str, ...], tables: Tables, confidence: float) -> E
     return t_estimate(share, "pairs", confidence)
 
 
+def _overlap_gap(
+    target: str, sign: int, null: str | None, view: str, tables: Tables, confidence: float
+) -> Estimate:
+    """Sign times (overlap − baseline) of RL's masks, mean over matrices, then over a seed's algorithms.
+
+    The baseline is the target's own density, or the mean overlap of a null's masks.
+    """
+    rows = _rl(tables.table("overlap"))
+    rows = rows[(rows["target"] == target) & (rows["view"] == view) & rows["role"].isin(LINEAR)]
+    if rows.empty:
+        return missing("no runs of RL at the mask learning rate", "seeds")
+    if view == "fp32" and (rows["stored_dtype_tuned"] == "BF16").all():
+        return missing("the RL checkpoints were stored in bf16; what fp32 would show is lost", "seeds")
+    baseline = rows[f"{null}_mean"] if null else rows["density"]
+    return t_estimate(_seed_means(rows, sign * (rows["overlap"] - baseline)), "seeds", confidence)
+
+
+def _seed_means(rows: pd.DataFrame, values: pd.Series) -> pd.Series:
+    """Means over the matrices of a run, then over the runs of a seed."""
+    per_run = values.groupby([rows["seed"], rows["pair"]]).mean()
+    return per_run.groupby("seed").mean()
+
+
+def _off_principal(tables: Tables, confidence: float) -> Estimate:
+    """Energy that random frames find in an update over that of the principal frames, geometric mean."""
+    rows = _rl(tables.table("direction"))
+    rows = rows[rows["role"].isin(LINEAR)]
+    if rows.empty:
+        return missing("no runs of RL at the mask learning rate", "seeds")
+    ratio = np.log(rows["rotation_mean"]) - np.log(rows["rho2"])
+    return _exponential(t_estimate(_seed_means(rows, ratio), "seeds", confidence))
+
+
 ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "sparsity_gap_own_lr": partial(_gap_to, "sft-teacher", "own"),
     "sparsity_gap_matched_lr": partial(_gap_to, "sft-teacher", "mask"),
@@ -339,6 +372,16 @@ ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "drift_spectrum_bounds_hold": partial(_bounds_hold, ("weyl", "mirsky", "ky_fan")),
     "drift_wedin_printed_holds": partial(_bounds_hold, ("wedin_printed",)),
     "drift_wedin_corrected_holds": partial(_bounds_hold, ("wedin_corrected",)),
+    "principal_avoidance": partial(_overlap_gap, "principal", -1, None, "bf16"),
+    "principal_avoidance_storage_density": partial(_overlap_gap, "principal", -1, "storage_density", "bf16"),
+    "principal_avoidance_storage_norm": partial(_overlap_gap, "principal", -1, "storage_norm", "bf16"),
+    "principal_avoidance_magnitude": partial(_overlap_gap, "principal", -1, "magnitude", "bf16"),
+    "principal_avoidance_fp32": partial(_overlap_gap, "principal", -1, None, "fp32"),
+    "principal_avoidance_fp32_magnitude": partial(_overlap_gap, "principal", -1, "magnitude", "fp32"),
+    "low_preference": partial(_overlap_gap, "low", 1, None, "bf16"),
+    "low_preference_storage_density": partial(_overlap_gap, "low", 1, "storage_density", "bf16"),
+    "low_preference_storage_norm": partial(_overlap_gap, "low", 1, "storage_norm", "bf16"),
+    "off_principal_directions": _off_principal,
 }
 
 

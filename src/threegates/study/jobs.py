@@ -11,7 +11,7 @@ import pandas as pd
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
-from threegates.study import agreement, drift, emergence, measure
+from threegates.study import agreement, drift, emergence, measure, overlap
 from threegates.study.provenance import record_provenance
 from threegates.study.sources import Source, StudyPair
 from threegates.study.store import Records
@@ -22,6 +22,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "stripe-masks": ("pair", "group"),
     "emergence": ("run",),
     "spectral-drift": ("drift",),
+    "principal-overlap": ("overlap",),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -34,12 +35,18 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
     },
     "run": {"emergence": emergence.EMERGENCE_COLUMNS},
     "drift": {"drift": drift.DRIFT_COLUMNS, "spectrum": drift.SPECTRUM_COLUMNS},
+    "overlap": {
+        "overlap": overlap.OVERLAP_COLUMNS,
+        "sweep": overlap.SWEEP_COLUMNS,
+        "direction": overlap.DIRECTION_COLUMNS,
+    },
 }
 _MODULES = {
     "pair": "threegates.study.measure",
     "group": "threegates.study.agreement",
     "run": "threegates.study.emergence",
     "drift": "threegates.study.drift",
+    "overlap": "threegates.study.overlap",
 }
 #: The RL run whose norms another run takes: of these algorithms, the first that has its seed.
 _PARTNERS = ("grpo", "dapo", "reinforce++")
@@ -78,7 +85,13 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
     PairError : the chapter follows runs, and a run has fewer than two steps.
     """
     options = {"draws": draws, "seed": seed}
-    kinds = {"pair": pair_jobs, "group": group_jobs, "run": run_jobs, "drift": drift_jobs}
+    kinds = {
+        "pair": pair_jobs,
+        "group": group_jobs,
+        "run": run_jobs,
+        "drift": drift_jobs,
+        "overlap": overlap_jobs,
+    }
     return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
 
 
@@ -148,6 +161,14 @@ def norm_partner(pair: StudyPair, pairs: Sequence[StudyPair]) -> StudyPair | Non
     return next((found[name] for name in _PARTNERS if name in found), None)
 
 
+def overlap_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job a pair, for its principal and its small weights."""
+    for pair in pairs:
+        yield _job(
+            "overlap", pair.name, {"base": pair.base, "tuned": pair.tuned}, {**options, "name": pair.name}
+        )
+
+
 def run_job(job: Job, records: Records) -> None:
     """Measure one job and write its records."""
     work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
@@ -155,6 +176,7 @@ def run_job(job: Job, records: Records) -> None:
         "group": _measure_group,
         "run": _measure_run,
         "drift": _measure_drift,
+        "overlap": _measure_overlap,
     }
     tables = work[job.kind](**job.arguments)
     provenance = record_provenance((_MODULES[job.kind],), inputs=job.inputs)
@@ -219,6 +241,11 @@ def _measure_drift(
         partner_name=partner_name,
         seed=seed,
     )
+
+
+def _measure_overlap(folders: dict[str, str], name: str, draws: int, seed: int) -> dict[str, pd.DataFrame]:
+    base, tuned = (Checkpoint.open(folders[side]) for side in ("base", "tuned"))
+    return overlap.measure_overlap(base, tuned, name=name, draws=draws, seed=seed)
 
 
 def _no_run(run: str) -> PairError:

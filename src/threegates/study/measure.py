@@ -207,7 +207,7 @@ def _facts(row: AlignedTensor, name: str) -> dict:
 
 def _numbers(pair: TensorPair, name: str, seed: int) -> dict:
     counts = count_changes(pair.base, pair.tuned)
-    before, after = _as_stored(pair)
+    before, after = as_stored(pair)
     changed_stored = int((before != after).count_nonzero())
     scale = noise_scale(pair, noise_generator(seed, "scale", name, pair.name))
     noise, noise_sd = noise_sparsity(pair.base, scale)
@@ -225,7 +225,7 @@ def _numbers(pair: TensorPair, name: str, seed: int) -> dict:
     }
 
 
-def _as_stored(pair: TensorPair) -> tuple[Tensor, Tensor]:
+def as_stored(pair: TensorPair) -> tuple[Tensor, Tensor]:
     """Both sides as stored, in the first of fp32 and fp64 that holds them exactly."""
     wide = torch.float64 in (pair.base_stored.dtype, pair.tuned_stored.dtype)
     dtype = torch.float64 if wide else torch.float32

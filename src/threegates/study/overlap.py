@@ -1,0 +1,300 @@
+"""Whether a pair's update lies on principal or on small weights, and along which directions it points.
+
+Three tables. ``overlap``: one row a matrix, target and view, at the headline rank and share, with nulls.
+``sweep``: overlaps over a grid of ranks and shares. ``direction``: the update's energy in the block of the
+leading singular directions beside random frames.
+
+Two views of an update: ``bf16`` is the update mask of the stored weights; ``fp32`` marks the share α of
+largest |ΔW|, taken from the weights as stored. Storage decides nothing there, so the storage nulls, which
+match a bf16 mask, are drawn for ``bf16`` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from threegates.checkpoints.pairs import TensorPair, align, load_pair
+from threegates.checkpoints.roles import layer, role
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.geometry.decomposition import decompose
+from threegates.geometry.directions import (
+    FEWEST_DRAWS,
+    expected_energy,
+    principal_energy,
+    rotation_draws,
+    stable_rank,
+)
+from threegates.geometry.masks import pack, update_mask
+from threegates.geometry.nulls import NullSummary, noise_generator, summarise
+from threegates.geometry.principal import (
+    HEADLINE_ALPHA,
+    OVERLAP_NULLS,
+    SMALLEST_FULL_SIDE,
+    TARGETS,
+    Overlap,
+    Packed,
+    headline_rank,
+    largest_updates,
+    null_masks,
+    overlap_draws,
+    overlap_sweep,
+    overlaps,
+    principal_targets,
+)
+from threegates.geometry.thresholds import entry_count
+from threegates.study.draws import noise_scale
+from threegates.study.measure import as_stored, matrices, typed
+
+VIEWS = {"bf16": OVERLAP_NULLS, "fp32": ("bernoulli", "magnitude")}
+SUMMARY = ("mean", "sd", "low", "high", "p", "z")
+# Ranks of the sweep: of small matrices, shares of the smaller side; of others, those that LIFT tried and 16.
+RANK_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
+RANKS = (16, 32, 64, 128)
+ALPHAS = (0.05, 0.1, 0.3, 0.5, 0.7)
+
+_KEYS = {
+    "pair": "str",
+    "tensor": "str",
+    "role": "str",
+    "layer": "Int64",
+    "stored_dtype_base": "str",
+    "stored_dtype_tuned": "str",
+    "k": "int64",
+}
+_FOUND = {
+    "alpha": "float64",
+    "target": "str",
+    "view": "str",
+    "changed": "int64",
+    "size": "int64",
+    "overlap": "float64",
+    "density": "float64",
+    "lift": "float64",
+    "lift_low": "float64",
+    "lift_high": "float64",
+}
+OVERLAP_COLUMNS = {
+    **_KEYS,
+    **_FOUND,
+    **{f"{null}_{name}": "float64" for null in OVERLAP_NULLS for name in SUMMARY},
+    "draws": "int64",
+}
+SWEEP_COLUMNS = {**_KEYS, "smaller_side": "int64", **_FOUND}
+DIRECTION_COLUMNS = {
+    **_KEYS,
+    "rho2": "float64",
+    "expected": "float64",
+    **{f"rotation_{name}": "float64" for name in SUMMARY},
+    "draws": "int64",
+    "stable_rank": "float64",
+    "norm_delta": "float64",
+}
+
+
+@dataclass(frozen=True)
+class _Triplets:
+    """Singular triplets of a base matrix, descending, in float64: u (m, r), s (r,), v (n, r)."""
+
+    u: Tensor
+    s: Tensor
+    v: Tensor
+
+    def leading(self, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        return self.u[:, :k], self.s[:k], self.v[:, :k]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """One matrix of a pair: its weights, their triplets, its headline rank and what its nulls hang on."""
+
+    facts: dict[str, Any]
+    pair: TensorPair
+    delta: Tensor
+    triplets: _Triplets
+    k: int
+    draws: int
+    seed: int
+
+    def generator(self, *names: str) -> torch.Generator:
+        return noise_generator(self.seed, *names, self.facts["pair"], self.pair.name)
+
+
+def measure_overlap(
+    base: Checkpoint, tuned: Checkpoint, *, name: str, draws: int, seed: int = 0
+) -> dict[str, pd.DataFrame]:
+    """Measure every matrix in a block of a pair.
+
+    Parameters
+    ----------
+    name : the pair's name, in the column `pair`.
+    draws : masks per null and matrix; random frames are at least 20. With 0 the nulls' columns stay empty.
+    seed : of the nulls.
+
+    Returns
+    -------
+    tables ``overlap``, ``sweep`` and ``direction``.
+
+    Raises
+    ------
+    PairError, CheckpointError : the checkpoints cannot be compared.
+    """
+    rows: dict[str, list[dict]] = {"overlap": [], "sweep": [], "direction": []}
+    for matrix in matrices(align(base, tuned)):
+        pair = load_pair(base, tuned, matrix)
+        if not pair.base.numel():
+            continue
+        subject = _subject(pair, name, draws, seed)
+        masks = _views(subject)
+        rows["overlap"] += _overlap_rows(subject, masks)
+        rows["sweep"] += _sweep_rows(subject, masks)
+        rows["direction"].append(_direction_row(subject))
+    columns = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
+    return {table: typed(rows[table], columns[table]) for table in columns}
+
+
+def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
+    """Ranks of the sweep, ascending, the headline rank among them."""
+    n = min(shape)
+    ranks = RANKS if n >= SMALLEST_FULL_SIDE else [max(1, round(share * n)) for share in RANK_SHARES]
+    return sorted({headline_rank(shape), *ranks})
+
+
+def _leading_triplets(weight: Tensor) -> _Triplets:
+    """As many triplets as the sweep needs: by a float64 SVD, or certified iteration where that is long."""
+    if min(weight.shape) < SMALLEST_FULL_SIDE:
+        u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
+        return _Triplets(u, s, vh.T.contiguous())
+    found = decompose(weight, max(sweep_ranks(tuple(weight.shape))), accuracy="certified").leading
+    return _Triplets(found.left, found.values, found.right)
+
+
+def _subject(pair: TensorPair, name: str, draws: int, seed: int) -> _Subject:
+    before, after = as_stored(pair)
+    k = headline_rank(pair.base.shape)
+    facts = {
+        "pair": name,
+        "tensor": pair.name,
+        "role": role(pair.name, pair.base.shape),
+        "layer": layer(pair.name),
+        "stored_dtype_base": dtype_name(pair.base_stored),
+        "stored_dtype_tuned": dtype_name(pair.tuned_stored),
+        "k": k,
+    }
+    return _Subject(facts, pair, after - before, _leading_triplets(pair.base), k, draws, seed)
+
+
+def dtype_name(x: Tensor) -> str:
+    """Type of a tensor as a safetensors header names it."""
+    return {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32", torch.float64: "F64"}.get(
+        x.dtype, str(x.dtype)
+    )
+
+
+def _views(subject: _Subject) -> dict[str, Tensor]:
+    """The update's mask in each view; entries that did not move at all are in none."""
+    moved = int(subject.delta.count_nonzero())
+    count = min(moved, entry_count(HEADLINE_ALPHA, subject.delta.numel()))
+    return {
+        "bf16": update_mask(subject.pair.base, subject.pair.tuned),
+        "fp32": largest_updates(subject.delta, count),
+    }
+
+
+def _overlap_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
+    """Every view and target at the headline rank and share, beside the view's nulls."""
+    base = subject.pair.base
+    targets = principal_targets(base, *subject.triplets.leading(subject.k))
+    rows = []
+    for view, mask in masks.items():
+        found = overlaps(pack(mask), targets, base.numel())
+        nulls = _null_columns(subject, view, mask, targets, found)
+        for target in TARGETS:
+            row = {**subject.facts, "alpha": HEADLINE_ALPHA, "target": target, "view": view}
+            rows.append(row | _numbers(found[target]) | nulls[target] | {"draws": subject.draws})
+    return rows
+
+
+def _numbers(found: Overlap) -> dict[str, float]:
+    low, high = found.interval
+    numbers = {"changed": found.changed, "size": found.size, "overlap": found.overlap}
+    return numbers | {"density": found.density, "lift": found.lift, "lift_low": low, "lift_high": high}
+
+
+def _null_columns(
+    subject: _Subject,
+    view: str,
+    mask: Tensor,
+    targets: dict[str, Packed],
+    found: dict[str, Overlap],
+) -> dict[str, dict[str, float]]:
+    """By target, the summary of the view's nulls; none for a mask without entries."""
+    columns: dict[str, dict[str, float]] = {target: {} for target in targets}
+    if not subject.draws or not mask.any():
+        return columns
+    scale = noise_scale(subject.pair, subject.generator("scale")) if view == "bf16" else None
+    for null in VIEWS[view]:
+        source = subject.generator("overlap", view, null)
+        masks = null_masks(null, subject.pair.base, mask, source, scale=scale)
+        for target, values in overlap_draws(masks, targets, subject.draws).items():
+            columns[target] |= _summary(null, found[target].overlap, values)
+    return columns
+
+
+def _summary(null: str, observed: float, draws: np.ndarray) -> dict[str, float]:
+    """Columns of one null, two-sided; NaN without a finite draw or an observed value."""
+    values = draws[np.isfinite(draws)]
+    if not len(values) or math.isnan(observed):
+        return {}
+    return _named(null, summarise(observed, values, "two-sided"))
+
+
+def _named(null: str, summary: NullSummary) -> dict[str, float]:
+    return {f"{null}_{f.name}": getattr(summary, f.name) for f in fields(summary) if f.name in SUMMARY}
+
+
+def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
+    """Every view, target, rank and share."""
+    shape, names = tuple(subject.pair.base.shape), list(masks)
+    triplets, packed = subject.triplets, [pack(mask) for mask in masks.values()]
+    cells = overlap_sweep(
+        subject.pair.base,
+        *triplets.leading(max(ranks := sweep_ranks(shape))),
+        packed,
+        ranks=ranks,
+        alphas=ALPHAS,
+    )
+    place = {"smaller_side": min(shape)}
+    return [
+        {**subject.facts, **place, "k": cell.rank, "alpha": cell.alpha, "target": target}
+        | {"view": names[cell.mask]}
+        | _numbers(found)
+        for cell in cells
+        for target, found in cell.overlaps.items()
+    ]
+
+
+def _direction_row(subject: _Subject) -> dict:
+    """ρ² of the update at the headline rank beside random frames."""
+    delta = subject.delta.double()
+    u, _, v = subject.triplets.leading(subject.k)
+    rho2 = principal_energy(delta, u, v)
+    frames = max(FEWEST_DRAWS, subject.draws) if subject.draws else 0
+    row = {
+        **subject.facts,
+        "rho2": rho2,
+        "expected": expected_energy(tuple(delta.shape), subject.k),
+        "stable_rank": stable_rank(delta),
+        "norm_delta": float(torch.linalg.vector_norm(delta)),
+        "draws": frames,
+    }
+    if not frames:
+        return row
+    drawn = rotation_draws(delta, subject.k, subject.generator("rotation"), draws=frames)
+    return row | _summary("rotation", rho2, drawn)

@@ -1,0 +1,127 @@
+"""Tidy frames for the figures of principal weights, computed from the chapter's tables and nothing else.
+
+Runs are shown in groups: RL's algorithms together, every other method alone, each at its learning rate.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
+from threegates.study.estimates import LINEAR
+from threegates.study.views import METHODS, method_name
+
+_ENDS = ("mean", "low", "high")
+
+
+def grouped(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of linear matrices with their group, RL first, then in the order of methods and of rates."""
+    rows = table[table["role"].isin(LINEAR)]
+    facts = zip(rows["method"], rows["algorithm"], rows["rate"], strict=True)
+    names = pd.Series([group_name(*fact) for fact in facts], index=rows.index, dtype="str")
+    return rows.assign(group=names).sort_values("group", key=_group_order, kind="stable")
+
+
+def group_name(method: Any, algorithm: Any, rate: Any) -> str:
+    """Name of a run's group on the page."""
+    name = "RL" if method == "rl" else method_name(algorithm)
+    return f"{name}, own rate" if rate == "own" else name
+
+
+def _group_order(names: pd.Series) -> pd.Series:
+    known = ["RL", *reversed(METHODS.values())]
+    order = {name: number for number, name in enumerate(known)}
+    return names.map(lambda name: order.get(name.removesuffix(", own rate"), 99) + 100 * ("own rate" in name))
+
+
+def shown_groups(table: pd.DataFrame) -> list[str]:
+    """Groups for the figures: RL and SFT at RL's learning rate, or whatever there is."""
+    groups = list(dict.fromkeys(grouped(table)["group"]))
+    usual = [group for group in groups if group in ("RL", "SFT (same style)", "SFT (teacher)")]
+    return usual or groups[:1]
+
+
+def overlap_view(overlap: pd.DataFrame, view: str = "bf16") -> pd.DataFrame:
+    """Overlap of each group and matrix type with each target, mean over blocks and runs, beside its nulls.
+
+    `overlap_low` and `overlap_high` are the smallest and largest mean of one run; a null's low and high are
+    the mean 2.5 % and 97.5 % quantiles of one matrix's draws.
+    """
+    rows = grouped(overlap[overlap["view"] == view])
+    columns = ["overlap", "density", *(f"{null}_{end}" for null in OVERLAP_NULLS for end in _ENDS)]
+    keys = ["group", "role", "target"]
+    means = rows.groupby(keys, sort=False)[columns].mean()
+    per_run = rows.groupby([*keys, "pair"], sort=False)["overlap"].mean().groupby(keys, sort=False)
+    return means.assign(overlap_low=per_run.min(), overlap_high=per_run.max()).reset_index()
+
+
+def overlap_summary(overlap: pd.DataFrame) -> pd.DataFrame:
+    """Mean overlap of each group with each target in both views, beside density and nulls."""
+    rows = grouped(overlap)
+    columns = ["overlap", "density", *(f"{null}_mean" for null in OVERLAP_NULLS if null != "bernoulli")]
+    order = {target: number for number, target in enumerate(TARGETS)}
+    means = rows.groupby(["group", "view", "target"], sort=False)[columns].mean().reset_index()
+    return means.sort_values("target", key=lambda c: c.map(order), kind="stable").sort_values(
+        "group", key=_group_order, kind="stable"
+    )
+
+
+def layer_view(overlap: pd.DataFrame, group: str) -> pd.DataFrame:
+    """Lift of one group's bf16 masks by block and matrix type, observed and under storage null 1a."""
+    rows = grouped(overlap[overlap["view"] == "bf16"])
+    rows = rows[rows["group"] == group]
+    frames = [
+        rows.assign(kind=kind, lift=rows[column] / rows["density"])
+        for kind, column in (("observed", "overlap"), ("storage_density", "storage_density_mean"))
+    ]
+    keys = ["kind", "target", "role", "layer"]
+    return pd.concat(frames).groupby(keys, sort=False)["lift"].mean().reset_index()
+
+
+def sweep_view(sweep: pd.DataFrame, group: str) -> pd.DataFrame:
+    """Mean lift of one group at every rank and share.
+
+    Columns: view, target, rank (such as "n/8", n the smaller side of a matrix), divisor, alpha, lift.
+    """
+    rows = grouped(sweep)
+    rows = rows[rows["group"] == group]
+    rows = rows.assign(divisor=(rows["smaller_side"] / rows["k"]).round().astype(int))
+    means = rows.groupby(["view", "target", "divisor", "alpha"], sort=False)["lift"].mean().reset_index()
+    return means.assign(rank=[f"n/{divisor}" for divisor in means["divisor"]])
+
+
+def view_comparison(overlap: pd.DataFrame, target: str = "principal") -> pd.DataFrame:
+    """Lift with one target by group and matrix type: bf16, fp32, and what two nulls give bf16's masks."""
+    rows = overlap[overlap["target"] == target]
+    bf16, fp32 = (overlap_view(rows, view).set_index(["group", "role"]) for view in ("bf16", "fp32"))
+    lifts = {
+        "bf16": bf16["overlap"],
+        "fp32": fp32["overlap"],
+        "storage_norm": bf16["storage_norm_mean"],
+        "magnitude": bf16["magnitude_mean"],
+    }
+    return pd.DataFrame({name: values / bf16["density"] for name, values in lifts.items()}).reset_index()
+
+
+def direction_view(direction: pd.DataFrame) -> pd.DataFrame:
+    """Energy of updates in the principal block over its mean in random frames, by group and matrix type.
+
+    Geometric mean over blocks and runs, smallest and largest mean of one run; `random_low` and `random_high`
+    are the mean quantiles of random frames on the same scale. Stable rank: plain mean.
+    """
+    rows = grouped(direction)
+    rows = rows.assign(
+        log=np.log(rows["rho2"] / rows["rotation_mean"]),
+        random_low=rows["rotation_low"] / rows["rotation_mean"],
+        random_high=rows["rotation_high"] / rows["rotation_mean"],
+    )
+    keys = ["group", "role"]
+    means = rows.groupby(keys, sort=False)[["log", "random_low", "random_high", "rho2", "stable_rank"]].mean()
+    per_run = rows.groupby([*keys, "pair"], sort=False)["log"].mean().groupby(keys, sort=False)
+    view = means.assign(
+        ratio=np.exp(means["log"]), ratio_low=np.exp(per_run.min()), ratio_high=np.exp(per_run.max())
+    )
+    return view.drop(columns="log").reset_index()
