@@ -17,7 +17,7 @@ FAST = Row("count", "2 × 2", 1.0, "torch", 40.0, True, "same counts", aim=30.0,
 @pytest.fixture
 def rows(monkeypatch):
     given: list[Row] = []
-    monkeypatch.setattr(masks, "rows", lambda: given)
+    monkeypatch.setattr(masks, "rows", lambda sizes: given)
     return given
 
 

@@ -7,12 +7,13 @@ descending order, `eigenvalues` λ₀ approximates the squares of the singular v
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from threegates.geometry.certificate import RitzTriplets
+from threegates.geometry.certificate import Residuals, RitzTriplets
 from threegates.geometry.operators import WeightOperator
 
 MAX_REFINEMENTS = 3
@@ -90,25 +91,31 @@ def first_order(
     return torch.where(small, coupling / denominator, torch.zeros_like(coupling))
 
 
+@dataclass(frozen=True)
+class Polished:
+    """Triplets after some refinements, the bounds of their residuals, and whether those were good enough."""
+
+    ritz: RitzTriplets
+    residuals: Residuals
+    refinements: int
+    good: bool
+
+
 def polish(
     operator: WeightOperator,
     basis: Float[Tensor, "n n"],
     eigenvalues: Float64[Tensor, " n"],
     ritz: RitzTriplets,
-    is_good: Callable[[RitzTriplets], bool],
-    watched: int,
-) -> tuple[RitzTriplets, int, bool]:
-    """Refine until `is_good`, or until the residual of the first `watched` triplets stops falling.
-
-    Returns
-    -------
-    The triplets, the number of refinements that were made, and whether they are good.
-    """
+    measure: Callable[[RitzTriplets], Residuals],
+    is_good: Callable[[RitzTriplets, Residuals], bool],
+) -> Polished:
+    """Refine until `is_good`, or until the residual that `measure` bounds stops falling."""
     before, made = float("inf"), 0
-    while not (good := is_good(ritz)) and made < MAX_REFINEMENTS and ritz.values.numel() < operator.n:
-        residual = float(ritz.right_residual[:, :watched].norm())
-        if residual > before / 2:
+    residuals = measure(ritz)
+    while not (good := is_good(ritz, residuals)) and made < MAX_REFINEMENTS:
+        if residuals.right > before / 2 or ritz.values.numel() == operator.n:
             break
-        before, made = residual, made + 1
+        before, made = residuals.right, made + 1
         ritz = refine(operator, basis, eigenvalues, ritz)
-    return ritz, made, good
+        residuals = measure(ritz)
+    return Polished(ritz, residuals, made, good)
