@@ -50,8 +50,9 @@ def warm_start(
 ) -> Float[Tensor, "n q"]:
     """First-order prediction of the top q right singular vectors of a matrix near the basis's own.
 
-    Q = V₀[:, :q], Z = WᵀW Q, QᵀZ = S θ Sᵀ, B = V₀[:, q:]ᵀ Z S, X_ij = B_ij/(θ_j − λ₀,q+i); Q S + V₀[:, q:] X.
-    The error is second order in the update. In the type of the basis.
+    Q = V₀[:, :q], Z = WᵀW Q, QᵀZ = S θ Sᵀ, B = V₀[:, q:]ᵀ (Z S − Q S θ), X_ij = B_ij/(θ_j − λ₀,q+i);
+    Q S + V₀[:, q:] X. The error is second order in the update. In the type of the basis: that Q S θ is taken
+    away, 0 for an orthogonal V₀, keeps the rounding in VᵀV − I, times σ₁², out of X.
 
     **Source** first-order perturbation theory; as an iteration, Davidson (1975).
     """
@@ -59,8 +60,9 @@ def warm_start(
     z = operator.adjoint_times(operator.times(known))
     theta, rotation = torch.linalg.eigh(known.T @ z)
     theta, rotation = theta.flip(0), rotation.flip(1)
-    mixing = first_order((rest.T @ z) @ rotation, theta, eigenvalues[q:])
-    return (known @ rotation).addmm_(rest, mixing)
+    turned = known @ rotation
+    mixing = first_order(rest.T @ (z @ rotation - turned * theta), theta, eigenvalues[q:])
+    return turned.addmm_(rest, mixing)
 
 
 def refine(
