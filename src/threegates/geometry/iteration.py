@@ -20,10 +20,15 @@ MAX_REFINEMENTS = 3
 """Refinements before giving up; each must at least halve the residual, and a good one divides it by 1000."""
 
 
+LOST = 2.0**10
+"""κ(W Q)² up to which a Gram matrix may stand in for Householder QR: U is then orthonormal to 1e-13."""
+
+
 def rayleigh_ritz(operator: WeightOperator, q: Float[Tensor, "n q"]) -> RitzTriplets:
     """Best singular triplets of W within the span of the columns of q, in float64.
 
-    Q = orth(q), W Q = Q' R, R = Ũ Σ̂ Ṽᵀ, U = Q' Ũ, V = Q Ṽ. Householder QR keeps U orthonormal for any rank.
+    Q = orth(q), Y = W Q, Y = Ũ Σ̂ Ṽᵀ, U = Ũ, V = Q Ṽ. Where Y is far from singular, Ṽ and Σ̂ come from YᵀY and
+    U = Y Ṽ Σ̂⁻¹ is orthonormal to about κ² u; else Householder QR keeps U orthonormal for any rank.
 
     Raises
     ------
@@ -31,18 +36,42 @@ def rayleigh_ritz(operator: WeightOperator, q: Float[Tensor, "n q"]) -> RitzTrip
 
     **Source** Rayleigh–Ritz for singular values: Golub and Van Loan (2013), §10.4.
     """
-    right = torch.linalg.qr(q.to(torch.float64)).Q
+    right = _orthonormal(q.to(torch.float64))
     image = operator.times(right)
-    left, triangle = torch.linalg.qr(image)
-    rotation, values, turned = torch.linalg.svd(triangle)
-    left, right = left @ rotation, right @ turned.T
+    left, values, turn = _thin_svd(image)
+    right, image = right @ turn, image @ turn
+    if left is None:
+        left = image / values
     return RitzTriplets(
         left=left,
         values=values,
         right=right,
         right_residual=operator.adjoint_times(left) - right * values,
-        left_residual=(image @ turned.T - left * values).norm(dim=0),
+        left_residual=(image - left * values).norm(dim=0),
     )
+
+
+def _orthonormal(q: Float64[Tensor, "n q"]) -> Float64[Tensor, "n q"]:
+    """Orthonormal columns of the same span; one Cholesky factor where they nearly are so already.
+
+    **Source** Cholesky QR errs by κ² u: Yamamoto et al. (2015).
+    """
+    gram = q.T @ q
+    near = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm()) < 0.1
+    if not near:
+        return torch.linalg.qr(q).Q
+    factor = torch.linalg.cholesky(gram)
+    return torch.linalg.solve_triangular(factor.T, q, upper=True, left=False)
+
+
+def _thin_svd(y: Float64[Tensor, "m q"]) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(Ũ, Σ̂, Ṽ) of a thin matrix; Ũ is None, and Y Ṽ Σ̂⁻¹ will do, where κ(Y)² costs few digits."""
+    squares, turn = torch.linalg.eigh(y.T @ y)
+    if float(squares[0]) > float(squares[-1]) / LOST > 0:
+        return None, squares.flip(0).sqrt(), turn.flip(1)
+    orthonormal, triangle = torch.linalg.qr(y)
+    rotation, values, turned = torch.linalg.svd(triangle)
+    return orthonormal @ rotation, values, turned.T
 
 
 def warm_start(
