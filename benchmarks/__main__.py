@@ -1,4 +1,4 @@
-"""`python -m benchmarks [--json FILE] [--only NAME]`: measure, print a table, fail where a gate does."""
+"""`python -m benchmarks [--json FILE] [--only NAME] [--sizes s,m]`: measure; fail where a gate does."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ import benchmarks
 from benchmarks.measure import Row
 
 NOT_MEASURED = {"__main__", "measure"}
+SIZES = ("s", "m", "l", "x")
 
 
 def names() -> list[str]:
@@ -74,15 +75,27 @@ def _result(row: Row) -> str:
     return ("" if row.accurate else "NOT ") + row.accuracy
 
 
+def sizes(text: str) -> list[str]:
+    """Sizes from a list with commas."""
+    chosen = text.split(",")
+    if unknown := set(chosen) - set(SIZES):
+        raise argparse.ArgumentTypeError(f"no such size: {', '.join(sorted(unknown))}; of {', '.join(SIZES)}")
+    return chosen
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Measure and report; 1 if results differ or a ratio misses its gate."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
     parser.add_argument("--only", choices=names(), metavar="NAME", help=f"one of: {', '.join(names())}")
+    parser.add_argument(
+        "--sizes", type=sizes, default=list(SIZES), metavar="LIST", help="of s,m,l,x; s,m is a quick run"
+    )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(1)
     found = [name for name in names() if chosen.only in (None, name)]
-    rows = [row for name in found for row in importlib.import_module(f"benchmarks.{name}").rows()]
+    modules = [importlib.import_module(f"benchmarks.{name}") for name in found]
+    rows = [row for module in modules for row in module.rows(chosen.sizes)]
     print(table(rows))
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     if chosen.json:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import masks
-from benchmarks.measure import Row, in_turn
+from benchmarks import masks, spectra, thresholds
+from benchmarks.measure import Row, in_turn, interleaved
 
 FAST = Row("count", "2 × 2", 1.0, "torch", 40.0, True, "same counts", aim=30.0, gate=15.0)
 
@@ -17,7 +18,7 @@ FAST = Row("count", "2 × 2", 1.0, "torch", 40.0, True, "same counts", aim=30.0,
 @pytest.fixture
 def rows(monkeypatch):
     given: list[Row] = []
-    monkeypatch.setattr(masks, "rows", lambda: given)
+    monkeypatch.setattr(masks, "rows", lambda sizes: given)
     return given
 
 
@@ -59,3 +60,57 @@ def test_the_gate_on_results_sees_a_wrong_count(monkeypatch):
     assert all(row.accurate for row in masks.counting("tiny", base, tuned))
     monkeypatch.setattr(masks, "torch_idiom", lambda base, tuned: masks.paper_formula(base, base))
     assert [row.accurate for row in masks.counting("tiny", base, tuned)] == [False, True]
+
+
+def test_sizes_are_handed_on_and_unknown_ones_refused(monkeypatch, capsys):
+    asked: list[list[str]] = []
+    monkeypatch.setattr(masks, "rows", lambda sizes: asked.append(sizes) or [])
+    program.main(["--only", "masks", "--sizes", "s,l"])
+    program.main(["--only", "masks"])
+    assert asked == [["s", "l"], ["s", "m", "l", "x"]]
+    with pytest.raises(SystemExit):
+        program.main(["--sizes", "s,huge"])
+    assert "no such size: huge" in capsys.readouterr().err
+
+
+def test_many_ways_run_in_turn_and_leave_their_results():
+    calls: list[str] = []
+    ways = {name: lambda name=name: calls.append(name) or len(calls) for name in ("a", "b")}
+    least, found = interleaved(ways, rounds=2)
+    assert calls == (["a"] * 4 + ["b"] * 4) * 2
+    assert found == {"a": 12, "b": 16} and all(0 <= ms < math.inf for ms in least.values())
+    calls.clear()
+    interleaved(ways, rounds=2, again_below_ms=-1.0)
+    assert calls == ["a", "b"] * 2
+
+
+def tiny_spectra() -> list[Row]:
+    return spectra.measured("tiny", (120, 160), (8, 16), rounds=1)
+
+
+def test_rows_of_spectra_hold_on_a_tiny_pair():
+    found = tiny_spectra()
+    assert len(found) == 6
+    assert all(row.accurate for row in found), program.table(found)
+
+
+def test_the_gate_on_results_sees_a_subspace_that_is_not_the_tuned_one(monkeypatch):
+    monkeypatch.setattr(spectra, "update", lambda base, tuned, accuracy="fast": base.leading)
+    assert [row.name for row in tiny_spectra() if row.accurate] == ["full spectrum"]
+
+
+def test_the_gate_on_results_sees_values_of_another_matrix(monkeypatch):
+    monkeypatch.setattr(spectra, "singular_values", lambda x, whole=spectra.singular_values: whole(x * 1.01))
+    assert [row.name for row in tiny_spectra() if not row.accurate] == ["full spectrum"]
+
+
+def test_targets_are_those_of_the_sizes_that_have_them():
+    assert spectra.GATES.keys() == spectra.AIMS.keys() == spectra.SIZES.keys() == spectra.ROUNDS.keys()
+    assert all(spectra.GATES[size] < spectra.AIMS[size] for size in spectra.SIZES)
+
+
+def test_thresholds_and_overlaps_hold_and_a_wrong_one_is_seen(monkeypatch):
+    found = [*thresholds.thresholds(4_001, rounds=1), thresholds.overlapping(4_001, rounds=1)]
+    assert len(found) == 5 and all(row.accurate for row in found)
+    monkeypatch.setattr(thresholds, "threshold", lambda weight, count: float(weight.abs().median()) * 1.1)
+    assert not any(row.accurate for row in thresholds.thresholds(4_001, rounds=1))

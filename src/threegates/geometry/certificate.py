@@ -9,6 +9,7 @@ All scalars are float64; deviations of U and V from orthonormality, and of W V f
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,9 @@ from threegates.geometry.operators import WeightOperator
 UNIT_ROUNDOFF = 2.0**-53
 INFLATION = 1 + 1e-12
 """Factor that covers the rounding of the few scalar operations after a bound is formed."""
+
+OCTAVES = 12
+"""Blocks into which columns are sorted by their distance to the complement, at most, less one."""
 
 PROVED = ("weyl", "cholesky", "complete")
 """Proofs that the found values are *the* largest ones; "assumed" and "none" are not among them."""
@@ -57,12 +61,20 @@ class Residuals:
     slack_column: float
     tail: Tensor
     left_tail: float
+    coupling: Tensor
+    coupling_tail: float
+    rows: int
     norm: float
 
     @property
     def top(self) -> float:
         """η, the larger residual of the top k."""
         return max(self.right, self.left)
+
+    def joint_coupling(self, values: Tensor, start: int, stop: int) -> float:
+        """Bound of ‖R Σ̂‖₂, these columns together, `values` being Σ̂."""
+        rounded = self.slack_column * float(values[start:stop].norm()) * INFLATION
+        return _spectral(self.coupling[start:stop, start:stop], self.rows) + rounded
 
 
 @dataclass(frozen=True)
@@ -108,13 +120,21 @@ def orthonormality_defect(q: Float64[Tensor, "rows columns"]) -> float:
 
     **Source** Higham (2008), Lemma 8.17: ‖Q − polar(Q)‖ ≤ ‖QᵀQ − I‖.
     """
-    columns = q.shape[1]
-    error = -torch.eye(columns, dtype=q.dtype, device=q.device)
+    return orthonormality_defects(q, [q.shape[1]])[0]
+
+
+def orthonormality_defects(q: Float64[Tensor, "rows columns"], counts: Sequence[int]) -> list[float]:
+    """`orthonormality_defect` of the first columns, for several counts of them at the price of one.
+
+    **Source** as `orthonormality_defect`.
+    """
+    error = -torch.eye(q.shape[1], dtype=q.dtype, device=q.device)
     # Short sums, then the sum of these: a worst case of 256 + rows/256 roundings instead of as many as rows.
     chunks = q.split(256)
     for chunk in chunks:
         error.addmm_(chunk.T, chunk)
-    return float(error.norm()) + rounding(min(256, q.shape[0]) + len(chunks) + 2) * columns * 1.001
+    relative = rounding(min(256, q.shape[0]) + len(chunks) + 2) * 1.001
+    return [float(error[:count, :count].norm()) + relative * count for count in counts]
 
 
 def residual_bounds(operator: WeightOperator, ritz: RitzTriplets, k: int, norm: float) -> Residuals:
@@ -126,30 +146,44 @@ def residual_bounds(operator: WeightOperator, ritz: RitzTriplets, k: int, norm: 
     **Source** Higham (2002), §3.5.
     """
     q = ritz.values.numel()
-    defect_k, defect_q = (_defects(ritz, columns) * norm for columns in (k, q))
+    sides = (orthonormality_defects(side, [k, q]) for side in (ritz.left, ritz.right))
+    defect_k, defect_q = (sum(pair) * norm for pair in zip(*sides, strict=True))
     product = (2 * rounding(operator.m + 3) + rounding(q + 3) * (2 + math.sqrt(q))) * norm * INFLATION
+    column, column_of_all = defect_k + product, defect_q + product
     slack = defect_k + product * math.sqrt(k)
+    gram = ritz.right_residual.T @ ritz.right_residual
+    scaled = gram * ritz.values * ritz.values[:, None]
     squares, left_squares = ritz.right_residual.square().sum(0), ritz.left_residual.square()
-    top = ritz.right_residual[:, :k]
-    # The spectral norm, squared, errs by some γ of the square of the Frobenius norm, which bounds it too.
-    blur = 2 * rounding(operator.n + 10 * k) * float(squares[:k].sum())
-    spectral = math.sqrt(max(float(torch.linalg.eigvalsh(top.T @ top)[-1]), 0.0) + blur)
     tail = torch.cat([squares.flip(0).cumsum(0).flip(0).sqrt(), squares.new_zeros(1)])[: k + 1]
+    after = ritz.values[k:]
     return Residuals(
-        right=min(spectral, math.sqrt(float(squares[:k].sum()))) * INFLATION + slack,
+        right=_spectral(gram[:k, :k], operator.n) + slack,
         left=math.sqrt(float(left_squares[:k].sum())) * INFLATION + slack,
-        right_columns=squares[:k].sqrt() * INFLATION + (defect_k + product),
-        left_columns=left_squares[:k].sqrt() * INFLATION + (defect_k + product),
+        right_columns=squares[:k].sqrt() * INFLATION + column,
+        left_columns=left_squares[:k].sqrt() * INFLATION + column,
         slack=slack,
-        slack_column=defect_k + product,
+        slack_column=column,
         tail=tail * INFLATION + (defect_q + product * math.sqrt(q)),
         left_tail=math.sqrt(float(left_squares.sum())) * INFLATION + (defect_q + product * math.sqrt(q)),
+        coupling=scaled[:k, :k],
+        coupling_tail=_spectral(scaled[k:, k:], operator.n) + column_of_all * float(after.norm()) * INFLATION,
+        rows=operator.n,
         norm=norm,
     )
 
 
-def _defects(ritz: RitzTriplets, columns: int) -> float:
-    return orthonormality_defect(ritz.left[:, :columns]) + orthonormality_defect(ritz.right[:, :columns])
+def _spectral(gram: Float64[Tensor, "columns columns"], rows: int) -> float:
+    """Upper bound of ‖A‖₂ from a computed Gram matrix AᵀA, A of so many rows.
+
+    The computed square errs by some γ of ‖A‖_F², which is the trace and bounds it too.
+    """
+    columns = len(gram)
+    if not columns:
+        return 0.0
+    trace = float(gram.diagonal().sum())
+    blur = 2 * rounding(rows + 10 * columns) * trace
+    largest = max(float(torch.linalg.eigvalsh(gram)[-1]), 0.0)
+    return min(math.sqrt(largest + blur), math.sqrt(trace * (1 + 2 * rounding(rows + columns)))) * INFLATION
 
 
 def upper_values(
@@ -223,6 +257,32 @@ def window_sines(
     return torch.where(valid, (sines + residuals.left_tail / linear) * INFLATION, 1.0).clamp(max=1.0)
 
 
+def _block_sine(values: Tensor, alpha: float, residuals: Residuals, mu_squared: float, sine: float) -> float:
+    """`_column_sines` at k, for blocks of columns of similar gap instead of single ones.
+
+    Both equations of T hold for a block of columns as they do for one, σ̂_c² being its smallest; the norms are
+    spectral, so many columns of residuals in all directions count little more than one of them.
+    """
+    squares, k = values.square(), len(values) - 1
+    wide, gaps = squares[:-1] - mu_squared, squares[:-1] - squares[-1]
+    linear = float(values[k - 1]) - alpha
+    if not (float(wide[-1]) > 0 and float(gaps[-1]) > 0 and linear > 0 and sine < 1):
+        return 1.0
+    # A block ends where the distance to the complement has doubled.
+    octaves = (wide / wide[-1]).log2().floor().clamp(min=0.0, max=OCTAVES)
+    stops = [*(torch.nonzero(octaves.diff()).flatten() + 1).tolist(), k]
+    second = residuals.coupling_tail
+    feedback = sine / math.sqrt(1 - sine**2) * residuals.joint_coupling(values, 0, k)
+    push, total = second + feedback, 0.0
+    for start, stop in zip([0, *stops], stops, strict=False):
+        gap = float(gaps[stop - 1])
+        room = float(wide[stop - 1]) - second * push / gap - feedback
+        if not room > 0:
+            return 1.0
+        total += (residuals.joint_coupling(values, start, stop) / room * math.hypot(1.0, push / gap)) ** 2
+    return min(1.0, (math.sqrt(total) + residuals.left_tail / linear) * INFLATION)
+
+
 def _column_sines(
     values: Tensor, residuals: Residuals, mu_squared: float, first: Tensor, second: Tensor, sines: Tensor
 ) -> Tensor:
@@ -258,6 +318,7 @@ def certify_window(
     plain = certify(operator, ritz, residuals, upper, proof)
     beyond = plain.upper[1:]
     right = torch.minimum(plain.right, window_sines(values, beyond, residuals, mu_squared))
+    right[-1].clamp_(max=_block_sine(values, float(beyond[-1]), residuals, mu_squared, float(right[-1])))
     # W V − U Σ̂ ≈ 0 turns a bound on the right side into one on the left.
     left = (residuals.left_columns.cumsum(0) + beyond * right) / values[:-1].clamp(min=1e-300) * INFLATION
     return replace(plain, right=right, left=torch.minimum(plain.left, left))

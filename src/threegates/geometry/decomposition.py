@@ -33,7 +33,7 @@ from threegates.geometry.certificate import (
     rounding,
     weyl_upper,
 )
-from threegates.geometry.iteration import polish, rayleigh_ritz, warm_start
+from threegates.geometry.iteration import Polished, polish, rayleigh_ritz, warm_start
 from threegates.geometry.operators import WeightOperator, weight_operator
 
 ACCURACIES = ("fast", "certified", "reference")
@@ -135,6 +135,9 @@ class _Task:
 
     def residuals(self, ritz: RitzTriplets) -> Residuals:
         return residual_bounds(self.operator, ritz, self.k, self.norm)
+
+    def is_converged(self, ritz: RitzTriplets, residuals: Residuals) -> bool:
+        return _is_converged(self, ritz, residuals)
 
 
 def check_accuracy(accuracy: str) -> None:
@@ -242,19 +245,12 @@ def _window(task: _Task) -> int:
 def _warm(base: BaseDecomposition, task: _Task, vectors: Tensor) -> LeadingSpectrum | None:
     """The tuned top k from the base's eigenvectors, or None where that does not reach the accuracy."""
     start = warm_start(task.operator, vectors, base.eigenvalues, _window(task))
-    ritz, refinements, good = polish(
-        task.operator,
-        vectors,
-        base.eigenvalues,
-        rayleigh_ritz(task.operator, start),
-        lambda ritz: _is_converged(task, ritz),
-        task.k,
-    )
-    if not good:
+    found = _polished(task, _Basis(vectors, base.eigenvalues), start)
+    if not found.good:
         return None
-    certificate = _by_weyl(base, task, ritz) or _certificate(task, ritz)
-    path = "refined" if refinements else "warm"
-    return None if certificate.proof == "none" else _finish(task, ritz, path, certificate)
+    certificate = _by_weyl(base, task, found) or _certificate(task, found)
+    path = "refined" if found.refinements else "warm"
+    return None if certificate.proof == "none" else _finish(task, found.ritz, path, certificate)
 
 
 def _decompose_alone(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
@@ -271,19 +267,19 @@ def _decompose_alone(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
 def _by_gram(task: _Task, dtype: torch.dtype) -> tuple[LeadingSpectrum, _Basis] | None:
     """Eigenvectors of a Gram matrix in `dtype`, float64 polish; None where that misses the accuracy."""
     basis = _eigenbasis(task.operator.gram(dtype))
-    ritz, good = _polished(task, basis)
-    certificate = _certificate(task, ritz) if good else None
+    found = _polished(task, basis, basis.vectors[:, : _window(task)])
+    certificate = _certificate(task, found) if found.good else None
     if certificate is None or certificate.proof == "none":
         return None
-    return _finish(task, ritz, "gram", certificate), basis
+    return _finish(task, found.ritz, "gram", certificate), basis
 
 
 def _by_exact_gram(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
     """The same in float64, where a residual proves *all* eigenvalues; takes what it gets."""
     gram = task.operator.gram(torch.float64)
     basis = _eigenbasis(gram)
-    ritz, _ = _polished(task, basis)
-    residuals = task.residuals(ritz)
+    found = _polished(task, basis, basis.vectors[:, : _window(task)])
+    ritz, residuals = found.ritz, found.residuals
     error = _eigenvalue_error(task, gram, basis)
     upper = torch.cat([(basis.eigenvalues.clamp(min=0.0) + error).sqrt(), gram.new_zeros(1)])[: task.k + 1]
     certificate = certify(task.operator, ritz, residuals, upper, "complete")
@@ -297,16 +293,10 @@ def _eigenbasis(gram: Tensor) -> _Basis:
     return _Basis(vectors.flip(1), values.flip(0).to(torch.float64))
 
 
-def _polished(task: _Task, basis: _Basis) -> tuple[RitzTriplets, bool]:
-    ritz, _, good = polish(
-        task.operator,
-        basis.vectors,
-        basis.eigenvalues,
-        rayleigh_ritz(task.operator, basis.vectors[:, : _window(task)]),
-        lambda ritz: _is_converged(task, ritz),
-        task.k,
-    )
-    return ritz, good
+def _polished(task: _Task, basis: _Basis, start: Tensor) -> Polished:
+    """Rayleigh–Ritz from a start, refined with the basis until it is converged."""
+    ritz = rayleigh_ritz(task.operator, start)
+    return polish(task.operator, basis.vectors, basis.eigenvalues, ritz, task.residuals, task.is_converged)
 
 
 def _eigenvalue_error(task: _Task, gram: Tensor, basis: _Basis) -> float:
@@ -335,9 +325,8 @@ def _by_svd(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
     return _finish(task, ritz, "svd", certificate), _Basis(right, values.square())
 
 
-def _is_converged(task: _Task, ritz: RitzTriplets) -> bool:
+def _is_converged(task: _Task, ritz: RitzTriplets, residuals: Residuals) -> bool:
     """Whether the residual of the top k is small enough, or about as small as float64 makes it."""
-    residuals = task.residuals(ritz)
     if residuals.top <= 2 * residuals.slack:
         return True
     sine = _assumed(task, ritz, residuals).sine
@@ -362,21 +351,21 @@ def _assumed(task: _Task, ritz: RitzTriplets, residuals: Residuals) -> Certifica
     return certify_window(task.operator, ritz, residuals, mu_squared, "complete" if whole else "assumed")
 
 
-def _by_weyl(base: BaseDecomposition, task: _Task, ritz: RitzTriplets) -> Certificate | None:
+def _by_weyl(base: BaseDecomposition, task: _Task, found: Polished) -> Certificate | None:
     """The free proof, where it places σ_{k+1} so far below σ̂_k that the accuracy is reached."""
     if not base.leading.certificate.proved:
         return None
     unit = task.operator.unit
     distance = base.operator.distance(task.operator.stored)
     upper = weyl_upper(base.leading.certificate.upper / unit, distance)
-    certificate = certify(task.operator, ritz, task.residuals(ritz), upper, "weyl")
+    certificate = certify(task.operator, found.ritz, found.residuals, upper, "weyl")
     wanted = CERTIFIED_SINE if task.accuracy == "certified" else 1.0
     return certificate if certificate.sine < wanted else None
 
 
-def _certificate(task: _Task, ritz: RitzTriplets) -> Certificate:
+def _certificate(task: _Task, found: Polished) -> Certificate:
     """Proved by Cholesky for 'certified', proof 'none' where that fails; on assumption for 'fast'."""
-    residuals = task.residuals(ritz)
+    ritz, residuals = found.ritz, found.residuals
     if task.accuracy == "fast":
         return _assumed(task, ritz, residuals)
     mu_squared = prove_by_cholesky(task.operator, ritz, residuals)

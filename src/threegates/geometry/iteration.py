@@ -7,22 +7,28 @@ descending order, `eigenvalues` λ₀ approximates the squares of the singular v
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from threegates.geometry.certificate import RitzTriplets
+from threegates.geometry.certificate import Residuals, RitzTriplets
 from threegates.geometry.operators import WeightOperator
 
 MAX_REFINEMENTS = 3
 """Refinements before giving up; each must at least halve the residual, and a good one divides it by 1000."""
 
 
+LOST = 2.0**10
+"""κ(W Q)² up to which a Gram matrix may stand in for Householder QR: U is then orthonormal to 1e-13."""
+
+
 def rayleigh_ritz(operator: WeightOperator, q: Float[Tensor, "n q"]) -> RitzTriplets:
     """Best singular triplets of W within the span of the columns of q, in float64.
 
-    Q = orth(q), W Q = Q' R, R = Ũ Σ̂ Ṽᵀ, U = Q' Ũ, V = Q Ṽ. Householder QR keeps U orthonormal for any rank.
+    Q = orth(q), Y = W Q, Y = Ũ Σ̂ Ṽᵀ, U = Ũ, V = Q Ṽ. Where Y is far from singular, Ṽ and Σ̂ come from YᵀY and
+    U = Y Ṽ Σ̂⁻¹ is orthonormal to about κ² u; else Householder QR keeps U orthonormal for any rank.
 
     Raises
     ------
@@ -30,18 +36,42 @@ def rayleigh_ritz(operator: WeightOperator, q: Float[Tensor, "n q"]) -> RitzTrip
 
     **Source** Rayleigh–Ritz for singular values: Golub and Van Loan (2013), §10.4.
     """
-    right = torch.linalg.qr(q.to(torch.float64)).Q
+    right = _orthonormal(q.to(torch.float64))
     image = operator.times(right)
-    left, triangle = torch.linalg.qr(image)
-    rotation, values, turned = torch.linalg.svd(triangle)
-    left, right = left @ rotation, right @ turned.T
+    left, values, turn = _thin_svd(image)
+    right, image = right @ turn, image @ turn
+    if left is None:
+        left = image / values
     return RitzTriplets(
         left=left,
         values=values,
         right=right,
         right_residual=operator.adjoint_times(left) - right * values,
-        left_residual=(image @ turned.T - left * values).norm(dim=0),
+        left_residual=(image - left * values).norm(dim=0),
     )
+
+
+def _orthonormal(q: Float64[Tensor, "n q"]) -> Float64[Tensor, "n q"]:
+    """Orthonormal columns of the same span; one Cholesky factor where they nearly are so already.
+
+    **Source** Cholesky QR errs by κ² u: Yamamoto et al. (2015).
+    """
+    gram = q.T @ q
+    near = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).norm()) < 0.1
+    if not near:
+        return torch.linalg.qr(q).Q
+    factor = torch.linalg.cholesky(gram)
+    return torch.linalg.solve_triangular(factor.T, q, upper=True, left=False)
+
+
+def _thin_svd(y: Float64[Tensor, "m q"]) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(Ũ, Σ̂, Ṽ) of a thin matrix; Ũ is None, and Y Ṽ Σ̂⁻¹ will do, where κ(Y)² costs few digits."""
+    squares, turn = torch.linalg.eigh(y.T @ y)
+    if float(squares[0]) > float(squares[-1]) / LOST > 0:
+        return None, squares.flip(0).sqrt(), turn.flip(1)
+    orthonormal, triangle = torch.linalg.qr(y)
+    rotation, values, turned = torch.linalg.svd(triangle)
+    return orthonormal @ rotation, values, turned.T
 
 
 def warm_start(
@@ -49,8 +79,9 @@ def warm_start(
 ) -> Float[Tensor, "n q"]:
     """First-order prediction of the top q right singular vectors of a matrix near the basis's own.
 
-    Q = V₀[:, :q], Z = WᵀW Q, QᵀZ = S θ Sᵀ, B = V₀[:, q:]ᵀ Z S, X_ij = B_ij/(θ_j − λ₀,q+i); Q S + V₀[:, q:] X.
-    The error is second order in the update. In the type of the basis.
+    Q = V₀[:, :q], Z = WᵀW Q, QᵀZ = S θ Sᵀ, B = V₀[:, q:]ᵀ (Z S − Q S θ), X_ij = B_ij/(θ_j − λ₀,q+i);
+    Q S + V₀[:, q:] X. The error is second order in the update. In the type of the basis: that Q S θ is taken
+    away, 0 for an orthogonal V₀, keeps the rounding in VᵀV − I, times σ₁², out of X.
 
     **Source** first-order perturbation theory; as an iteration, Davidson (1975).
     """
@@ -58,8 +89,9 @@ def warm_start(
     z = operator.adjoint_times(operator.times(known))
     theta, rotation = torch.linalg.eigh(known.T @ z)
     theta, rotation = theta.flip(0), rotation.flip(1)
-    mixing = first_order((rest.T @ z) @ rotation, theta, eigenvalues[q:])
-    return (known @ rotation).addmm_(rest, mixing)
+    turned = known @ rotation
+    mixing = first_order(rest.T @ (z @ rotation - turned * theta), theta, eigenvalues[q:])
+    return turned.addmm_(rest, mixing)
 
 
 def refine(
@@ -90,25 +122,31 @@ def first_order(
     return torch.where(small, coupling / denominator, torch.zeros_like(coupling))
 
 
+@dataclass(frozen=True)
+class Polished:
+    """Triplets after some refinements, the bounds of their residuals, and whether those were good enough."""
+
+    ritz: RitzTriplets
+    residuals: Residuals
+    refinements: int
+    good: bool
+
+
 def polish(
     operator: WeightOperator,
     basis: Float[Tensor, "n n"],
     eigenvalues: Float64[Tensor, " n"],
     ritz: RitzTriplets,
-    is_good: Callable[[RitzTriplets], bool],
-    watched: int,
-) -> tuple[RitzTriplets, int, bool]:
-    """Refine until `is_good`, or until the residual of the first `watched` triplets stops falling.
-
-    Returns
-    -------
-    The triplets, the number of refinements that were made, and whether they are good.
-    """
+    measure: Callable[[RitzTriplets], Residuals],
+    is_good: Callable[[RitzTriplets, Residuals], bool],
+) -> Polished:
+    """Refine until `is_good`, or until the residual that `measure` bounds stops falling."""
     before, made = float("inf"), 0
-    while not (good := is_good(ritz)) and made < MAX_REFINEMENTS and ritz.values.numel() < operator.n:
-        residual = float(ritz.right_residual[:, :watched].norm())
-        if residual > before / 2:
+    residuals = measure(ritz)
+    while not (good := is_good(ritz, residuals)) and made < MAX_REFINEMENTS:
+        if residuals.right > before / 2 or ritz.values.numel() == operator.n:
             break
-        before, made = residual, made + 1
+        before, made = residuals.right, made + 1
         ritz = refine(operator, basis, eigenvalues, ritz)
-    return ritz, made, good
+        residuals = measure(ritz)
+    return Polished(ritz, residuals, made, good)
