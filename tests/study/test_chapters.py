@@ -15,7 +15,7 @@ def test_a_chapter_of_the_book_runs_on_two_foreign_folders(chapter, project, tmp
     base = planted.base_tensors()
     planted.write(tmp_path / "base", base)
     planted.write(tmp_path / "tuned", planted.with_noise(base, 2e-4, seed=3))
-    texts = {} if chapter == "update-sparsity" else {"draws": "3"}
+    texts = {"draws": "3"} if chapter in ("stripe-masks", "principal-overlap") else {}
     source = planted.ROOT / "notebooks" / f"{chapter}.ipynb"
     run = run_chapter(str(source), texts, base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"))
     assert run.executed and run.page.is_file()
