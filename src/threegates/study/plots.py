@@ -12,14 +12,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
-from scipy import stats
 
+from threegates.geometry.stripes import smooth
+from threegates.study.estimates import t_estimate
 from threegates.study.figures import DIVERGING, NULLS, SEQUENTIAL, colour, style
 from threegates.study.paper import sparsity_ranges
 
@@ -29,12 +31,8 @@ ROLES: dict[str, str] = {"q": "Q", "k": "K", "v": "V", "o": "O", "gate": "gate",
 
 def t_interval(values: Sequence[float] | pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
     """Give mean, low and high of Student's t interval; the bounds are NaN for fewer than two values."""
-    x = np.asarray(values, dtype=float)
-    x = x[np.isfinite(x)]
-    if len(x) < 2:
-        return (float(x.mean()) if len(x) else np.nan), np.nan, np.nan
-    half = stats.t.ppf((1 + confidence) / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x))
-    return float(x.mean()), float(x.mean() - half), float(x.mean() + half)
+    found = t_estimate(values, "values", confidence)
+    return found.value, found.low, found.high
 
 
 def sparsity_by_method(frame: pd.DataFrame) -> Figure:
@@ -330,8 +328,7 @@ def ratios_over_training(frame: pd.DataFrame, head_size: int | None = None, wind
 
 def smoothed(ratio: Sequence[float], window: int = 3) -> np.ndarray:
     """Average over a centred window, shorter at both ends, as the paper's figures do."""
-    values, ones = np.asarray(ratio, dtype=float), np.ones(window)
-    return np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
+    return smooth(torch.tensor(np.asarray(ratio, dtype=float)), window).numpy()
 
 
 def emergence_correlation(frame: pd.DataFrame) -> Figure:
