@@ -54,7 +54,7 @@ def failures(weight: Tensor, found: LeadingSpectrum) -> list[str]:
 def _allowed(weight: Tensor, found: LeadingSpectrum, left: Tensor, right: Tensor, gap: float) -> float:
     """Sine that the accuracy allows; certified may say that it does not know.
 
-    Fast may err as a float32 SVD of the same matrix does, or as a backward error of `FLOAT32_LUCK` σ₁ would make it.
+    Fast may err as a float32 SVD of the matrix does, or as a backward error of `FLOAT32_LUCK` σ₁ makes it.
     """
     if found.accuracy == "reference":
         return 1e-8

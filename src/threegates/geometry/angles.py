@@ -165,7 +165,7 @@ def _side(base: LeadingSpectrum, tuned: LeadingSpectrum, side: str, k: int, same
 
 
 def _wide(basis: Tensor) -> Tensor:
-    """In float64, and orthonormal to it: float32 vectors span a subspace but are orthonormal only to float32."""
+    """In float64 and orthonormal to it, which float32 vectors are not, though they span the same subspace."""
     return basis if basis.dtype == torch.float64 else orthonormal(basis.to(torch.float64))
 
 

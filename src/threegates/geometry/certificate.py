@@ -204,8 +204,8 @@ def with_rounding(found: Residuals, ritz: RitzTriplets) -> Residuals:
     """`observed_residuals`, and an estimate of what float32 rounding hides from them.
 
     W V − U Σ̂ is 0 by construction, but W V itself was rounded: it is taken to have erred as much as Wᵀ U,
-    whose rounding shows in R. Deviations D of VᵀV and UᵀU from I turn the vectors within their span by at most
-    ½(D_v Σ̂ + Σ̂ D_u), and storing them in float32 turns each by at most u.
+    whose rounding shows in R. Deviations D of VᵀV and UᵀU from I turn the vectors within their span by at
+    most ½(D_v Σ̂ + Σ̂ D_u), and storing them in float32 turns each by at most u.
 
     **Source** this study; tests hold the bounds that follow against float64 SVDs.
     """
