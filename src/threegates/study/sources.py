@@ -20,6 +20,10 @@ VARIABLE = "THREEGATES_SOURCES"
 MANIFEST_VARIABLE = "THREEGATES_MANIFEST"
 
 
+# Chapters that look at every kept step of a run.
+_FOLLOWING = ("emergence", "precision-lens")
+
+
 @dataclass(frozen=True)
 class Source:
     """An opened checkpoint, the label it goes by, and the manifest's entry if it has one."""
@@ -107,9 +111,9 @@ def folder_labels(names: Iterable[str]) -> dict[str, str]:
 
 
 def chapter_pairs(chapter: str, manifest: Manifest) -> list[StudyPair]:
-    """The pairs that the manifest has for a chapter: final checkpoints, but every step for emergence."""
+    """The pairs that the manifest has for a chapter: final checkpoints, or every step of a run."""
     pairs = manifest.pairs(chapter)
-    return _open_pairs(manifest, [pair for pair in pairs if pair.tuned.final or chapter == "emergence"])
+    return _open_pairs(manifest, [pair for pair in pairs if pair.tuned.final or chapter in _FOLLOWING])
 
 
 def named_pairs(names: Sequence[str], manifest: Manifest) -> list[StudyPair]:
