@@ -335,6 +335,97 @@ def _off_principal(tables: Tables, confidence: float) -> Estimate:
     return _exponential(t_estimate(_seed_means(rows, ratio), "seeds", confidence))
 
 
+def lens_totals(lens: pd.DataFrame) -> pd.DataFrame:
+    """The lens table summed over tensors: one row a checkpoint, with `master` named for every run.
+
+    A run that does not say otherwise is taken to have float32 masters where its learning rate is known, as
+    the study's runs all have; a pair of one's own says nothing, and its `master` is missing.
+    """
+    keys = [c for c in (*_PAIR_COLUMNS, "step", "updates", "last", "stored_dtype_tuned") if c in lens.columns]
+    rows = lens.assign(**{column: lens[column] for column in keys})
+    numbers = [c for c in rows.select_dtypes("number") if c not in {*keys, "layer"}]
+    sums = rows.groupby(["pair", *(k for k in keys if k != "pair")], dropna=False, sort=False)[numbers].sum()
+    totals = sums.reset_index()
+    return totals.assign(master=totals["pair"].map(masters(lens)))
+
+
+def masters(frame: pd.DataFrame, key: str = "pair") -> pd.Series:
+    """Format of the master by pair or run: its label, float32 where a run has none, missing for a pair of one's own."""
+    rows = frame.drop_duplicates(key).set_index(key)
+    known = rows["rate"].notna().map({True: "float32", False: None})
+    return rows["master"].fillna(known) if "master" in rows else known
+
+
+def _lens_runs(tables: Tables, algorithm: str | None, master: str = "float32") -> pd.DataFrame:
+    """Checkpoints of the runs at RL's rate, or of all runs, that have such a master."""
+    rows = lens_totals(tables.table("lens"))
+    of_master = rows["master"].fillna("float32") == master
+    of_method = (rows["algorithm"] == algorithm) & (rows["rate"] == "mask") if algorithm else True
+    return rows[of_master & of_method]
+
+
+def _lens_share(
+    rows: pd.DataFrame, part: str, whole: str, confidence: float, absent: str = "runs of GRPO with float32 masters"
+) -> Estimate:
+    sums = rows.groupby("run")[[part, whole]].sum()
+    if sums.empty:
+        return missing(f"no {absent}")
+    return t_estimate(sums[part] / sums[whole].where(sums[whole] > 0), "runs", confidence)
+
+
+def _rule_agreement(exceptions: str, every_step: bool, tables: Tables, confidence: float) -> Estimate:
+    """Share of weights for which a rule on displacements says whether storage changed."""
+    rows = _lens_runs(tables, None)
+    rows = rows[rows["stored_dtype_tuned"] != "BF16"]
+    rows = rows if every_step else rows[rows["last"]]
+    rows = rows.assign(agree=rows["size"] - rows[exceptions])
+    return _lens_share(rows, "agree", "size", confidence, "checkpoint that keeps more than bf16")
+
+
+def _single_step_hidden(tables: Tables, confidence: float) -> Estimate:
+    rows = _lens_runs(tables, "grpo")
+    rows = rows[rows["last"]]
+    rows = rows.assign(below=rows["size"] - rows["single_step"])
+    return _lens_share(rows, "below", "size", confidence)
+
+
+def _accumulation_gap(tables: Tables, confidence: float) -> Estimate:
+    rows = _lens_runs(tables, "grpo")
+    rows = rows[rows["last"]]
+    return _lens_share(rows.assign(more=rows["changed"] - rows["single_step"]), "more", "size", confidence)
+
+
+def _hidden_becomes_visible(tables: Tables, confidence: float) -> Estimate:
+    rows = _lens_runs(tables, "grpo")
+    steps = rows.groupby("run")["step"].transform("nunique") if len(rows) else 0
+    rows = rows[steps > 1]
+    if rows.empty:
+        return missing("no GRPO run with float32 masters and checkpoints along its training")
+    early = pd.concat([_nearest_to_third(run) for _, run in rows.groupby("run")])
+    return _lens_share(early, "hidden_later", "hidden", confidence)
+
+
+def _hidden_energy_deficit(tables: Tables, confidence: float) -> Estimate:
+    rows = _lens_runs(tables, "grpo")
+    rows = rows[rows["last"]].set_index("run")
+    if rows.empty:
+        return missing("no runs of GRPO with float32 masters")
+    deficit = rows["hidden"] / rows["moved"] - rows["energy_hidden"] / rows["energy"]
+    return t_estimate(deficit, "runs", confidence)
+
+
+def _master_gap(algorithm: str, tables: Tables, confidence: float) -> Estimate:
+    """Sparsity without float32 masters minus that with them, per seed."""
+    by_master = {}
+    for master in ("bfloat16", "float32"):
+        rows = _lens_runs(tables, algorithm, master)
+        rows = rows[rows["last"]]
+        if rows.empty:
+            return missing(f"no runs of {algorithm} with {master} masters", "seeds")
+        by_master[master] = (1 - rows["changed"] / rows["size"]).groupby(rows["seed"]).mean()
+    return t_estimate((by_master["bfloat16"] - by_master["float32"]).dropna(), "seeds", confidence)
+
+
 ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "sparsity_gap_own_lr": partial(_gap_to, "sft-teacher", "own"),
     "sparsity_gap_matched_lr": partial(_gap_to, "sft-teacher", "mask"),
@@ -382,6 +473,14 @@ ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "low_preference_storage_density": partial(_overlap_gap, "low", 1, "storage_density", "bf16"),
     "low_preference_storage_norm": partial(_overlap_gap, "low", 1, "storage_norm", "bf16"),
     "off_principal_directions": _off_principal,
+    "half_ulp_agreement": partial(_rule_agreement, "half_ulp_exceptions", False),
+    "half_gap_agreement": partial(_rule_agreement, "gap_exceptions", True),
+    "single_step_hidden": _single_step_hidden,
+    "accumulation_gap": _accumulation_gap,
+    "hidden_becomes_visible": _hidden_becomes_visible,
+    "hidden_energy_deficit": _hidden_energy_deficit,
+    "master_sparsity_gap": partial(_master_gap, "grpo"),
+    "master_sparsity_gap_sft": partial(_master_gap, "sft-teacher"),
 }
 
 

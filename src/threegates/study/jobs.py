@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -11,7 +12,7 @@ import pandas as pd
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
-from threegates.study import agreement, drift, emergence, measure, overlap
+from threegates.study import agreement, drift, emergence, lens, measure, overlap
 from threegates.study.provenance import record_provenance
 from threegates.study.sources import Source, StudyPair
 from threegates.study.store import Records
@@ -23,6 +24,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "emergence": ("run",),
     "spectral-drift": ("drift",),
     "principal-overlap": ("overlap",),
+    "precision-lens": ("lens",),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -40,6 +42,7 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
         "sweep": overlap.SWEEP_COLUMNS,
         "direction": overlap.DIRECTION_COLUMNS,
     },
+    "lens": {"lens": lens.LENS_COLUMNS, "lens_bins": lens.BINS_COLUMNS},
 }
 _MODULES = {
     "pair": "threegates.study.measure",
@@ -47,6 +50,7 @@ _MODULES = {
     "run": "threegates.study.emergence",
     "drift": "threegates.study.drift",
     "overlap": "threegates.study.overlap",
+    "lens": "threegates.study.lens",
 }
 #: The RL run whose norms another run takes: of these algorithms, the first that has its seed.
 _PARTNERS = ("grpo", "dapo", "reinforce++")
@@ -91,6 +95,7 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
         "run": run_jobs,
         "drift": drift_jobs,
         "overlap": overlap_jobs,
+        "lens": lens_jobs,
     }
     return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
 
@@ -169,6 +174,22 @@ def overlap_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
         )
 
 
+def lens_jobs(pairs: Sequence[StudyPair], _: dict) -> Iterator[Job]:
+    """One job for every run, over those of its checkpoints that there are; one is enough."""
+
+    def place(pair: StudyPair) -> tuple[str, float]:
+        facts = pair.facts()
+        return facts["run"], facts.get("step") or math.inf
+
+    for run, members in groupby(sorted(pairs, key=place), key=lambda pair: place(pair)[0]):
+        kept = list(members)
+        facts = [pair.facts() for pair in kept]
+        sources = {f"{_STEP}{number}": pair.tuned for number, pair in enumerate(kept)}
+        named = [[pair.name, fact.get("updates")] for pair, fact in zip(kept, facts, strict=True)]
+        known = {"run": run, "named": named, "rate": facts[-1].get("learning_rate")}
+        yield _job("lens", run, {"base": kept[0].base, **sources}, known)
+
+
 def run_job(job: Job, records: Records) -> None:
     """Measure one job and write its records."""
     work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
@@ -177,6 +198,7 @@ def run_job(job: Job, records: Records) -> None:
         "run": _measure_run,
         "drift": _measure_drift,
         "overlap": _measure_overlap,
+        "lens": _measure_lens,
     }
     tables = work[job.kind](**job.arguments)
     provenance = record_provenance((_MODULES[job.kind],), inputs=job.inputs)
@@ -246,6 +268,16 @@ def _measure_drift(
 def _measure_overlap(folders: dict[str, str], name: str, draws: int, seed: int) -> dict[str, pd.DataFrame]:
     base, tuned = (Checkpoint.open(folders[side]) for side in ("base", "tuned"))
     return overlap.measure_overlap(base, tuned, name=name, draws=draws, seed=seed)
+
+
+def _measure_lens(
+    folders: dict[str, str], run: str, named: list[list], rate: float | None
+) -> dict[str, pd.DataFrame]:
+    kept = [
+        lens.Kept(name, updates, Checkpoint.open(folders[f"{_STEP}{number}"]))
+        for number, (name, updates) in enumerate(named)
+    ]
+    return lens.measure_lens(Checkpoint.open(folders["base"]), kept, run=run, rate=rate)
 
 
 def _no_run(run: str) -> PairError:
