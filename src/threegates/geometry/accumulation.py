@@ -43,10 +43,8 @@ def displacement_ratio(
     return displacement.abs() / half_gap_towards(base, sign_word(displacement))
 
 
-def crosses(
-    base: Shaped[Tensor, "*shape"], ratio: Float64[Tensor, "*shape"]
-) -> Bool[Tensor, "*shape"]:
-    """Say where a displacement of that `displacement_ratio` changes the stored weight: ratio > 1, ties at odd codes.
+def crosses(base: Shaped[Tensor, "*shape"], ratio: Float64[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
+    """Say where a displacement of that `displacement_ratio` changes storage: ratio > 1, ties at odd codes.
 
     **Source** round to nearest, ties to even: IEEE 754-2019 §4.3.1.
     """

@@ -186,7 +186,7 @@ def _sft(chosen: Profile, source: Source, data: str, seed: int, rate: str, chapt
 
 
 def _without_masters(chosen: Profile) -> Iterator[Draft]:
-    """Pure-bf16 training, for one chapter alone: its masks must never stand among those of float32 masters."""
+    """Pure-bf16 training, for one chapter alone: its masks must not stand among those of float32 masters."""
     for seed in chosen.seeds:
         for draft in (
             _rl(chosen, "grpo", "arith-4", seed, "mask", ["precision-lens"]),

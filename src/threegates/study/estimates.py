@@ -336,23 +336,26 @@ def _off_principal(tables: Tables, confidence: float) -> Estimate:
 
 
 def lens_totals(lens: pd.DataFrame) -> pd.DataFrame:
-    """The lens table summed over tensors: one row a checkpoint, with `master` named for every run.
+    """The lens table summed over tensors: one row a checkpoint with its facts, `master` and `only_bf16`.
 
-    A run that does not say otherwise is taken to have float32 masters where its learning rate is known, as
-    the study's runs all have; a pair of one's own says nothing, and its `master` is missing.
+    `master` is the format of the run's master weights where it is known; `only_bf16` says that nothing finer
+    than bf16 was stored, so that a displacement below the gap cannot be seen.
     """
-    keys = [c for c in (*_PAIR_COLUMNS, "step", "updates", "last", "stored_dtype_tuned") if c in lens.columns]
-    rows = lens.assign(**{column: lens[column] for column in keys})
-    numbers = [c for c in rows.select_dtypes("number") if c not in {*keys, "layer"}]
-    sums = rows.groupby(["pair", *(k for k in keys if k != "pair")], dropna=False, sort=False)[numbers].sum()
-    totals = sums.reset_index()
-    return totals.assign(master=totals["pair"].map(masters(lens)))
+    keys = [column for column in (*_PAIR_COLUMNS, "step", "updates", "last") if column in lens.columns]
+    numbers = [column for column in lens.select_dtypes("number") if column not in {*keys, "layer"}]
+    totals = lens.groupby(keys, dropna=False, sort=False)[numbers].sum().reset_index()
+    coarse = (lens["stored_dtype_tuned"] == "BF16").groupby(lens["pair"]).all()
+    pairs = totals["pair"]
+    return totals.assign(master=pairs.map(masters(lens)), only_bf16=pairs.map(coarse))
 
 
 def masters(frame: pd.DataFrame, key: str = "pair") -> pd.Series:
-    """Format of the master by pair or run: its label, float32 where a run has none, missing for a pair of one's own."""
+    """Format of the master weights by pair or run: the label, or float32 where a run of the lab has none.
+
+    A pair of one's own says nothing of its training; its master is missing.
+    """
     rows = frame.drop_duplicates(key).set_index(key)
-    known = rows["rate"].notna().map({True: "float32", False: None})
+    known = rows["rate"].map({"mask": "float32", "own": "float32", "reward": "float32"})
     return rows["master"].fillna(known) if "master" in rows else known
 
 
@@ -365,7 +368,11 @@ def _lens_runs(tables: Tables, algorithm: str | None, master: str = "float32") -
 
 
 def _lens_share(
-    rows: pd.DataFrame, part: str, whole: str, confidence: float, absent: str = "runs of GRPO with float32 masters"
+    rows: pd.DataFrame,
+    part: str,
+    whole: str,
+    confidence: float,
+    absent: str = "runs of GRPO with float32 masters",
 ) -> Estimate:
     sums = rows.groupby("run")[[part, whole]].sum()
     if sums.empty:
@@ -376,7 +383,7 @@ def _lens_share(
 def _rule_agreement(exceptions: str, every_step: bool, tables: Tables, confidence: float) -> Estimate:
     """Share of weights for which a rule on displacements says whether storage changed."""
     rows = _lens_runs(tables, None)
-    rows = rows[rows["stored_dtype_tuned"] != "BF16"]
+    rows = rows[~rows["only_bf16"]]
     rows = rows if every_step else rows[rows["last"]]
     rows = rows.assign(agree=rows["size"] - rows[exceptions])
     return _lens_share(rows, "agree", "size", confidence, "checkpoint that keeps more than bf16")
@@ -397,21 +404,22 @@ def _accumulation_gap(tables: Tables, confidence: float) -> Estimate:
 
 def _hidden_becomes_visible(tables: Tables, confidence: float) -> Estimate:
     rows = _lens_runs(tables, "grpo")
-    steps = rows.groupby("run")["step"].transform("nunique") if len(rows) else 0
-    rows = rows[steps > 1]
-    if rows.empty:
+    runs = [run for _, run in rows.groupby("run") if run["step"].nunique() > 1]
+    if not runs:
         return missing("no GRPO run with float32 masters and checkpoints along its training")
-    early = pd.concat([_nearest_to_third(run) for _, run in rows.groupby("run")])
+    early = pd.concat([_nearest_to_third(run) for run in runs])
     return _lens_share(early, "hidden_later", "hidden", confidence)
 
 
-def _hidden_energy_deficit(tables: Tables, confidence: float) -> Estimate:
+def _hidden_energy_deficit(over_noise: bool, tables: Tables, confidence: float) -> Estimate:
+    """Share of hidden weights minus their share of the energy; the same of noise taken off, or not."""
     rows = _lens_runs(tables, "grpo")
     rows = rows[rows["last"]].set_index("run")
     if rows.empty:
         return missing("no runs of GRPO with float32 masters")
     deficit = rows["hidden"] / rows["moved"] - rows["energy_hidden"] / rows["energy"]
-    return t_estimate(deficit, "runs", confidence)
+    noise = 1 - rows["noise_changed"] / rows["size"] - rows["noise_energy_hidden"] / rows["noise_energy"]
+    return t_estimate(deficit - noise if over_noise else deficit, "runs", confidence)
 
 
 def _master_gap(algorithm: str, tables: Tables, confidence: float) -> Estimate:
@@ -478,7 +486,8 @@ ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "single_step_hidden": _single_step_hidden,
     "accumulation_gap": _accumulation_gap,
     "hidden_becomes_visible": _hidden_becomes_visible,
-    "hidden_energy_deficit": _hidden_energy_deficit,
+    "hidden_energy_deficit": partial(_hidden_energy_deficit, False),
+    "hidden_energy_deficit_over_noise": partial(_hidden_energy_deficit, True),
     "master_sparsity_gap": partial(_master_gap, "grpo"),
     "master_sparsity_gap_sft": partial(_master_gap, "sft-teacher"),
 }

@@ -174,7 +174,7 @@ def overlap_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
         )
 
 
-def lens_jobs(pairs: Sequence[StudyPair], _: dict) -> Iterator[Job]:
+def lens_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
     """One job for every run, over those of its checkpoints that there are; one is enough."""
 
     def place(pair: StudyPair) -> tuple[str, float]:
@@ -186,7 +186,7 @@ def lens_jobs(pairs: Sequence[StudyPair], _: dict) -> Iterator[Job]:
         facts = [pair.facts() for pair in kept]
         sources = {f"{_STEP}{number}": pair.tuned for number, pair in enumerate(kept)}
         named = [[pair.name, fact.get("updates")] for pair, fact in zip(kept, facts, strict=True)]
-        known = {"run": run, "named": named, "rate": facts[-1].get("learning_rate")}
+        known = {"run": run, "named": named, "rate": facts[-1].get("learning_rate"), "seed": options["seed"]}
         yield _job("lens", run, {"base": kept[0].base, **sources}, known)
 
 
@@ -271,13 +271,13 @@ def _measure_overlap(folders: dict[str, str], name: str, draws: int, seed: int) 
 
 
 def _measure_lens(
-    folders: dict[str, str], run: str, named: list[list], rate: float | None
+    folders: dict[str, str], run: str, named: list[list], rate: float | None, seed: int
 ) -> dict[str, pd.DataFrame]:
     kept = [
         lens.Kept(name, updates, Checkpoint.open(folders[f"{_STEP}{number}"]))
         for number, (name, updates) in enumerate(named)
     ]
-    return lens.measure_lens(Checkpoint.open(folders["base"]), kept, run=run, rate=rate)
+    return lens.measure_lens(Checkpoint.open(folders["base"]), kept, run=run, rate=rate, seed=seed)
 
 
 def _no_run(run: str) -> PairError:

@@ -1,8 +1,9 @@
 """What storage shows and hides of a run's displacement, checkpoint by checkpoint.
 
 Two tables. ``lens`` has a row for each checkpoint and tensor: how many weights moved, how many of them
-storage shows, whether the half gap predicts which, what single steps would have reached, and how much of the
-update lies where it is hidden. ``lens_bins`` has the same weights by their size and by how far they moved.
+storage shows, whether the half gap predicts which, what single steps would have reached, how much of the
+update lies where it is hidden, and the same of Gaussian noise of the update's norm. ``lens_bins`` has the
+same weights by their size and by how far they moved.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.accumulation import crosses, displacement_ratio, reaches_half_ulp
 from threegates.geometry.masks import update_mask
+from threegates.geometry.nulls import noise_generator
 from threegates.geometry.precision import half_gap_towards, magnitude_bits, sign_word
+from threegates.study.draws import frobenius
 from threegates.study.estimates import LINEAR
 from threegates.study.measure import typed
 
@@ -39,8 +42,16 @@ COUNTS = (
     "half_ulp_exceptions_at_powers",
     "single_step",
     "aligned_path",
+    "noise_changed",
 )
-ENERGIES = ("energy", "energy_hidden", "energy_stored", "energy_common")
+ENERGIES = (
+    "energy",
+    "energy_hidden",
+    "energy_stored",
+    "energy_common",
+    "noise_energy",
+    "noise_energy_hidden",
+)
 LENS_COLUMNS = {
     "pair": "str",
     "tensor": "str",
@@ -48,7 +59,6 @@ LENS_COLUMNS = {
     "layer": "Int64",
     "stored_dtype_tuned": "str",
     "last": "bool",
-    "has_rate": "bool",
     **dict.fromkeys(COUNTS, "int64"),
     **dict.fromkeys(ENERGIES, "float64"),
 }
@@ -77,13 +87,14 @@ class Kept:
 
 
 def measure_lens(
-    base: Checkpoint, kept: Sequence[Kept], *, run: str, rate: float | None
+    base: Checkpoint, kept: Sequence[Kept], *, run: str, rate: float | None, seed: int = 0
 ) -> dict[str, pd.DataFrame]:
     """Measure all checkpoints of one run, in the order of training; the last is what "later" refers to.
 
     Parameters
     ----------
     rate : learning rate, the size of one AdamW update; None where it is not known.
+    seed : of the noise.
 
     Raises
     ------
@@ -96,9 +107,9 @@ def measure_lens(
     for one in kept:
         for row in align(base, one.checkpoint):
             if row.status is Status.compared:
-                found, hist = _measure_tensor(base, one, kept[-1], row.name, rate)
+                found, hist = _measure_tensor(base, one, kept[-1], row.name, rate, seed)
                 last = {"last": one is kept[-1]}
-                named = {"pair": one.pair, "stored_dtype_tuned": row.dtype_tuned, "has_rate": rate is not None}
+                named = {"pair": one.pair, "stored_dtype_tuned": row.dtype_tuned}
                 rows.append({**named, **last, **found})
                 _add(bins, one.pair, _part(found["role"]), last["last"], hist)
     return {"lens": typed(rows, LENS_COLUMNS), "lens_bins": typed(_bin_rows(bins), BINS_COLUMNS)}
@@ -111,15 +122,18 @@ def _part(of_role: str) -> str:
 
 
 def _measure_tensor(
-    base: Checkpoint, one: Kept, last: Kept, name: str, rate: float | None
+    base: Checkpoint, one: Kept, last: Kept, name: str, rate: float | None, seed: int
 ) -> tuple[dict, dict[str, Tensor]]:
     pair = load_pair(base, one.checkpoint, name)
     later = pair if one is last else load_pair(base, last.checkpoint, name)
+    scale = frobenius(pair.tuned_stored, pair.base) / max(pair.base.numel(), 1) ** 0.5
+    generator = noise_generator(seed, "lens", one.pair, name)
     totals: dict[str, float] = defaultdict(float)
     bins = {quantity: torch.zeros(2, _number(quantity), dtype=torch.int64) for quantity in RANGES}
     for start in range(0, pair.base.numel(), _PIECE):
         piece = _Piece.cut(pair, later, slice(start, start + _PIECE))
-        for key, value in {**piece.counts(), **piece.reach(rate, one.updates), **piece.energies()}.items():
+        found = {**piece.counts(), **piece.reach(rate, one.updates), **piece.energies()}
+        for key, value in {**found, **piece.noise(scale, generator)}.items():
             totals[key] += value
         for quantity, counted in piece.bins().items():
             bins[quantity] += counted
@@ -185,8 +199,19 @@ class _Piece:
             "energy_common": float(self.displacement @ self.stored),
         }
 
+    def noise(self, scale: float, generator: torch.Generator) -> dict[str, float]:
+        """What storage shows and hides of Gaussian noise of that scale."""
+        drawn = scale * torch.randn(self.base.shape, generator=generator, dtype=torch.float64)
+        shown = crosses(self.base, displacement_ratio(self.base, drawn))
+        squares = drawn.square()
+        return {
+            "noise_changed": _count(shown),
+            "noise_energy": float(squares.sum()),
+            "noise_energy_hidden": float(squares[~shown].sum()),
+        }
+
     def bins(self) -> dict[str, Tensor]:
-        """Per quantity a row of counts and a row of those that changed; a zero has no logarithm and no bin."""
+        """Per quantity a row of counts and one of those that changed; a zero has no logarithm, so no bin."""
         values = {"weight": self.base.double().abs(), "ratio": self.ratio}
         return {name: _histogram(name, value, self.changed) for name, value in values.items()}
 
