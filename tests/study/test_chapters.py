@@ -9,7 +9,7 @@ from threegates.study.chapters import run_chapter
 
 
 @pytest.mark.parametrize(
-    "chapter", ["update-sparsity", "stripe-masks", "spectral-drift", "principal-overlap"]
+    "chapter", ["update-sparsity", "stripe-masks", "spectral-drift", "principal-overlap", "precision-lens"]
 )
 def test_a_chapter_of_the_book_runs_on_two_foreign_folders(chapter, project, tmp_path):
     base = planted.base_tensors()

@@ -238,3 +238,8 @@ def master_summary(last: pd.DataFrame, course: pd.DataFrame) -> pd.DataFrame:
         out.append({"runs": group, **numbers, **means})
     names = {"reachable": "reachable by one update", "norm": "‖ΔW‖ stored", "kl": "KL to base"}
     return pd.DataFrame(out).rename(columns={**names, "pass_at_1": "pass@1"})
+
+
+def together(**panels: pd.DataFrame) -> pd.DataFrame:
+    """The frames of a figure's panels one under the other, for the file of its data: `panel` names them."""
+    return pd.concat([frame.assign(panel=name) for name, frame in panels.items()], ignore_index=True)
