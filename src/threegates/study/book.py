@@ -22,7 +22,7 @@ import yaml
 from threegates.digest import code_digest, file_digest, value_digest
 from threegates.errors import NotebookError
 from threegates.study.provenance import importlib_version, project_root
-from threegates.study.runner import NotebookRun, run_notebook
+from threegates.study.runner import NotebookRun, opens_study, read_notebook, run_notebook
 from threegates.study.sources import MANIFEST_VARIABLE
 from threegates.study.study import Study
 from threegates.study.values import FILE, rate_values, verdict_values, write_values
@@ -86,7 +86,7 @@ def _chapters(root: Path) -> list[str]:
 
 def _run(notebook: Path, workers: int) -> NotebookRun | None:
     """Run a chapter; None where the manifest has no checkpoints for it."""
-    if not Study.open(notebook.stem).pairs:
+    if opens_study(read_notebook(notebook)) and not Study.open(notebook.stem).pairs:
         _say(f"{notebook.stem} not run: the manifest has no checkpoints for it")
         return None
     started = time.monotonic()
