@@ -20,7 +20,8 @@ from threegates.study.lens_views import SHARES, SIDES, middle
 _SIDE_MARKS = {"away from zero": ("#0072B2", "^"), "towards zero": ("#D55E00", "v")}
 _PARTS = {"linear": "#0072B2", "embedding and head": "#E69F00", "other": "#009E73"}
 _PART_NAMES = {"linear": "linear", "embedding and head": "embedding and head", "other": "norms and others"}
-_DARK, _GREY, _PALE = "#333333", "#7F7F7F", "#BDBDBD"
+_DARK, _GREY = "#333333", "#7F7F7F"
+_COURSES = {"delta_norm": "‖ΔW‖ of the master", "kl": "KL to the base", "pass_at_1": "pass@1, held out"}
 _SHARE_LOOKS = {
     "moved": ("#000000", "-", "o"),
     "changed": ("#0072B2", "-", "o"),
@@ -297,34 +298,28 @@ def masters_compared(last: pd.DataFrame, course: pd.DataFrame) -> Figure:
         fig = plt.figure(figsize=(11.4, 5.4))
         grid = fig.add_gridspec(2, 3, height_ratios=[0.35 + 0.17 * len(groups), 1])
         _sparsity_rows(fig.add_subplot(grid[0, :]), last, groups)
-        panels = {"delta_norm": "‖ΔW‖ of the master", "kl": "KL to the base", "pass_at_1": "pass@1, held out"}
-        for number, (column, title) in enumerate(panels.items()):
+        for number, (column, title) in enumerate(_COURSES.items()):
             ax = fig.add_subplot(grid[1, number])
-            for _, rows in course.groupby("run", sort=False):
-                pure = rows["master"].iloc[0] == "bfloat16"
-                look: dict[str, Any] = {
-                    "ls": (0, (4, 1.5)) if pure else "-",
-                    "mfc": "white" if pure else None,
-                }
-                tint = colour(str(rows["method"].iloc[0]))
-                ax.plot(
-                    rows["updates"],
-                    rows[column].where(rows[column] > 0),
-                    marker="o",
-                    ms=3.5,
-                    lw=1.4,
-                    color=tint,
-                    **look,
-                )
-            ax.set(title=title, xlabel="optimiser updates")
-            if column != "pass_at_1":
-                ax.set_yscale("log")
-            else:
-                ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-            ax.yaxis.set_minor_formatter(NullFormatter())
-            ax.grid(axis="y")
+            _course(ax, course, column)
+            ax.set(title=title, xlabel="optimiser updates", xlim=(0, 1.04 * course["updates"].max()))
         fig.legend(handles=_master_key(course), loc="outside lower center", ncols=5)
     return fig
+
+
+def _course(ax: Axes, course: pd.DataFrame, column: str) -> None:
+    for _, rows in course.groupby("run", sort=False):
+        pure, tint = rows["master"].iloc[0] == "bfloat16", colour(str(rows["method"].iloc[0]))
+        look: dict[str, Any] = {"ls": (0, (4, 1.5)) if pure else "-", "mfc": "white" if pure else None}
+        # A divergence of zero has no place on a logarithmic axis.
+        values = rows[column].where(rows[column] > 0)
+        ax.plot(rows["updates"], values, marker="o", ms=3.5, lw=1.4, color=tint, **look)
+    if column == "pass_at_1":
+        ax.set_ylim(0, None)
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    else:
+        ax.set_yscale("log")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+    ax.grid(axis="y")
 
 
 def _sparsity_rows(ax: Axes, last: pd.DataFrame, groups: list[str]) -> None:
