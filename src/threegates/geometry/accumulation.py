@@ -95,7 +95,7 @@ def first_visible_step(
     moving = torch.nn.Parameter(weights.to(master))
     moving.grad = -towards.to(master)
     optimiser = torch.optim.AdamW([moving], lr=float(rate), weight_decay=0.0)
-    start, seen = weights.clone(), torch.zeros(len(weights), dtype=torch.int64)
+    start, seen = weights.clone(), torch.zeros_like(weights, dtype=torch.int64)
     for step in range(1, limit + 1):
         optimiser.step()
         left = (to_bf16(moving.detach()) != start) & (seen == 0)

@@ -221,7 +221,7 @@ def _of_theory(degrees: float, trace: float) -> list[Erratum]:
     return [
         Erratum(
             "Thm 3.3",
-            "sin Θ ≤ ‖ΔW‖₂ / (σ_k − σ_(k+1)), both of W₀",
+            "sin Θ ≤ ‖ΔW‖₂ / (σₖ − σₖ₊₁), both values of W₀",
             f"sine {case['sine']:.3f} against a bound of {case['printed']:.3f}; with Wedin's gap "
             f"{case['corrected']:.3f}",
             "False without a condition on the gap of W₊. For updates small against the gap both bounds "
