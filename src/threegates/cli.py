@@ -79,7 +79,11 @@ def measure(
 @app.command()
 def run(
     notebook: Annotated[
-        str, typer.Argument(help="Name of a chapter, such as update-sparsity, or a notebook's path.")
+        str,
+        typer.Argument(
+            help="A chapter, such as spectral-drift, a page of the book, such as spectral-drift-encoder, or a "
+            "notebook's path."
+        ),
     ],
     pair: Annotated[
         list[str] | None,
