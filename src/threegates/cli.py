@@ -81,8 +81,8 @@ def run(
     notebook: Annotated[
         str,
         typer.Argument(
-            help="A chapter, such as spectral-drift, a page of the book, such as spectral-drift-encoder, or a "
-            "notebook's path."
+            help="A chapter, such as spectral-drift, a page of the book, such as spectral-drift-encoder, or "
+            "a notebook's path."
         ),
     ],
     pair: Annotated[

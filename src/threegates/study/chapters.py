@@ -8,8 +8,8 @@ from typing import Any
 
 from threegates.digest import value_digest
 from threegates.errors import NotebookError
-from threegates.study.parameters import declared, parsed
 from threegates.study.pages import Page, find_page, page_of
+from threegates.study.parameters import declared, parsed
 from threegates.study.provenance import build_folder, project_root
 from threegates.study.runner import (
     STUDY_PARAMETERS,
@@ -32,8 +32,8 @@ def run_chapter(
 ) -> NotebookRun:
     """Run a notebook with parameters as they were typed.
 
-    A page of the book, by its name or by its notebook and parameters, lands in build/notebooks; with any other
-    parameters it lands in a folder of its own below build/runs, so that the book keeps its page.
+    A page of the book, by its name or by its notebook and parameters, lands in build/notebooks; with any
+    other parameters it lands in a folder of its own below build/runs, so that the book keeps its page.
 
     Raises
     ------

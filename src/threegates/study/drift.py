@@ -4,7 +4,7 @@ Two tables. ``drift``: one row a matrix and variant. ``spectrum``: the singular 
 example matrix, raw and at equal norm. Variants of a tuned weight, each held against the base:
 
 - raw: as it is stored; rounded: both sides in bf16.
-- noise: Gaussian noise of the raw ΔW's norm, unrounded.
+- noise: Gaussian noise of the raw ΔW's norm, unrounded; one row for each of `NOISE_DRAWS` draws.
 - norm-matched: ΔW scaled, matrix by matrix, to the norm of a partner's, unrounded; and that rounded to bf16.
 """
 
@@ -22,7 +22,7 @@ from threegates.checkpoints.pairs import Status, TensorPair, align, load_finite,
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry import bounds
-from threegates.geometry.angles import SubspaceAngles, subspace_angles
+from threegates.geometry.angles import SubspaceAngles, gap_aware_angles, subspace_angles
 from threegates.geometry.decomposition import SMALL, BaseDecomposition, LeadingSpectrum, decompose, update
 from threegates.geometry.directions import expected_energy, frobenius_norm, principal_energy, spectral_norm
 from threegates.geometry.norm_matching import gaussian_of_norm, match_norm
@@ -34,6 +34,8 @@ from threegates.study.measure import matrices, typed
 RAW, ROUNDED, NOISE = "raw", "rounded", "noise"
 MATCHED, MATCHED_ROUNDED = "norm-matched", "norm-matched, rounded"
 VARIANTS = (RAW, ROUNDED, NOISE, MATCHED, MATCHED_ROUNDED)
+#: Draws of the noise for each matrix.
+NOISE_DRAWS = 3
 BOUNDS = ("weyl", "mirsky", "ky_fan", "nss", "wedin_printed", "wedin_corrected")
 
 DRIFT_COLUMNS = {
@@ -49,6 +51,8 @@ DRIFT_COLUMNS = {
     "nss": "float64",
     "nss_error": "float64",
     **{f"angle_{side}_{what}": "float64" for side in ("left", "right") for what in ("max", "mean")},
+    "gap_aware_k": "int64",
+    **{f"angle_{side}_gap_aware_max": "float64" for side in ("left", "right")},
     "angle_bound": "float64",
     "angle_floor": "float64",
     "resolved": "float64",
@@ -105,6 +109,7 @@ class _Moved:
     side: _Side
     delta: Tensor
     spectrum: FullSpectrum
+    leading: LeadingSpectrum
     angles: SubspaceAngles
     norm: float
     spectral: float
@@ -202,7 +207,8 @@ def _variants(
     own = frobenius_norm(pair.tuned_stored.double() - pair.base_stored.double())
     yield RAW, pair.tuned_stored
     yield ROUNDED, pair.tuned
-    yield NOISE, gaussian_of_norm(pair.base_stored, own, generator).unrounded
+    for _ in range(NOISE_DRAWS):
+        yield NOISE, gaussian_of_norm(pair.base_stored, own, generator).unrounded
     if norm is not None and (own > 0 or norm == 0):
         scaled = match_norm(pair.base_stored, pair.tuned_stored, norm)
         yield MATCHED, scaled.unrounded
@@ -225,11 +231,12 @@ def _type(accuracy: str, weight: Tensor) -> torch.dtype:
 def _moved(side: _Side, tensor: Tensor) -> _Moved:
     tuned = tensor.to(side.weight.dtype)
     delta = tuned.double() - side.weight.double()
-    leading: LeadingSpectrum = update(side.leading, tuned, side.accuracy)
+    leading = update(side.leading, tuned, side.accuracy)
     return _Moved(
         side,
         delta,
         singular_values(tuned, side.accuracy),
+        leading,
         subspace_angles(side.leading.leading, leading),
         frobenius_norm(delta),
         spectral_norm(delta),
@@ -242,6 +249,7 @@ def _numbers(moved: _Moved) -> dict:
     k, leading = angles.k, side.leading.leading
     nss, nss_error = spectral_shift(side.spectrum, moved.spectrum)
     unresolved = torch.cat([angles.left.unresolved, angles.right.unresolved])
+    aware = gap_aware_angles(leading, moved.leading)
     of_sides = {
         f"angle_{name}_{what}": value
         for name, one in (("left", angles.left), ("right", angles.right))
@@ -254,6 +262,9 @@ def _numbers(moved: _Moved) -> dict:
         "nss": nss,
         "nss_error": nss_error,
         **of_sides,
+        "gap_aware_k": aware.k,
+        "angle_left_gap_aware_max": aware.left.maximum,
+        "angle_right_gap_aware_max": aware.right.maximum,
         "angle_bound": moved.bound,
         "angle_floor": max(angles.left.floor, angles.right.floor),
         "resolved": 1 - float(unresolved.double().mean()),

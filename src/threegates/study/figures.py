@@ -30,6 +30,8 @@ from threegates.study.pages import PAGE_VARIABLE
 #: Colour of each training method (Okabe and Ito 2008).
 METHOD_COLOURS: dict[str, str] = {
     "SFT (teacher)": "#D55E00",
+    # The encoder's SFT has the part that the teacher's has in the lab; no page shows both.
+    "SFT (cross-entropy)": "#D55E00",
     "SFT (same style)": "#E69F00",
     "RFT": "#009E73",
     "GRPO": "#0072B2",
@@ -132,8 +134,8 @@ def publish(
     Parameters
     ----------
     fig : the figure; it is closed afterwards.
-    name : "chapter/figure", in small letters, digits and hyphens; also the file names and the label. On a page
-        that is not the notebook's own, the page's name stands for the chapter.
+    name : "chapter/figure", in small letters, digits and hyphens; also the file names and the label. On a
+        page that is not the notebook's own, the page's name stands for the chapter.
     alt : what the figure shows, for those who cannot see it. Required, one line.
     caption : MyST text under the figure, one paragraph.
     data : the numbers drawn, one row a mark.
@@ -170,7 +172,7 @@ def _check(name: str, alt: str, caption: str, data: pd.DataFrame) -> None:
 
 
 def _on_page(name: str) -> str:
-    """The figure's name on the page that is being made: two pages of one notebook keep their figures apart."""
+    """The figure's name on the page that is being made: two pages of a notebook keep their figures apart."""
     page = os.environ.get(PAGE_VARIABLE)
     return f"{page}/{name.partition('/')[2]}" if page else name
 

@@ -162,11 +162,13 @@ def norm_partner(pair: StudyPair, pairs: Sequence[StudyPair]) -> StudyPair | Non
 
 
 def overlap_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
-    """One job a pair, for its principal and its small weights."""
+    """One job a pair, for its principal and its small weights, together with its partner in norm."""
     for pair in pairs:
-        yield _job(
-            "overlap", pair.name, {"base": pair.base, "tuned": pair.tuned}, {**options, "name": pair.name}
-        )
+        partner = norm_partner(pair, pairs)
+        sources = {"base": pair.base, "tuned": pair.tuned}
+        sources |= {"partner": partner.tuned} if partner else {}
+        named = {"name": pair.name, "partner_name": partner.name if partner else ""}
+        yield _job("overlap", pair.name, sources, {**options, **named})
 
 
 def run_job(job: Job, records: Records) -> None:
@@ -243,9 +245,19 @@ def _measure_drift(
     )
 
 
-def _measure_overlap(folders: dict[str, str], name: str, draws: int, seed: int) -> dict[str, pd.DataFrame]:
-    base, tuned = (Checkpoint.open(folders[side]) for side in ("base", "tuned"))
-    return overlap.measure_overlap(base, tuned, name=name, draws=draws, seed=seed)
+def _measure_overlap(
+    folders: dict[str, str], name: str, partner_name: str, draws: int, seed: int
+) -> dict[str, pd.DataFrame]:
+    opened = {place: Checkpoint.open(path) for place, path in folders.items()}
+    return overlap.measure_overlap(
+        opened["base"],
+        opened["tuned"],
+        name=name,
+        draws=draws,
+        partner=opened.get("partner"),
+        partner_name=partner_name,
+        seed=seed,
+    )
 
 
 def _no_run(run: str) -> PairError:

@@ -6,13 +6,19 @@ leading singular directions beside random frames.
 
 Two views of an update: ``bf16`` is the update mask of the stored weights; ``fp32`` marks the share α of
 largest |ΔW|, taken from the weights as stored. Storage decides nothing there, so the storage nulls, which
-match a bf16 mask, are drawn for ``bf16`` alone.
+match a bf16 mask, are drawn for ``bf16`` alone. For directions the views are ΔW between the weights rounded
+to bf16, and between the weights as stored; random frames are drawn for the latter.
+
+Two variants: ``raw`` is the update as it is; ``norm-matched`` is ΔW scaled, matrix by matrix, to the norm of
+a partner's, so that overlaps are compared at equal norm and equal rounding. It is a control itself and has
+no nulls and no sweep.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,18 +26,20 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.pairs import TensorPair, align, load_pair
+from threegates.checkpoints.pairs import Status, TensorPair, align, load_finite, load_pair
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.decomposition import decompose
 from threegates.geometry.directions import (
     FEWEST_DRAWS,
     expected_energy,
+    frobenius_norm,
     principal_energy,
     rotation_draws,
     stable_rank,
 )
 from threegates.geometry.masks import pack, update_mask
+from threegates.geometry.norm_matching import match_norm
 from threegates.geometry.nulls import NullSummary, noise_generator, summarise
 from threegates.geometry.principal import (
     HEADLINE_ALPHA,
@@ -52,6 +60,7 @@ from threegates.geometry.thresholds import entry_count
 from threegates.study.draws import noise_scale
 from threegates.study.measure import as_stored, matrices, typed
 
+RAW, MATCHED = "raw", "norm-matched"
 VIEWS = {"bf16": OVERLAP_NULLS, "fp32": ("bernoulli", "magnitude")}
 SUMMARY = ("mean", "sd", "low", "high", "p", "z")
 # Ranks of the sweep: of small matrices, shares of the smaller side; of others, those that LIFT tried and 16.
@@ -64,6 +73,8 @@ _KEYS = {
     "tensor": "str",
     "role": "str",
     "layer": "Int64",
+    "variant": "str",
+    "partner": "str",
     "stored_dtype_base": "str",
     "stored_dtype_tuned": "str",
     "k": "int64",
@@ -89,6 +100,7 @@ OVERLAP_COLUMNS = {
 SWEEP_COLUMNS = {**_KEYS, "smaller_side": "int64", **_FOUND}
 DIRECTION_COLUMNS = {
     **_KEYS,
+    "view": "str",
     "rho2": "float64",
     "expected": "float64",
     **{f"rotation_{name}": "float64" for name in SUMMARY},
@@ -122,12 +134,24 @@ class _Subject:
     draws: int
     seed: int
 
+    @property
+    def matched(self) -> bool:
+        """Whether ΔW was scaled to a partner's norm."""
+        return self.facts["variant"] == MATCHED
+
     def generator(self, *names: str) -> torch.Generator:
         return noise_generator(self.seed, *names, self.facts["pair"], self.pair.name)
 
 
 def measure_overlap(
-    base: Checkpoint, tuned: Checkpoint, *, name: str, draws: int, seed: int = 0
+    base: Checkpoint,
+    tuned: Checkpoint,
+    *,
+    name: str,
+    draws: int,
+    partner: Checkpoint | None = None,
+    partner_name: str = "",
+    seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Measure every matrix in a block of a pair.
 
@@ -135,6 +159,8 @@ def measure_overlap(
     ----------
     name : the pair's name, in the column `pair`.
     draws : masks per null and matrix; random frames are at least 20. With 0 the nulls' columns stay empty.
+    partner : another run on the same base, whose update norms the norm-matched variant takes; without it, or
+        where it lacks the matrix, there is none.
     seed : of the nulls.
 
     Returns
@@ -150,13 +176,35 @@ def measure_overlap(
         pair = load_pair(base, tuned, matrix)
         if not pair.base.numel():
             continue
-        subject = _subject(pair, name, draws, seed)
-        masks = _views(subject)
-        rows["overlap"] += _overlap_rows(subject, masks)
-        rows["sweep"] += _sweep_rows(subject, masks)
-        rows["direction"].append(_direction_row(subject))
+        own = _subject(pair, name, draws, seed)
+        norm = _partner_norm(base, partner, matrix) if partner else None
+        for subject in _variants(own, norm, partner_name):
+            masks = _views(subject)
+            rows["overlap"] += _overlap_rows(subject, masks)
+            rows["sweep"] += [] if subject.matched else _sweep_rows(subject, masks)
+            rows["direction"] += _direction_rows(subject)
     columns = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
     return {table: typed(rows[table], columns[table]) for table in columns}
+
+
+def _partner_norm(base: Checkpoint, partner: Checkpoint, matrix: str) -> float | None:
+    """‖ΔW‖_F of the partner's matrix; None where it has none of the base's shape."""
+    if all(row.name != matrix or row.status is not Status.compared for row in align(base, partner)):
+        return None
+    after = load_finite(partner, matrix, "partner")[1].double()
+    return frobenius_norm(after - load_finite(base, matrix, "base")[1].double())
+
+
+def _variants(own: _Subject, norm: float | None, partner: str) -> Iterator[_Subject]:
+    """The update as it is, and scaled to a partner's norm; triplets and rank are the base's and stay."""
+    yield own
+    if norm is None or (norm and not own.delta.any()):
+        return
+    scaled = match_norm(own.pair.base_stored, own.pair.tuned_stored, norm)
+    pair = replace(own.pair, tuned=scaled.rounded, tuned_stored=scaled.unrounded)
+    before, after = as_stored(pair)
+    facts = {**own.facts, "variant": MATCHED, "partner": partner}
+    yield replace(own, facts=facts, pair=pair, delta=after - before, draws=0)
 
 
 def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
@@ -183,6 +231,8 @@ def _subject(pair: TensorPair, name: str, draws: int, seed: int) -> _Subject:
         "tensor": pair.name,
         "role": role(pair.name, pair.base.shape),
         "layer": layer(pair.name),
+        "variant": RAW,
+        "partner": "",
         "stored_dtype_base": dtype_name(pair.base_stored),
         "stored_dtype_tuned": dtype_name(pair.tuned_stored),
         "k": k,
@@ -280,14 +330,21 @@ def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
     ]
 
 
-def _direction_row(subject: _Subject) -> dict:
-    """ρ² of the update at the headline rank beside random frames."""
-    delta = subject.delta.double()
+def _direction_rows(subject: _Subject) -> list[dict]:
+    """ρ² of the update in each view; random frames beside the one that storage has not touched."""
+    rounded = subject.pair.tuned.double() - subject.pair.base.double()
+    bare = replace(subject, draws=0)
+    return [_direction_row(subject, "fp32", subject.delta.double()), _direction_row(bare, "bf16", rounded)]
+
+
+def _direction_row(subject: _Subject, view: str, delta: Tensor) -> dict:
+    """ρ² of an update at the headline rank beside random frames."""
     u, _, v = subject.triplets.leading(subject.k)
     rho2 = principal_energy(delta, u, v)
     frames = max(FEWEST_DRAWS, subject.draws) if subject.draws else 0
     row = {
         **subject.facts,
+        "view": view,
         "rho2": rho2,
         "expected": expected_energy(tuple(delta.shape), subject.k),
         "stable_rank": stable_rank(delta),

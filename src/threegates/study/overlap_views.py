@@ -11,15 +11,16 @@ import numpy as np
 import pandas as pd
 
 from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
-from threegates.study.estimates import LINEAR
+from threegates.study.estimates import LINEAR, SFT
+from threegates.study.overlap import MATCHED, RAW
 from threegates.study.views import METHODS, method_name
 
 _ENDS = ("mean", "low", "high")
 
 
 def grouped(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of linear matrices with their group, RL first, then in the order of methods and of rates."""
-    rows = table[table["role"].isin(LINEAR)]
+    """Rows of linear matrices as trained with their group, RL first, then by method and by rate."""
+    rows = table[table["role"].isin(LINEAR) & (table["variant"] == RAW)]
     facts = zip(rows["method"], rows["algorithm"], rows["rate"], strict=True)
     names = pd.Series([group_name(*fact) for fact in facts], index=rows.index, dtype="str")
     return rows.assign(group=names).sort_values("group", key=_group_order, kind="stable")
@@ -40,7 +41,7 @@ def _group_order(names: pd.Series) -> pd.Series:
 def shown_groups(table: pd.DataFrame) -> list[str]:
     """Groups for the figures: RL and SFT at RL's learning rate, or whatever there is."""
     groups = list(dict.fromkeys(grouped(table)["group"]))
-    usual = [group for group in groups if group in ("RL", "SFT (same style)", "SFT (teacher)")]
+    usual = [group for group in groups if group in ("RL", *map(method_name, (*SFT, "sft-same-style")))]
     return usual or groups[:1]
 
 
@@ -106,13 +107,43 @@ def view_comparison(overlap: pd.DataFrame, target: str = "principal") -> pd.Data
     return pd.DataFrame({name: values / bf16["density"] for name, values in lifts.items()}).reset_index()
 
 
+def matched_view(overlap: pd.DataFrame, direction: pd.DataFrame) -> pd.DataFrame:
+    """RL beside the runs that were scaled to its norm: one row a group, variant and view, means over runs.
+
+    Columns: group, variant, view, `overlap` with principal weights, `density` of the mask, `energy` (ρ² of
+    the update over its expectation, geometric mean over matrices); `low` and `high` are the smallest and largest
+    run's overlap. Of RL only the runs whose norm others took.
+    """
+    rows = overlap[overlap["target"] == "principal"]
+    partners = set(rows["partner"]) - {""}
+    keys = ["variant", "view", "group", "pair"]
+    found = _beside(rows, partners).assign(density=lambda frame: frame["changed"] / frame["size"])
+    means = found.groupby(keys, sort=False)[["overlap", "density"]].mean()
+    energy = _beside(direction, partners).assign(log=lambda frame: np.log(frame["rho2"] / frame["expected"]))
+    means = means.join(energy.groupby(keys, sort=False)["log"].mean()).reset_index()
+    groups = means.groupby(["group", "variant", "view"], sort=False)
+    runs = groups["overlap"]
+    view = groups[["overlap", "density", "log"]].mean().assign(low=runs.min(), high=runs.max()).reset_index()
+    view = view.assign(energy=np.exp(view["log"])).drop(columns="log")
+    return view.sort_values("group", key=_group_order, kind="stable").reset_index(drop=True)
+
+
+def _beside(table: pd.DataFrame, partners: set[str]) -> pd.DataFrame:
+    """Rows as trained and scaled, of runs that were scaled and of those whose norms they took; grouped."""
+    scaled = set(table.loc[table["variant"] == MATCHED, "pair"])
+    rows = table[table["pair"].isin(scaled | partners)]
+    return pd.concat(
+        [grouped(own.assign(variant=RAW)).assign(variant=name) for name, own in rows.groupby("variant")]
+    )
+
+
 def direction_view(direction: pd.DataFrame) -> pd.DataFrame:
     """Energy of updates in the principal block over its mean in random frames, by group and matrix type.
 
     Geometric mean over blocks and runs, smallest and largest mean of one run; `random_low` and `random_high`
     are the mean quantiles of random frames on the same scale. Stable rank: plain mean.
     """
-    rows = grouped(direction)
+    rows = grouped(direction[direction["view"] == "fp32"])
     rows = rows.assign(
         log=np.log(rows["rho2"] / rows["rotation_mean"]),
         random_low=rows["rotation_low"] / rows["rotation_mean"],

@@ -1,8 +1,8 @@
 """Executes a chapter's notebook when something it rests on has changed; a failure leaves the last good one.
 
-A notebook's digest covers its page, its cells, its parameters, the code of this package that it imports, the content of
-the records and logs that it reads, and the claims it judges. Beside the notebook lies a JSON file with that
-digest and with what must not be in the notebook itself: time, commit, dirty flag.
+A notebook's digest covers its page, its cells, its parameters, the code of this package that it imports, the
+content of the records and logs that it reads, and the claims it judges. Beside the notebook lies a JSON file
+with that digest and with what must not be in the notebook itself: time, commit, dirty flag.
 """
 
 from __future__ import annotations

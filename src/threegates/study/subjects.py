@@ -35,27 +35,30 @@ SUBJECTS = {
         LAB,
         "the miniature lab",
         "the miniature lab",
-        "**The subject** of this page is the miniature lab: a small Llama-like model that was trained from scratch "
-        "here, on arithmetic that a verifier checks, and then tuned by several methods. *SFT* in comparisons is "
-        "fine-tuning on a teacher's traces in a format that the base never saw, at its own, larger learning rate.",
-        "**Of this subject.** One base, one task, one small size, and a spectrum that a short training made; a "
-        "matrix of a language model as the paper has them is larger and was trained for longer. The learning rates "
-        "are ours, and with them every raw ratio of SFT to RL.",
+        "**The subject** of this page is the miniature lab: a small Llama-like model that was trained "
+        "from scratch here, on arithmetic that a verifier checks, and then tuned by several methods. "
+        "*SFT* in comparisons is fine-tuning on a teacher's traces in a format that the base never saw, "
+        "at its own, larger learning rate.",
+        "**Of this subject.** One base, one task, one small size, and a spectrum that a short training "
+        "made; a matrix of a language model as the paper has them is larger and was trained for longer. "
+        "The learning rates are ours, and with them every raw ratio of SFT to RL.",
     ),
     "encoder": Subject(
         "encoder",
         "the encoder",
-        "the encoder all-MiniLM-L6-v2, a one-step bandit on a real trained spectrum, repackaged by a third party",
-        "**The subject** of this page is the sentence encoder all-MiniLM-L6-v2: the spectrum of its weights is that of "
-        "a model that others trained on real text. The weights come from a third party's repackaging. What is trained "
-        "here is no language model's task but a *one-step bandit*: for each query the policy picks one of some "
-        "candidate strings, by a softmax over the cosine similarities of their embeddings. *SFT* in comparisons is "
-        "cross-entropy on the right candidate, at its own, larger learning rate; *RFT* learns from the base's own "
-        "correct picks.",
-        "**Of this subject.** A one-step bandit has no sequence of tokens, so that none of what makes RL on long "
-        "answers special can show. The embeddings of words are frozen, the tasks are of one family, the weights are as "
-        "a third party repackaged them, and the base is stored in bf16 here although it was not trained so. The "
-        "learning rates are ours, and with them every raw ratio of SFT to RL.",
+        "the encoder all-MiniLM-L6-v2, a one-step bandit on a real trained spectrum, repackaged by a third "
+        "party",
+        "**The subject** of this page is the sentence encoder all-MiniLM-L6-v2: the spectrum of its "
+        "weights is that of a model that others trained on real text. The weights come from a third "
+        "party's repackaging. What is trained here is no language model's task but a *one-step bandit*: "
+        "for each query the policy picks one of some candidate strings, by a softmax over the cosine "
+        "similarities of their embeddings. *SFT* in comparisons is cross-entropy on the right candidate, "
+        "at its own, larger learning rate; *RFT* learns from the base's own correct picks.",
+        "**Of this subject.** A one-step bandit has no sequence of tokens, so that none of what makes RL "
+        "on long answers special can show. The embeddings of words are frozen, the tasks are of one "
+        "family, the weights are as a third party repackaged them, and the base is stored in bf16 here "
+        "although it was not trained so. The learning rates are ours, and with them every raw ratio of "
+        "SFT to RL.",
     ),
 }
 _PAPER = Subject(
@@ -63,8 +66,8 @@ _PAPER = Subject(
     "published checkpoints",
     "published checkpoints",
     "**The subject** of this page are checkpoints that others published, as the manifest lists them.",
-    "**Of this subject.** Base, data and recipe are those of the publishers, and few runs share them; what a method "
-    "does cannot be told from what its authors chose besides.",
+    "**Of this subject.** Base, data and recipe are those of the publishers, and few runs share them; "
+    "what a method does cannot be told from what its authors chose besides.",
 )
 
 

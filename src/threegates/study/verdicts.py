@@ -59,9 +59,9 @@ def _subjects_section(verdicts: pd.DataFrame) -> str:
     titles = tuple(subject_title(name) for name in subjects)
     return (
         "## What holds on which subject\n\n"
-        "A claim as trained, with its verdict; below it the same under every control: *matched* in norm or\n"
-        "learning rate, or *beyond storage*, which asks for more than rounding to bf16 gives any update. A rule\n"
-        "holds where the whole interval over seeds meets it.\n\n"
+        "A claim as trained, with its verdict; below it the same under every control: *matched* in norm\n"
+        "or learning rate, or *beyond storage*, which asks for more than rounding to bf16 gives any update.\n"
+        "A rule holds where the whole interval over seeds meets it.\n\n"
         + _table("Verdicts by subject", "tg-subjects", ("claim and controls", *titles), "\n".join(lines))
         + "\n"
     )
