@@ -47,7 +47,7 @@ def test_every_matrix_agrees_with_a_float64_svd(tmp_path):
     frame = tables["drift"]
     assert list(frame.columns) == list(DRIFT_COLUMNS)
     assert list(tables["spectrum"].columns) == list(SPECTRUM_COLUMNS)
-    assert len(frame) == 7 * 5 and set(frame["variant"]) == set(drift.VARIANTS)
+    assert len(frame) == 7 * (4 + drift.NOISE_DRAWS) and set(frame["variant"]) == set(drift.VARIANTS)
     for found in frame[frame["variant"] == "raw"].to_dict("records"):
         nss, left, right = oracle(base[found["tensor"]], tuned[found["tensor"]], found["k"])
         assert found["nss"] == pytest.approx(nss, abs=1e-12) and found["nss_error"] < 1e-11
@@ -56,6 +56,27 @@ def test_every_matrix_agrees_with_a_float64_svd(tmp_path):
         assert found["resolved"] == 1 and found["proved"] and found["k"] == 8
     for name in ("weyl", "mirsky", "ky_fan", "nss", "wedin_corrected"):
         assert frame[f"{name}_holds"].all()
+
+
+def test_the_gap_aware_angle_is_the_largest_at_the_widest_gap_of_the_base(tmp_path):
+    base = planted.base_tensors(width=64)
+    tuned = planted.with_noise(base, 3e-3, 3)
+    for found in measured(tmp_path, base, tuned)["drift"].query("variant == 'raw'").to_dict("records"):
+        values = np.linalg.svd(base[found["tensor"]].double().numpy(), compute_uv=False)
+        gaps = values[:-1] - values[1:]
+        widest = max(range(4, 9), key=lambda k: gaps[k - 1])
+        assert found["gap_aware_k"] == widest
+        _, left, right = oracle(base[found["tensor"]], tuned[found["tensor"]], widest)
+        assert found["angle_left_gap_aware_max"] == pytest.approx(left.max(), abs=1e-9)
+        assert found["angle_right_gap_aware_max"] == pytest.approx(right.max(), abs=1e-9)
+
+
+def test_every_draw_of_the_noise_has_the_norm_and_is_another(tmp_path):
+    base = planted.base_tensors()
+    frame = measured(tmp_path, base, planted.with_noise(base, 3e-3, 3))["drift"].query("tensor == @Q")
+    noise, raw = frame[frame["variant"] == "noise"], frame[frame["variant"] == "raw"]
+    assert len(noise) == drift.NOISE_DRAWS > 1 and noise["nss"].nunique() == len(noise)
+    assert np.allclose(noise["norm_delta"], raw["norm_delta"].iloc[0], rtol=1e-12)
 
 
 def test_norm_matched_updates_have_the_partners_norm_and_keep_their_direction(tmp_path):

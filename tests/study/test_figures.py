@@ -142,7 +142,10 @@ def luminance(colour: str) -> float:
 
 
 def test_methods_have_colours_of_their_own_and_nulls_are_grey():
-    assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
+    # The encoder's SFT takes the colour of the lab's: they have one part, on pages of their own.
+    apart = {name: c for name, c in METHOD_COLOURS.items() if name != "SFT (cross-entropy)"}
+    assert len(set(apart.values())) == len(apart)
+    assert METHOD_COLOURS["SFT (cross-entropy)"] == METHOD_COLOURS["SFT (teacher)"]
     for _, colour, _ in NULLS.values():
         assert colour[1:3] == colour[3:5] == colour[5:7]
     assert len({marker for _, _, marker in NULLS.values()}) == len(NULLS)

@@ -49,7 +49,7 @@ def test_shared_stripes_are_reproduced(project):
     verdicts = Study.open("stripe-masks", manifest=manifest, draws=5).verdicts()
     assert verdict_of(verdicts, "masks-are-striped") == "reproduced"
     assert verdict_of(verdicts, "rows-stand-out-in-qkv") == "reproduced"
-    assert "5 checkpoints of profile planted, 5 seeds" in set(verdicts["subject"])
+    assert set(verdicts["subject"]) == {"the miniature lab: 5 checkpoints of profile planted, 5 seeds"}
 
 
 def test_what_is_measured_is_not_measured_again(stripes, monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
@@ -20,7 +21,7 @@ _SUMMARY = {
     "reproduced": "Hold as trained and in every control",
     "reproduced, not distinguishable from storage": "Hold as trained, but not beyond what storage gives",
     "reproduced raw, gone when matched": "Hold as trained, but not at matched norm or learning rate",
-    "not reproduced": "Not shown, for the interval reaches beyond the rule",
+    "not reproduced": "Not shown, for the interval does not meet the rule",
     "contradicted": "Contradicted",
     "cannot be tested here": "Cannot be tested here",
     "not run": "Not run",
@@ -54,6 +55,13 @@ def verdict_summary(verdicts: pd.DataFrame) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown leaves as it is."""
     return re.sub(r"([*_`<>\[\]$])", r"\\\1", text.rstrip("."))
+
+
+def span(values: Iterable[float], digits: int = 3) -> str:
+    """Smallest to largest of some numbers, or the one number that they all read as."""
+    known = [value for value in values if not pd.isna(value)]
+    ends = [number(end, digits) for end in (min(known), max(known))] if known else ["–"]
+    return " to ".join(dict.fromkeys(ends))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from threegates.checkpoints.pairs import Status, TensorPair, align, load_finite,
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry import bounds
-from threegates.geometry.angles import SubspaceAngles, gap_aware_angles, subspace_angles
+from threegates.geometry.angles import SubspaceAngles, subspace_angles, widest_gap_rank
 from threegates.geometry.decomposition import SMALL, BaseDecomposition, LeadingSpectrum, decompose, update
 from threegates.geometry.directions import expected_energy, frobenius_norm, principal_energy, spectral_norm
 from threegates.geometry.norm_matching import gaussian_of_norm, match_norm
@@ -249,7 +249,7 @@ def _numbers(moved: _Moved) -> dict:
     k, leading = angles.k, side.leading.leading
     nss, nss_error = spectral_shift(side.spectrum, moved.spectrum)
     unresolved = torch.cat([angles.left.unresolved, angles.right.unresolved])
-    aware = gap_aware_angles(leading, moved.leading)
+    aware = subspace_angles(leading, moved.leading, widest_gap_rank(leading))
     of_sides = {
         f"angle_{name}_{what}": value
         for name, one in (("left", angles.left), ("right", angles.right))

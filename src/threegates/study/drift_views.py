@@ -31,7 +31,7 @@ def in_degrees(drift: pd.DataFrame) -> pd.DataFrame:
     """Angles of both sides together, in degrees, with Thm 3.3's corrected bound as an angle and the floor.
 
     `angle_mean` is the mean over both subspaces, `angle_max` the larger maximum, `angle_aware` the same at
-    the largest rank up to k with a resolved gap behind it (NaN where there is none); `angle_limit` is
+    the rank in k/2 … k that has the base's widest gap behind it; `angle_limit` is
     arcsin min(1, ‖ΔW‖₂/δ_k), 90° where the bound is vacuous; `floor` bounds the numerical error.
     """
     sides = drift[["angle_left_max", "angle_right_max"]].max(axis=1)
@@ -77,8 +77,8 @@ def drift_summary(view: pd.DataFrame) -> pd.DataFrame:
         ):
             row[name] = by[variant]["angle_mean"].mean() if variant in by else np.nan
         row["noise, sd"] = by[NOISE].groupby("pair")["angle_mean"].std().mean()
-        row["largest angle"] = by[RAW]["angle_max"].mean()
-        row["largest, gap-aware"] = by[RAW]["angle_aware"].mean()
+        row["largest"] = by[RAW]["angle_max"].mean()
+        row["largest, widest gap"] = by[RAW]["angle_aware"].mean()
         row["NSS"] = by[RAW]["nss"].mean()
         row["NSS, noise"] = by[NOISE]["nss"].mean()
         row["NSS, equal norm"] = by[MATCHED]["nss"].mean() if MATCHED in by else np.nan

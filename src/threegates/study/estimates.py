@@ -295,10 +295,10 @@ def _drift_ratio_equal_norm(measure: str, rounded: bool, tables: Tables, confide
 
 def _over_partner(scaled: pd.DataFrame, own: pd.DataFrame, column: str, confidence: float) -> Estimate:
     """Per seed, the value of the runs that were scaled minus that of the runs whose norms they took."""
-    values = own.set_index("pair")[column]
-    gaps = scaled[column] - scaled["partner"].map(values)
-    if gaps.dropna().empty:
+    scaled = scaled[scaled["partner"].isin(own["pair"])]
+    if scaled.empty:
         return missing("no runs of SFT that were scaled to the norm of an RL run", "seeds")
+    gaps = scaled[column] - scaled["partner"].map(own.set_index("pair")[column])
     return t_estimate(gaps.groupby(scaled["seed"]).mean(), "seeds", confidence)
 
 
@@ -389,7 +389,9 @@ def _overlap_of_sft(view: str, matched: bool, tables: Tables, confidence: float)
 def _energy_of_sft(view: str, matched: bool, tables: Tables, confidence: float) -> Estimate:
     """Energy of SFT's update in the principal block over that of RL's, geometric mean."""
     rows = tables.table("direction")
-    rows = rows[rows["view"] == view].assign(log=lambda frame: np.log(frame["rho2"]))
+    rows = rows[rows["view"] == view]
+    # An update that has nothing there has no logarithm.
+    rows = rows.assign(log=np.log(rows["rho2"].where(rows["rho2"] > 0)))
     return _exponential(_sft_beside_rl(rows, "log", matched, confidence))
 
 

@@ -15,6 +15,8 @@ from threegates.study.estimates import LINEAR, SFT
 from threegates.study.overlap import MATCHED, RAW
 from threegates.study.views import METHODS, method_name
 
+#: Names on the page of an update as it is and scaled to RL's norm.
+UPDATES = {RAW: "as trained", MATCHED: "at RL's norm"}
 _ENDS = ("mean", "low", "high")
 
 
@@ -108,24 +110,42 @@ def view_comparison(overlap: pd.DataFrame, target: str = "principal") -> pd.Data
 
 
 def matched_view(overlap: pd.DataFrame, direction: pd.DataFrame) -> pd.DataFrame:
-    """RL beside the runs that were scaled to its norm: one row a group, variant and view, means over runs.
+    """RL beside the runs that were scaled to its norm: one row a group and variant, means over runs.
 
-    Columns: group, variant, view, `overlap` with principal weights, `density` of the mask, `energy` (ρ² of
-    the update over its expectation, geometric mean over matrices); `low` and `high` are the smallest and largest
-    run's overlap. Of RL only the runs whose norm others took.
+    Of RL only the runs whose norm others took. Columns: group, update ("as trained" or "at RL's norm"); of
+    the bf16 view `overlap` with principal weights, its smallest and largest run `low` and `high`, the mask's
+    `density`, and `energy`, ρ² of the rounded update over its expectation (geometric mean over matrices);
+    `overlap_fp32` and `energy_fp32` before rounding.
     """
     rows = overlap[overlap["target"] == "principal"]
     partners = set(rows["partner"]) - {""}
-    keys = ["variant", "view", "group", "pair"]
-    found = _beside(rows, partners).assign(density=lambda frame: frame["changed"] / frame["size"])
-    means = found.groupby(keys, sort=False)[["overlap", "density"]].mean()
-    energy = _beside(direction, partners).assign(log=lambda frame: np.log(frame["rho2"] / frame["expected"]))
-    means = means.join(energy.groupby(keys, sort=False)["log"].mean()).reset_index()
-    groups = means.groupby(["group", "variant", "view"], sort=False)
-    runs = groups["overlap"]
-    view = groups[["overlap", "density", "log"]].mean().assign(low=runs.min(), high=runs.max()).reset_index()
-    view = view.assign(energy=np.exp(view["log"])).drop(columns="log")
-    return view.sort_values("group", key=_group_order, kind="stable").reset_index(drop=True)
+    runs = _beside(rows, partners)
+    runs = runs.assign(mask=runs["changed"] / runs["size"])
+    energy = _beside(direction, partners)
+    energy = energy.assign(log=np.log(energy["rho2"] / energy["expected"]))
+    bf16, fp32 = (
+        _of_view(runs, view, ["overlap", "mask"]).join(_of_view(energy, view, ["log"]))
+        for view in ("bf16", "fp32")
+    )
+    groups = [bf16.groupby(["group", "update"], sort=False), fp32.groupby(["group", "update"], sort=False)]
+    first, second = (group.mean() for group in groups)
+    view = pd.DataFrame(
+        {
+            "overlap": first["overlap"],
+            "low": groups[0]["overlap"].min(),
+            "high": groups[0]["overlap"].max(),
+            "density": first["mask"],
+            "energy": np.exp(first["log"]),
+            "overlap_fp32": second["overlap"],
+            "energy_fp32": np.exp(second["log"]),
+        }
+    )
+    return view.reset_index().sort_values("group", key=_group_order, kind="stable").reset_index(drop=True)
+
+
+def _of_view(rows: pd.DataFrame, view: str, columns: list[str]) -> pd.DataFrame:
+    keys = ["group", "update", "pair"]
+    return rows[rows["view"] == view].groupby(keys, sort=False)[columns].mean()
 
 
 def _beside(table: pd.DataFrame, partners: set[str]) -> pd.DataFrame:
@@ -133,7 +153,8 @@ def _beside(table: pd.DataFrame, partners: set[str]) -> pd.DataFrame:
     scaled = set(table.loc[table["variant"] == MATCHED, "pair"])
     rows = table[table["pair"].isin(scaled | partners)]
     return pd.concat(
-        [grouped(own.assign(variant=RAW)).assign(variant=name) for name, own in rows.groupby("variant")]
+        grouped(rows[rows["variant"] == variant].assign(variant=RAW)).assign(update=update)
+        for variant, update in UPDATES.items()
     )
 
 

@@ -70,8 +70,8 @@ def _subjects_section(verdicts: pd.DataFrame) -> str:
 def _subjects_lines(group: pd.DataFrame, subjects: tuple[str, ...]) -> str:
     """The claim's line and one for each control, a cell for each subject."""
     lines = []
-    for (kind, _), rows in group.groupby(["kind", "estimate"], sort=False):
-        says = escape(rows["says"].iloc[0])
+    for _, rows in group.groupby(["kind", "estimate"], sort=False):
+        kind, says = str(rows["kind"].iloc[0]), escape(rows["says"].iloc[0])
         named = f"<strong>{says}</strong>" if kind == "rule" else f"<em>{_CONTROLS[kind]}:</em> {says}"
         found = {row["about"]: row for _, row in rows.iterrows()}
         cells = [_subjects_cell(found[name]) if name in found else "not judged" for name in subjects]
