@@ -17,7 +17,7 @@ import pytest
 from tests.browser import CHROMIUM, Browser
 from tests.study import pages
 from threegates.study import book
-from threegates.study.pages import book_pages
+from threegates.study.contents import book_pages
 
 LOOK = """(() => {
   const SEARCHES = '.search-button, .search-button__button, .search-button-field, input[type=search]';

@@ -16,8 +16,8 @@ from tests.study import frames
 from threegates.study import book, plots
 from threegates.study.cards import VerdictCards
 from threegates.study.claims import not_run, read_claims, verdict_table
+from threegates.study.contents import Page, book_pages
 from threegates.study.figures import publish, table
-from threegates.study.pages import Page, book_pages
 from threegates.study.provenance import project_root
 from threegates.study.subjects import LAB
 from threegates.study.values import FILE, write_values

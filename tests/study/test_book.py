@@ -13,8 +13,8 @@ from tests.study import planted
 from tests.study.test_cards import CLAIM
 from threegates.errors import NotebookError
 from threegates.study import book
+from threegates.study.contents import Page
 from threegates.study.figures import Published
-from threegates.study.pages import Page
 from threegates.study.runner import NotebookRun
 from threegates.study.values import FILE
 

@@ -21,7 +21,7 @@ import pandas as pd
 from threegates.digest import code_digest, file_digest, value_digest
 from threegates.errors import NotebookError
 from threegates.study.chapters import page_study, run_page
-from threegates.study.pages import Page, book_pages
+from threegates.study.contents import Page, book_pages
 from threegates.study.provenance import importlib_version, project_root
 from threegates.study.runner import NotebookRun
 from threegates.study.sources import MANIFEST_VARIABLE

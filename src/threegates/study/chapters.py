@@ -8,7 +8,7 @@ from typing import Any
 
 from threegates.digest import value_digest
 from threegates.errors import NotebookError
-from threegates.study.pages import Page, find_page, page_of
+from threegates.study.contents import Page, find_page, page_of
 from threegates.study.parameters import declared, parsed
 from threegates.study.provenance import build_folder, project_root
 from threegates.study.runner import (

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 
 from threegates.atomic import atomic_path
 from threegates.errors import NotebookError
-from threegates.study.pages import PAGE_VARIABLE
+from threegates.study.contents import PAGE_VARIABLE
 
 #: Colour of each training method (Okabe and Ito 2008).
 METHOD_COLOURS: dict[str, str] = {

@@ -34,7 +34,7 @@ from threegates.digest import (
 )
 from threegates.errors import NotebookError
 from threegates.study.claims import read_claims
-from threegates.study.pages import PAGE_VARIABLE
+from threegates.study.contents import PAGE_VARIABLE
 from threegates.study.parameters import TAG, checked, declared
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.sources import VARIABLE

@@ -7,9 +7,9 @@ import yaml
 
 from tests.study import pages as built
 from threegates.errors import NotebookError
-from threegates.study import pages
+from threegates.study import contents
 from threegates.study.book import LAB_CHAPTER
-from threegates.study.pages import Page, book_pages, find_page, page_of
+from threegates.study.contents import Page, book_pages, find_page, page_of
 from threegates.study.parameters import checked, declared
 from threegates.study.runner import read_notebook
 
@@ -26,7 +26,7 @@ def root(tmp_path):
 
 
 def listed(root, text):
-    (root / "book" / pages.FILE).write_text(text)
+    (root / "book" / contents.FILE).write_text(text)
     return root
 
 
