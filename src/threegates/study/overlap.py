@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,6 @@ from torch import Tensor
 from threegates.checkpoints.pairs import TensorPair, align, load_pair
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.geometry.decomposition import decompose
 from threegates.geometry.directions import (
     FEWEST_DRAWS,
     expected_energy,
@@ -49,8 +49,10 @@ from threegates.geometry.principal import (
     principal_targets,
 )
 from threegates.geometry.thresholds import entry_count
+from threegates.study.bases import base_of
+from threegates.study.by_tensor import Rows, Shared, measure_all
 from threegates.study.draws import noise_scale
-from threegates.study.measure import as_stored, matrices, typed
+from threegates.study.measure import as_stored, matrices
 
 VIEWS = {"bf16": OVERLAP_NULLS, "fp32": ("bernoulli", "magnitude")}
 SUMMARY = ("mean", "sd", "low", "high", "p", "z")
@@ -111,8 +113,8 @@ class _Triplets:
 
 
 @dataclass(frozen=True)
-class _Subject:
-    """One matrix of a pair: its weights, their triplets, its headline rank and what its nulls hang on."""
+class Subject:
+    """One matrix of a pair: its weights, its base's triplets, its headline rank, what its nulls hang on."""
 
     facts: dict[str, Any]
     pair: TensorPair
@@ -121,9 +123,43 @@ class _Subject:
     k: int
     draws: int
     seed: int
+    shared: Shared
 
     def generator(self, *names: str) -> torch.Generator:
+        """Source of what is drawn for this matrix of this pair under a name."""
         return noise_generator(self.seed, *names, self.facts["pair"], self.pair.name)
+
+
+@dataclass(frozen=True)
+class PairOverlap:
+    """A pair whose matrices in blocks are measured tensor by tensor; parameters are `measure_overlap`'s."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    name: str
+    draws: int
+    seed: int = 0
+
+    tables = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Matrices in blocks."""
+        return list(matrices(align(self.base, self.tuned)))
+
+    def rows(self, tensor: str, shared: Shared) -> Rows:
+        """Rows of one matrix in each table; none for one without entries."""
+        pair = load_pair(self.base, self.tuned, tensor)
+        if not pair.base.numel():
+            return {"overlap": [], "sweep": [], "direction": []}
+        rank = max(sweep_ranks(tuple(pair.base.shape)))
+        subject = subject_of(pair, self.name, self.draws, self.seed, rank, shared)
+        masks = _views(subject)
+        return {
+            "overlap": overlap_rows(subject, masks),
+            "sweep": _sweep_rows(subject, masks),
+            "direction": [_direction_row(subject)],
+        }
 
 
 def measure_overlap(
@@ -145,18 +181,7 @@ def measure_overlap(
     ------
     PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    rows: dict[str, list[dict]] = {"overlap": [], "sweep": [], "direction": []}
-    for matrix in matrices(align(base, tuned)):
-        pair = load_pair(base, tuned, matrix)
-        if not pair.base.numel():
-            continue
-        subject = _subject(pair, name, draws, seed)
-        masks = _views(subject)
-        rows["overlap"] += _overlap_rows(subject, masks)
-        rows["sweep"] += _sweep_rows(subject, masks)
-        rows["direction"].append(_direction_row(subject))
-    columns = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
-    return {table: typed(rows[table], columns[table]) for table in columns}
+    return measure_all(PairOverlap(base, tuned, name, draws, seed))
 
 
 def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
@@ -166,16 +191,13 @@ def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
     return sorted({headline_rank(shape), *ranks})
 
 
-def _leading_triplets(weight: Tensor) -> _Triplets:
-    """As many triplets as the sweep needs: by a float64 SVD, or certified iteration where that is long."""
-    if min(weight.shape) < SMALLEST_FULL_SIDE:
-        u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
-        return _Triplets(u, s, vh.T.contiguous())
-    found = decompose(weight, max(sweep_ranks(tuple(weight.shape))), accuracy="certified").leading
+def _leading_triplets(weight: Tensor, rank: int, shared: Shared) -> _Triplets:
+    found = base_of(weight, rank, shared).leading.leading
     return _Triplets(found.left, found.values, found.right)
 
 
-def _subject(pair: TensorPair, name: str, draws: int, seed: int) -> _Subject:
+def subject_of(pair: TensorPair, name: str, draws: int, seed: int, rank: int, shared: Shared) -> Subject:
+    """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank."""
     before, after = as_stored(pair)
     k = headline_rank(pair.base.shape)
     facts = {
@@ -187,7 +209,8 @@ def _subject(pair: TensorPair, name: str, draws: int, seed: int) -> _Subject:
         "stored_dtype_tuned": dtype_name(pair.tuned_stored),
         "k": k,
     }
-    return _Subject(facts, pair, after - before, _leading_triplets(pair.base), k, draws, seed)
+    triplets = _leading_triplets(pair.base, rank, shared)
+    return Subject(facts, pair, after - before, triplets, k, draws, seed, shared)
 
 
 def dtype_name(x: Tensor) -> str:
@@ -197,7 +220,7 @@ def dtype_name(x: Tensor) -> str:
     )
 
 
-def _views(subject: _Subject) -> dict[str, Tensor]:
+def _views(subject: Subject) -> dict[str, Tensor]:
     """The update's mask in each view; entries that did not move at all are in none."""
     moved = int(subject.delta.count_nonzero())
     count = min(moved, entry_count(HEADLINE_ALPHA, subject.delta.numel()))
@@ -207,10 +230,12 @@ def _views(subject: _Subject) -> dict[str, Tensor]:
     }
 
 
-def _overlap_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
+def overlap_rows(subject: Subject, masks: dict[str, Tensor]) -> list[dict]:
     """Every view and target at the headline rank and share, beside the view's nulls."""
     base = subject.pair.base
-    targets = principal_targets(base, *subject.triplets.leading(subject.k))
+    targets = subject.shared.of(
+        ("targets", subject.k), base, lambda: principal_targets(base, *subject.triplets.leading(subject.k))
+    )
     rows = []
     for view, mask in masks.items():
         found = overlaps(pack(mask), targets, base.numel())
@@ -228,7 +253,7 @@ def _numbers(found: Overlap) -> dict[str, float]:
 
 
 def _null_columns(
-    subject: _Subject,
+    subject: Subject,
     view: str,
     mask: Tensor,
     targets: dict[str, Packed],
@@ -259,7 +284,7 @@ def _named(null: str, summary: NullSummary) -> dict[str, float]:
     return {f"{null}_{f.name}": getattr(summary, f.name) for f in fields(summary) if f.name in SUMMARY}
 
 
-def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
+def _sweep_rows(subject: Subject, masks: dict[str, Tensor]) -> list[dict]:
     """Every view, target, rank and share."""
     shape, names = tuple(subject.pair.base.shape), list(masks)
     triplets, packed = subject.triplets, [pack(mask) for mask in masks.values()]
@@ -280,7 +305,7 @@ def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
     ]
 
 
-def _direction_row(subject: _Subject) -> dict:
+def _direction_row(subject: Subject) -> dict:
     """ρ² of the update at the headline rank beside random frames."""
     delta = subject.delta.double()
     u, _, v = subject.triplets.leading(subject.k)
