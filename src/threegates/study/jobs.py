@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 
 import pandas as pd
@@ -213,14 +214,15 @@ def _job(
         "revisions": {place: one.revision for place, one in checkpoints.items() if one.revision},
         "parameters": options,
     }
-    decided = {
-        "kind": kind,
-        "inputs": inputs,
-        "code": code_digest(_MODULES[kind]),
-        "versions": runtime_versions(),
-    }
+    decided = {"kind": kind, "inputs": inputs, **_decides(kind, code_digest)}
     folders = {place: str(one.folder) for place, one in checkpoints.items()}
     return Job(kind, name, value_digest(decided), {"folders": folders, **options}, facts or {}, inputs)
+
+
+@cache
+def _decides(kind: str, digest: Callable[[str], str]) -> dict[str, object]:
+    """What decides a kind of job beside its inputs; a process does not change its code and versions."""
+    return {"code": digest(_MODULES[kind]), "versions": runtime_versions()}
 
 
 def _measure_group(
