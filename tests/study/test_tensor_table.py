@@ -20,7 +20,8 @@ from threegates.study.tensor_table import COLUMNS, MEASURED, PairTable
 STATED = """
 tensor shape size stored_dtype_base stored_dtype_tuned changed sparsity sparsity_fp32 norm_base norm_delta nss
 k gap angle_left_max angle_left_mean angle_right_max angle_right_mean angle_bound angle_floor
-overlap_principal density_principal overlap_low density_low overlap_principal_not_low density_principal_not_low status
+overlap_principal density_principal overlap_low density_low
+overlap_principal_not_low density_principal_not_low status
 """
 ANGLES = ["angle_left_max", "angle_left_mean", "angle_right_max", "angle_right_mean"]
 Q = "model.layers.0.self_attn.q_proj.weight"
