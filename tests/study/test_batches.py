@@ -54,13 +54,13 @@ def study(manifest, records, chapter="spectral-drift", **options):
 def decomposed(monkeypatch):
     """Counts decompositions of base matrices, by their content."""
     calls: Counter = Counter()
-    original = bases.decompose
+    original = bases.decompose_base
 
     def counted(weight, k, accuracy):
         calls[tuple(weight.shape), float(weight.double().sum()), k] += 1
         return original(weight, k, accuracy)
 
-    monkeypatch.setattr(bases, "decompose", counted)
+    monkeypatch.setattr(bases, "decompose_base", counted)
     return calls
 
 

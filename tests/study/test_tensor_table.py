@@ -173,7 +173,7 @@ def test_without_spectra_the_columns_stay_and_are_empty(noisy):
 
 def test_a_base_is_decomposed_once_for_a_row(noisy, monkeypatch):
     _, _, sides, _ = noisy
-    calls, original = [], bases.decompose
-    monkeypatch.setattr(bases, "decompose", lambda *a: calls.append(a) or original(*a))
+    calls, original = [], bases.decompose_base
+    monkeypatch.setattr(bases, "decompose_base", lambda *a: calls.append(a) or original(*a))
     PairTable(*sides, "p", draws=2).rows(Q, Shared())
     assert len(calls) == 1

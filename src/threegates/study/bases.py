@@ -1,4 +1,7 @@
-"""Base matrices, decomposed once for all tuned ones that are held against them."""
+"""Base matrices, decomposed once for all tuned ones that are held against them.
+
+This is the one place where the study decomposes a base, whatever is measured of it.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from threegates.geometry.decomposition import BaseDecomposition, decompose
+from threegates.geometry.decomposition import BaseDecomposition
 from threegates.geometry.spectra import FullSpectrum, singular_values
+from threegates.study.base_cache import decompose_base
 from threegates.study.by_tensor import Shared
 
 #: Up to this smaller side everything is found by float64 SVDs, beyond it by the certified engine.
@@ -48,8 +52,3 @@ def base_of(weight: Tensor, k: int, shared: Shared) -> Base:
     return shared.of(
         ("base", k, accuracy), exact, lambda: Base(exact, decompose_base(exact, k, accuracy), accuracy)
     )
-
-
-def decompose_base(weight: Tensor, k: int, accuracy: str) -> BaseDecomposition:
-    """Decompose a base matrix: the one place where the study does, whatever is measured of it."""
-    return decompose(weight, k, accuracy)

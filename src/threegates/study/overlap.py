@@ -40,6 +40,7 @@ from threegates.geometry.principal import (
     TARGETS,
     Overlap,
     Packed,
+    SweepTargets,
     headline_rank,
     largest_updates,
     null_masks,
@@ -47,6 +48,7 @@ from threegates.geometry.principal import (
     overlap_sweep,
     overlaps,
     principal_targets,
+    sweep_targets,
 )
 from threegates.geometry.thresholds import entry_count
 from threegates.study.bases import base_of
@@ -287,14 +289,8 @@ def _named(null: str, summary: NullSummary) -> dict[str, float]:
 def _sweep_rows(subject: Subject, masks: dict[str, Tensor]) -> list[dict]:
     """Every view, target, rank and share."""
     shape, names = tuple(subject.pair.base.shape), list(masks)
-    triplets, packed = subject.triplets, [pack(mask) for mask in masks.values()]
-    cells = overlap_sweep(
-        subject.pair.base,
-        *triplets.leading(max(ranks := sweep_ranks(shape))),
-        packed,
-        ranks=ranks,
-        alphas=ALPHAS,
-    )
+    targets = subject.shared.of("sweep", subject.pair.base, lambda: _sweep_targets(subject))
+    cells = overlap_sweep(targets, [pack(mask) for mask in masks.values()])
     place = {"smaller_side": min(shape)}
     return [
         {**subject.facts, **place, "k": cell.rank, "alpha": cell.alpha, "target": target}
@@ -303,6 +299,12 @@ def _sweep_rows(subject: Subject, masks: dict[str, Tensor]) -> list[dict]:
         for cell in cells
         for target, found in cell.overlaps.items()
     ]
+
+
+def _sweep_targets(subject: Subject) -> SweepTargets:
+    ranks = sweep_ranks(tuple(subject.pair.base.shape))
+    triplets = subject.triplets.leading(max(ranks))
+    return sweep_targets(subject.pair.base, *triplets, ranks=ranks, alphas=ALPHAS)
 
 
 def _direction_row(subject: Subject) -> dict:
