@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.pairs import AlignedTensor, Status, TensorPair, align, load_finite, load_pair
+from threegates.checkpoints.pairs import AlignedTensor, TensorPair, align, load_pair
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry import bounds
@@ -33,6 +33,7 @@ from threegates.geometry.spectra import FullSpectrum, singular_values, spectral_
 from threegates.study.bases import Base, base_of
 from threegates.study.by_tensor import Rows, Shared, measure_all
 from threegates.study.measure import matrices, sides
+from threegates.study.partners import Partner
 
 RAW, ROUNDED, NOISE = "raw", "rounded", "noise"
 MATCHED, MATCHED_ROUNDED = "norm-matched", "norm-matched, rounded"
@@ -149,14 +150,13 @@ class PairDrift:
         return example_matrix({name: shapes[name] for name in self.names})
 
     @cached_property
-    def of_partner(self) -> set[str]:
-        """Tensors that the partner has in the base's shape."""
-        rows = align(self.base, self.partner) if self.partner else []
-        return {row.name for row in rows if row.status is Status.compared}
+    def in_norm(self) -> Partner:
+        """The run whose norms the norm-matched variants take."""
+        return Partner(self.base, self.partner)
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
         """Rows of one matrix, in each variant."""
-        norm = self._partner_norm(tensor)
+        norm = self.in_norm.norm(tensor)
         pair = load_pair(self.base, self.tuned, tensor)
         place = {"role": role(tensor, pair.base.shape), "layer": layer(tensor)}
         facts = {"pair": self.name, "tensor": tensor, **place}
@@ -171,13 +171,6 @@ class PairDrift:
             if tensor == self.example and variant in (RAW, MATCHED):
                 found["spectrum"].append(row | _spectra(moved))
         return found
-
-    def _partner_norm(self, tensor: str) -> float | None:
-        """‖ΔW‖_F of the partner."""
-        if self.partner is None or tensor not in self.of_partner:
-            return None
-        after = load_finite(self.partner, tensor, "partner")[1].double()
-        return frobenius_norm(after - load_finite(self.base, tensor, "base")[1].double())
 
 
 def measure_drift(

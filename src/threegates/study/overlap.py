@@ -115,7 +115,7 @@ class _Triplets:
 
 
 @dataclass(frozen=True)
-class Subject:
+class _Subject:
     """One matrix of a pair: its weights, its base's triplets, its headline rank, what its nulls hang on."""
 
     facts: dict[str, Any]
@@ -155,7 +155,7 @@ class PairOverlap:
         if not pair.base.numel():
             return {"overlap": [], "sweep": [], "direction": []}
         rank = max(sweep_ranks(tuple(pair.base.shape)))
-        subject = subject_of(pair, self.name, self.draws, self.seed, rank, shared)
+        subject = matrix_of(pair, self.name, self.draws, self.seed, rank, shared)
         masks = _views(subject)
         return {
             "overlap": overlap_rows(subject, masks),
@@ -198,7 +198,7 @@ def _leading_triplets(weight: Tensor, rank: int, shared: Shared) -> _Triplets:
     return _Triplets(found.left, found.values, found.right)
 
 
-def subject_of(pair: TensorPair, name: str, draws: int, seed: int, rank: int, shared: Shared) -> Subject:
+def matrix_of(pair: TensorPair, name: str, draws: int, seed: int, rank: int, shared: Shared) -> _Subject:
     """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank."""
     before, after = as_stored(pair)
     k = headline_rank(pair.base.shape)
@@ -212,7 +212,7 @@ def subject_of(pair: TensorPair, name: str, draws: int, seed: int, rank: int, sh
         "k": k,
     }
     triplets = _leading_triplets(pair.base, rank, shared)
-    return Subject(facts, pair, after - before, triplets, k, draws, seed, shared)
+    return _Subject(facts, pair, after - before, triplets, k, draws, seed, shared)
 
 
 def dtype_name(x: Tensor) -> str:
@@ -222,7 +222,7 @@ def dtype_name(x: Tensor) -> str:
     )
 
 
-def _views(subject: Subject) -> dict[str, Tensor]:
+def _views(subject: _Subject) -> dict[str, Tensor]:
     """The update's mask in each view; entries that did not move at all are in none."""
     moved = int(subject.delta.count_nonzero())
     count = min(moved, entry_count(HEADLINE_ALPHA, subject.delta.numel()))
@@ -232,7 +232,7 @@ def _views(subject: Subject) -> dict[str, Tensor]:
     }
 
 
-def overlap_rows(subject: Subject, masks: dict[str, Tensor]) -> list[dict]:
+def overlap_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
     """Every view and target at the headline rank and share, beside the view's nulls."""
     base = subject.pair.base
     targets = subject.shared.of(
@@ -255,7 +255,7 @@ def _numbers(found: Overlap) -> dict[str, float]:
 
 
 def _null_columns(
-    subject: Subject,
+    subject: _Subject,
     view: str,
     mask: Tensor,
     targets: dict[str, Packed],
@@ -286,7 +286,7 @@ def _named(null: str, summary: NullSummary) -> dict[str, float]:
     return {f"{null}_{f.name}": getattr(summary, f.name) for f in fields(summary) if f.name in SUMMARY}
 
 
-def _sweep_rows(subject: Subject, masks: dict[str, Tensor]) -> list[dict]:
+def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
     """Every view, target, rank and share."""
     shape, names = tuple(subject.pair.base.shape), list(masks)
     targets = subject.shared.of("sweep", subject.pair.base, lambda: _sweep_targets(subject))
@@ -301,13 +301,13 @@ def _sweep_rows(subject: Subject, masks: dict[str, Tensor]) -> list[dict]:
     ]
 
 
-def _sweep_targets(subject: Subject) -> SweepTargets:
+def _sweep_targets(subject: _Subject) -> SweepTargets:
     ranks = sweep_ranks(tuple(subject.pair.base.shape))
     triplets = subject.triplets.leading(max(ranks))
     return sweep_targets(subject.pair.base, *triplets, ranks=ranks, alphas=ALPHAS)
 
 
-def _direction_row(subject: Subject) -> dict:
+def _direction_row(subject: _Subject) -> dict:
     """ρ² of the update at the headline rank beside random frames."""
     delta = subject.delta.double()
     u, _, v = subject.triplets.leading(subject.k)

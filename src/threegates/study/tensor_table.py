@@ -18,7 +18,7 @@ from threegates.geometry.principal import HEADLINE_ALPHA, OVERLAP_NULLS, TARGETS
 from threegates.study.by_tensor import Rows, Shared
 from threegates.study.drift import DRIFT_COLUMNS, drift_numbers, moved_from
 from threegates.study.measure import AXIS_COLUMNS, TENSOR_COLUMNS, PairTensors, facts_of
-from threegates.study.overlap import overlap_rows, subject_of
+from threegates.study.overlap import matrix_of, overlap_rows
 
 #: Columns of the drift table that a row takes over.
 SPECTRAL = (
@@ -122,9 +122,9 @@ class PairTable:
 
     def _overlaps(self, pair: TensorPair, shared: Shared) -> dict[str, float]:
         rank = headline_rank(pair.base.shape)
-        subject = subject_of(pair, self.name, self.draws, self.seed, rank, shared)
+        matrix = matrix_of(pair, self.name, self.draws, self.seed, rank, shared)
         columns: dict[str, float] = {}
-        for row in overlap_rows(subject, {"bf16": update_mask(pair.base, pair.tuned)}):
+        for row in overlap_rows(matrix, {"bf16": update_mask(pair.base, pair.tuned)}):
             target = row["target"]
             columns |= {f"{what}_{target}": row[what] for what in ("overlap", "density")}
             drawn = {f"{null}_{what}" for null in OVERLAP_NULLS for what in OF_NULL} & row.keys()
