@@ -9,7 +9,7 @@ import torch
 
 from tests.study import planted
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.study import drift
+from threegates.study import bases, drift
 from threegates.study.drift import DRIFT_COLUMNS, SPECTRUM_COLUMNS, example_matrix, measure_drift
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -179,7 +179,7 @@ def test_large_matrices_take_the_certified_engine(tmp_path, monkeypatch):
     base = planted.base_tensors(width=128)
     sides = opened(tmp_path, base=base, tuned=planted.with_noise(base, 1e-3, 1))
     exact = measure_drift(sides["base"], sides["tuned"], name="p")["drift"]
-    monkeypatch.setattr(drift, "SMALL", 16)
+    monkeypatch.setattr(bases, "REFERENCE_SIDE", 16)
     quick = measure_drift(sides["base"], sides["tuned"], name="p")["drift"]
     assert set(quick["accuracy"]) == {"certified"} and set(exact["accuracy"]) == {"reference"}
     # The noise is rounded to float32 there, so only what is stored agrees to all digits.

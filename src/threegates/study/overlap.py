@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -26,14 +27,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.pairs import Status, TensorPair, align, load_finite, load_pair
+from threegates.checkpoints.pairs import TensorPair, align, load_pair
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.geometry.decomposition import decompose
 from threegates.geometry.directions import (
     FEWEST_DRAWS,
     expected_energy,
-    frobenius_norm,
     principal_energy,
     rotation_draws,
     stable_rank,
@@ -48,6 +47,7 @@ from threegates.geometry.principal import (
     TARGETS,
     Overlap,
     Packed,
+    SweepTargets,
     headline_rank,
     largest_updates,
     null_masks,
@@ -55,10 +55,14 @@ from threegates.geometry.principal import (
     overlap_sweep,
     overlaps,
     principal_targets,
+    sweep_targets,
 )
 from threegates.geometry.thresholds import entry_count
+from threegates.study.bases import base_of
+from threegates.study.by_tensor import Rows, Shared, measure_all
 from threegates.study.draws import noise_scale
-from threegates.study.measure import as_stored, matrices, typed
+from threegates.study.measure import as_stored, matrices
+from threegates.study.partners import Partner
 
 RAW, MATCHED = "raw", "norm-matched"
 VIEWS = {"bf16": OVERLAP_NULLS, "fp32": ("bernoulli", "magnitude")}
@@ -124,7 +128,7 @@ class _Triplets:
 
 @dataclass(frozen=True)
 class _Subject:
-    """One matrix of a pair: its weights, their triplets, its headline rank and what its nulls hang on."""
+    """One matrix of a pair: its weights, its base's triplets, its headline rank, what its nulls hang on."""
 
     facts: dict[str, Any]
     pair: TensorPair
@@ -133,6 +137,7 @@ class _Subject:
     k: int
     draws: int
     seed: int
+    shared: Shared
 
     @property
     def matched(self) -> bool:
@@ -140,7 +145,48 @@ class _Subject:
         return self.facts["variant"] == MATCHED
 
     def generator(self, *names: str) -> torch.Generator:
+        """Source of what is drawn for this matrix of this pair under a name."""
         return noise_generator(self.seed, *names, self.facts["pair"], self.pair.name)
+
+
+@dataclass(frozen=True)
+class PairOverlap:
+    """A pair whose matrices in blocks are measured tensor by tensor; parameters are `measure_overlap`'s."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    name: str
+    draws: int
+    partner: Checkpoint | None = None
+    partner_name: str = ""
+    seed: int = 0
+
+    tables = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Matrices in blocks."""
+        return list(matrices(align(self.base, self.tuned)))
+
+    @cached_property
+    def in_norm(self) -> Partner:
+        """The run whose norms the norm-matched variant takes."""
+        return Partner(self.base, self.partner)
+
+    def rows(self, tensor: str, shared: Shared) -> Rows:
+        """Rows of one matrix in each table and variant; none for one without entries."""
+        found: Rows = {"overlap": [], "sweep": [], "direction": []}
+        pair = load_pair(self.base, self.tuned, tensor)
+        if not pair.base.numel():
+            return found
+        rank = max(sweep_ranks(tuple(pair.base.shape)))
+        own = matrix_of(pair, self.name, self.draws, self.seed, rank, shared)
+        for subject in _variants(own, self.in_norm.norm(tensor), self.partner_name):
+            masks = _views(subject)
+            found["overlap"] += overlap_rows(subject, masks)
+            found["sweep"] += [] if subject.matched else _sweep_rows(subject, masks)
+            found["direction"] += _direction_rows(subject)
+        return found
 
 
 def measure_overlap(
@@ -171,28 +217,7 @@ def measure_overlap(
     ------
     PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    rows: dict[str, list[dict]] = {"overlap": [], "sweep": [], "direction": []}
-    for matrix in matrices(align(base, tuned)):
-        pair = load_pair(base, tuned, matrix)
-        if not pair.base.numel():
-            continue
-        own = _subject(pair, name, draws, seed)
-        norm = _partner_norm(base, partner, matrix) if partner else None
-        for subject in _variants(own, norm, partner_name):
-            masks = _views(subject)
-            rows["overlap"] += _overlap_rows(subject, masks)
-            rows["sweep"] += [] if subject.matched else _sweep_rows(subject, masks)
-            rows["direction"] += _direction_rows(subject)
-    columns = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
-    return {table: typed(rows[table], columns[table]) for table in columns}
-
-
-def _partner_norm(base: Checkpoint, partner: Checkpoint, matrix: str) -> float | None:
-    """‖ΔW‖_F of the partner's matrix; None where it has none of the base's shape."""
-    if all(row.name != matrix or row.status is not Status.compared for row in align(base, partner)):
-        return None
-    after = load_finite(partner, matrix, "partner")[1].double()
-    return frobenius_norm(after - load_finite(base, matrix, "base")[1].double())
+    return measure_all(PairOverlap(base, tuned, name, draws, partner, partner_name, seed))
 
 
 def _variants(own: _Subject, norm: float | None, partner: str) -> Iterator[_Subject]:
@@ -214,16 +239,13 @@ def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
     return sorted({headline_rank(shape), *ranks})
 
 
-def _leading_triplets(weight: Tensor) -> _Triplets:
-    """As many triplets as the sweep needs: by a float64 SVD, or certified iteration where that is long."""
-    if min(weight.shape) < SMALLEST_FULL_SIDE:
-        u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
-        return _Triplets(u, s, vh.T.contiguous())
-    found = decompose(weight, max(sweep_ranks(tuple(weight.shape))), accuracy="certified").leading
+def _leading_triplets(weight: Tensor, rank: int, shared: Shared) -> _Triplets:
+    found = base_of(weight, rank, shared).leading.leading
     return _Triplets(found.left, found.values, found.right)
 
 
-def _subject(pair: TensorPair, name: str, draws: int, seed: int) -> _Subject:
+def matrix_of(pair: TensorPair, name: str, draws: int, seed: int, rank: int, shared: Shared) -> _Subject:
+    """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank."""
     before, after = as_stored(pair)
     k = headline_rank(pair.base.shape)
     facts = {
@@ -237,7 +259,8 @@ def _subject(pair: TensorPair, name: str, draws: int, seed: int) -> _Subject:
         "stored_dtype_tuned": dtype_name(pair.tuned_stored),
         "k": k,
     }
-    return _Subject(facts, pair, after - before, _leading_triplets(pair.base), k, draws, seed)
+    triplets = _leading_triplets(pair.base, rank, shared)
+    return _Subject(facts, pair, after - before, triplets, k, draws, seed, shared)
 
 
 def dtype_name(x: Tensor) -> str:
@@ -257,10 +280,12 @@ def _views(subject: _Subject) -> dict[str, Tensor]:
     }
 
 
-def _overlap_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
+def overlap_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
     """Every view and target at the headline rank and share, beside the view's nulls."""
     base = subject.pair.base
-    targets = principal_targets(base, *subject.triplets.leading(subject.k))
+    targets = subject.shared.of(
+        ("targets", subject.k), base, lambda: principal_targets(base, *subject.triplets.leading(subject.k))
+    )
     rows = []
     for view, mask in masks.items():
         found = overlaps(pack(mask), targets, base.numel())
@@ -312,14 +337,8 @@ def _named(null: str, summary: NullSummary) -> dict[str, float]:
 def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
     """Every view, target, rank and share."""
     shape, names = tuple(subject.pair.base.shape), list(masks)
-    triplets, packed = subject.triplets, [pack(mask) for mask in masks.values()]
-    cells = overlap_sweep(
-        subject.pair.base,
-        *triplets.leading(max(ranks := sweep_ranks(shape))),
-        packed,
-        ranks=ranks,
-        alphas=ALPHAS,
-    )
+    targets = subject.shared.of("sweep", subject.pair.base, lambda: _sweep_targets(subject))
+    cells = overlap_sweep(targets, [pack(mask) for mask in masks.values()])
     place = {"smaller_side": min(shape)}
     return [
         {**subject.facts, **place, "k": cell.rank, "alpha": cell.alpha, "target": target}
@@ -328,6 +347,12 @@ def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
         for cell in cells
         for target, found in cell.overlaps.items()
     ]
+
+
+def _sweep_targets(subject: _Subject) -> SweepTargets:
+    ranks = sweep_ranks(tuple(subject.pair.base.shape))
+    triplets = subject.triplets.leading(max(ranks))
+    return sweep_targets(subject.pair.base, *triplets, ranks=ranks, alphas=ALPHAS)
 
 
 def _direction_rows(subject: _Subject) -> list[dict]:

@@ -17,13 +17,13 @@ from threegates.checkpoints.manifest import Entry
 from threegates.digest import file_digest, value_digest
 from threegates.errors import RecordError
 from threegates.study import claims
-from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs, run_job
-from threegates.study.measure import typed
+from threegates.study.batches import run_jobs
+from threegates.study.by_tensor import typed
+from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs
 from threegates.study.provenance import build_folder, project_root, record_provenance
 from threegates.study.sources import StudyPair, chapter_pairs, lab_manifest, named_pairs, own_pair
 from threegates.study.store import Records, read_parquet, record_digest, remove_leftovers
 from threegates.study.subjects import LAB, Subject, described, foreign, of_pairs
-from threegates.workers import run_parallel
 
 #: Facts of a pair, the columns of `Study.frame` before the labels.
 FACTS = {
@@ -120,11 +120,11 @@ class Study:
         return [job for job in self.jobs if not job.is_done(self.records)]
 
     def ensure(self, workers: int = 1) -> Study:
-        """Measure what is missing, over processes of one thread each."""
-        tasks = [(job, self.records) for job in self.missing()]
-        if tasks:
+        """Measure what is missing, over processes of one thread each; each base matrix is decomposed once."""
+        missing = self.missing()
+        if missing:
             remove_leftovers(self.records.folder)
-            run_parallel(run_job, tasks, workers, f"measure {self.chapter}")
+            run_jobs(missing, self.records, workers, f"measure {self.chapter}")
         return self
 
     def table(self, name: str) -> pd.DataFrame:
