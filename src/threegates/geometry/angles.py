@@ -16,6 +16,7 @@ from torch import Tensor
 from threegates.errors import GeometryError
 from threegates.geometry.certificate import orthonormality_defect, rounding
 from threegates.geometry.decomposition import CERTIFIED_SINE, LeadingSpectrum
+from threegates.geometry.iteration import orthonormal
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,22 @@ def gap_aware_angles(
     return subspace_angles(base, tuned, resolved_rank(base, tuned, tolerance))
 
 
+def widest_gap_rank(base: LeadingSpectrum) -> int:
+    """Index j in k/2 … k with the widest gap σ̂_j − σ̂_{j+1} of a base; 0 where k is 0.
+
+    The largest angle at k hangs on one gap, which may happen to be narrow. This rank depends on the base
+    alone, so that it is the same for every update. Of equal gaps the last counts.
+
+    **Source** this study; the largest angle is steady only at a border that the base has.
+    """
+    if base.k == 0:
+        return 0
+    values = torch.cat([base.values, base.values[-1:] - base.gap])
+    first = (base.k + 1) // 2
+    gaps = (values[:-1] - values[1:])[first - 1 :]
+    return first + int((gaps == gaps.max()).nonzero()[-1])
+
+
 def _gap(spectrum: LeadingSpectrum, k: int) -> float:
     if k == 0:
         return math.nan
@@ -154,13 +171,18 @@ def _gap(spectrum: LeadingSpectrum, k: int) -> float:
 
 
 def _side(base: LeadingSpectrum, tuned: LeadingSpectrum, side: str, k: int, same: bool) -> Angles:
-    first, second = (getattr(spectrum, side)[:, :k] for spectrum in (base, tuned))
+    first, second = (_wide(getattr(spectrum, side)[:, :k]) for spectrum in (base, tuned))
     if same or k == 0:
         return Angles(first.new_zeros(k), 0.0, 0.0)
     values = principal_angles(first, second)
     floor = _rounding(first) + _rounding(second)
     sines = (float(getattr(spectrum.certificate, side)[k - 1]) for spectrum in (base, tuned))
     return Angles(values, min(math.pi / 2, sum(math.asin(s) for s in sines) + floor), floor)
+
+
+def _wide(basis: Tensor) -> Tensor:
+    """In float64 and orthonormal to it, which float32 vectors are not, though they span the same subspace."""
+    return basis if basis.dtype == torch.float64 else orthonormal(basis.to(torch.float64))
 
 
 def _rounding(basis: Tensor) -> float:
