@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.linalg
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
@@ -104,15 +105,54 @@ def test_foreign_folders_give_exact_masks(command, models, tmp_path):
     axis = pd.read_parquet(tmp_path / "a.parquet").set_index(["tensor", "axis"])
     name = "model.layers.1.mlp.down_proj.weight"
     assert np.allclose(axis.loc[(name, "column"), "ratio"], models[name].float().mean(0))
+    matrices = table[table["spectra"] == "measured"]
+    assert len(matrices) == 14 and matrices["overlap_principal_storage_density_p"].notna().all()
     stated = read_provenance(tmp_path / "t.parquet")
     assert {"base", "tuned"} == set(stated["inputs"]) and stated["parameters"]["draws"] == 3
     assert str(tmp_path) not in json.dumps(stated) and not list(tmp_path.glob("*.parts"))
 
 
 def test_two_measurements_are_the_same_bytes(command, models, tmp_path):
-    for name in ("one.parquet", "two.parquet"):
-        assert command("measure", "--base", "base", "--tuned", "tuned", "--out", name)[0] == 0
-    assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
+    for number in (1, 2):
+        arguments = ["--out", f"{number}.parquet", "--draws", 3, "--workers", number]
+        assert command("measure", "--base", "base", "--tuned", "tuned", *arguments)[0] == 0
+    assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
+
+
+def subspaces(weight: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    u, s, vh = np.linalg.svd(weight.double().numpy(), full_matrices=False)
+    return u[:, :k], s, vh[:k].T
+
+
+def test_spectra_and_angles_of_foreign_folders_are_those_of_float64_svds(command, models, tmp_path):
+    options = ["--out", "t.parquet", "--draws", 0]
+    status, out, _ = command("measure", "--base", "base", "--tuned", "tuned", *options)
+    assert status == 0 and "spectra of 14 matrices" in out
+    table = pd.read_parquet(tmp_path / "t.parquet")
+    base, tuned = ({}, {})
+    for side, tensors in (("base", base), ("tuned", tuned)):
+        for file in (tmp_path / side).glob("*.safetensors"):
+            tensors.update(load_file(file))
+    for row in table[table["spectra"] == "measured"].to_dict("records"):
+        (u, s, v), (uu, ss, vv) = (subspaces(side[row["tensor"]], int(row["k"])) for side in (base, tuned))
+        assert row["nss"] == pytest.approx(np.linalg.norm(ss - s) / np.linalg.norm(s), abs=1e-12)
+        for name, first, second in (("left", u, uu), ("right", v, vv)):
+            angles = scipy.linalg.subspace_angles(first, second)
+            assert row[f"angle_{name}_max"] == pytest.approx(angles.max(), abs=1e-9)
+            assert row[f"angle_{name}_mean"] == pytest.approx(angles.mean(), abs=1e-9)
+        assert row["angle_left_max"] > row["angle_bound"]
+    others = table[table["spectra"] != "measured"].set_index("tensor")["spectra"]
+    assert others["model.norm.weight"] == "not a matrix"
+    assert others["model.embed_tokens.weight"] == others["lm_head.weight"] == "not in a block"
+
+
+def test_spectra_can_be_left_out(command, models, tmp_path):
+    options = ["--out", "t.parquet", "--no-spectra"]
+    status, out, _ = command("measure", "--base", "base", "--tuned", "tuned", *options)
+    table = pd.read_parquet(tmp_path / "t.parquet")
+    assert status == 0 and "spectra of" not in out and table["nss"].isna().all()
+    assert set(table["spectra"]) == {"not asked for", "not a matrix", "not in a block"}
+    assert read_provenance(tmp_path / "t.parquet")["parameters"]["spectra"] is False
 
 
 def shard_of(folder: Path, tensor: str) -> Path:
@@ -196,9 +236,10 @@ def test_what_stands_for_nothing_is_refused(command, tmp_path):
 def test_a_killed_measurement_continues(command, models, tmp_path):
     arguments = ["measure", "--base", "base", "--tuned", "tuned", "--out", "t.parquet", "--axis", "a.parquet"]
     arguments += ["--draws", "60"]
-    code = "import threegates.study.measure as m, threegates.cli as c; m.SECONDS_BETWEEN_PARTS = 0; c.main()"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    child = subprocess.Popen([sys.executable, "-c", code, *arguments], cwd=tmp_path, env=environment)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "threegates.cli", *arguments], cwd=tmp_path, env=environment
+    )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("t.parquet.parts/*/*.json"))) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)

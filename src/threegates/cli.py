@@ -62,24 +62,50 @@ def measure(
     axis: Annotated[
         Path | None, typer.Option(help="Also write row and column ratios beside their nulls.")
     ] = None,
-    draws: Annotated[int, typer.Option(min=0, help="Masks drawn under each null, for --axis.")] = 49,
+    spectra: Annotated[
+        bool,
+        typer.Option(help="Measure singular values, angles and overlaps; without them it takes seconds."),
+    ] = True,
+    draws: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Masks drawn under each null of overlaps and ratios; on large models most "
+            "of the time goes here, and 0 leaves their columns empty.",
+        ),
+    ] = 49,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the nulls.")] = 0,
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes that work at once, each on one tensor and one thread.")
+    ] = 1,
 ) -> None:
-    """Compare two checkpoints tensor by tensor: which weights changed, in bf16 and as stored.
+    """Compare two checkpoints tensor by tensor: what changed, how far spectra moved, on which weights.
+
+    One row a tensor: changed entries and sparsity in bf16 and as stored; norms; for the matrices in blocks
+    the shift of their singular values (nss), the angles of their leading subspaces in radians with a bound on
+    the numerical error, and how much of the update lies on principal and on small weights, beside nulls.
+    The column `spectra` says why a tensor has none, `accuracy`, `path` and `proof` how they were found.
 
     A measurement that is killed continues where it was when the same command is given again. When the
     checkpoints cannot be compared, the reason is printed and no file is written.
     """
     from threegates.study.files import measure_to_files
 
-    written = measure_to_files(base, tuned, out, masks=masks, axis=axis, draws=draws, seed=seed)
+    options = {"masks": masks, "axis": axis}
+    written = measure_to_files(
+        base, tuned, out, **options, draws=draws, seed=seed, spectra=spectra, workers=workers
+    )
     typer.echo(written.summary())
 
 
 @app.command()
 def run(
     notebook: Annotated[
-        str, typer.Argument(help="Name of a chapter, such as update-sparsity, or a notebook's path.")
+        str,
+        typer.Argument(
+            help="A chapter, such as spectral-drift, a page of the book, such as spectral-drift-encoder, or "
+            "a notebook's path."
+        ),
     ],
     pair: Annotated[
         list[str] | None,

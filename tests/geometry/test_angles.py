@@ -13,7 +13,13 @@ from hypothesis import strategies as st
 
 from tests.geometry.spectral_gate import clustered, fixed_set, perturbed, power_law, with_spectrum
 from threegates.errors import GeometryError
-from threegates.geometry.angles import gap_aware_angles, principal_angles, resolved_rank, subspace_angles
+from threegates.geometry.angles import (
+    gap_aware_angles,
+    principal_angles,
+    resolved_rank,
+    subspace_angles,
+    widest_gap_rank,
+)
 from threegates.geometry.decomposition import decompose, update
 
 FIXED = fixed_set()
@@ -150,3 +156,12 @@ def test_k_can_be_smaller_but_not_larger_than_what_was_found():
     assert len(subspace_angles(leading, other, 7).left.values) == 7
     with pytest.raises(GeometryError, match="no subspace of that size"):
         subspace_angles(leading, other, 11)
+
+
+def test_the_widest_gap_is_looked_for_in_the_upper_half_of_the_base():
+    values = torch.tensor([9.0, 5.0, 4.9, 4.0, 3.9, 3.8, 1.0, 0.9], dtype=torch.float64)
+    base = decompose(torch.diag(values), 6, "reference").leading
+    # The widest gap of all lies behind the first value, that of 3 … 6 behind the sixth.
+    assert widest_gap_rank(base) == 6
+    assert widest_gap_rank(decompose(torch.diag(values), 5, "reference").leading) == 3
+    assert widest_gap_rank(decompose(torch.diag(values), 1, "reference").leading) == 1

@@ -42,6 +42,7 @@ from threegates.geometry.principal import (
     packed_principal_mask,
     principal_mask,
     principal_targets,
+    sweep_targets,
     wilson,
 )
 
@@ -211,7 +212,11 @@ def test_each_cell_of_the_sweep_is_the_overlap_computed_alone(monkeypatch):
     u, s, v = svd(base, 12)
     masks = [pack(storage_mask_at_density(base, count, seed)) for seed, count in enumerate((300, 1500))]
     ranks, alphas = [1, 4, 12], [0.1, 0.5, 0.9]
-    cells = overlap_sweep(base, u, s, v, masks, ranks=ranks, alphas=alphas)
+    found = sweep_targets(base, u, s, v, ranks=ranks, alphas=alphas)
+    cells = overlap_sweep(found, masks)
+    # What was found of the base serves the next masks as well.
+    again = overlap_sweep(found, masks[1:])
+    assert [cell.overlaps for cell in again] == [cell.overlaps for cell in cells if cell.mask == 1]
     keys = [(c.mask, c.rank, c.alpha) for c in cells]
     assert keys == [(i, k, a) for i in (0, 1) for k in ranks for a in alphas]
     for cell in cells:
@@ -222,8 +227,9 @@ def test_each_cell_of_the_sweep_is_the_overlap_computed_alone(monkeypatch):
 
 def test_the_sweep_refuses_masks_of_another_matrix():
     base = power_law(16, 16)
+    targets = sweep_targets(base, *svd(base, 2), ranks=[2], alphas=[0.5])
     with pytest.raises(GeometryError, match="does not fit its tensor"):
-        overlap_sweep(base, *svd(base, 2), [pack(torch.ones(8, dtype=torch.bool))], ranks=[2], alphas=[0.5])
+        overlap_sweep(targets, [pack(torch.ones(8, dtype=torch.bool))])
 
 
 # --- nulls

@@ -8,7 +8,7 @@ import pytest
 
 from threegates.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from threegates.errors import RecipeError
-from threegates.lab.plan import BASE, PROFILES, RATES, Planned, manifest, plan
+from threegates.lab.plan import BASE, PROFILES, RATES, STEP_CHAPTERS, Planned, manifest, plan
 from threegates.lab.recipe import AnyRecipe, PretrainRecipe, RLRecipe, SFTRecipe
 from threegates.lab.task import data_set
 
@@ -53,7 +53,8 @@ def test_names_say_method_data_rate_and_seed(plans, name):
         recipe = item.draft.recipe
         kind = recipe.algorithm if isinstance(recipe, RLRecipe) else item.draft.algorithm
         rate = [] if item.draft.rate == "mask" else [item.draft.rate]
-        assert recipe.name == "-".join([kind, recipe.data, *rate, f"s{recipe.seed}"])
+        master = [] if recipe.master_dtype == "float32" else ["bf16-master"]
+        assert recipe.name == "-".join([kind, recipe.data, *rate, *master, f"s{recipe.seed}"])
         assert recipe.learning_rate == RATES[item.draft.rate]
         data_set(recipe.data)
 
@@ -65,9 +66,29 @@ def test_methods_at_the_mask_rate_share_everything_that_decides_an_updates_size(
         (r.learning_rate, r.steps, r.minibatches, r.warmup, r.betas, r.weight_decay, r.clip_norm,
          r.master_dtype, r.storage_dtype, r.save_dtype)
         for r in (item.draft.recipe for item in plans[name][1:] if item.draft.rate == "mask")
+        if r.master_dtype == "float32"
     }  # fmt: skip
     assert len(settings) == 1
     assert settings.pop()[-3:] == ("float32", "bfloat16", "float32")
+
+
+@EVERY_PROFILE
+def test_runs_without_masters_differ_from_their_partners_in_formats_alone(plans, name):
+    recipes = {item.run.name: item.draft.recipe for item in plans[name]}
+    without = [recipe for recipe in recipes.values() if recipe.master_dtype == "bfloat16"]
+    assert {r.name.split("-arith")[0] for r in without} == {"grpo", "sft-teacher"}
+    assert {r.seed for r in without} == set(PROFILES[name].seeds)
+    for recipe in without:
+        partner = recipes[recipe.name.replace("-bf16-master", "")]
+        same = {"name": partner.name, "master_dtype": "float32", "save_dtype": "float32"}
+        assert recipe.model_copy(update=same) == partner and recipe.save_dtype == "bfloat16"
+
+
+@EVERY_PROFILE
+def test_runs_without_masters_stay_in_the_one_chapter_that_is_about_them(plans, name):
+    for item in plans[name]:
+        if item.draft.recipe.master_dtype != "float32":
+            assert item.draft.chapters == ("precision-lens",)
 
 
 @EVERY_PROFILE
@@ -179,17 +200,19 @@ def test_entries_say_what_was_trained_and_where_it_lies(written):
             recipe.learning_rate,
         )
         assert entry.updates == recipe.steps * recipe.minibatches
-        assert entry.labels == {"rate": item.draft.rate}
+        master = {} if recipe.master_dtype == "float32" else {"master": recipe.master_dtype}
+        assert entry.labels == {"rate": item.draft.rate, **master}
+        assert entry.stored_dtype == recipe.save_dtype
         assert entry.method == {"pretrain": "pretrain", "rl": "rl"}.get(
             recipe.kind, "rft" if recipe.name.startswith("rft") else "sft"
         )
 
 
-def test_step_checkpoints_belong_to_emergence_alone(written):
+def test_step_checkpoints_belong_to_the_chapters_that_follow_runs(written):
     _, _, read = written
     steps = [entry for entry in read.checkpoints if not entry.final]
     assert steps
-    assert all(entry.chapters == ["emergence"] for entry in steps)
-    assert {entry.run for entry in read.checkpoints if "emergence" in entry.chapters} == {
-        entry.run for entry in steps
-    }
+    assert all(set(entry.chapters) <= set(STEP_CHAPTERS) for entry in steps)
+    kept = {entry.run for entry in steps if "emergence" in entry.chapters}
+    assert {entry.run for entry in read.checkpoints if "emergence" in entry.chapters} == kept
+    assert all(entry.chapters for entry in steps)

@@ -153,7 +153,7 @@ def drift() -> pd.DataFrame:
             name = f"{algorithm}-{seed}" if rate == "mask" else f"{algorithm}-own-{seed}"
             facts = {"pair": name, "method": method, "algorithm": algorithm, "rate": rate, "seed": seed}
             scaled = ["norm-matched", "norm-matched, rounded"] if method == "sft" else []
-            for variant in ["raw", "rounded", "noise", *scaled]:
+            for variant in ["raw", "rounded", "noise", "noise", *scaled]:
                 for block in (0, 1):
                     for role in ("q", "o"):
                         moved = size * rng.uniform(0.9, 1.1) if variant not in scaled else 1.0
@@ -164,6 +164,7 @@ def drift() -> pd.DataFrame:
 
 def _drift_numbers(moved: float) -> dict:
     angles = {f"angle_{side}_{what}": 1e-3 * moved for side in ("left", "right") for what in ("max", "mean")}
+    angles |= {"angle_left_gap_aware_max": 5e-4 * moved, "angle_right_gap_aware_max": 4e-4 * moved}
     row = {"nss": 1e-4 * moved, **angles, "angle_bound": 1e-9, "spectral_norm_delta": 0.01 * moved}
     for name in ("weyl", "mirsky", "ky_fan", "nss", "wedin_printed", "wedin_corrected"):
         row |= {f"{name}_bound": 0.02 * moved, f"{name}_measured": 0.002 * moved}

@@ -16,8 +16,10 @@ from tests.study import frames
 from threegates.study import book, plots
 from threegates.study.cards import VerdictCards
 from threegates.study.claims import not_run, read_claims, verdict_table
+from threegates.study.contents import Page, book_pages
 from threegates.study.figures import publish, table
 from threegates.study.provenance import project_root
+from threegates.study.subjects import LAB
 from threegates.study.values import FILE, write_values
 from threegates.study.verdicts import verdict_page
 
@@ -41,10 +43,9 @@ def assemble(source: Path) -> Path:
     """Write the sources of such a book into a folder."""
     shutil.copytree(ROOT / "book", source)
     verdicts = planted_verdicts()
-    for path in NOTEBOOKS:
-        nbformat.write(
-            _executed(path, source, verdicts[verdicts["chapter"] == path.stem]), source / path.name
-        )
+    for page in book_pages(ROOT):
+        executed = _executed(page, source, verdicts[verdicts["page"] == page.name])
+        nbformat.write(executed, source / f"{page.name}.ipynb")
     (source / "verdicts.md").write_text(verdict_page(verdicts), encoding="utf-8")
     write_values(source / FILE, dict.fromkeys(quoted_keys(), "0.123 [0.1, 0.2]"))
     mathjax = source / "_static" / "mathjax"
@@ -60,16 +61,23 @@ def quoted_keys() -> set[str]:
 
 
 def planted_verdicts() -> pd.DataFrame:
-    """A verdict on every claim: that it was not run."""
-    claims = read_claims(ROOT / "claims.yaml").claims
-    return verdict_table(not_run(claim, "nothing was trained") for claim in claims)
+    """A verdict on every claim and page: that it was not run."""
+    claims = read_claims(ROOT / "claims.yaml")
+    tables = []
+    for page in book_pages(ROOT):
+        subject = str(page.parameters.get("subject", LAB))
+        own = verdict_table(
+            not_run(claim, "nothing was trained") for claim in claims.of(page.notebook, subject)
+        )
+        tables.append(own.assign(about=subject, page=page.name))
+    return pd.concat([table for table in tables if len(table)], ignore_index=True)
 
 
-def _executed(path: Path, source: Path, verdicts: pd.DataFrame) -> Any:
-    notebook = nbformat.read(path, as_version=4)
+def _executed(page: Page, source: Path, verdicts: pd.DataFrame) -> Any:
+    notebook = nbformat.read(ROOT / "notebooks" / f"{page.notebook}.ipynb", as_version=4)
     for number, cell in enumerate((c for c in notebook.cells if c.cell_type == "code"), 1):
         cell.execution_count = number
-        shown = [_figure(call, source) for call in calls(cell.source, "publish")]
+        shown = [_figure(call, source, page) for call in calls(cell.source, "publish")]
         shown += [table(frames.nulls(), "A wide table") for _ in calls(cell.source, "table")]
         shown += [VerdictCards(verdicts) for _ in calls(cell.source, "VerdictCards")]
         bundles = [json.loads(json.dumps(s._repr_mimebundle_())) for s in shown]
@@ -81,9 +89,10 @@ def _executed(path: Path, source: Path, verdicts: pd.DataFrame) -> Any:
     return notebook
 
 
-def _figure(call: ast.Call, source: Path) -> Any:
+def _figure(call: ast.Call, source: Path, page: Page) -> Any:
     name = call.args[1]
     assert isinstance(name, ast.Constant)
     data = frames.pass_rates()
     texts = {k: keyword(call, k) for k in ("alt", "caption")}
-    return publish(plots.pass_rates(data), name.value, data=data, folder=source / "figures", **texts)
+    named = f"{page.name}/{str(name.value).partition('/')[2]}"
+    return publish(plots.pass_rates(data), named, data=data, folder=source / "figures", **texts)

@@ -6,12 +6,16 @@ import re
 import shutil
 import time
 
+import pandas as pd
 import pytest
 
-from tests.study import pages
+from tests.study import planted
+from tests.study.test_cards import CLAIM
 from threegates.errors import NotebookError
 from threegates.study import book
+from threegates.study.contents import Page
 from threegates.study.figures import Published
+from threegates.study.runner import NotebookRun
 from threegates.study.values import FILE
 
 MINIMAL = {
@@ -127,10 +131,39 @@ def test_a_second_build_in_the_folder_waits_and_says_so(tmp_path, capsys):
     assert "another build is at work in this folder; waiting" in capsys.readouterr().err
 
 
-def test_chapters_are_all_notebooks_in_the_order_of_the_contents():
-    chapters = book._chapters(pages.ROOT)
-    assert sorted(chapters) == [path.stem for path in pages.NOTEBOOKS]
-    assert chapters[0] == book.LAB_CHAPTER
+def _finished(folder, page, executed=True):
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = folder / "figures" / page.name
+    figures.mkdir(parents=True)
+    (figures / "one.svg").write_text(page.name)
+    (folder / f"{page.name}.ipynb").write_text(page.name)
+    verdicts = pd.DataFrame([CLAIM | {"about": page.parameters.get("subject", "lab")}])
+    return NotebookRun(folder / f"{page.name}.ipynb", [], verdicts, executed)
+
+
+def test_two_pages_of_one_notebook_stand_side_by_side(tmp_path):
+    shown = [Page("drift", "drift"), Page("drift-encoder", "drift", {"subject": "encoder"})]
+    runs = {page: _finished(tmp_path / "made", page) for page in shown}
+    (tmp_path / "src").mkdir()
+    for page, run in runs.items():
+        book._add_page(tmp_path / "src", page, run)
+    for page in shown:
+        assert (tmp_path / "src" / f"{page.name}.ipynb").read_text() == page.name
+        assert (tmp_path / "src" / "figures" / page.name / "one.svg").read_text() == page.name
+    table = book._verdicts(runs)
+    assert table[["about", "page"]].values.tolist() == [["lab", "drift"], ["encoder", "drift-encoder"]]
+
+
+def test_a_page_without_checkpoints_says_so_and_judges_nothing(project, tmp_path):
+    base = planted.base_tensors()
+    planted.write_study(project / "build" / "lab", base, {})
+    page = Page("spectral-drift-encoder", "spectral-drift", {"subject": "encoder"})
+    assert book._run(page, 1) is None
+    book._add_page(tmp_path, page, None)
+    assert "Not run" in (tmp_path / "spectral-drift-encoder.md").read_text()
+    verdicts = book._verdicts({page: None})
+    assert set(verdicts["verdict"]) == {"not run"} and set(verdicts["about"]) == {"encoder"}
+    assert set(verdicts["page"]) == {page.name}
 
 
 def test_two_books_of_the_same_sources_differ_in_no_page(tmp_path, source):

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from threegates.study.cards import VerdictCards, interval, number
+from threegates.study.cards import VerdictCards, interval, number, span, verdict_summary
 from threegates.study.claims import Judgement
 
 CLAIM: dict[str, Any] = {
@@ -20,7 +20,7 @@ CLAIM: dict[str, Any] = {
     "place": "Fig. 2", "says": "Masks show stripes.", "verdict": "reproduced",
     "reason": "every control passes", "subject": "7 checkpoints", "kind": "rule", "estimate": "stripe_excess",
     "value": 1.8, "low": 1.7, "high": 1.9, "n": 5, "unit": "runs", "missing": "",
-    "rule": "whole interval at or above 1.5", "holds": True,
+    "rule": "whole interval at or above 1.5", "holds": True, "about": "lab", "page": "stripe-masks",
 }  # fmt: skip
 CONTROL = CLAIM | {
     "kind": "storage", "says": "over storage noise", "estimate": "stripe_excess_storage", "value": -0.25,
@@ -207,3 +207,36 @@ def test_a_changed_rule_says_why():
     card = VerdictCards(pd.DataFrame([CLAIM | {"changed": "It was <biased>."}])).html()
     assert "The rule was changed: It was &lt;biased&gt;." in card
     assert "rule was changed" not in VerdictCards(pd.DataFrame([CLAIM])).html()
+
+
+# ----------------------------------------------------------------------------------------- summary
+
+
+def test_the_summary_sorts_a_pages_claims_by_what_holds():
+    second = CLAIM | {"claim": "b", "says": "Rows_stand *out*.", "verdict": "contradicted"}
+    third = CLAIM | {"claim": "c", "says": "Columns too.", "verdict": "reproduced raw, gone when matched"}
+    text = verdict_summary(pd.DataFrame([second, CLAIM, CONTROL, third]))
+    assert text.split("\n") == [
+        "**In short**, on 7 checkpoints:",
+        "",
+        "- **Hold as trained and in every control** (1 of 3): *Masks show stripes*",
+        "- **Hold as trained, but not at matched norm or learning rate** (1 of 3): *Columns too*",
+        "- **Contradicted** (1 of 3): *Rows\\_stand \\*out\\**",
+    ]
+
+
+@pytest.mark.parametrize("judgement", list(Judgement))
+def test_no_verdict_is_left_out_of_the_summary(judgement):
+    assert "Masks show stripes" in verdict_summary(pd.DataFrame([CLAIM | {"verdict": str(judgement)}]))
+
+
+def test_a_page_without_claims_says_so_in_its_summary():
+    assert verdict_summary(pd.DataFrame()) == "This page judges no claim."
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [([0.5, 0.25, math.nan], "0.25 to 0.5"), ([0.2, 0.2001], "0.2"), ([], "–"), ([-1.0, 0.0], "−1 to 0")],
+)
+def test_a_span_has_both_ends_unless_they_read_the_same(values, text):
+    assert span(values) == text

@@ -98,6 +98,7 @@ def test_the_table_has_a_row_for_the_rule_and_one_for_each_control(monkeypatch):
 
 def test_every_claim_has_its_chapter_and_a_rule_written_before():
     chapters = {"update-sparsity", "stripe-masks", "emergence", "spectral-drift", "principal-overlap"}
+    chapters |= {"precision-lens"}
     assert {claim.chapter for claim in CLAIMS.claims} == chapters
     assert len(CLAIMS.of("stripe-masks")) == 4 and CLAIMS.confidence == 0.95
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.study import planted
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.study import drift
+from threegates.study import bases, drift
 from threegates.study.drift import DRIFT_COLUMNS, SPECTRUM_COLUMNS, example_matrix, measure_drift
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -47,7 +47,7 @@ def test_every_matrix_agrees_with_a_float64_svd(tmp_path):
     frame = tables["drift"]
     assert list(frame.columns) == list(DRIFT_COLUMNS)
     assert list(tables["spectrum"].columns) == list(SPECTRUM_COLUMNS)
-    assert len(frame) == 7 * 5 and set(frame["variant"]) == set(drift.VARIANTS)
+    assert len(frame) == 7 * (4 + drift.NOISE_DRAWS) and set(frame["variant"]) == set(drift.VARIANTS)
     for found in frame[frame["variant"] == "raw"].to_dict("records"):
         nss, left, right = oracle(base[found["tensor"]], tuned[found["tensor"]], found["k"])
         assert found["nss"] == pytest.approx(nss, abs=1e-12) and found["nss_error"] < 1e-11
@@ -56,6 +56,27 @@ def test_every_matrix_agrees_with_a_float64_svd(tmp_path):
         assert found["resolved"] == 1 and found["proved"] and found["k"] == 8
     for name in ("weyl", "mirsky", "ky_fan", "nss", "wedin_corrected"):
         assert frame[f"{name}_holds"].all()
+
+
+def test_the_gap_aware_angle_is_the_largest_at_the_widest_gap_of_the_base(tmp_path):
+    base = planted.base_tensors(width=64)
+    tuned = planted.with_noise(base, 3e-3, 3)
+    for found in measured(tmp_path, base, tuned)["drift"].query("variant == 'raw'").to_dict("records"):
+        values = np.linalg.svd(base[found["tensor"]].double().numpy(), compute_uv=False)
+        gaps = values[:-1] - values[1:]
+        widest = max(range(4, 9), key=lambda k: gaps[k - 1])
+        assert found["gap_aware_k"] == widest
+        _, left, right = oracle(base[found["tensor"]], tuned[found["tensor"]], widest)
+        assert found["angle_left_gap_aware_max"] == pytest.approx(left.max(), abs=1e-9)
+        assert found["angle_right_gap_aware_max"] == pytest.approx(right.max(), abs=1e-9)
+
+
+def test_every_draw_of_the_noise_has_the_norm_and_is_another(tmp_path):
+    base = planted.base_tensors()
+    frame = measured(tmp_path, base, planted.with_noise(base, 3e-3, 3))["drift"].query("tensor == @Q")
+    noise, raw = frame[frame["variant"] == "noise"], frame[frame["variant"] == "raw"]
+    assert len(noise) == drift.NOISE_DRAWS > 1 and noise["nss"].nunique() == len(noise)
+    assert np.allclose(noise["norm_delta"], raw["norm_delta"].iloc[0], rtol=1e-12)
 
 
 def test_norm_matched_updates_have_the_partners_norm_and_keep_their_direction(tmp_path):
@@ -158,7 +179,7 @@ def test_large_matrices_take_the_certified_engine(tmp_path, monkeypatch):
     base = planted.base_tensors(width=128)
     sides = opened(tmp_path, base=base, tuned=planted.with_noise(base, 1e-3, 1))
     exact = measure_drift(sides["base"], sides["tuned"], name="p")["drift"]
-    monkeypatch.setattr(drift, "SMALL", 16)
+    monkeypatch.setattr(bases, "REFERENCE_SIDE", 16)
     quick = measure_drift(sides["base"], sides["tuned"], name="p")["drift"]
     assert set(quick["accuracy"]) == {"certified"} and set(exact["accuracy"]) == {"reference"}
     # The noise is rounded to float32 there, so only what is stored agrees to all digits.

@@ -53,8 +53,18 @@ def test_the_floor_lies_under_the_angles_of_the_example():
     assert floors == pytest.approx([np.degrees(1e-9)])
 
 
+def test_angles_that_are_not_resolved_are_crossed_out():
+    blurred = frames.spectrum().assign(angle_bound=0.015)
+    frame = drift_views.example_view(blurred, frames.drift())
+    bottom = drift_plots.example_spectrum(frame).axes[-1]
+    crosses = [y for line in bottom.lines if line.get_marker() == "x" for y in line.get_ydata()]
+    panel = frame[frame["panel"] == frame["panel"].iloc[-1]]
+    assert sorted(crosses) == pytest.approx(sorted(panel.loc[~panel["resolved"], "number"]))
+    assert crosses
+
+
 def test_a_weight_that_did_not_move_is_drawn(recwarn):
     frame = drift_views.example_view(frames.spectrum(), frames.drift())
     still = frame.assign(number=frame["number"].where(frame["quantity"].isin(["base", "value"]), 0.0))
-    drift_plots.example_spectrum(still.assign(floor=0.0, limit=0.0)).canvas.draw()
+    drift_plots.example_spectrum(still.assign(floor=0.0, limit=0.0, resolved=False)).canvas.draw()
     assert [str(w.message) for w in recwarn] == []

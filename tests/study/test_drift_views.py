@@ -25,7 +25,8 @@ def test_angles_are_in_degrees_and_a_vacuous_bound_is_a_right_angle(drift):
 
 def test_a_model_is_the_mean_of_its_matrices(drift):
     view = drift_views.drift_view(drift)
-    assert len(view) == drift.groupby(["pair", "variant"]).ngroups
+    draws = drift["pair"].nunique()  # noise is drawn twice
+    assert len(view) == drift.groupby(["pair", "variant"]).ngroups + draws
     one = view[(view["pair"] == "grpo-1") & (view["variant"] == "raw")].iloc[0]
     rows = drift[(drift["pair"] == "grpo-1") & (drift["variant"] == "raw")]
     assert one["nss"] == pytest.approx(rows["nss"].mean()) and one["label"] == "GRPO, lr 5e-06"
@@ -37,6 +38,11 @@ def test_the_summary_has_students_interval_and_no_equal_norm_for_rl(drift):
     rl, sft = summary.loc["GRPO, lr 5e-06"], summary.loc["SFT (teacher), lr 3e-04"]
     assert rl["seeds"] == 2 and rl["low"] < rl["angle"] < rl["high"]
     assert np.isnan(rl["angle, equal norm"]) and sft["angle, equal norm"] > 0
+    noise = drift[(drift["variant"] == "noise") & (drift["algorithm"] == "grpo")]
+    degrees = np.degrees(noise.assign(draw=noise.groupby(["pair", "tensor"]).cumcount())["angle_left_mean"])
+    means = degrees.groupby([noise["pair"], noise.groupby(["pair", "tensor"]).cumcount()]).mean()
+    assert rl["noise, sd"] == pytest.approx(means.groupby("pair").std().mean()) and rl["noise, sd"] > 0
+    assert rl["largest, widest gap"] == pytest.approx(rl["largest"] / 2)
 
 
 def test_rl_stands_at_its_own_norm_beside_the_scaled_runs(drift):
@@ -62,6 +68,17 @@ def test_the_example_keeps_one_seed_and_every_value(drift):
     shift = of_rl[of_rl["quantity"] == "shift"]["number"]
     assert shift.tolist() == pytest.approx([0.1, 0.1, 0.0]) and len(of_rl) == 3 * 3 + 2 * 2
     assert of_rl[of_rl["quantity"] == "left"]["number"].tolist() == pytest.approx(np.degrees([0.01, 0.02]))
+    assert view["resolved"].all()
+    blurred = frames.spectrum().assign(angle_bound=0.015)
+    hidden = drift_views.example_view(blurred, drift).query("not resolved")
+    assert set(hidden["quantity"]) == {"left", "right"} and np.allclose(hidden["number"], np.degrees(0.01))
+
+
+def test_the_encoders_sft_is_its_example(drift):
+    named = {"algorithm": lambda frame: frame["algorithm"].replace("sft-teacher", "cross-entropy")}
+    view = drift_views.example_view(frames.spectrum().assign(**named), drift.assign(**named))
+    assert set(view["method"]) == {"GRPO", "SFT (cross-entropy)"}
+    assert set(view["label"]) == {"GRPO, lr 5e-06", "SFT (cross-entropy), lr 3e-04"}
 
 
 def test_bounds_are_counted_where_they_say_something(drift):

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from scipy import stats
 
+from tests.study import lens_frames
 from threegates.errors import ClaimError
 from threegates.study.estimates import ESTIMATES, estimate, jackknife_estimate, pair_sparsity, t_estimate
 
@@ -231,7 +232,9 @@ def drift_rows(values: dict, seeds: int = 3) -> pd.DataFrame:
             for share in (0.5, 1.5):
                 size = share * value * (1 + 0.01 * seed)
                 numbers = {"nss": size, "angle_left_mean": 2 * size, "angle_right_mean": 4 * size}
-                rows.append({**facts, "run": facts["pair"], "variant": variant, **numbers})
+                partner = f"grpo-mask-{seed}" if "norm-matched" in variant else ""
+                named = {"run": facts["pair"], "variant": variant, "partner": partner}
+                rows.append({**facts, **named, **numbers})
     return pd.DataFrame(rows)
 
 
@@ -250,20 +253,36 @@ DRIFT = {
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("", 10.0), ("_equal_norm", 1.0), ("_equal_norm_rounded", 0.5), ("_equal_rate", 4.0)],
+    # At equal norm a run stands over GRPO alone, whose norm it took; else over GRPO and DAPO together.
+    [("", 10.0), ("_equal_norm", 2.0), ("_equal_norm_rounded", 0.5), ("_equal_rate", 4.0)],
 )
 @pytest.mark.parametrize("measure", ["nss", "angle"])
-def test_drift_ratios_are_geometric_means_over_the_algorithms_of_one_seed(measure, name, expected):
-    found = estimate(f"drift_{measure}_ratio{name}", Given(drift=drift_rows(DRIFT)))
+@pytest.mark.parametrize("algorithm", ["sft-teacher", "cross-entropy"])
+def test_drift_ratios_are_geometric_means_over_seeds(algorithm, measure, name, expected):
+    drift = drift_rows(DRIFT).replace({"algorithm": {"sft-teacher": algorithm}})
+    found = estimate(f"drift_{measure}_ratio{name}", Given(drift=drift))
     assert found.value == pytest.approx(expected) and found.n == 3
     assert found.low == pytest.approx(expected) == found.high
+
+
+def test_a_subject_with_one_rl_algorithm_has_the_same_estimates():
+    drift = drift_rows({key: value for key, value in DRIFT.items() if key[1] != "dapo"})
+    found = {name: estimate(f"drift_nss_ratio{name}", Given(drift=drift)) for name in ("", "_equal_norm")}
+    assert found[""].value == pytest.approx(20) and found["_equal_norm"].value == pytest.approx(2)
+
+
+def test_a_run_that_nobody_scaled_cannot_be_compared_at_equal_norm():
+    drift = drift_rows({key: value for key, value in DRIFT.items() if "norm-matched" not in key[3]})
+    assert "scaled to the norm" in estimate("drift_nss_ratio_equal_norm", Given(drift=drift)).reason
+    orphan = drift_rows(DRIFT).assign(partner="elsewhere")
+    assert not estimate("drift_nss_ratio_equal_norm", Given(drift=orphan)).has_interval
 
 
 def test_noise_is_compared_with_the_runs_that_have_its_norm():
     # DAPO has no noise here, so only its own angle enters: 6 over the geometric mean of 1 and 4.
     assert estimate("drift_angle_noise_over_rl", Given(drift=drift_rows(DRIFT))).value == pytest.approx(3.0)
     alone = drift_rows({("sft", "sft-teacher", "own", "raw"): 1.0})
-    for name in ("drift_angle_noise_over_rl", "drift_nss_ratio", "drift_angle_ratio_equal_norm"):
+    for name in ("drift_angle_noise_over_rl", "drift_nss_ratio"):
         assert "no runs of RL" in estimate(name, Given(drift=alone)).reason
 
 
@@ -289,9 +308,19 @@ def overlap_rows(overlaps: dict, target="principal", view="bf16", **more) -> pd.
         method = "sft" if algorithm.startswith("sft") else "rl"
         facts = {"pair": f"{algorithm}-{seed}", "method": method, "rate": "mask", "seed": seed, "role": "q"}
         nulls = {f"{null}_mean": 0.4 for null in ("storage_density", "storage_norm", "magnitude")}
+        facts |= {"algorithm": algorithm, "variant": "raw", "partner": ""}
         numbers = {"overlap": found, "density": 0.5, **nulls, "stored_dtype_tuned": "F32", **more}
-        rows.append({**facts, "target": target, "view": view, **numbers})
+        rows.append({"target": target, "view": view, **facts, **numbers})
     return pd.DataFrame(rows)
+
+
+def with_sft(algorithm="sft-teacher", column="overlap", view="bf16") -> pd.DataFrame:
+    """RL at .4 and .5, its SFT at .9 as trained and at .44 and .46 at GRPO's norm."""
+    rl = overlap_rows({("grpo", 1): 0.40, ("grpo", 2): 0.42, ("dapo", 1): 0.5, ("dapo", 2): 0.5}, view=view)
+    sft = overlap_rows({("sft", 1): 0.9, ("sft", 2): 0.9}, view=view).assign(algorithm=algorithm, rate="own")
+    scaled = sft.assign(variant="norm-matched", partner=["grpo-1", "grpo-2"], overlap=[0.44, 0.46])
+    other = sft.assign(rate="mask", overlap=0.0, pair=["x-1", "x-2"])
+    return pd.concat([rl, sft, scaled, other]).rename(columns={"overlap": column})
 
 
 AVOIDING = {("grpo", 1): 0.40, ("dapo", 1): 0.44, ("grpo", 2): 0.46, ("dapo", 2): 0.46, ("sft", 3): 0.9}
@@ -322,10 +351,81 @@ def test_views_are_kept_apart_and_fp32_needs_fp32():
     assert "no runs of RL" in estimate("low_preference", lost).reason
 
 
+@pytest.mark.parametrize("algorithm", ["sft-teacher", "cross-entropy"])
+def test_sft_is_compared_with_rl_as_trained_and_with_its_partner_at_equal_norm(algorithm):
+    tables = Given(overlap=with_sft(algorithm))
+    raw = estimate("principal_overlap_sft_over_rl", tables)
+    assert raw.value == pytest.approx(0.9 - 0.455) and raw.n == 2
+    assert estimate("principal_overlap_sft_over_rl_equal_norm", tables).value == pytest.approx(0.04)
+    assert not estimate("principal_overlap_sft_over_rl_fp32", tables).has_interval
+    wide = Given(overlap=with_sft(algorithm, view="fp32"))
+    assert estimate("principal_overlap_sft_over_rl_fp32", wide).value == pytest.approx(0.9 - 0.455)
+    lost = Given(overlap=with_sft(view="fp32").assign(stored_dtype_tuned="BF16"))
+    assert "stored in bf16" in estimate("principal_overlap_sft_over_rl_fp32", lost).reason
+
+
+def test_energies_of_sft_and_rl_are_compared_geometrically():
+    raw = estimate("principal_energy_sft_over_rl", Given(direction=with_sft(column="rho2", view="fp32")))
+    rl = stats.gmean([0.40, 0.5, 0.42, 0.5])
+    assert raw.value == pytest.approx(0.9 / rl) and raw.n == 2
+    rounded = Given(direction=with_sft(column="rho2"))
+    matched = estimate("principal_energy_sft_over_rl_equal_norm", rounded)
+    assert matched.value == pytest.approx(stats.gmean([0.44 / 0.40, 0.46 / 0.42]))
+
+
+def test_without_sft_or_rl_there_is_nothing_to_compare():
+    rows = with_sft()
+    alone = Given(overlap=rows[rows["method"] == "sft"])
+    assert "no runs of RL" in estimate("principal_overlap_sft_over_rl", alone).reason
+    other = Given(overlap=rows[rows["method"] == "rl"])
+    assert "no runs of SFT" in estimate("principal_overlap_sft_over_rl", other).reason
+    assert "scaled to the norm" in estimate("principal_overlap_sft_over_rl_equal_norm", other).reason
+
+
 def test_directions_compare_random_frames_with_principal_ones_geometrically():
     energy = {("grpo", 1): 0.01, ("dapo", 1): 0.04, ("grpo", 2): 0.02, ("sft", 1): 1.0}
-    rows = overlap_rows(energy).rename(columns={"overlap": "rho2"}).assign(rotation_mean=0.01)
+    rows = overlap_rows(energy).rename(columns={"overlap": "rho2"})
+    rows = rows.assign(rotation_mean=0.01, view="fp32")
+    # Neither what was rounded nor what was scaled counts.
+    rows = pd.concat(
+        [rows, rows.assign(view="bf16", rho2=9.0), rows.assign(variant="norm-matched", rho2=9.0)]
+    )
     found = estimate("off_principal_directions", Given(direction=rows))
     assert found.n == 2 and found.value == pytest.approx(0.5)
     nothing = Given(direction=rows[rows["method"] == "sft"])
     assert not estimate("off_principal_directions", nothing).has_interval
+
+
+LENS_CLAIMS = {
+    "half_ulp_agreement": (0.999, 3),
+    "half_gap_agreement": (1.0, 3),
+    "single_step_hidden": (0.98, 2),
+    "accumulation_gap": (0.48, 2),
+    "hidden_becomes_visible": (0.4, 2),
+    "hidden_energy_deficit": (0.3, 2),
+    "hidden_energy_deficit_over_noise": (0.01, 2),
+    "master_sparsity_gap": (0.49, 2),
+}
+
+
+@pytest.mark.parametrize("name", LENS_CLAIMS)
+def test_the_lens_counts_weights_of_the_runs_it_is_about(name):
+    value, n = LENS_CLAIMS[name]
+    found = estimate(name, Given(lens=lens_frames.lens()))
+    assert (found.value, found.n) == (pytest.approx(value, abs=1e-9), n)
+
+
+def test_the_lens_needs_displacements_steps_and_partners():
+    pure = lens_frames.lens().query("master == 'bfloat16'")
+    assert "more than bf16" in estimate("half_gap_agreement", Given(lens=pure)).reason
+    assert "no runs of GRPO" in estimate("single_step_hidden", Given(lens=pure)).reason
+    assert "float32 masters" in estimate("master_sparsity_gap", Given(lens=pure)).reason
+    assert "sft-teacher" in estimate("master_sparsity_gap_sft", Given(lens=lens_frames.lens())).reason
+    ends = lens_frames.lens().query("last")
+    assert "along its training" in estimate("hidden_becomes_visible", Given(lens=ends)).reason
+
+
+def test_one_exception_is_enough_to_break_the_rule_of_the_half_gap():
+    broken = lens_frames.lens()
+    broken.loc[0, "gap_exceptions"] = 1
+    assert estimate("half_gap_agreement", Given(lens=broken)).low < 1

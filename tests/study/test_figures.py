@@ -141,8 +141,23 @@ def luminance(colour: str) -> float:
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
+def test_two_pages_of_one_notebook_keep_their_figures_apart(tmp_path, monkeypatch):
+    data = pd.DataFrame({"x": [1]})
+    found = []
+    for page in ("", "drift-encoder"):
+        monkeypatch.setenv("THREEGATES_PAGE", page)
+        fig, _ = plt.subplots()
+        found.append(publish(fig, "drift/dots", alt="A dot.", caption="A dot.", data=data, folder=tmp_path))
+    assert [one.name for one in found] == ["drift/dots", "drift-encoder/dots"]
+    assert found[1].label == "fig-drift-encoder-dots"
+    assert {path.parent.name for path in tmp_path.rglob("dots.svg")} == {"drift", "drift-encoder"}
+
+
 def test_methods_have_colours_of_their_own_and_nulls_are_grey():
-    assert len(set(METHOD_COLOURS.values())) == len(METHOD_COLOURS)
+    # The encoder's SFT takes the colour of the lab's: they have one part, on pages of their own.
+    apart = {name: c for name, c in METHOD_COLOURS.items() if name != "SFT (cross-entropy)"}
+    assert len(set(apart.values())) == len(apart)
+    assert METHOD_COLOURS["SFT (cross-entropy)"] == METHOD_COLOURS["SFT (teacher)"]
     for _, colour, _ in NULLS.values():
         assert colour[1:3] == colour[3:5] == colour[5:7]
     assert len({marker for _, _, marker in NULLS.values()}) == len(NULLS)

@@ -50,6 +50,13 @@ def test_the_partner_is_part_of_what_decides_a_drift_job(pairs):
     assert other["dapo-2"].digest == jobs["dapo-2"].digest
 
 
+def test_overlaps_are_measured_with_the_same_partner(pairs):
+    jobs = {job.name: job for job in chapter_jobs("principal-overlap", pairs, 1, 0)}
+    assert jobs["sft-1"].arguments["partner_name"] == "grpo-1"
+    assert "partner" in jobs["sft-1"].inputs["checkpoints"]
+    assert jobs["grpo-1"].arguments["partner_name"] == "" == jobs["sft-3"].arguments["partner_name"]
+
+
 def test_a_pair_of_ones_own_has_no_partner(pairs, project):
     base, tuned = pairs[0].base.checkpoint.folder, pairs[3].tuned.checkpoint.folder
     own = own_pair(str(base), str(tuned))

@@ -12,7 +12,6 @@ from tests.study import planted
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError, PairError
 from threegates.geometry.masks import unpack
-from threegates.study import measure
 from threegates.study.measure import AXIS_COLUMNS, TENSOR_COLUMNS, measure_pair, write_masks
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -114,57 +113,6 @@ def test_packed_masks_unpack_to_the_planted_ones(flipped, tmp_path):
         assert Q in file.metadata()["shapes"]
     for name, mask in masks.items():
         assert torch.equal(unpack(packed[name], mask.shape), mask)
-
-
-def test_a_killed_measurement_continues_and_equals_an_uninterrupted_one(flipped, tmp_path, monkeypatch):
-    base, tuned, _ = flipped
-    whole = measure_pair(base, tuned, name="p", draws=5)
-    monkeypatch.setattr(measure, "SECONDS_BETWEEN_PARTS", 0.0)
-    original, calls = measure._measure_tensor, []
-
-    def dying(*arguments, **options):
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        calls.append(arguments[2].name)
-        return original(*arguments, **options)
-
-    parts = tmp_path / "parts"
-    monkeypatch.setattr(measure, "_measure_tensor", dying)
-    with pytest.raises(KeyboardInterrupt):
-        measure_pair(base, tuned, name="p", draws=5, parts=parts)
-    assert list(parts.rglob("*.json"))
-    done, seen = list(calls), []
-    monkeypatch.setattr(
-        measure, "_measure_tensor", lambda *a, **k: (seen.append(a[2].name), original(*a, **k))[1]
-    )
-    again = measure_pair(base, tuned, name="p", draws=5, parts=parts)
-    assert not set(done) & set(seen) and set(done) | set(seen) == set(whole["tensor"]["tensor"])
-    for table in whole:
-        assert whole[table].to_json() == again[table].to_json()
-    assert not parts.exists()
-
-
-def test_parts_of_other_parameters_are_never_taken(flipped, tmp_path, monkeypatch):
-    base, tuned, _ = flipped
-    monkeypatch.setattr(measure, "SECONDS_BETWEEN_PARTS", 0.0)
-    parts = tmp_path / "parts"
-    key = measure._key(base, tuned, {"name": "p", "draws": 0, "seed": 1, "axes": True})
-    stale = measure._Parts(parts, key)
-    stale.add(Q, {"tensor": [{"tensor": Q, "changed": 999}], "axis": []})
-    assert list(parts.rglob("*.json"))
-    rows = measure_pair(base, tuned, name="p", seed=0, parts=parts)["tensor"].set_index("tensor")
-    assert rows.loc[Q, "changed"] == 17
-
-
-def test_a_refused_pair_leaves_no_parts(flipped, tmp_path, monkeypatch):
-    base, _, _ = flipped
-    monkeypatch.setattr(measure, "SECONDS_BETWEEN_PARTS", 0.0)
-    broken = {name: weight.clone() for name, weight in planted.base_tensors().items()}
-    broken["model.layers.0.self_attn.v_proj.weight"][2, 3] = float("nan")
-    planted.write(tmp_path / "broken", broken)
-    with pytest.raises(PairError, match=r"v_proj[\s\S]*\[2, 3\]"):
-        measure_pair(base, Checkpoint.open(tmp_path / "broken"), name="p", parts=tmp_path / "parts")
-    assert not (tmp_path / "parts").exists()
 
 
 def test_a_truncated_shard_is_refused_by_name(flipped, tmp_path):

@@ -66,7 +66,7 @@ def test_tables_have_their_columns_and_a_row_for_every_matrix_view_and_target(no
     assert {table: list(frame) for table, frame in tables.items()} == {t: list(c) for t, c in kinds.items()}
     number = len(matrices(base))
     grid = len(sweep_ranks((WIDTH, WIDTH))) * len(ALPHAS)
-    assert [len(tables[t]) for t in kinds] == [number * 6, number * 6 * grid, number]
+    assert [len(tables[t]) for t in kinds] == [number * 6, number * 6 * grid, number * 2]
     assert set(tables["overlap"]["role"]) == {"q", "k", "v", "o", "gate", "up", "down"}
     assert set(tables["overlap"]["stored_dtype_tuned"]) == {"F32"}
 
@@ -169,7 +169,7 @@ def projected(base, inside, seed=9, scale=1e-3):
 @pytest.mark.parametrize("inside", [True, False])
 def test_an_update_in_or_off_the_principal_block_is_told_from_random_frames(inside, tmp_path):
     base = planted.base_tensors(width=WIDTH)
-    rows = measured(tmp_path, base, projected(base, inside), draws=19)["direction"]
+    rows = measured(tmp_path, base, projected(base, inside), draws=19)["direction"].query("view == 'fp32'")
     assert np.allclose(rows["rho2"], float(inside), atol=1e-12)
     assert (np.sign(rows["rotation_z"]) == (1 if inside else -1)).all() and (
         rows["rotation_z"].abs() > 3
@@ -178,6 +178,54 @@ def test_an_update_in_or_off_the_principal_block_is_told_from_random_frames(insi
     assert np.allclose(rows["rotation_mean"], rows["expected"], rtol=0.2)
     sides = np.array([min(base[name].shape) for name in rows["tensor"]])
     assert (rows["stable_rank"] >= 1).all() and (rows["stable_rank"] <= sides).all()
+
+
+def matched(folder, base, tuned, partner):
+    planted.write(folder / "partner", partner)
+    options = {"partner": Checkpoint.open(folder / "partner"), "partner_name": "r"}
+    return measured(folder, base, tuned, **options)
+
+
+def test_a_scaled_update_has_the_partners_norm_and_is_rounded_like_any(tmp_path):
+    base = planted.base_tensors(width=WIDTH)
+    tuned, partner = planted.with_noise(base, 3e-3, 3), planted.with_noise(base, 3e-4, 4)
+    tables = matched(tmp_path, base, tuned, partner)
+    start, delta = base[Q].double(), tuned[Q].double() - base[Q].double()
+    norm = (partner[Q].double() - start).norm()
+    scaled = start + norm / delta.norm() * delta
+    mask = (scaled.to(torch.bfloat16) != base[Q]).numpy()
+    marked = by_hand(base[Q], 8, 0.5)["principal"]
+    own = tables["overlap"].query("tensor == @Q and target == 'principal'").set_index(["variant", "view"])
+    found = own.loc[("norm-matched", "bf16")]
+    assert found["overlap"] == pytest.approx((mask & marked).sum() / mask.sum(), abs=1e-12)
+    assert found["changed"] == mask.sum() < own.loc[("raw", "bf16"), "changed"]
+    assert found["partner"] == "r" and own.loc[("raw", "bf16"), "partner"] == ""
+    # Scaling does not change which changes are the largest, nor where their energy is.
+    assert own.loc[("norm-matched", "fp32"), "overlap"] == own.loc[("raw", "fp32"), "overlap"]
+    energy = tables["direction"].query("tensor == @Q").set_index(["variant", "view"])["rho2"]
+    assert energy["norm-matched", "fp32"] == pytest.approx(energy["raw", "fp32"], rel=1e-6)
+    u, _, vh = torch.linalg.svd(start)
+    moved = scaled.to(torch.bfloat16).double() - start
+    by_frames = float((u[:, :8].T @ moved @ vh[:8].T).norm() / moved.norm()) ** 2
+    assert energy["norm-matched", "bf16"] == pytest.approx(by_frames, rel=1e-9)
+    assert set(tables["sweep"]["variant"]) == {"raw"}
+
+
+def test_what_was_measured_without_a_partner_is_the_same_with_one(tmp_path):
+    base = planted.base_tensors()
+    tuned, partner = planted.with_noise(base, 3e-3, 3), planted.with_noise(base, 3e-4, 4)
+    alone, beside = measured(tmp_path, base, tuned), matched(tmp_path, base, tuned, partner)
+    for table, frame in alone.items():
+        kept = beside[table].query("variant == 'raw'").reset_index(drop=True)
+        pd.testing.assert_frame_equal(frame, kept)
+        assert table == "sweep" or len(beside[table]) == 2 * len(frame)
+
+
+def test_an_update_of_zero_is_not_scaled(tmp_path):
+    base = planted.base_tensors()
+    partner = planted.with_noise(base, 3e-4, 4)
+    tables = matched(tmp_path, base, planted.with_noise(base, 3e-3, 3) | {Q: base[Q]}, partner)
+    assert set(tables["overlap"].query("tensor == @Q")["variant"]) == {"raw"}
 
 
 def test_without_draws_the_nulls_stay_empty_and_an_unchanged_matrix_has_no_overlap(tmp_path):

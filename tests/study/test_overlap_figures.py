@@ -25,6 +25,7 @@ def rows(found: dict, **more) -> pd.DataFrame:
         for view in ("bf16", "fp32"):
             for target in TARGETS:
                 row = {**known, "pair": pair, "role": "q", "layer": 0, "view": view, "target": target}
+                row |= {"variant": "raw", "partner": "", "changed": 60, "size": 100}
                 row |= {"overlap": value if view == "bf16" else 0.5, "density": 0.5}
                 row |= {f"{null}_{end}": 0.4 for null in OVERLAP_NULLS for end in ("mean", "low", "high")}
                 out.append(row | more)
@@ -81,6 +82,7 @@ def test_the_sweep_names_ranks_by_the_smaller_side():
 
 def test_directions_are_geometric_means_relative_to_random_frames():
     facts = dict(zip(("method", "algorithm", "rate"), GRPO, strict=True)) | {"role": "q", "stable_rank": 3.0}
+    facts |= {"variant": "raw", "view": "fp32"}
     frames = {"rotation_mean": 0.1, "rotation_low": 0.05, "rotation_high": 0.2}
     table = pd.DataFrame(
         [{**facts, "pair": pair, "rho2": rho2, **frames} for pair, rho2 in (("a", 0.2), ("b", 0.8))]
@@ -88,6 +90,25 @@ def test_directions_are_geometric_means_relative_to_random_frames():
     (row,) = overlap_views.direction_view(table).to_dict("records")
     assert (row["ratio"], row["ratio_low"], row["ratio_high"]) == pytest.approx((4, 2, 8))
     assert (row["random_low"], row["random_high"]) == pytest.approx((0.5, 2.0))
+
+
+def test_rl_stands_beside_what_was_scaled_to_its_norm():
+    found = {(OWN, "c"): 0.6, (GRPO, "a1"): 0.2, (("rl", "dapo", "mask"), "a2"): 0.9}
+    raw = rows(found, rho2=0.1, expected=0.05)
+    scaled = raw[raw["pair"] == "c"].assign(variant="norm-matched", partner="a1", overlap=0.3, changed=30)
+    table = pd.concat([raw, scaled.assign(rho2=0.2)])
+    view = overlap_views.matched_view(table, table[table["target"] == "low"])
+    assert list(view["group"]) == ["RL", "SFT (teacher), own rate", "SFT (teacher), own rate"]
+    # DAPO's norm was taken by nobody.
+    assert list(view["update"]) == ["as trained", "as trained", "at RL's norm"]
+    assert view["overlap"].tolist() == pytest.approx([0.2, 0.6, 0.3])
+    assert view["density"].tolist() == pytest.approx([0.6, 0.6, 0.3])
+    assert view["energy"].tolist() == pytest.approx([2, 2, 4])
+
+
+def test_a_pair_of_ones_own_stands_beside_nothing():
+    unknown = rows({(("unknown", None, None), "x"): 0.3}, rho2=0.1, expected=0.05)
+    assert overlap_views.matched_view(unknown, unknown).empty
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import nbformat
 import pytest
 
 from tests.study import planted
-from threegates.errors import NotebookError
+from threegates.errors import ManifestError, NotebookError
 from threegates.study import runner
 from threegates.study.runner import notebook_path, read_notebook, results_text, run_notebook
 
@@ -142,6 +142,66 @@ def test_a_changed_page_or_a_lost_sidecar_runs_again(project, monkeypatch):
     page.with_suffix(".json").unlink()
     run_notebook(path)
     assert len(runs) == 3 and page.read_bytes() == good
+
+
+SUBJECT = 'subject: str = "lab"  # whose pairs\ndraws: int = 1  # masks under each null'
+OPENED = """\
+import os, pathlib
+from threegates.study.study import Study
+study = Study.open("spectral-drift", subject=subject)
+page = os.environ["THREEGATES_PAGE"] or "spectral-drift"
+pathlib.Path("figures", page).mkdir(parents=True)
+pathlib.Path("figures", page, "one.svg").write_text(page)
+print(sorted(study.frame["pair"]), study.about.title)"""
+
+
+def two_subjects(project):
+    base = planted.base_tensors()
+    labels = {"lab-grpo": {"rate": "mask"}, "encoder-grpo": {"rate": "mask", "subject": "encoder"}}
+    entries = [
+        planted.entry(name, "rl", ["spectral-drift"], algorithm="grpo", labels=own)
+        for name, own in labels.items()
+    ]
+    runs = {entry.name: (planted.with_noise(base, 1e-3, 1), entry) for entry in entries}
+    planted.write_study(project / "build" / "lab", base, runs)
+    return write_notebook(project, "spectral-drift", OPENED, parameters=SUBJECT)
+
+
+def test_one_notebook_gives_a_page_for_each_subject(project, monkeypatch):
+    path = two_subjects(project)
+    runs = counting(monkeypatch)
+    first = run_notebook(path)
+    second = run_notebook(path, {"subject": "encoder"}, page="spectral-drift-encoder")
+    assert [one.page.name for one in (first, second)] == [
+        "spectral-drift.ipynb",
+        "spectral-drift-encoder.ipynb",
+    ]
+    titles = [nbformat.read(one.page, as_version=4).cells[0].source for one in (first, second)]
+    assert titles == ["# Demo (the miniature lab)", "# Demo (the encoder)"]
+    assert "['lab-grpo']" in first.page.read_text() and "['encoder-grpo']" in second.page.read_text()
+    drawn = {p.parent.name: p.read_text() for p in first.page.parent.rglob("one.svg")}
+    assert drawn == {name: name for name in ("spectral-drift", "spectral-drift-encoder")}
+    assert set(first.verdicts["about"]) == {"lab"} and set(second.verdicts["about"]) == {"encoder"}
+    again = run_notebook(path, {"subject": "encoder"}, page="spectral-drift-encoder")
+    assert not again.executed and not run_notebook(path).executed and len(runs) == 2
+
+
+def test_a_changed_subject_leaves_the_other_page_alone(project, monkeypatch):
+    path = two_subjects(project)
+    run_notebook(path)
+    run_notebook(path, {"subject": "encoder"}, page="spectral-drift-encoder")
+    planted.write(
+        project / "build" / "lab" / "encoder-grpo", planted.with_noise(planted.base_tensors(), 1e-3, 8)
+    )
+    assert not run_notebook(path).executed
+    assert run_notebook(path, {"subject": "encoder"}, page="spectral-drift-encoder").executed
+
+
+def test_a_subject_that_nobody_has_is_refused(project):
+    path = two_subjects(project)
+    with pytest.raises(ManifestError, match="no such subject") as failure:
+        run_notebook(path, {"subject": "encodr"})
+    assert "encoder, lab" in str(failure.value)
 
 
 def test_a_chapter_reads_its_study_and_ends_with_page_records_and_verdict(project, monkeypatch):

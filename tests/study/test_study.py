@@ -49,7 +49,7 @@ def test_shared_stripes_are_reproduced(project):
     verdicts = Study.open("stripe-masks", manifest=manifest, draws=5).verdicts()
     assert verdict_of(verdicts, "masks-are-striped") == "reproduced"
     assert verdict_of(verdicts, "rows-stand-out-in-qkv") == "reproduced"
-    assert "5 checkpoints of profile planted, 5 seeds" in set(verdicts["subject"])
+    assert set(verdicts["subject"]) == {"the miniature lab: 5 checkpoints of profile planted, 5 seeds"}
 
 
 def test_what_is_measured_is_not_measured_again(stripes, monkeypatch):
@@ -58,7 +58,7 @@ def test_what_is_measured_is_not_measured_again(stripes, monkeypatch):
     assert len(study.missing()) == 6
     first = study.digest()
     before = {path: path.read_bytes() for path in study.paths() if path.exists()}
-    monkeypatch.setattr(jobs, "_measure_pair", None)
+    monkeypatch.setitem(jobs.BY_TENSOR, "pair", None)
     monkeypatch.setattr(jobs, "_measure_group", None)
     again = stripes()
     assert again.missing() == [] and again.digest() == first

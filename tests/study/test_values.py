@@ -38,6 +38,16 @@ def test_claims_keep_their_values_apart_and_a_missing_number_has_its_keys_too():
     assert (values["other.value"], values["other.interval"]) == ("–", "no interval")
 
 
+def test_another_subject_has_keys_of_its_own():
+    other = CLAIM | {"about": "encoder", "value": 0.5}
+    control = CONTROL | {"about": "encoder", "value": 0.25}
+    values = verdict_values(pd.DataFrame([CLAIM, other, control]))
+    assert values["masks-are-striped.value"] == "1.8"
+    assert values["encoder.masks-are-striped.value"] == "0.5"
+    assert values["encoder.masks-are-striped.verdict"] == "reproduced"
+    assert values["encoder.masks-are-striped.stripe_excess_storage.value"] == "0.25"
+
+
 def _rates() -> pd.DataFrame:
     rows = [
         ("base", "pre-training", "pass@1", 0.354, 0.31, 0.4, 512),

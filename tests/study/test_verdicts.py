@@ -17,10 +17,11 @@ from threegates.study.verdicts import verdict_page
 CLAIMS = read_claims(Path(__file__).resolve().parents[2] / "claims.yaml").claims
 
 
-def _rows(page: str) -> list[dict[str, str]]:
-    """Cells of the table's body as HTML, by the names of their columns."""
-    names = re.findall(r"<th>(.*?)</th>", page)
-    body = page.split("<tbody>")[1].split("</tbody>")[0]
+def _rows(page: str, look: str = "tg-verdicts") -> list[dict[str, str]]:
+    """Cells of a table's body as HTML, by the names of their columns."""
+    table = page.split(f'class="tg-table {look}"')[1].split("</table>")[0]
+    names = re.findall(r"<th>(.*?)</th>", table)
+    body = table.split("<tbody>")[1].split("</tbody>")[0]
     rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
     cells = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in rows]
     return [dict(zip(names, row, strict=True)) for row in cells]
@@ -32,6 +33,7 @@ def _text(html: str) -> str:
 
 def test_every_claim_of_the_study_has_one_row_and_a_link_to_its_card():
     table = verdict_table([not_run(claim, "no pairs") for claim in CLAIMS])
+    table = table.assign(about="lab", page=table["chapter"])
     page = verdict_page(table)
     rows = _rows(page)
     links = [re.findall(r'<a href="([^"]+)">(.*?)</a>', row["claim"]) for row in rows]
@@ -75,7 +77,7 @@ def test_the_page_is_myst_with_a_title_and_the_table_scrolls_alone():
     assert page.startswith("# Verdicts\n\n")
     assert "{doc}`reading`" in page
     # A blank line inside would end the HTML block, and MyST would read the rest as text.
-    assert "\n\n" not in page[page.index("<div") :]
+    assert "\n\n" not in page[page.index("<div") : page.index("</div>")]
     assert 'class="tg-scroll" role="region"' in page and 'tabindex="0"' in page
 
 
@@ -91,3 +93,41 @@ def test_the_rule_stands_short_beside_the_interval_it_asks_for():
     rules = ["whole interval at or above 1.5", "whole interval within -0.1 to 0.1"]
     rows = _rows(verdict_page(pd.DataFrame([CLAIM | {"claim": rule, "rule": rule} for rule in rules])))
     assert [row["rule"] for row in rows] == ["≥ 1.5", "within -0.1 to 0.1"]
+
+
+ENCODER = {"about": "encoder", "page": "stripe-masks-encoder", "subject": "3 checkpoints of an encoder"}
+TWO = [CLAIM, CONTROL, CLAIM | ENCODER | {"value": 0.9, "low": 0.8, "high": 1.0, "holds": False}]
+
+
+def test_a_claim_has_one_row_for_each_subject_with_its_own_page():
+    other = CLAIM | {"claim": "b"}
+    rows = _rows(verdict_page(pd.DataFrame([*TWO[:2], other, TWO[2]])))
+    links = [re.findall(r'href="([^"]+)"', row["claim"])[0] for row in rows]
+    assert links == [
+        "stripe-masks.html#verdict-masks-are-striped",
+        "stripe-masks-encoder.html#verdict-masks-are-striped",
+        "stripe-masks.html#verdict-b",
+    ]
+    assert [_text(row["subject"]) for row in rows][:2] == [
+        "the miniature lab7 checkpoints",
+        "the encoder3 checkpoints of an encoder",
+    ]
+    assert [row["estimate"] for row in rows][:2] == ["1.8", "0.9"]
+
+
+def test_subjects_stand_side_by_side_with_every_control():
+    page = verdict_page(pd.DataFrame([*TWO, CLAIM | {"claim": "b"}]))
+    rows = [{name: _text(cell) for name, cell in row.items()} for row in _rows(page, "tg-subjects")]
+    assert rows == [
+        {
+            "claim and controls": "Masks show stripes.",
+            "the miniature lab": "reproduced1.8 [1.7, 1.9], holds",
+            "the encoder": "reproduced0.9 [0.8, 1], does not hold",
+        },
+        {
+            "claim and controls": "beyond storage: over storage noise",
+            "the miniature lab": "−0.25 [−0.5, 0], does not hold",
+            "the encoder": "not judged",
+        },
+    ]
+    assert "tg-subjects" not in verdict_page(pd.DataFrame(TWO[:2]))

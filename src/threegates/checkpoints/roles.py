@@ -17,6 +17,8 @@ MODULES = {
     "embedding": ("embed_tokens", "wte", "word_embeddings", "embed_in"),
     "head": ("lm_head", "embed_out"),
 }
+# BERT and its kin call every layer after the first three "dense"; what stands before it tells them apart.
+DENSE = {"attention.output": "o", "intermediate": "up", "output": "down"}
 ROLE_OF_MODULE = {module: role for role, modules in MODULES.items() for module in modules}
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 
@@ -26,11 +28,19 @@ def role(name: str, shape: Sequence[int]) -> str:
     parts = name.split(".")
     if parts[-1] == "bias":
         return "bias"
-    known = ROLE_OF_MODULE.get(parts[-2] if len(parts) > 1 else parts[-1])
+    known = _dense(parts) or ROLE_OF_MODULE.get(parts[-2] if len(parts) > 1 else parts[-1])
     if known is not None and len(shape) == 2:
         return known
     # q_norm and input_layernorm are norms; a router or a mixture's "norm"-named matrix is not.
     return "norm" if len(shape) == 1 and "norm" in name.lower() else "other"
+
+
+def _dense(parts: list[str]) -> str | None:
+    """Role of a dense layer of BERT by the modules that hold it."""
+    if parts[-2:-1] != ["dense"]:
+        return None
+    holders = (".".join(parts[-4:-2]), *parts[-3:-2])
+    return next((DENSE[holder] for holder in holders if holder in DENSE), None)
 
 
 def layer(name: str) -> int | None:

@@ -148,6 +148,22 @@ def gap_aware_angles(
     return subspace_angles(base, tuned, resolved_rank(base, tuned, tolerance))
 
 
+def widest_gap_rank(base: LeadingSpectrum) -> int:
+    """Index j in k/2 … k with the widest gap σ̂_j − σ̂_{j+1} of a base; 0 where k is 0.
+
+    The largest angle at k hangs on one gap, which may happen to be narrow. This rank depends on the base
+    alone, so that it is the same for every update. Of equal gaps the last counts.
+
+    **Source** this study; the largest angle is steady only at a border that the base has.
+    """
+    if base.k == 0:
+        return 0
+    values = torch.cat([base.values, base.values[-1:] - base.gap])
+    first = (base.k + 1) // 2
+    gaps = (values[:-1] - values[1:])[first - 1 :]
+    return first + int((gaps == gaps.max()).nonzero()[-1])
+
+
 def _gap(spectrum: LeadingSpectrum, k: int) -> float:
     if k == 0:
         return math.nan

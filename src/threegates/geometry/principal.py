@@ -23,6 +23,7 @@ from threegates.geometry.nulls import (
     stratified_permutations,
 )
 from threegates.geometry.thresholds import (
+    Cut,
     Magnitudes,
     Reconstruction,
     Selector,
@@ -269,25 +270,57 @@ class SweepCell:
     overlaps: dict[str, Overlap]
 
 
-def overlap_sweep(
+@dataclass(frozen=True)
+class SweepTargets:
+    """Every M_princ and M_low of a base over a grid k × α, as thresholds and packed masks.
+
+    keys : W⁽ᵏ⁾ of every rank; cuts : thresholds by (k, α); lows : a packed M_low for each α; counts : entries
+    of a target for each α.
+    """
+
+    keys: Reconstruction
+    alphas: tuple[float, ...]
+    counts: list[int]
+    lows: list[Packed]
+    cuts: list[list[Cut]]
+
+
+def sweep_targets(
     base: Shaped[Tensor, "m n"],
     u: Float[Tensor, "m r"],
     s: Float[Tensor, " r"],
     v: Float[Tensor, "n columns"],
-    masks: Sequence[Packed],
     *,
     ranks: Sequence[int],
     alphas: Sequence[Real],
-) -> list[SweepCell]:
-    """Overlaps over a grid k × α, for several update masks at once.
-
-    Two streams over tiles serve the whole grid: one finds every threshold, one counts. The reconstructions
-    are accumulated over ascending k within a tile. Memory: a tile for each k, and a packed M_low for each α.
-    α is the share of M_princ and of M_low alike.
+) -> SweepTargets:
+    """Targets of a base over a grid k × α, found once for all masks: one stream finds every threshold.
 
     Parameters
     ----------
-    u, s, v : at least max(ranks) singular triplets; masks : packed masks, observed or drawn from a null.
+    u, s, v : at least max(ranks) singular triplets. α is the share of M_princ and of M_low alike.
+
+    Raises
+    ------
+    GeometryError : as `principal_mask`; ranks do not ascend in 1 … r.
+
+    **Source** as `overlap_sweep`.
+    """
+    keys = Reconstruction(u, s, v, ranks)
+    counts = [entry_count(alpha, keys.size) for alpha in alphas]
+    lows = [packed_low_magnitude_mask(base, alpha) for alpha in alphas]
+    return SweepTargets(keys, tuple(map(float, alphas)), counts, lows, find_cuts(keys, counts))
+
+
+def overlap_sweep(targets: SweepTargets, masks: Sequence[Packed]) -> list[SweepCell]:
+    """Overlaps over a grid k × α, for several update masks at once.
+
+    One stream over tiles counts for the whole grid. The reconstructions are accumulated over ascending k
+    within a tile. Memory: a tile for each k, and a packed M_low for each α.
+
+    Parameters
+    ----------
+    targets : of the base, from `sweep_targets`; masks : packed masks, observed or drawn from a null.
 
     Returns
     -------
@@ -296,36 +329,35 @@ def overlap_sweep(
 
     Raises
     ------
-    GeometryError : as `principal_mask`; ranks do not ascend in 1 … r; a mask does not fit the matrix.
+    GeometryError : a mask does not fit the matrix.
 
     **Source** Zhu et al. (2025), Fig. 5, which gives neither k nor α.
     """
-    keys = Reconstruction(u, s, v, ranks)
-    counts = [entry_count(alpha, keys.size) for alpha in alphas]
-    lows = [packed_low_magnitude_mask(base, alpha) for alpha in alphas]
-    kept, both, both_kept = _sweep_counts(keys, counts, lows, masks)
+    keys, counts, lows = targets.keys, targets.counts, targets.lows
+    kept, both, both_kept = _sweep_counts(targets, masks)
     cells = []
     for i, mask in enumerate(masks):
         changed = popcount(mask)
-        for layer, rank in enumerate(ranks):
-            for a, alpha in enumerate(alphas):
+        for layer, rank in enumerate(keys.ranks):
+            for a, alpha in enumerate(targets.alphas):
                 on_low = popcount(mask & lows[a])
                 found = (
                     Overlap(int(both[i, layer, a]), changed, counts[a], keys.size),
                     Overlap(on_low, changed, counts[a], keys.size),
                     Overlap(int(both_kept[i, layer, a]), changed, int(kept[layer, a]), keys.size),
                 )
-                cells.append(SweepCell(i, rank, float(alpha), dict(zip(TARGETS, found, strict=True))))
+                cells.append(SweepCell(i, rank, alpha, dict(zip(TARGETS, found, strict=True))))
     return cells
 
 
 def _sweep_counts(
-    keys: Reconstruction, counts: Sequence[int], lows: Sequence[Packed], masks: Sequence[Packed]
+    targets: SweepTargets, masks: Sequence[Packed]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """|M_princ ∩ M_lowᶜ| by (k, α); |M ∩ M_princ| and |M ∩ M_princ ∩ M_lowᶜ| by (mask, k, α)."""
+    keys, counts, lows = targets.keys, targets.counts, targets.lows
     for mask in masks:
         _require_fit(mask, keys.size)
-    selectors = [[Selector(cut) for cut in cuts] for cuts in find_cuts(keys, counts)]
+    selectors = [[Selector(cut) for cut in cuts] for cuts in targets.cuts]
     marked, kept = (np.zeros((keys.layers, len(counts)), dtype=np.int64) for _ in range(2))
     both, both_kept = (np.zeros((len(masks), *kept.shape), dtype=np.int64) for _ in range(2))
     start = 0

@@ -7,7 +7,7 @@ that informed a recipe is evidence for a claim.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, Method
 from threegates.errors import RecipeError
@@ -25,6 +25,8 @@ RATES = {"mask": 5e-6, "reward": 2e-4, "own": 3e-4}
 # on other data with seeds of their own, so that seed, method and data all vary. Five exist in every profile.
 STRIPE_RUNS = {("grpo", 0), ("grpo", 1), ("dapo", 0), ("reinforce++", 0)}
 STRIPE_SFT = {("teacher", 0), ("teacher", 1), ("same-style", 0)}
+# Chapters that follow runs: they have the checkpoints along training, all others the last one alone.
+STEP_CHAPTERS = ("emergence", "precision-lens")
 OTHER_DATA = (("grpo", "arith-3to5"), ("reinforce++", "addsub-4"))
 OTHER_DATA_SFT: tuple[tuple[Source, str], ...] = (
     ("teacher", "arith-3to5"),
@@ -99,7 +101,7 @@ def plan(name: str) -> list[Planned]:
     chosen = profile(name)
     draft = _base(chosen)
     base = make_run(draft.recipe, None)
-    tuned = [*_reinforced(chosen), *_supervised(chosen)]
+    tuned = [*_reinforced(chosen), *_supervised(chosen), *_without_masters(chosen)]
     return [Planned(draft, base), *(Planned(item, make_run(item.recipe, base)) for item in tuned)]
 
 
@@ -123,7 +125,7 @@ def _reinforced(chosen: Profile) -> Iterator[Draft]:
                 "spectral-drift",
                 "principal-overlap",
                 *["stripe-masks"] * stripes,
-                *["emergence"] * (algorithm == "grpo"),
+                *[*STEP_CHAPTERS] * (algorithm == "grpo"),
             ]
             yield _rl(chosen, algorithm, "arith-4", seed, "mask", chapters)
             yield _rl(chosen, algorithm, "arith-4", seed, "reward", ["miniature-lab"])
@@ -141,7 +143,7 @@ def _rl(chosen: Profile, algorithm: str, data: str, seed: int, rate: str, chapte
         seed=seed,
         steps=chosen.reward_steps if reward else chosen.steps,
         learning_rate=RATES[rate],
-        checkpoint_steps=_kept(chosen) if "emergence" in chapters else (),
+        checkpoint_steps=_kept(chosen) if {*STEP_CHAPTERS} & {*chapters} else (),
         final_prompts=chosen.evaluation_prompts if reward else 0,
     )
     return Draft(recipe, "rl", algorithm, rate, tuple(chapters))
@@ -162,6 +164,7 @@ def _supervised(chosen: Profile) -> Iterator[Draft]:
                     "spectral-drift",
                     "principal-overlap",
                     *["stripe-masks"] * stripes,
+                    *["precision-lens"] * (source == "teacher"),
                 ]
                 yield _sft(chosen, source, "arith-4", seed, rate, chapters)
     for order, (source, data) in enumerate(OTHER_DATA_SFT):
@@ -182,8 +185,20 @@ def _sft(chosen: Profile, source: Source, data: str, seed: int, rate: str, chapt
     return Draft(recipe, "rft" if source == "rft" else "sft", label, rate, tuple(chapters))
 
 
+def _without_masters(chosen: Profile) -> Iterator[Draft]:
+    """Pure-bf16 training, for one chapter alone: its masks must not stand among those of float32 masters."""
+    for seed in chosen.seeds:
+        for draft in (
+            _rl(chosen, "grpo", "arith-4", seed, "mask", ["precision-lens"]),
+            _sft(chosen, "teacher", "arith-4", seed, "mask", ["precision-lens"]),
+        ):
+            name = _name(draft.algorithm, "arith-4", "bf16-master", seed)
+            formats = {"master_dtype": "bfloat16", "save_dtype": "bfloat16"}
+            yield replace(draft, recipe=draft.recipe.model_copy(update={"name": name, **formats}))
+
+
 def _name(label: str, data: str, rate: str, seed: int) -> str:
-    """``grpo-arith-4-s101``; runs at another rate than RL's mask rate say so."""
+    """``grpo-arith-4-s101``; runs at another rate than RL's mask rate, or without float32 masters, say so."""
     return "-".join([label, data, *([] if rate == "mask" else [rate]), f"s{seed}"])
 
 
@@ -212,7 +227,12 @@ def _entries(draft: Draft, run: Run) -> Iterator[Entry]:
             learning_rate=recipe.learning_rate,
             seed=recipe.seed,
             final=final,
-            chapters=[c for c in draft.chapters if final or c == "emergence"],
-            labels={"rate": draft.rate},
+            chapters=[c for c in draft.chapters if final or c in STEP_CHAPTERS],
+            labels={"rate": draft.rate, **_master(recipe)},
             checked=True,
         )
+
+
+def _master(recipe: AnyRecipe) -> dict[str, str]:
+    """A label for runs whose master is not float32, as all others have it."""
+    return {} if recipe.master_dtype == "float32" else {"master": recipe.master_dtype}

@@ -26,8 +26,9 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.masks import consensus, expected_jaccard, jaccard_matrix
 from threegates.geometry.stripes import ratio_dispersion
+from threegates.study.by_tensor import typed
 from threegates.study.draws import NULLS, SUMMARY, ObservedMask, null_columns, null_stream, observe
-from threegates.study.measure import AXIS_COLUMNS, axis_facts, axis_row, matrices, typed
+from threegates.study.measure import AXIS_COLUMNS, axis_facts, axis_row, matrices
 
 AXES = ("row", "column")
 _KEYS = {"tensor": "str", "role": "str", "layer": "Int64", "run_a": "str", "run_b": "str"}

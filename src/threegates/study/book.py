@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
 from threegates.digest import code_digest, file_digest, value_digest
 from threegates.errors import NotebookError
 from threegates.study.benchmark_page import benchmark_file, benchmark_page
+from threegates.study.chapters import page_study, run_page
+from threegates.study.contents import Page, book_pages
 from threegates.study.provenance import importlib_version, project_root
-from threegates.study.runner import NotebookRun, run_notebook
+from threegates.study.runner import NotebookRun
 from threegates.study.sources import MANIFEST_VARIABLE
 from threegates.study.study import Study
 from threegates.study.values import FILE, rate_values, verdict_values, write_values
@@ -31,6 +32,9 @@ from threegates.study.verdicts import verdict_page
 from threegates.study.views import gain_view, pass_view
 
 LAB_CHAPTER = "miniature-lab"
+#: What became of each page; None where it was not run.
+Runs = dict[Page, NotebookRun | None]
+
 _MATHJAX = ("sphinx-mathjax-offline", "static", "mathjax", "tex-svg.js")
 
 
@@ -47,7 +51,7 @@ def build_book(profile: str, build: Path, workers: int = 2) -> Path:
     build.mkdir(parents=True, exist_ok=True)
     with _only_one(build):
         _prepare(profile, build, root, workers)
-        runs = {name: _run(root / "notebooks" / f"{name}.ipynb", workers) for name in _chapters(root)}
+        runs = {page: _run(page, workers) for page in book_pages(root)}
         source = _assemble(build, root, profile, runs)
         return _render(build, source)
 
@@ -78,34 +82,26 @@ def _prepare(profile: str, build: Path, root: Path, workers: int) -> None:
     train(profile, build, workers)
 
 
-def _chapters(root: Path) -> list[str]:
-    """Notebooks in the order of the table of contents."""
-    contents = yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))
-    files = [chapter["file"] for part in contents["parts"] for chapter in part["chapters"]]
-    return [name for name in files if (root / "notebooks" / f"{name}.ipynb").is_file()]
-
-
-def _run(notebook: Path, workers: int) -> NotebookRun | None:
-    """Run a chapter; None where the manifest has no checkpoints for it."""
-    if not Study.open(notebook.stem).pairs:
-        _say(f"{notebook.stem} not run: the manifest has no checkpoints for it")
-        return None
+def _run(page: Page, workers: int) -> NotebookRun | None:
+    """Run a page; None where the manifest has no checkpoints for it."""
     started = time.monotonic()
-    result = run_notebook(notebook, workers=workers)
+    result = run_page(page, workers)
     seconds = time.monotonic() - started
-    _say(f"{notebook.stem} {'executed' if result.executed else 'unchanged'} ({seconds:.0f} s)")
+    if result is None:
+        _say(f"{page.name} not run: the manifest has no checkpoints for it")
+    else:
+        _say(f"{page.name} {'executed' if result.executed else 'unchanged'} ({seconds:.0f} s)")
     return result
 
 
-def _assemble(build: Path, root: Path, profile: str, runs: dict[str, NotebookRun | None]) -> Path:
+def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
     """Put prose, executed notebooks, figures, values and the verdicts' page into one fresh folder."""
     source = build / "book-src"
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root / "book", source)
-    for name, result in runs.items():
-        _add_chapter(source, name, result)
-    verdicts = [result.verdicts if result else Study.open(name).verdicts() for name, result in runs.items()]
-    table = pd.concat([frame for frame in verdicts if not frame.empty], ignore_index=True)
+    for page, result in runs.items():
+        _add_page(source, page, result)
+    table = _verdicts(runs)
     (source / "verdicts.md").write_text(verdict_page(table), encoding="utf-8")
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
@@ -116,20 +112,29 @@ def _assemble(build: Path, root: Path, profile: str, runs: dict[str, NotebookRun
     return source
 
 
-def _add_chapter(source: Path, name: str, result: NotebookRun | None) -> None:
+def _verdicts(runs: Runs) -> pd.DataFrame:
+    """Verdicts of all pages, each row with the page that has its card."""
+    found = [
+        (result.verdicts if result else page_study(page).verdicts()).assign(page=page.name)
+        for page, result in runs.items()
+    ]
+    return pd.concat([frame for frame in found if not frame.empty], ignore_index=True)
+
+
+def _add_page(source: Path, page: Page, result: NotebookRun | None) -> None:
     """The executed notebook with its figures, or a page that says that it was not run."""
     if result is None:
-        text = f"# {name}\n\nNot run: this build has no checkpoints for this chapter.\n"
-        (source / f"{name}.md").write_text(text, encoding="utf-8")
+        text = f"# {page.name}\n\nNot run: this build has no checkpoints for this page.\n"
+        (source / f"{page.name}.md").write_text(text, encoding="utf-8")
         return
-    shutil.copyfile(result.page, source / f"{name}.ipynb")
-    figures = result.page.parent / "figures" / name
+    shutil.copyfile(result.page, source / f"{page.name}.ipynb")
+    figures = result.page.parent / "figures" / page.name
     if figures.is_dir():
-        shutil.copytree(figures, source / "figures" / name)
+        shutil.copytree(figures, source / "figures" / page.name)
 
 
-def _lab_values(runs: dict[str, NotebookRun | None]) -> dict[str, str]:
-    if runs.get(LAB_CHAPTER) is None:
+def _lab_values(runs: Runs) -> dict[str, str]:
+    if not any(page.name == LAB_CHAPTER and result for page, result in runs.items()):
         return dict.fromkeys(("base.pass@1", "base.pass@8"), "(not run)")
     evaluation = Study.open(LAB_CHAPTER).table("evaluation")
     return rate_values(pass_view(evaluation), gain_view(evaluation))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
@@ -14,6 +16,16 @@ _CLASSES = {
     "not reproduced": "tg-not",
     "contradicted": "tg-not",
 }
+#: What each verdict says of a claim, in the order of a page's summary.
+_SUMMARY = {
+    "reproduced": "Hold as trained and in every control",
+    "reproduced, not distinguishable from storage": "Hold as trained, but not beyond what storage gives",
+    "reproduced raw, gone when matched": "Hold as trained, but not at matched norm or learning rate",
+    "not reproduced": "Not shown, for the interval does not meet the rule",
+    "contradicted": "Contradicted",
+    "cannot be tested here": "Cannot be tested here",
+    "not run": "Not run",
+}
 _MARKS = {True: "holds", False: "does not hold"}
 
 
@@ -25,6 +37,31 @@ def number(value: float, digits: int = 3) -> str:
 def interval(low: float, high: float) -> str:
     """An interval in brackets, or why there is none in two words."""
     return "no interval" if pd.isna(low) or pd.isna(high) else f"[{number(low)}, {number(high)}]"
+
+
+def verdict_summary(verdicts: pd.DataFrame) -> str:
+    """The page's statements by verdict, in Markdown: what holds raw, at matched norm, beyond storage."""
+    if verdicts.empty:
+        return "This page judges no claim."
+    rules = verdicts[verdicts["kind"] == "rule"]
+    lines = [f"**In short**, on {rules['subject'].iloc[0]}:", ""]
+    for verdict, meaning in _SUMMARY.items():
+        says = [f"*{_plain(text)}*" for text in rules.loc[rules["verdict"] == verdict, "says"]]
+        if says:
+            lines.append(f"- **{meaning}** ({len(says)} of {len(rules)}): {' · '.join(says)}")
+    return "\n".join(lines)
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown leaves as it is."""
+    return re.sub(r"([*_`<>\[\]$])", r"\\\1", text.rstrip("."))
+
+
+def span(values: Iterable[float], digits: int = 3) -> str:
+    """Smallest to largest of some numbers, or the one number that they all read as."""
+    known = [value for value in values if not pd.isna(value)]
+    ends = [number(end, digits) for end in (min(known), max(known))] if known else ["–"]
+    return " to ".join(dict.fromkeys(ends))
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from threegates.digest import value_digest
 from threegates.errors import NotebookError
+from threegates.study.contents import Page, find_page, page_of
 from threegates.study.parameters import declared, parsed
-from threegates.study.provenance import build_folder
-from threegates.study.runner import NotebookRun, notebook_path, read_notebook, run_notebook
+from threegates.study.provenance import build_folder, project_root
+from threegates.study.runner import (
+    STUDY_PARAMETERS,
+    NotebookRun,
+    notebook_path,
+    opens_study,
+    read_notebook,
+    run_notebook,
+)
 from threegates.study.sources import folder_labels
+from threegates.study.study import Study
 
 
 def run_chapter(
@@ -23,14 +33,15 @@ def run_chapter(
 ) -> NotebookRun:
     """Run a notebook with parameters as they were typed.
 
-    The study's own page lands in build/notebooks; with any parameter it lands in a folder of its own below
-    build/runs, so that the book keeps its page.
+    A page of the book, by its name or by its notebook and parameters, lands in build/notebooks; with any
+    other parameters it lands in a folder of its own below build/runs, so that the book keeps its page.
 
     Raises
     ------
     NotebookError : there is no such notebook, or it has no such parameters.
     """
-    path = notebook_path(notebook)
+    listed = find_page(project_root(), notebook)
+    path = notebook_path(listed.notebook if listed else notebook)
     known = declared(read_notebook(path), path.stem)
     if pairs and (base or tuned):
         raise NotebookError("give either --pair, or --base and --tuned", found="both")
@@ -38,16 +49,38 @@ def run_chapter(
         raise NotebookError("a pair of your own needs both sides", found=f"--base {base}, --tuned {tuned}")
     sources = folder_labels([name for name in (base, tuned) if name])
     labels = {place: label for label, place in sources.items()}
-    values = parsed(known, texts, path.stem)
+    values = {**(listed.parameters if listed else {}), **parsed(known, texts, path.stem)}
     values |= {"pairs": list(pairs)} if pairs else {}
     own = {side: _labelled(name, labels) for side, name in (("base", base), ("tuned", tuned)) if name}
-    output = _output(path.stem, {**values, **own})
-    return run_notebook(path, {**values, **own}, output=output, sources=sources, workers=workers)
+    values |= own
+    # A value that is the notebook's own says nothing, and makes no other page.
+    values = {key: value for key, value in values.items() if value != known[key].default}
+    page = page_of(project_root(), path.stem, values)
+    output, name = (None, page.name) if page else (_output(path.stem, values), None)
+    return run_notebook(path, values, page=name, output=output, sources=sources, workers=workers)
+
+
+def run_page(page: Page, workers: int = 1) -> NotebookRun | None:
+    """Run a page of the book; None where it looks at checkpoints and the manifest has none for it."""
+    if _looks_at_checkpoints(page) and not page_study(page).pairs:
+        return None
+    return run_notebook(notebook_path(page.notebook), page.parameters, page=page.name, workers=workers)
+
+
+def _looks_at_checkpoints(page: Page) -> bool:
+    path = project_root() / "notebooks" / f"{page.notebook}.ipynb"
+    return not path.is_file() or opens_study(read_notebook(path))
+
+
+def page_study(page: Page) -> Study:
+    """The study of a page's chapter and subject."""
+    options: dict[str, Any] = {k: v for k, v in page.parameters.items() if k in STUDY_PARAMETERS}
+    return Study.open(page.notebook, **options)
 
 
 def _labelled(name: str, labels: Mapping[str, str]) -> str:
     return labels.get(str(Path(name).resolve()), name) if Path(name).is_dir() else name
 
 
-def _output(chapter: str, values: Mapping[str, object]) -> Path | None:
-    return build_folder() / "runs" / f"{chapter}-{value_digest(dict(values))[:8]}" if values else None
+def _output(chapter: str, values: Mapping[str, object]) -> Path:
+    return build_folder() / "runs" / f"{chapter}-{value_digest(dict(values))[:8]}"

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from threegates.errors import ClaimError
 from threegates.study.estimates import ESTIMATES, Estimate, Tables, estimate, missing
+from threegates.study.subjects import LAB
 
 
 class Judgement(StrEnum):
@@ -87,7 +88,10 @@ class Change(_Strict):
 
 
 class Claim(_Strict):
-    """One claim with its measure, its rule and the controls it must survive."""
+    """One claim with its measure, its rule and the controls it must survive.
+
+    `subjects` are the models that it is judged on, each by the same rule.
+    """
 
     id: str
     chapter: str
@@ -98,6 +102,7 @@ class Claim(_Strict):
     rule: Rule
     controls: list[Control] = []
     needs: str | None = None
+    subjects: list[str] = [LAB]
     changed: list[Change] = []
 
 
@@ -116,9 +121,10 @@ class Claims(_Strict):
             raise ValueError(f"an id is used twice: {', '.join(repeated)}")
         return self
 
-    def of(self, chapter: str) -> list[Claim]:
-        """The claims that a chapter judges."""
-        return [claim for claim in self.claims if claim.chapter == chapter]
+    def of(self, chapter: str, subject: str = "") -> list[Claim]:
+        """The claims that a chapter judges, of any subject or of the one that is named."""
+        own = [claim for claim in self.claims if claim.chapter == chapter]
+        return [claim for claim in own if not subject or subject in claim.subjects]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Two tables. ``drift``: one row a matrix and variant. ``spectrum``: the singular 
 example matrix, raw and at equal norm. Variants of a tuned weight, each held against the base:
 
 - raw: as it is stored; rounded: both sides in bf16.
-- noise: Gaussian noise of the raw ΔW's norm, unrounded.
+- noise: Gaussian noise of the raw ΔW's norm, unrounded; one row for each of `NOISE_DRAWS` draws.
 - norm-matched: ΔW scaled, matrix by matrix, to the norm of a partner's, unrounded; and that rounded to bf16.
 """
 
@@ -13,27 +13,33 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.pairs import Status, TensorPair, align, load_finite, load_pair
+from threegates.checkpoints.pairs import AlignedTensor, TensorPair, align, load_pair
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry import bounds
-from threegates.geometry.angles import SubspaceAngles, subspace_angles
-from threegates.geometry.decomposition import SMALL, BaseDecomposition, LeadingSpectrum, decompose, update
+from threegates.geometry.angles import SubspaceAngles, subspace_angles, widest_gap_rank
+from threegates.geometry.decomposition import LeadingSpectrum, update
 from threegates.geometry.directions import expected_energy, frobenius_norm, principal_energy, spectral_norm
 from threegates.geometry.norm_matching import gaussian_of_norm, match_norm
 from threegates.geometry.nulls import noise_generator
 from threegates.geometry.principal import headline_rank
 from threegates.geometry.spectra import FullSpectrum, singular_values, spectral_shift
-from threegates.study.measure import matrices, typed
+from threegates.study.bases import Base, base_of
+from threegates.study.by_tensor import Rows, Shared, measure_all
+from threegates.study.measure import matrices, sides
+from threegates.study.partners import Partner
 
 RAW, ROUNDED, NOISE = "raw", "rounded", "noise"
 MATCHED, MATCHED_ROUNDED = "norm-matched", "norm-matched, rounded"
 VARIANTS = (RAW, ROUNDED, NOISE, MATCHED, MATCHED_ROUNDED)
+#: Draws of the noise for each matrix.
+NOISE_DRAWS = 3
 BOUNDS = ("weyl", "mirsky", "ky_fan", "nss", "wedin_printed", "wedin_corrected")
 
 DRIFT_COLUMNS = {
@@ -44,11 +50,15 @@ DRIFT_COLUMNS = {
     "variant": "str",
     "partner": "str",
     "accuracy": "str",
+    "path": "str",
+    "proof": "str",
     "k": "int64",
     "gap": "float64",
     "nss": "float64",
     "nss_error": "float64",
     **{f"angle_{side}_{what}": "float64" for side in ("left", "right") for what in ("max", "mean")},
+    "gap_aware_k": "int64",
+    **{f"angle_{side}_gap_aware_max": "float64" for side in ("left", "right")},
     "angle_bound": "float64",
     "angle_floor": "float64",
     "resolved": "float64",
@@ -89,22 +99,13 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class _Side:
-    """A base matrix, decomposed once for all variants that are held against it."""
-
-    weight: Tensor
-    leading: BaseDecomposition
-    spectrum: FullSpectrum
-    accuracy: str
-
-
-@dataclass(frozen=True)
 class _Moved:
     """One variant, measured: ΔW, all singular values, the leading spectrum and its angles with the base's."""
 
-    side: _Side
+    side: Base
     delta: Tensor
     spectrum: FullSpectrum
+    leading: LeadingSpectrum
     angles: SubspaceAngles
     norm: float
     spectral: float
@@ -118,6 +119,62 @@ class _Moved:
     def bound(self) -> float:
         """Numerical bound on the error of every angle."""
         return max(self.angles.left.bound, self.angles.right.bound)
+
+
+@dataclass(frozen=True)
+class PairDrift:
+    """A pair whose matrices in blocks are measured in each variant, tensor by tensor.
+
+    Parameters are those of `measure_drift`.
+    """
+
+    base: Checkpoint
+    tuned: Checkpoint
+    name: str
+    partner: Checkpoint | None = None
+    partner_name: str = ""
+    seed: int = 0
+
+    tables = {"drift": DRIFT_COLUMNS, "spectrum": SPECTRUM_COLUMNS}
+
+    @cached_property
+    def aligned(self) -> list[AlignedTensor]:
+        """Every tensor of the pair."""
+        return align(self.base, self.tuned)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Matrices in blocks."""
+        return list(matrices(self.aligned))
+
+    @cached_property
+    def example(self) -> str | None:
+        """The matrix that is shown in full."""
+        shapes = {row.name: sides(row)[0] for row in self.aligned}
+        return example_matrix({name: shapes[name] for name in self.names})
+
+    @cached_property
+    def in_norm(self) -> Partner:
+        """The run whose norms the norm-matched variants take."""
+        return Partner(self.base, self.partner)
+
+    def rows(self, tensor: str, shared: Shared) -> Rows:
+        """Rows of one matrix, in each variant."""
+        norm = self.in_norm.norm(tensor)
+        pair = load_pair(self.base, self.tuned, tensor)
+        place = {"role": role(tensor, pair.base.shape), "layer": layer(tensor)}
+        facts = {"pair": self.name, "tensor": tensor, **place}
+        generator = noise_generator(self.seed, "drift", self.name, tensor)
+        found: Rows = {"drift": [], "spectrum": []}
+        if not pair.base.numel():
+            return found
+        for variant, moved in _measured(pair, norm, generator, shared):
+            partner = self.partner_name if variant in _OF_PARTNER else ""
+            row = {**facts, "variant": variant, "partner": partner}
+            found["drift"].append(row | drift_numbers(moved))
+            if tensor == self.example and variant in (RAW, MATCHED):
+                found["spectrum"].append(row | _spectra(moved))
+        return found
 
 
 def measure_drift(
@@ -142,23 +199,7 @@ def measure_drift(
     ------
     PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    rows = list(align(base, tuned))
-    names = list(matrices(rows))
-    shapes = {row.name: row.shape_base or () for row in rows}
-    norms = _partner_norms(base, partner, names) if partner else {}
-    example = example_matrix({tensor: shapes[tensor] for tensor in names})
-    drift: list[dict] = []
-    spectrum: list[dict] = []
-    for tensor in names:
-        pair = load_pair(base, tuned, tensor)
-        facts = {"pair": name, "tensor": tensor, "role": role(tensor, shapes[tensor]), "layer": layer(tensor)}
-        generator = noise_generator(seed, "drift", name, tensor)
-        for variant, moved in _measured(pair, norms.get(tensor), generator):
-            row = {**facts, "variant": variant, "partner": partner_name if variant in _OF_PARTNER else ""}
-            drift.append(row | _numbers(moved))
-            if tensor == example and variant in (RAW, MATCHED):
-                spectrum.append(row | _spectra(moved))
-    return {"drift": typed(drift, DRIFT_COLUMNS), "spectrum": typed(spectrum, SPECTRUM_COLUMNS)}
+    return measure_all(PairDrift(base, tuned, name, partner, partner_name, seed))
 
 
 _OF_PARTNER = (MATCHED, MATCHED_ROUNDED)
@@ -173,27 +214,13 @@ def example_matrix(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     return next((name for name in block if role(name, shapes[name]) == "o"), block[0])
 
 
-def _partner_norms(base: Checkpoint, partner: Checkpoint, names: list[str]) -> dict[str, float]:
-    """‖ΔW‖_F of the partner, of the matrices that it has in the base's shape."""
-    shared = {row.name for row in align(base, partner) if row.status is Status.compared}
-    return {
-        name: frobenius_norm(
-            load_finite(partner, name, "partner")[1].double() - load_finite(base, name, "base")[1].double()
-        )
-        for name in names
-        if name in shared
-    }
-
-
 def _measured(
-    pair: TensorPair, norm: float | None, generator: torch.Generator
+    pair: TensorPair, norm: float | None, generator: torch.Generator, shared: Shared
 ) -> Iterator[tuple[str, _Moved]]:
     """Every variant that the matrix has, measured against its base as stored or as rounded."""
-    stored = _side(pair.base_stored)
-    rounded = stored if bool((pair.base_stored == pair.base).all()) else _side(pair.base)
     for variant, tensor in _variants(pair, norm, generator):
-        side = rounded if variant in (ROUNDED, MATCHED_ROUNDED) else stored
-        yield variant, _moved(side, tensor)
+        rounded = variant in (ROUNDED, MATCHED_ROUNDED)
+        yield variant, moved_from(pair.base if rounded else pair.base_stored, tensor, shared)
 
 
 def _variants(
@@ -202,46 +229,41 @@ def _variants(
     own = frobenius_norm(pair.tuned_stored.double() - pair.base_stored.double())
     yield RAW, pair.tuned_stored
     yield ROUNDED, pair.tuned
-    yield NOISE, gaussian_of_norm(pair.base_stored, own, generator).unrounded
+    for _ in range(NOISE_DRAWS):
+        yield NOISE, gaussian_of_norm(pair.base_stored, own, generator).unrounded
     if norm is not None and (own > 0 or norm == 0):
         scaled = match_norm(pair.base_stored, pair.tuned_stored, norm)
         yield MATCHED, scaled.unrounded
         yield MATCHED_ROUNDED, scaled.rounded
 
 
-def _side(weight: Tensor) -> _Side:
-    """Float64 SVDs up to a smaller side of `SMALL`; beyond it the certified engine, as fast as float32."""
-    accuracy = "reference" if min(weight.shape) <= SMALL else "certified"
-    exact = weight.to(_type(accuracy, weight))
-    leading = decompose(exact, headline_rank(weight.shape), accuracy)
-    return _Side(exact, leading, singular_values(exact, accuracy), accuracy)
+def moved_from(base: Tensor, tuned: Tensor, shared: Shared) -> _Moved:
+    """A tuned matrix, measured against its base at the headline rank."""
+    return _moved(base_of(base, headline_rank(base.shape), shared), tuned)
 
 
-def _type(accuracy: str, weight: Tensor) -> torch.dtype:
-    wide = accuracy == "reference" or weight.dtype == torch.float64
-    return torch.float64 if wide else torch.float32
-
-
-def _moved(side: _Side, tensor: Tensor) -> _Moved:
+def _moved(side: Base, tensor: Tensor) -> _Moved:
     tuned = tensor.to(side.weight.dtype)
     delta = tuned.double() - side.weight.double()
-    leading: LeadingSpectrum = update(side.leading, tuned, side.accuracy)
+    leading = update(side.leading, tuned, side.accuracy)
     return _Moved(
         side,
         delta,
         singular_values(tuned, side.accuracy),
+        leading,
         subspace_angles(side.leading.leading, leading),
         frobenius_norm(delta),
         spectral_norm(delta),
     )
 
 
-def _numbers(moved: _Moved) -> dict:
+def drift_numbers(moved: _Moved) -> dict:
     """A row of the drift table but for its names."""
     side, angles = moved.side, moved.angles
     k, leading = angles.k, side.leading.leading
     nss, nss_error = spectral_shift(side.spectrum, moved.spectrum)
     unresolved = torch.cat([angles.left.unresolved, angles.right.unresolved])
+    aware = subspace_angles(leading, moved.leading, widest_gap_rank(leading))
     of_sides = {
         f"angle_{name}_{what}": value
         for name, one in (("left", angles.left), ("right", angles.right))
@@ -249,11 +271,16 @@ def _numbers(moved: _Moved) -> dict:
     }
     return {
         "accuracy": side.accuracy,
+        "path": moved.leading.path,
+        "proof": moved.leading.certificate.proof,
         "k": k,
         "gap": angles.gap,
         "nss": nss,
         "nss_error": nss_error,
         **of_sides,
+        "gap_aware_k": aware.k,
+        "angle_left_gap_aware_max": aware.left.maximum,
+        "angle_right_gap_aware_max": aware.right.maximum,
         "angle_bound": moved.bound,
         "angle_floor": max(angles.left.floor, angles.right.floor),
         "resolved": 1 - float(unresolved.double().mean()),

@@ -169,11 +169,18 @@ def _angles(ax: Axes, rows: pd.DataFrame) -> None:
     for side, look in (("left", "o-"), ("right", "s--")):
         for tint, own in _quantity(rows, side):
             ax.plot(own["index"], own["number"].where(own["number"] > 0), look, color=tint, ms=3.5, lw=1.1)
+            _unresolved(ax, own[~own["resolved"].astype(bool)], tint)
     floor = rows["floor"].max()
     if np.isfinite(floor) and floor > 0:
         ax.set_yscale("log")
         ax.axhspan(0.1 * floor, floor, color="#BDBDBD", lw=0)
     ax.set_xlabel("index of the principal angle")
+
+
+def _unresolved(ax: Axes, rows: pd.DataFrame, tint: str) -> None:
+    """Cross out the angles that could be zero; a zero itself stands on the floor."""
+    heights = rows["number"].where(rows["number"] > 0, rows["floor"])
+    ax.plot(rows["index"], heights.where(heights > 0), "x", color=tint, ms=8, mew=1.6, lw=0)
 
 
 def _example_key() -> list[Line2D]:
@@ -182,5 +189,6 @@ def _example_key() -> list[Line2D]:
         Line2D([], [], color="#444444", lw=1, ls="--", label="‖ΔW‖₂ (middle row)"),
         Line2D([], [], color="#444444", marker="o", ms=4, lw=1.1, label="angle, left"),
         Line2D([], [], color="#444444", marker="s", ms=4, lw=1.1, ls="--", label="angle, right"),
+        Line2D([], [], color="#444444", marker="x", ms=8, mew=1.6, lw=0, label="unresolved angle"),
         Line2D([], [], color="#BDBDBD", lw=5, label="numerical floor"),
     ]

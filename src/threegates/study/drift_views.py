@@ -8,12 +8,11 @@ import numpy as np
 import pandas as pd
 
 from threegates.study.drift import MATCHED, MATCHED_ROUNDED, NOISE, RAW, ROUNDED
-from threegates.study.estimates import LINEAR, t_estimate
+from threegates.study.estimates import LINEAR, SFT, t_estimate
 from threegates.study.views import method_name, method_order
 
 #: Where a variant is drawn; an RL run is its own partner, so that it stands beside the scaled runs as it is.
 PANELS = {RAW: "as trained", MATCHED: "at equal ‖ΔW‖"}
-_EXAMPLES = ("grpo", "rft", "sft-teacher")
 
 
 def labelled(drift: pd.DataFrame) -> pd.DataFrame:
@@ -31,11 +30,14 @@ def labelled(drift: pd.DataFrame) -> pd.DataFrame:
 def in_degrees(drift: pd.DataFrame) -> pd.DataFrame:
     """Angles of both sides together, in degrees, with Thm 3.3's corrected bound as an angle and the floor.
 
-    `angle_mean` is the mean over both subspaces, `angle_max` the larger maximum; `angle_limit` is
+    `angle_mean` is the mean over both subspaces, `angle_max` the larger maximum, `angle_aware` the same at
+    the rank in k/2 … k that has the base's widest gap behind it; `angle_limit` is
     arcsin min(1, ‖ΔW‖₂/δ_k), 90° where the bound is vacuous; `floor` bounds the numerical error.
     """
     sides = drift[["angle_left_max", "angle_right_max"]].max(axis=1)
+    aware = drift[["angle_left_gap_aware_max", "angle_right_gap_aware_max"]].max(axis=1)
     return drift.assign(
+        angle_aware=np.degrees(aware),
         angle_mean=np.degrees((drift["angle_left_mean"] + drift["angle_right_mean"]) / 2),
         angle_max=np.degrees(sides),
         angle_limit=np.degrees(np.arcsin(drift["wedin_corrected_bound"].clip(upper=1))),
@@ -46,18 +48,22 @@ def in_degrees(drift: pd.DataFrame) -> pd.DataFrame:
 def drift_view(drift: pd.DataFrame) -> pd.DataFrame:
     """Means over a model's matrices, one row a pair and variant; angles in degrees.
 
-    Columns: label, method, family, pair, seed, variant, angle_mean, angle_max, nss, nss_bound, angle_limit,
-    floor (the largest).
+    Noise has one row for each draw. Columns: label, method, family, pair, seed, variant, draw (from 0; of
+    noise), angle_mean, angle_max, angle_aware, nss, nss_bound, angle_limit, floor (the largest).
     """
     rows = in_degrees(labelled(drift))
-    keys = ["label", "method", "family", "pair", "seed", "variant"]
-    numbers = ["angle_mean", "angle_max", "nss", "nss_bound", "angle_limit"]
+    rows = rows.assign(draw=rows.groupby(["pair", "tensor", "variant"], sort=False).cumcount())
+    keys = ["label", "method", "family", "pair", "seed", "variant", "draw"]
+    numbers = ["angle_mean", "angle_max", "angle_aware", "nss", "nss_bound", "angle_limit"]
     groups = rows.groupby(keys, sort=False, dropna=False)
     return groups[numbers].mean().assign(floor=groups["floor"].max()).reset_index()
 
 
 def drift_summary(view: pd.DataFrame) -> pd.DataFrame:
-    """Mean drift of each method and rate over seeds, with t intervals of the mean angle as trained."""
+    """Mean drift of each method and rate over seeds, with t intervals of the mean angle as trained.
+
+    `noise, sd` is the standard deviation of noise's mean angle between draws, mean over seeds.
+    """
     rows = []
     for label, group in view.groupby("label", sort=False):
         by = dict(list(group.groupby("variant")))
@@ -70,6 +76,9 @@ def drift_summary(view: pd.DataFrame) -> pd.DataFrame:
             ("angle, equal norm, bf16", MATCHED_ROUNDED),
         ):
             row[name] = by[variant]["angle_mean"].mean() if variant in by else np.nan
+        row["noise, sd"] = by[NOISE].groupby("pair")["angle_mean"].std().mean()
+        row["largest"] = by[RAW]["angle_max"].mean()
+        row["largest, widest gap"] = by[RAW]["angle_aware"].mean()
         row["NSS"] = by[RAW]["nss"].mean()
         row["NSS, noise"] = by[NOISE]["nss"].mean()
         row["NSS, equal norm"] = by[MATCHED]["nss"].mean() if MATCHED in by else np.nan
@@ -110,13 +119,14 @@ def example_view(spectrum: pd.DataFrame, drift: pd.DataFrame) -> pd.DataFrame:
     """One matrix in full, of the first seed: singular values, their shifts, and the principal angles.
 
     Columns: panel, label, method, tensor, k, quantity ("base", "value", "shift", "left", "right"; angles in
-    degrees), index (from 1), number, limit (‖ΔW‖₂ for shifts), floor (of the angles, in degrees).
+    degrees), index (from 1), number, limit (‖ΔW‖₂ for shifts), floor (of the angles, in degrees), resolved
+    (False for an angle below its floor).
     """
     keys = ["pair", "tensor", "variant"]
-    norms = drift[[*keys, "spectral_norm_delta"]]
+    norms = drift.loc[drift["variant"].isin(PANELS), [*keys, "spectral_norm_delta"]]
     rows = labelled(spectrum.merge(norms, on=keys, how="left", validate="one_to_one"))
     rows = rows[rows["seed"].isna() | (rows["seed"] == rows["seed"].min())]
-    known = rows["algorithm"].isin(_EXAMPLES) & (rows["rate"] != "mask") if "rate" in rows else False
+    known = rows["algorithm"].isin(SFT) & (rows["rate"] != "mask") if "rate" in rows else False
     known = known | rows["algorithm"].isin(("grpo", "rft"))
     rows = pd.concat(_panels(rows[known] if known.any() else rows))
     return pd.DataFrame([line for row in rows.to_dict("records") for line in _lines(row)])
@@ -135,7 +145,9 @@ def _lines(row: dict) -> Iterator[dict]:
     more = {"limit": row["spectral_norm_delta"], "floor": np.degrees(row["angle_bound"])}
     for quantity, values in quantities.items():
         for index, number in enumerate(values, start=1):
-            yield {**facts, "quantity": quantity, "index": index, "number": float(number), **more}
+            known = quantity not in ("left", "right") or bool(number >= more["floor"])
+            shown = {"quantity": quantity, "index": index, "number": float(number)}
+            yield {**facts, **shown, **more, "resolved": known}
 
 
 def bound_view(drift: pd.DataFrame) -> pd.DataFrame:

@@ -22,8 +22,9 @@ from threegates.errors import PairError
 from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls import noise_generator, storage_path
 from threegates.study.agreement import AXES, rank_correlations
+from threegates.study.by_tensor import typed
 from threegates.study.draws import SUMMARY, null_columns
-from threegates.study.measure import axis_facts, matrices, typed
+from threegates.study.measure import axis_facts, matrices
 
 EMERGENCE_COLUMNS = {
     "run": "str",

@@ -19,6 +19,8 @@ from threegates.errors import ClaimError
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 STRIPES = ("q", "k", "v", "o")
+#: Algorithms that stand for SFT in comparisons: on a teacher's traces in the lab, on the encoder plainly.
+SFT = ("sft-teacher", "cross-entropy")
 MINIMUM_RUNS = 5
 _SPARSITIES = ("sparsity", "sparsity_fp32", "sparsity_storage_norm")
 _PAIR_COLUMNS = (
@@ -251,13 +253,13 @@ def _nearest_to_third(run: pd.DataFrame) -> pd.DataFrame:
 def pair_drift(drift: pd.DataFrame) -> pd.DataFrame:
     """Spectral drift of whole models: one row a pair and variant, means over the blocks' matrices.
 
-    Columns: the pair's facts, `variant`, `nss`, and `angle`, the mean principal angle in rad of the left and
-    right leading subspaces together.
+    Columns: the pair's facts, `partner` (whose norm it was scaled to), `variant`, `nss`, and `angle`, the
+    mean principal angle in rad of the left and right leading subspaces together.
 
     **Source** NSS and angles by Zhu et al. (2025), §4.
     """
     rows = drift.assign(angle=(drift["angle_left_mean"] + drift["angle_right_mean"]) / 2)
-    keys = [column for column in _PAIR_COLUMNS if column in rows.columns]
+    keys = [column for column in (*_PAIR_COLUMNS, "partner") if column in rows.columns]
     means = rows.groupby([*keys, "variant"], dropna=False, sort=False)[["nss", "angle"]].mean()
     return means.reset_index()
 
@@ -268,18 +270,36 @@ def _log_drift(tables: Tables, measure: str) -> pd.DataFrame:
     return pairs.assign(log=np.log(pairs[measure].where(pairs[measure] > 0)))
 
 
-def _drift_ratio(
-    measure: str, rate: str, variant: str, rl_variant: str, tables: Tables, confidence: float
-) -> Estimate:
-    """SFT on the teacher's traces over RL, geometric mean over seeds."""
+def _sft(pairs: pd.DataFrame, rate: str = "own") -> pd.DataFrame:
+    return pairs[pairs["algorithm"].isin(SFT) & (pairs["rate"] == rate)]
+
+
+def _drift_ratio(measure: str, rate: str, tables: Tables, confidence: float) -> Estimate:
+    """SFT over RL as trained, geometric mean over seeds."""
     pairs = _log_drift(tables, measure)
-    rl = _rl(pairs[pairs["variant"] == rl_variant])
-    of_rate = (pairs["algorithm"] == "sft-teacher") & (pairs["rate"] == rate)
-    other = pairs[of_rate & (pairs["variant"] == variant)]
+    pairs = pairs[pairs["variant"] == "raw"]
+    rl, other = _rl(pairs), _sft(pairs, rate)
     if rl.empty or other.empty:
-        absent = "RL at the mask learning rate" if rl.empty else f"SFT at the rate '{rate}', {variant}"
+        absent = "RL at the mask learning rate" if rl.empty else f"SFT at the rate '{rate}'"
         return missing(f"no runs of {absent}", "seeds")
     return _exponential(t_estimate(_seed_gap(other, rl, "log"), "seeds", confidence))
+
+
+def _drift_ratio_equal_norm(measure: str, rounded: bool, tables: Tables, confidence: float) -> Estimate:
+    """SFT scaled to the norm of an RL run over that very run, geometric mean over seeds."""
+    pairs = _log_drift(tables, measure)
+    scaled = _sft(pairs[pairs["variant"] == ("norm-matched, rounded" if rounded else "norm-matched")])
+    own = pairs[pairs["variant"] == ("rounded" if rounded else "raw")]
+    return _exponential(_over_partner(scaled, own, "log", confidence))
+
+
+def _over_partner(scaled: pd.DataFrame, own: pd.DataFrame, column: str, confidence: float) -> Estimate:
+    """Per seed, the value of the runs that were scaled minus that of the runs whose norms they took."""
+    scaled = scaled[scaled["partner"].isin(own["pair"])]
+    if scaled.empty:
+        return missing("no runs of SFT that were scaled to the norm of an RL run", "seeds")
+    gaps = scaled[column] - scaled["partner"].map(own.set_index("pair")[column])
+    return t_estimate(gaps.groupby(scaled["seed"]).mean(), "seeds", confidence)
 
 
 def _noise_over_rl(tables: Tables, confidence: float) -> Estimate:
@@ -309,12 +329,12 @@ def _overlap_gap(
 
     The baseline is the target's own density, or the mean overlap of a null's masks.
     """
-    rows = _rl(tables.table("overlap"))
+    rows = _as_trained(_rl(tables.table("overlap")))
     rows = rows[(rows["target"] == target) & (rows["view"] == view) & rows["role"].isin(LINEAR)]
     if rows.empty:
         return missing("no runs of RL at the mask learning rate", "seeds")
-    if view == "fp32" and (rows["stored_dtype_tuned"] == "BF16").all():
-        return missing("the RL checkpoints were stored in bf16; what fp32 would show is lost", "seeds")
+    if view == "fp32" and _lost(rows):
+        return missing(_FP32_IS_LOST, "seeds")
     baseline = rows[f"{null}_mean"] if null else rows["density"]
     return t_estimate(_seed_means(rows, sign * (rows["overlap"] - baseline)), "seeds", confidence)
 
@@ -325,14 +345,163 @@ def _seed_means(rows: pd.DataFrame, values: pd.Series) -> pd.Series:
     return per_run.groupby("seed").mean()
 
 
+def _as_trained(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["variant"] == "raw"]
+
+
+_FP32_IS_LOST = "the RL checkpoints were stored in bf16; what fp32 would show is lost"
+
+
+def _lost(rows: pd.DataFrame) -> bool:
+    return bool((rows["stored_dtype_tuned"] == "BF16").all())
+
+
+def _run_means(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    """Means of a column over the linear matrices of each run; undefined where a matrix has no value."""
+    rows = rows[rows["role"].isin(LINEAR)]
+    keys = ["pair", "method", "algorithm", "rate", "seed", "variant", "partner"]
+    return rows.groupby(keys, dropna=False)[column].mean().reset_index()
+
+
+def _sft_beside_rl(rows: pd.DataFrame, column: str, matched: bool, confidence: float) -> Estimate:
+    """SFT minus RL: both as trained, or SFT scaled to the norm of an RL run minus that very run."""
+    runs = _run_means(rows, column)
+    rl = _rl(_as_trained(runs))
+    if rl.empty:
+        return missing("no runs of RL at the mask learning rate", "seeds")
+    if matched:
+        return _over_partner(_sft(runs[runs["variant"] == "norm-matched"]), rl, column, confidence)
+    other = _sft(_as_trained(runs))
+    if other.empty:
+        return missing("no runs of SFT at the rate 'own'", "seeds")
+    return t_estimate(_seed_gap(other, rl, column), "seeds", confidence)
+
+
+def _overlap_of_sft(view: str, matched: bool, tables: Tables, confidence: float) -> Estimate:
+    """Overlap of SFT's mask with principal weights minus that of RL's."""
+    rows = tables.table("overlap")
+    rows = rows[(rows["target"] == "principal") & (rows["view"] == view)]
+    if view == "fp32" and not rows.empty and _lost(rows):
+        return missing(_FP32_IS_LOST, "seeds")
+    return _sft_beside_rl(rows, "overlap", matched, confidence)
+
+
+def _energy_of_sft(view: str, matched: bool, tables: Tables, confidence: float) -> Estimate:
+    """Energy of SFT's update in the principal block over that of RL's, geometric mean."""
+    rows = tables.table("direction")
+    rows = rows[rows["view"] == view]
+    # An update that has nothing there has no logarithm.
+    rows = rows.assign(log=np.log(rows["rho2"].where(rows["rho2"] > 0)))
+    return _exponential(_sft_beside_rl(rows, "log", matched, confidence))
+
+
 def _off_principal(tables: Tables, confidence: float) -> Estimate:
     """Energy that random frames find in an update over that of the principal frames, geometric mean."""
-    rows = _rl(tables.table("direction"))
-    rows = rows[rows["role"].isin(LINEAR)]
+    rows = _as_trained(_rl(tables.table("direction")))
+    rows = rows[rows["role"].isin(LINEAR) & (rows["view"] == "fp32")]
     if rows.empty:
         return missing("no runs of RL at the mask learning rate", "seeds")
     ratio = np.log(rows["rotation_mean"]) - np.log(rows["rho2"])
     return _exponential(t_estimate(_seed_means(rows, ratio), "seeds", confidence))
+
+
+def lens_totals(lens: pd.DataFrame) -> pd.DataFrame:
+    """The lens table summed over tensors: one row a checkpoint with its facts, `master` and `only_bf16`.
+
+    `master` is the format of the run's master weights where it is known; `only_bf16` says that nothing finer
+    than bf16 was stored, so that a displacement below the gap cannot be seen.
+    """
+    keys = [column for column in (*_PAIR_COLUMNS, "step", "updates", "last") if column in lens.columns]
+    numbers = [column for column in lens.select_dtypes("number") if column not in {*keys, "layer"}]
+    totals = lens.groupby(keys, dropna=False, sort=False)[numbers].sum().reset_index()
+    coarse = (lens["stored_dtype_tuned"] == "BF16").groupby(lens["pair"]).all()
+    pairs = totals["pair"]
+    return totals.assign(master=pairs.map(masters(lens)), only_bf16=pairs.map(coarse))
+
+
+def masters(frame: pd.DataFrame, key: str = "pair") -> pd.Series:
+    """Format of the master weights by pair or run: the label, or float32 where a run of the lab has none.
+
+    A pair of one's own says nothing of its training; its master is missing.
+    """
+    rows = frame.drop_duplicates(key).set_index(key)
+    known = rows["rate"].map({"mask": "float32", "own": "float32", "reward": "float32"})
+    return rows["master"].fillna(known) if "master" in rows else known
+
+
+def _lens_runs(tables: Tables, algorithm: str | None, master: str = "float32") -> pd.DataFrame:
+    """Checkpoints of the runs at RL's rate, or of all runs, that have such a master."""
+    rows = lens_totals(tables.table("lens"))
+    of_master = rows["master"].fillna("float32") == master
+    of_method = (rows["algorithm"] == algorithm) & (rows["rate"] == "mask") if algorithm else True
+    return rows[of_master & of_method]
+
+
+def _lens_share(
+    rows: pd.DataFrame,
+    part: str,
+    whole: str,
+    confidence: float,
+    absent: str = "runs of GRPO with float32 masters",
+) -> Estimate:
+    sums = rows.groupby("run")[[part, whole]].sum()
+    if sums.empty:
+        return missing(f"no {absent}")
+    return t_estimate(sums[part] / sums[whole].where(sums[whole] > 0), "runs", confidence)
+
+
+def _rule_agreement(exceptions: str, every_step: bool, tables: Tables, confidence: float) -> Estimate:
+    """Share of weights for which a rule on displacements says whether storage changed."""
+    rows = _lens_runs(tables, None)
+    rows = rows[~rows["only_bf16"]]
+    rows = rows if every_step else rows[rows["last"]]
+    rows = rows.assign(agree=rows["size"] - rows[exceptions])
+    return _lens_share(rows, "agree", "size", confidence, "checkpoint that keeps more than bf16")
+
+
+def _single_step_hidden(tables: Tables, confidence: float) -> Estimate:
+    rows = _lens_runs(tables, "grpo")
+    rows = rows[rows["last"]]
+    rows = rows.assign(below=rows["size"] - rows["single_step"])
+    return _lens_share(rows, "below", "size", confidence)
+
+
+def _accumulation_gap(tables: Tables, confidence: float) -> Estimate:
+    rows = _lens_runs(tables, "grpo")
+    rows = rows[rows["last"]]
+    return _lens_share(rows.assign(more=rows["changed"] - rows["single_step"]), "more", "size", confidence)
+
+
+def _hidden_becomes_visible(tables: Tables, confidence: float) -> Estimate:
+    rows = _lens_runs(tables, "grpo")
+    runs = [run for _, run in rows.groupby("run") if run["step"].nunique() > 1]
+    if not runs:
+        return missing("no GRPO run with float32 masters and checkpoints along its training")
+    early = pd.concat([_nearest_to_third(run) for run in runs])
+    return _lens_share(early, "hidden_later", "hidden", confidence)
+
+
+def _hidden_energy_deficit(over_noise: bool, tables: Tables, confidence: float) -> Estimate:
+    """Share of hidden weights minus their share of the energy; the same of noise taken off, or not."""
+    rows = _lens_runs(tables, "grpo")
+    rows = rows[rows["last"]].set_index("run")
+    if rows.empty:
+        return missing("no runs of GRPO with float32 masters")
+    deficit = rows["hidden"] / rows["moved"] - rows["energy_hidden"] / rows["energy"]
+    noise = 1 - rows["noise_changed"] / rows["size"] - rows["noise_energy_hidden"] / rows["noise_energy"]
+    return t_estimate(deficit - noise if over_noise else deficit, "runs", confidence)
+
+
+def _master_gap(algorithm: str, tables: Tables, confidence: float) -> Estimate:
+    """Sparsity without float32 masters minus that with them, per seed."""
+    by_master = {}
+    for master in ("bfloat16", "float32"):
+        rows = _lens_runs(tables, algorithm, master)
+        rows = rows[rows["last"]]
+        if rows.empty:
+            return missing(f"no runs of {algorithm} with {master} masters", "seeds")
+        by_master[master] = (1 - rows["changed"] / rows["size"]).groupby(rows["seed"]).mean()
+    return t_estimate((by_master["bfloat16"] - by_master["float32"]).dropna(), "seeds", confidence)
 
 
 ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
@@ -356,18 +525,14 @@ ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "jaccard_excess_magnitude": partial(_jaccard_excess, "magnitude"),
     "emergence_correlation": partial(_emergence, None),
     "emergence_excess_storage_path": partial(_emergence, "storage_path"),
-    "drift_nss_ratio": partial(_drift_ratio, "nss", "own", "raw", "raw"),
-    "drift_nss_ratio_equal_norm": partial(_drift_ratio, "nss", "own", "norm-matched", "raw"),
-    "drift_nss_ratio_equal_norm_rounded": partial(
-        _drift_ratio, "nss", "own", "norm-matched, rounded", "rounded"
-    ),
-    "drift_nss_ratio_equal_rate": partial(_drift_ratio, "nss", "mask", "raw", "raw"),
-    "drift_angle_ratio": partial(_drift_ratio, "angle", "own", "raw", "raw"),
-    "drift_angle_ratio_equal_norm": partial(_drift_ratio, "angle", "own", "norm-matched", "raw"),
-    "drift_angle_ratio_equal_norm_rounded": partial(
-        _drift_ratio, "angle", "own", "norm-matched, rounded", "rounded"
-    ),
-    "drift_angle_ratio_equal_rate": partial(_drift_ratio, "angle", "mask", "raw", "raw"),
+    "drift_nss_ratio": partial(_drift_ratio, "nss", "own"),
+    "drift_nss_ratio_equal_norm": partial(_drift_ratio_equal_norm, "nss", False),
+    "drift_nss_ratio_equal_norm_rounded": partial(_drift_ratio_equal_norm, "nss", True),
+    "drift_nss_ratio_equal_rate": partial(_drift_ratio, "nss", "mask"),
+    "drift_angle_ratio": partial(_drift_ratio, "angle", "own"),
+    "drift_angle_ratio_equal_norm": partial(_drift_ratio_equal_norm, "angle", False),
+    "drift_angle_ratio_equal_norm_rounded": partial(_drift_ratio_equal_norm, "angle", True),
+    "drift_angle_ratio_equal_rate": partial(_drift_ratio, "angle", "mask"),
     "drift_angle_noise_over_rl": _noise_over_rl,
     "drift_spectrum_bounds_hold": partial(_bounds_hold, ("weyl", "mirsky", "ky_fan")),
     "drift_wedin_printed_holds": partial(_bounds_hold, ("wedin_printed",)),
@@ -382,6 +547,20 @@ ESTIMATES: dict[str, Callable[[Tables, float], Estimate]] = {
     "low_preference_storage_density": partial(_overlap_gap, "low", 1, "storage_density", "bf16"),
     "low_preference_storage_norm": partial(_overlap_gap, "low", 1, "storage_norm", "bf16"),
     "off_principal_directions": _off_principal,
+    "principal_overlap_sft_over_rl": partial(_overlap_of_sft, "bf16", False),
+    "principal_overlap_sft_over_rl_equal_norm": partial(_overlap_of_sft, "bf16", True),
+    "principal_overlap_sft_over_rl_fp32": partial(_overlap_of_sft, "fp32", False),
+    "principal_energy_sft_over_rl": partial(_energy_of_sft, "fp32", False),
+    "principal_energy_sft_over_rl_equal_norm": partial(_energy_of_sft, "bf16", True),
+    "half_ulp_agreement": partial(_rule_agreement, "half_ulp_exceptions", False),
+    "half_gap_agreement": partial(_rule_agreement, "gap_exceptions", True),
+    "single_step_hidden": _single_step_hidden,
+    "accumulation_gap": _accumulation_gap,
+    "hidden_becomes_visible": _hidden_becomes_visible,
+    "hidden_energy_deficit": partial(_hidden_energy_deficit, False),
+    "hidden_energy_deficit_over_noise": partial(_hidden_energy_deficit, True),
+    "master_sparsity_gap": partial(_master_gap, "grpo"),
+    "master_sparsity_gap_sft": partial(_master_gap, "sft-teacher"),
 }
 
 

@@ -8,6 +8,7 @@ nulls are grey, with a marker of their own each.
 from __future__ import annotations
 
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,10 +25,13 @@ from matplotlib.figure import Figure
 
 from threegates.atomic import atomic_path
 from threegates.errors import NotebookError
+from threegates.study.contents import PAGE_VARIABLE
 
 #: Colour of each training method (Okabe and Ito 2008).
 METHOD_COLOURS: dict[str, str] = {
     "SFT (teacher)": "#D55E00",
+    # The encoder's SFT has the part that the teacher's has in the lab; no page shows both.
+    "SFT (cross-entropy)": "#D55E00",
     "SFT (same style)": "#E69F00",
     "RFT": "#009E73",
     "GRPO": "#0072B2",
@@ -130,7 +134,8 @@ def publish(
     Parameters
     ----------
     fig : the figure; it is closed afterwards.
-    name : "chapter/figure", in small letters, digits and hyphens; also the file names and the label.
+    name : "chapter/figure", in small letters, digits and hyphens; also the file names and the label. On a
+        page that is not the notebook's own, the page's name stands for the chapter.
     alt : what the figure shows, for those who cannot see it. Required, one line.
     caption : MyST text under the figure, one paragraph.
     data : the numbers drawn, one row a mark.
@@ -141,6 +146,7 @@ def publish(
     NotebookError : the name is malformed, alt text or caption is empty, or there are no data.
     """
     _check(name, alt, caption, data)
+    name = _on_page(name)
     target = Path(folder) / name
     target.parent.mkdir(parents=True, exist_ok=True)
     _replace(target.with_suffix(".csv"), _csv(data))
@@ -163,6 +169,12 @@ def _check(name: str, alt: str, caption: str, data: pd.DataFrame) -> None:
             )
     if data.empty:
         raise NotebookError("a figure has no data", where=name, remedy="pass the frame that was drawn")
+
+
+def _on_page(name: str) -> str:
+    """The figure's name on the page that is being made: two pages of a notebook keep their figures apart."""
+    page = os.environ.get(PAGE_VARIABLE)
+    return f"{page}/{name.partition('/')[2]}" if page else name
 
 
 def _render(fig: Figure, kind: str, name: str) -> bytes:

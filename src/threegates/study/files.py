@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from tqdm import tqdm
 
-from threegates.errors import RecordError
+from threegates.errors import RecordError, ThreeGatesError
+from threegates.study.batches import measure_parts, opened
+from threegates.study.by_tensor import Parts, as_tables
 from threegates.study.estimates import pair_sparsity
-from threegates.study.measure import measure_pair, write_masks
-from threegates.study.provenance import record_provenance
-from threegates.study.sources import Source, known_manifests, open_source
+from threegates.study.jobs import Job, table_job
+from threegates.study.measure import write_masks
+from threegates.study.provenance import build_state, record_provenance
+from threegates.study.sources import Source, StudyPair, known_manifests, open_source
 from threegates.study.store import write_parquet
+from threegates.study.tensor_table import MEASURED
 
 
 @dataclass(frozen=True)
@@ -34,11 +36,30 @@ class Written:
             lines.append(f"changed in bf16: {row.changed:.0f} of {row.size:.0f} weights")
             lines.append(f"sparsity in bf16 {row.sparsity:.4f}, as stored {row.sparsity_fp32:.4f}")
             lines.append(f"sparsity of Gaussian noise of the same norm {row.sparsity_storage_norm:.4f}")
-        return "\n".join([*lines, *(f"written: {file}" for file in self.files)])
+        return "\n".join([*lines, *self._spectra(), *(f"written: {file}" for file in self.files)])
+
+    def _spectra(self) -> list[str]:
+        of_matrices = self.tensor[self.tensor["spectra"] == MEASURED]
+        if of_matrices.empty:
+            return []
+        angles = of_matrices[["angle_left_max", "angle_right_max"]].max(axis=1)
+        return [
+            f"spectra of {len(of_matrices)} matrices: median NSS {of_matrices['nss'].median():.2e}, "
+            f"median of their largest angles {angles.median():.2e} rad"
+        ]
 
 
 def measure_to_files(
-    base: str, tuned: str, out: Path, *, masks: Path | None, axis: Path | None, draws: int, seed: int
+    base: str,
+    tuned: str,
+    out: Path,
+    *,
+    masks: Path | None,
+    axis: Path | None,
+    draws: int,
+    seed: int,
+    spectra: bool = True,
+    workers: int = 1,
 ) -> Written:
     """Measure a pair and write its table of tensors, and its masks and axis table where they are asked for.
 
@@ -52,37 +73,32 @@ def measure_to_files(
     targets = [path for path in (out, masks, axis) if path is not None]
     _check_targets(targets)
     known = known_manifests()
-    sources = {"base": open_source(base, known), "tuned": open_source(tuned, known)}
-    tables = _measured(sources, out, draws if axis else 0, seed, axes=axis is not None)
-    provenance = _provenance(sources, {"draws": draws if axis else 0, "seed": seed})
+    left, right = open_source(base, known), open_source(tuned, known)
+    pair = StudyPair(right.label, left, right)
+    parameters = {"draws": draws, "seed": seed, "axes": axis is not None, "spectra": spectra}
+    job = table_job(pair, parameters)
+    parts = Parts(out.with_name(out.name + ".parts"), job.digest)
+    tables = _measured(job, parts, workers)
+    provenance = _provenance({"base": pair.base, "tuned": pair.tuned}, parameters)
     # Masks first: what can still fail comes before the table that says that all went well.
     if masks:
-        write_masks(sources["base"].checkpoint, sources["tuned"].checkpoint, masks)
+        write_masks(pair.base.checkpoint, pair.tuned.checkpoint, masks)
     if axis:
         write_parquet(axis, tables["axis"], {**provenance, "table": "axis"})
     write_parquet(out, tables["tensor"], {**provenance, "table": "tensor"})
+    parts.remove()
     return Written(targets, tables["tensor"])
 
 
-def _measured(
-    sources: dict[str, Source], out: Path, draws: int, seed: int, axes: bool
-) -> dict[str, pd.DataFrame]:
-    with tqdm(unit="tensor", disable=not sys.stderr.isatty()) as bar:
-
-        def progress(done: int, total: int, tensor: str) -> None:
-            bar.total, bar.n = total, done
-            bar.set_description(tensor[-40:])
-
-        return measure_pair(
-            sources["base"].checkpoint,
-            sources["tuned"].checkpoint,
-            name=sources["tuned"].label,
-            draws=draws,
-            seed=seed,
-            axes=axes,
-            parts=out.with_name(out.name + ".parts"),
-            progress=progress,
-        )
+def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
+    """The job's tables; a pair that is refused leaves no parts."""
+    try:
+        measure_parts({job: parts}, workers, "measure")
+        pair = opened(job)
+        return as_tables(pair, [parts.read(tensor) for tensor in pair.names])
+    except ThreeGatesError:
+        parts.remove()
+        raise
 
 
 def _provenance(sources: dict[str, Source], parameters: dict) -> dict:
@@ -94,7 +110,10 @@ def _provenance(sources: dict[str, Source], parameters: dict) -> dict:
         }
         for side, source in sources.items()
     }
-    return record_provenance(("threegates.study.measure",), inputs=inputs, parameters=parameters)
+    # A file of the user's choice has no sidecar, so the state of the code stands in it.
+    state = {key: value for key, value in build_state().items() if key != "time"}
+    modules = ("threegates.study.tensor_table",)
+    return record_provenance(modules, inputs=inputs, parameters=parameters, **state)
 
 
 def _check_targets(targets: list[Path]) -> None:

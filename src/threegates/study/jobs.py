@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import groupby
 
 import pandas as pd
@@ -11,7 +13,8 @@ import pandas as pd
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
-from threegates.study import agreement, drift, emergence, measure, overlap
+from threegates.study import agreement, drift, emergence, lens, measure, overlap, tensor_table
+from threegates.study.by_tensor import ByTensor
 from threegates.study.provenance import record_provenance
 from threegates.study.sources import Source, StudyPair
 from threegates.study.store import Records
@@ -23,6 +26,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "emergence": ("run",),
     "spectral-drift": ("drift",),
     "principal-overlap": ("overlap",),
+    "precision-lens": ("lens",),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -40,6 +44,8 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
         "sweep": overlap.SWEEP_COLUMNS,
         "direction": overlap.DIRECTION_COLUMNS,
     },
+    "lens": {"lens": lens.LENS_COLUMNS, "lens_bins": lens.BINS_COLUMNS},
+    "table": {"tensor": tensor_table.COLUMNS, "axis": measure.AXIS_COLUMNS},
 }
 _MODULES = {
     "pair": "threegates.study.measure",
@@ -47,6 +53,15 @@ _MODULES = {
     "run": "threegates.study.emergence",
     "drift": "threegates.study.drift",
     "overlap": "threegates.study.overlap",
+    "lens": "threegates.study.lens",
+    "table": "threegates.study.tensor_table",
+}
+#: What measures the kinds of job that are measured tensor by tensor, as `threegates.study.batches` does.
+BY_TENSOR: dict[str, Callable[..., ByTensor]] = {
+    "pair": measure.PairTensors,
+    "drift": drift.PairDrift,
+    "overlap": overlap.PairOverlap,
+    "table": tensor_table.PairTable,
 }
 #: The RL run whose norms another run takes: of these algorithms, the first that has its seed.
 _PARTNERS = ("grpo", "dapo", "reinforce++")
@@ -66,6 +81,9 @@ class Job:
     arguments: dict
     facts: dict = field(default_factory=dict)
     inputs: dict = field(default_factory=dict)
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -91,6 +109,7 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
         "run": run_jobs,
         "drift": drift_jobs,
         "overlap": overlap_jobs,
+        "lens": lens_jobs,
     }
     return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
 
@@ -99,7 +118,7 @@ def pair_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
     """One job a pair; its tables need no draws."""
     for pair in pairs:
         sources = {"base": pair.base, "tuned": pair.tuned}
-        yield _job("pair", pair.name, sources, {"name": pair.name, "seed": options["seed"]})
+        yield _job("pair", pair.name, sources, {"name": pair.name, "seed": options["seed"], "axes": False})
 
 
 def group_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
@@ -162,23 +181,49 @@ def norm_partner(pair: StudyPair, pairs: Sequence[StudyPair]) -> StudyPair | Non
 
 
 def overlap_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
-    """One job a pair, for its principal and its small weights."""
+    """One job a pair, for its principal and its small weights, together with its partner in norm."""
     for pair in pairs:
-        yield _job(
-            "overlap", pair.name, {"base": pair.base, "tuned": pair.tuned}, {**options, "name": pair.name}
-        )
+        partner = norm_partner(pair, pairs)
+        sources = {"base": pair.base, "tuned": pair.tuned}
+        sources |= {"partner": partner.tuned} if partner else {}
+        named = {"name": pair.name, "partner_name": partner.name if partner else ""}
+        yield _job("overlap", pair.name, sources, {**options, **named})
+
+
+def table_job(pair: StudyPair, options: dict) -> Job:
+    """The job of one table with everything that is measured of a pair."""
+    sources = {"base": pair.base, "tuned": pair.tuned}
+    return _job("table", pair.name, sources, {**options, "name": pair.name})
+
+
+def lens_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job for every run, over those of its checkpoints that there are; one is enough."""
+
+    def place(pair: StudyPair) -> tuple[str, float]:
+        facts = pair.facts()
+        return facts["run"], facts.get("step") or math.inf
+
+    for run, members in groupby(sorted(pairs, key=place), key=lambda pair: place(pair)[0]):
+        kept = list(members)
+        facts = [pair.facts() for pair in kept]
+        sources = {f"{_STEP}{number}": pair.tuned for number, pair in enumerate(kept)}
+        named = [[pair.name, fact.get("updates")] for pair, fact in zip(kept, facts, strict=True)]
+        known = {"run": run, "named": named, "rate": facts[-1].get("learning_rate"), "seed": options["seed"]}
+        yield _job("lens", run, {"base": kept[0].base, **sources}, known)
 
 
 def run_job(job: Job, records: Records) -> None:
-    """Measure one job and write its records."""
+    """Measure a job that is not measured by tensor, and write its records."""
     work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
-        "pair": _measure_pair,
         "group": _measure_group,
         "run": _measure_run,
-        "drift": _measure_drift,
-        "overlap": _measure_overlap,
+        "lens": _measure_lens,
     }
-    tables = work[job.kind](**job.arguments)
+    write_records(job, records, work[job.kind](**job.arguments))
+
+
+def write_records(job: Job, records: Records, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write what a job has measured."""
     provenance = record_provenance((_MODULES[job.kind],), inputs=job.inputs)
     for table in job.tables:
         records.write(table, job.name, job.digest, tables[table], provenance)
@@ -193,19 +238,15 @@ def _job(
         "revisions": {place: one.revision for place, one in checkpoints.items() if one.revision},
         "parameters": options,
     }
-    decided = {
-        "kind": kind,
-        "inputs": inputs,
-        "code": code_digest(_MODULES[kind]),
-        "versions": runtime_versions(),
-    }
+    decided = {"kind": kind, "inputs": inputs, **_decides(kind, code_digest)}
     folders = {place: str(one.folder) for place, one in checkpoints.items()}
     return Job(kind, name, value_digest(decided), {"folders": folders, **options}, facts or {}, inputs)
 
 
-def _measure_pair(folders: dict[str, str], name: str, seed: int) -> dict[str, pd.DataFrame]:
-    base, tuned = (Checkpoint.open(folders[side]) for side in ("base", "tuned"))
-    return measure.measure_pair(base, tuned, name=name, seed=seed, axes=False)
+@cache
+def _decides(kind: str, digest: Callable[[str], str]) -> dict[str, object]:
+    """What decides a kind of job beside its inputs; a process does not change its code and versions."""
+    return {"code": digest(_MODULES[kind]), "versions": runtime_versions()}
 
 
 def _measure_group(
@@ -229,23 +270,14 @@ def _measure_run(
     return {"emergence": emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)}
 
 
-def _measure_drift(
-    folders: dict[str, str], name: str, partner_name: str, seed: int
+def _measure_lens(
+    folders: dict[str, str], run: str, named: list[list], rate: float | None, seed: int
 ) -> dict[str, pd.DataFrame]:
-    opened = {place: Checkpoint.open(path) for place, path in folders.items()}
-    return drift.measure_drift(
-        opened["base"],
-        opened["tuned"],
-        name=name,
-        partner=opened.get("partner"),
-        partner_name=partner_name,
-        seed=seed,
-    )
-
-
-def _measure_overlap(folders: dict[str, str], name: str, draws: int, seed: int) -> dict[str, pd.DataFrame]:
-    base, tuned = (Checkpoint.open(folders[side]) for side in ("base", "tuned"))
-    return overlap.measure_overlap(base, tuned, name=name, draws=draws, seed=seed)
+    kept = [
+        lens.Kept(name, updates, Checkpoint.open(folders[f"{_STEP}{number}"]))
+        for number, (name, updates) in enumerate(named)
+    ]
+    return lens.measure_lens(Checkpoint.open(folders["base"]), kept, run=run, rate=rate, seed=seed)
 
 
 def _no_run(run: str) -> PairError:

@@ -7,11 +7,10 @@ Two tables. ``tensor``: one row a tensor, skipped by no one (`status` says why a
 from __future__ import annotations
 
 import json
-import shutil
-import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,15 +18,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from threegates.atomic import atomic_path, write_json
+from threegates.atomic import atomic_path
 from threegates.checkpoints.pairs import AlignedTensor, Status, TensorPair, align, load_finite, load_pair
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.digest import code_digest, runtime_versions, value_digest
-from threegates.errors import ThreeGatesError
 from threegates.geometry.masks import column_ratio, count_changes, pack, row_ratio, update_mask
 from threegates.geometry.nulls import noise_generator
 from threegates.geometry.stripes import ratio_dispersion
+from threegates.study.by_tensor import Rows, Shared, measure_all
 from threegates.study.draws import (
     NULLS,
     SUMMARY,
@@ -74,9 +72,52 @@ AXIS_COLUMNS = {
     **{f"{null}_{name}": "float64" for null in NULLS for name in SUMMARY},
     "draws": "int64",
 }
-SECONDS_BETWEEN_PARTS = 2.0
 
-Progress = Callable[[int, int, str], None]
+
+@dataclass(frozen=True)
+class PairTensors:
+    """A pair whose tensors are counted and measured one by one; parameters are those of `measure_pair`."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    name: str
+    draws: int = 0
+    seed: int = 0
+    axes: bool = True
+
+    tables = {"tensor": TENSOR_COLUMNS, "axis": AXIS_COLUMNS}
+
+    @cached_property
+    def aligned(self) -> dict[str, AlignedTensor]:
+        """Every tensor of the pair, by name."""
+        return {row.name: row for row in align(self.base, self.tuned)}
+
+    @property
+    def names(self) -> list[str]:
+        """All of them: a tensor that cannot be compared has a row that says so."""
+        return list(self.aligned)
+
+    def rows(self, tensor: str, shared: Shared) -> Rows:
+        """The row of one tensor, and the axis table's two if it is a matrix in a block."""
+        pair = self.loaded(tensor)
+        facts = facts_of(self.aligned[tensor], self.name)
+        if pair is None:
+            return {"tensor": [facts], "axis": []}
+        return self.rows_of(pair, facts)
+
+    def loaded(self, tensor: str) -> TensorPair | None:
+        """Both sides of a tensor that can be compared; the others are looked at for their values alone."""
+        row = self.aligned[tensor]
+        if row.status is Status.compared:
+            return load_pair(self.base, self.tuned, tensor)
+        _check_sides(self.base, self.tuned, row)
+        return None
+
+    def rows_of(self, pair: TensorPair, facts: dict) -> Rows:
+        """Rows of a tensor that is loaded."""
+        matrix = self.axes and pair.base.dim() == 2 and facts["layer"] is not None and pair.base.numel() > 0
+        axis = _axis_rows(pair, facts, self.draws, self.seed) if matrix else []
+        return {"tensor": [facts | _numbers(pair, self.name, self.seed)], "axis": axis}
 
 
 def measure_pair(
@@ -87,8 +128,6 @@ def measure_pair(
     draws: int = 0,
     seed: int = 0,
     axes: bool = True,
-    parts: Path | None = None,
-    progress: Progress | None = None,
 ) -> dict[str, pd.DataFrame]:
     """Measure every tensor of a pair, one at a time.
 
@@ -98,31 +137,12 @@ def measure_pair(
     draws : masks per null and matrix in the axis table; 0 leaves the nulls' columns there empty.
     seed : of the nulls.
     axes : whether the axis table is measured at all.
-    parts : folder for what is done so far, so that a measurement that was killed continues. Parts of other
-        inputs, parameters or code are never taken; the folder is gone when the measurement ends.
-    progress : called with (done, all, tensor).
 
     Raises
     ------
-    PairError, CheckpointError : the checkpoints cannot be compared; nothing is left behind.
+    PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    rows = align(base, tuned)
-    options: dict[str, Any] = {"name": name, "draws": draws, "seed": seed, "axes": axes}
-    store = _Parts(parts, _key(base, tuned, options) if parts else "")
-    done = store.load()
-    try:
-        for number, row in enumerate(rows):
-            if row.name not in done:
-                done[row.name] = _measure_tensor(base, tuned, row, **options)
-                store.add(row.name, done[row.name])
-            if progress:
-                progress(number + 1, len(rows), row.name)
-    except ThreeGatesError:
-        store.clear()
-        raise
-    tables = _tables([done[row.name] for row in rows])
-    store.clear()
-    return tables
+    return measure_all(PairTensors(base, tuned, name, draws, seed, axes))
 
 
 def write_masks(base: Checkpoint, tuned: Checkpoint, path: Path) -> None:
@@ -163,25 +183,6 @@ def axis_facts(mask: Tensor, axis: str) -> tuple[Tensor, float]:
     return ratio, ratio_dispersion(ratio, mask.shape[1 if axis == "row" else 0])
 
 
-def typed(rows: list[dict], columns: dict[str, str]) -> pd.DataFrame:
-    """A frame with these columns and types, whichever keys the rows have."""
-    frame = pd.DataFrame(rows, columns=list(columns))
-    return frame.astype({name: kind for name, kind in columns.items() if kind != "object"})
-
-
-def _measure_tensor(
-    base: Checkpoint, tuned: Checkpoint, row: AlignedTensor, name: str, draws: int, seed: int, axes: bool
-) -> dict[str, list[dict]]:
-    facts = _facts(row, name)
-    if row.status is not Status.compared:
-        _check_sides(base, tuned, row)
-        return {"tensor": [facts], "axis": []}
-    pair = load_pair(base, tuned, row.name)
-    matrix = axes and pair.base.dim() == 2 and facts["layer"] is not None and pair.base.numel() > 0
-    axis = _axis_rows(pair, facts, draws, seed) if matrix else []
-    return {"tensor": [facts | _numbers(pair, name, seed)], "axis": axis}
-
-
 def _check_sides(base: Checkpoint, tuned: Checkpoint, row: AlignedTensor) -> None:
     """Refuse values that are not finite in a tensor that is only reported, as in one that is compared."""
     for checkpoint, side, shape in ((base, "base", row.shape_base), (tuned, "tuned", row.shape_tuned)):
@@ -189,7 +190,8 @@ def _check_sides(base: Checkpoint, tuned: Checkpoint, row: AlignedTensor) -> Non
             load_finite(checkpoint, row.name, side)
 
 
-def _facts(row: AlignedTensor, name: str) -> dict:
+def facts_of(row: AlignedTensor, name: str) -> dict:
+    """What the headers say of a tensor of the pair of that name: the first columns of its row."""
     shape, shape_tuned = sides(row)
     return {
         "pair": name,
@@ -254,48 +256,3 @@ def axis_row(facts: dict, axis: str, mask: Tensor, draws: int) -> dict:
     keys = {name: facts[name] for name in ("pair", "tensor", "role", "layer")}
     numbers = {"density": float(ratio.mean()), "ratio": ratio.tolist(), "dispersion": dispersion}
     return {**keys, "axis": axis, **numbers, "draws": draws}
-
-
-def _tables(done: list[dict[str, list[dict]]]) -> dict[str, pd.DataFrame]:
-    columns = {"tensor": TENSOR_COLUMNS, "axis": AXIS_COLUMNS}
-    return {
-        table: typed([row for part in done for row in part[table]], kinds) for table, kinds in columns.items()
-    }
-
-
-def _key(base: Checkpoint, tuned: Checkpoint, options: dict) -> str:
-    inputs = {"base": base.digest(), "tuned": tuned.digest(), **options}
-    return value_digest({**inputs, "code": code_digest(__name__), "versions": runtime_versions()})
-
-
-class _Parts:
-    """What a measurement has done so far: one small file every few seconds, in a folder named by its key."""
-
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self.root = folder
-        self.folder = folder / key[:16] if folder else None
-        self.waiting: dict[str, dict] = {}
-        self.last = time.monotonic()
-
-    def load(self) -> dict[str, dict]:
-        """Read the parts of this key; drop those of others."""
-        if self.root is None or self.folder is None:
-            return {}
-        for other in self.root.glob("*"):
-            if other != self.folder:
-                shutil.rmtree(other, ignore_errors=True)
-        done: dict[str, dict] = {}
-        for file in sorted(self.folder.glob("*.json")):
-            done |= json.loads(file.read_text(encoding="utf-8"))
-        return done
-
-    def add(self, name: str, tables: dict) -> None:
-        self.waiting[name] = tables
-        if self.folder is not None and time.monotonic() - self.last >= SECONDS_BETWEEN_PARTS:
-            number = len(list(self.folder.glob("*.json")))
-            write_json(self.folder / f"{number:06d}.json", self.waiting)
-            self.waiting, self.last = {}, time.monotonic()
-
-    def clear(self) -> None:
-        if self.root is not None:
-            shutil.rmtree(self.root, ignore_errors=True)

@@ -6,13 +6,20 @@ leading singular directions beside random frames.
 
 Two views of an update: ``bf16`` is the update mask of the stored weights; ``fp32`` marks the share α of
 largest |ΔW|, taken from the weights as stored. Storage decides nothing there, so the storage nulls, which
-match a bf16 mask, are drawn for ``bf16`` alone.
+match a bf16 mask, are drawn for ``bf16`` alone. For directions the views are ΔW between the weights rounded
+to bf16, and between the weights as stored; random frames are drawn for the latter.
+
+Two variants: ``raw`` is the update as it is; ``norm-matched`` is ΔW scaled, matrix by matrix, to the norm of
+a partner's, so that overlaps are compared at equal norm and equal rounding. It is a control itself and has
+no nulls and no sweep.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -23,7 +30,6 @@ from torch import Tensor
 from threegates.checkpoints.pairs import TensorPair, align, load_pair
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.geometry.decomposition import decompose
 from threegates.geometry.directions import (
     FEWEST_DRAWS,
     expected_energy,
@@ -32,6 +38,7 @@ from threegates.geometry.directions import (
     stable_rank,
 )
 from threegates.geometry.masks import pack, update_mask
+from threegates.geometry.norm_matching import match_norm
 from threegates.geometry.nulls import NullSummary, noise_generator, summarise
 from threegates.geometry.principal import (
     HEADLINE_ALPHA,
@@ -40,6 +47,7 @@ from threegates.geometry.principal import (
     TARGETS,
     Overlap,
     Packed,
+    SweepTargets,
     headline_rank,
     largest_updates,
     null_masks,
@@ -47,11 +55,16 @@ from threegates.geometry.principal import (
     overlap_sweep,
     overlaps,
     principal_targets,
+    sweep_targets,
 )
 from threegates.geometry.thresholds import entry_count
+from threegates.study.bases import base_of
+from threegates.study.by_tensor import Rows, Shared, measure_all
 from threegates.study.draws import noise_scale
-from threegates.study.measure import as_stored, matrices, typed
+from threegates.study.measure import as_stored, matrices
+from threegates.study.partners import Partner
 
+RAW, MATCHED = "raw", "norm-matched"
 VIEWS = {"bf16": OVERLAP_NULLS, "fp32": ("bernoulli", "magnitude")}
 SUMMARY = ("mean", "sd", "low", "high", "p", "z")
 # Ranks of the sweep: of small matrices, shares of the smaller side; of others, those that LIFT tried and 16.
@@ -64,6 +77,8 @@ _KEYS = {
     "tensor": "str",
     "role": "str",
     "layer": "Int64",
+    "variant": "str",
+    "partner": "str",
     "stored_dtype_base": "str",
     "stored_dtype_tuned": "str",
     "k": "int64",
@@ -89,6 +104,7 @@ OVERLAP_COLUMNS = {
 SWEEP_COLUMNS = {**_KEYS, "smaller_side": "int64", **_FOUND}
 DIRECTION_COLUMNS = {
     **_KEYS,
+    "view": "str",
     "rho2": "float64",
     "expected": "float64",
     **{f"rotation_{name}": "float64" for name in SUMMARY},
@@ -112,7 +128,7 @@ class _Triplets:
 
 @dataclass(frozen=True)
 class _Subject:
-    """One matrix of a pair: its weights, their triplets, its headline rank and what its nulls hang on."""
+    """One matrix of a pair: its weights, its base's triplets, its headline rank, what its nulls hang on."""
 
     facts: dict[str, Any]
     pair: TensorPair
@@ -121,13 +137,67 @@ class _Subject:
     k: int
     draws: int
     seed: int
+    shared: Shared
+
+    @property
+    def matched(self) -> bool:
+        """Whether ΔW was scaled to a partner's norm."""
+        return self.facts["variant"] == MATCHED
 
     def generator(self, *names: str) -> torch.Generator:
+        """Source of what is drawn for this matrix of this pair under a name."""
         return noise_generator(self.seed, *names, self.facts["pair"], self.pair.name)
 
 
+@dataclass(frozen=True)
+class PairOverlap:
+    """A pair whose matrices in blocks are measured tensor by tensor; parameters are `measure_overlap`'s."""
+
+    base: Checkpoint
+    tuned: Checkpoint
+    name: str
+    draws: int
+    partner: Checkpoint | None = None
+    partner_name: str = ""
+    seed: int = 0
+
+    tables = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Matrices in blocks."""
+        return list(matrices(align(self.base, self.tuned)))
+
+    @cached_property
+    def in_norm(self) -> Partner:
+        """The run whose norms the norm-matched variant takes."""
+        return Partner(self.base, self.partner)
+
+    def rows(self, tensor: str, shared: Shared) -> Rows:
+        """Rows of one matrix in each table and variant; none for one without entries."""
+        found: Rows = {"overlap": [], "sweep": [], "direction": []}
+        pair = load_pair(self.base, self.tuned, tensor)
+        if not pair.base.numel():
+            return found
+        rank = max(sweep_ranks(tuple(pair.base.shape)))
+        own = matrix_of(pair, self.name, self.draws, self.seed, rank, shared)
+        for subject in _variants(own, self.in_norm.norm(tensor), self.partner_name):
+            masks = _views(subject)
+            found["overlap"] += overlap_rows(subject, masks)
+            found["sweep"] += [] if subject.matched else _sweep_rows(subject, masks)
+            found["direction"] += _direction_rows(subject)
+        return found
+
+
 def measure_overlap(
-    base: Checkpoint, tuned: Checkpoint, *, name: str, draws: int, seed: int = 0
+    base: Checkpoint,
+    tuned: Checkpoint,
+    *,
+    name: str,
+    draws: int,
+    partner: Checkpoint | None = None,
+    partner_name: str = "",
+    seed: int = 0,
 ) -> dict[str, pd.DataFrame]:
     """Measure every matrix in a block of a pair.
 
@@ -135,6 +205,8 @@ def measure_overlap(
     ----------
     name : the pair's name, in the column `pair`.
     draws : masks per null and matrix; random frames are at least 20. With 0 the nulls' columns stay empty.
+    partner : another run on the same base, whose update norms the norm-matched variant takes; without it, or
+        where it lacks the matrix, there is none.
     seed : of the nulls.
 
     Returns
@@ -145,18 +217,19 @@ def measure_overlap(
     ------
     PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    rows: dict[str, list[dict]] = {"overlap": [], "sweep": [], "direction": []}
-    for matrix in matrices(align(base, tuned)):
-        pair = load_pair(base, tuned, matrix)
-        if not pair.base.numel():
-            continue
-        subject = _subject(pair, name, draws, seed)
-        masks = _views(subject)
-        rows["overlap"] += _overlap_rows(subject, masks)
-        rows["sweep"] += _sweep_rows(subject, masks)
-        rows["direction"].append(_direction_row(subject))
-    columns = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
-    return {table: typed(rows[table], columns[table]) for table in columns}
+    return measure_all(PairOverlap(base, tuned, name, draws, partner, partner_name, seed))
+
+
+def _variants(own: _Subject, norm: float | None, partner: str) -> Iterator[_Subject]:
+    """The update as it is, and scaled to a partner's norm; triplets and rank are the base's and stay."""
+    yield own
+    if norm is None or (norm and not own.delta.any()):
+        return
+    scaled = match_norm(own.pair.base_stored, own.pair.tuned_stored, norm)
+    pair = replace(own.pair, tuned=scaled.rounded, tuned_stored=scaled.unrounded)
+    before, after = as_stored(pair)
+    facts = {**own.facts, "variant": MATCHED, "partner": partner}
+    yield replace(own, facts=facts, pair=pair, delta=after - before, draws=0)
 
 
 def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
@@ -166,16 +239,13 @@ def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
     return sorted({headline_rank(shape), *ranks})
 
 
-def _leading_triplets(weight: Tensor) -> _Triplets:
-    """As many triplets as the sweep needs: by a float64 SVD, or certified iteration where that is long."""
-    if min(weight.shape) < SMALLEST_FULL_SIDE:
-        u, s, vh = torch.linalg.svd(weight.double(), full_matrices=False)
-        return _Triplets(u, s, vh.T.contiguous())
-    found = decompose(weight, max(sweep_ranks(tuple(weight.shape))), accuracy="certified").leading
+def _leading_triplets(weight: Tensor, rank: int, shared: Shared) -> _Triplets:
+    found = base_of(weight, rank, shared).leading.leading
     return _Triplets(found.left, found.values, found.right)
 
 
-def _subject(pair: TensorPair, name: str, draws: int, seed: int) -> _Subject:
+def matrix_of(pair: TensorPair, name: str, draws: int, seed: int, rank: int, shared: Shared) -> _Subject:
+    """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank."""
     before, after = as_stored(pair)
     k = headline_rank(pair.base.shape)
     facts = {
@@ -183,11 +253,14 @@ def _subject(pair: TensorPair, name: str, draws: int, seed: int) -> _Subject:
         "tensor": pair.name,
         "role": role(pair.name, pair.base.shape),
         "layer": layer(pair.name),
+        "variant": RAW,
+        "partner": "",
         "stored_dtype_base": dtype_name(pair.base_stored),
         "stored_dtype_tuned": dtype_name(pair.tuned_stored),
         "k": k,
     }
-    return _Subject(facts, pair, after - before, _leading_triplets(pair.base), k, draws, seed)
+    triplets = _leading_triplets(pair.base, rank, shared)
+    return _Subject(facts, pair, after - before, triplets, k, draws, seed, shared)
 
 
 def dtype_name(x: Tensor) -> str:
@@ -207,10 +280,12 @@ def _views(subject: _Subject) -> dict[str, Tensor]:
     }
 
 
-def _overlap_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
+def overlap_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
     """Every view and target at the headline rank and share, beside the view's nulls."""
     base = subject.pair.base
-    targets = principal_targets(base, *subject.triplets.leading(subject.k))
+    targets = subject.shared.of(
+        ("targets", subject.k), base, lambda: principal_targets(base, *subject.triplets.leading(subject.k))
+    )
     rows = []
     for view, mask in masks.items():
         found = overlaps(pack(mask), targets, base.numel())
@@ -262,14 +337,8 @@ def _named(null: str, summary: NullSummary) -> dict[str, float]:
 def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
     """Every view, target, rank and share."""
     shape, names = tuple(subject.pair.base.shape), list(masks)
-    triplets, packed = subject.triplets, [pack(mask) for mask in masks.values()]
-    cells = overlap_sweep(
-        subject.pair.base,
-        *triplets.leading(max(ranks := sweep_ranks(shape))),
-        packed,
-        ranks=ranks,
-        alphas=ALPHAS,
-    )
+    targets = subject.shared.of("sweep", subject.pair.base, lambda: _sweep_targets(subject))
+    cells = overlap_sweep(targets, [pack(mask) for mask in masks.values()])
     place = {"smaller_side": min(shape)}
     return [
         {**subject.facts, **place, "k": cell.rank, "alpha": cell.alpha, "target": target}
@@ -280,14 +349,27 @@ def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
     ]
 
 
-def _direction_row(subject: _Subject) -> dict:
-    """ρ² of the update at the headline rank beside random frames."""
-    delta = subject.delta.double()
+def _sweep_targets(subject: _Subject) -> SweepTargets:
+    ranks = sweep_ranks(tuple(subject.pair.base.shape))
+    triplets = subject.triplets.leading(max(ranks))
+    return sweep_targets(subject.pair.base, *triplets, ranks=ranks, alphas=ALPHAS)
+
+
+def _direction_rows(subject: _Subject) -> list[dict]:
+    """ρ² of the update in each view; random frames beside the one that storage has not touched."""
+    rounded = subject.pair.tuned.double() - subject.pair.base.double()
+    bare = replace(subject, draws=0)
+    return [_direction_row(subject, "fp32", subject.delta.double()), _direction_row(bare, "bf16", rounded)]
+
+
+def _direction_row(subject: _Subject, view: str, delta: Tensor) -> dict:
+    """ρ² of an update at the headline rank beside random frames."""
     u, _, v = subject.triplets.leading(subject.k)
     rho2 = principal_energy(delta, u, v)
     frames = max(FEWEST_DRAWS, subject.draws) if subject.draws else 0
     row = {
         **subject.facts,
+        "view": view,
         "rho2": rho2,
         "expected": expected_energy(tuple(delta.shape), subject.k),
         "stable_rank": stable_rank(delta),

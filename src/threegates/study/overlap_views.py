@@ -11,15 +11,18 @@ import numpy as np
 import pandas as pd
 
 from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
-from threegates.study.estimates import LINEAR
+from threegates.study.estimates import LINEAR, SFT
+from threegates.study.overlap import MATCHED, RAW
 from threegates.study.views import METHODS, method_name
 
+#: Names on the page of an update as it is and scaled to RL's norm.
+UPDATES = {RAW: "as trained", MATCHED: "at RL's norm"}
 _ENDS = ("mean", "low", "high")
 
 
 def grouped(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of linear matrices with their group, RL first, then in the order of methods and of rates."""
-    rows = table[table["role"].isin(LINEAR)]
+    """Rows of linear matrices as trained with their group, RL first, then by method and by rate."""
+    rows = table[table["role"].isin(LINEAR) & (table["variant"] == RAW)]
     facts = zip(rows["method"], rows["algorithm"], rows["rate"], strict=True)
     names = pd.Series([group_name(*fact) for fact in facts], index=rows.index, dtype="str")
     return rows.assign(group=names).sort_values("group", key=_group_order, kind="stable")
@@ -40,7 +43,7 @@ def _group_order(names: pd.Series) -> pd.Series:
 def shown_groups(table: pd.DataFrame) -> list[str]:
     """Groups for the figures: RL and SFT at RL's learning rate, or whatever there is."""
     groups = list(dict.fromkeys(grouped(table)["group"]))
-    usual = [group for group in groups if group in ("RL", "SFT (same style)", "SFT (teacher)")]
+    usual = [group for group in groups if group in ("RL", *map(method_name, (*SFT, "sft-same-style")))]
     return usual or groups[:1]
 
 
@@ -106,13 +109,62 @@ def view_comparison(overlap: pd.DataFrame, target: str = "principal") -> pd.Data
     return pd.DataFrame({name: values / bf16["density"] for name, values in lifts.items()}).reset_index()
 
 
+def matched_view(overlap: pd.DataFrame, direction: pd.DataFrame) -> pd.DataFrame:
+    """RL beside the runs that were scaled to its norm: one row a group and variant, means over runs.
+
+    Of RL only the runs whose norm others took. Columns: group, update ("as trained" or "at RL's norm"); of
+    the bf16 view `overlap` with principal weights, its smallest and largest run `low` and `high`, the mask's
+    `density`, and `energy`, ρ² of the rounded update over its expectation (geometric mean over matrices);
+    `overlap_fp32` and `energy_fp32` before rounding.
+    """
+    rows = overlap[overlap["target"] == "principal"]
+    partners = set(rows["partner"]) - {""}
+    runs = _beside(rows, partners)
+    runs = runs.assign(mask=runs["changed"] / runs["size"])
+    energy = _beside(direction, partners)
+    energy = energy.assign(log=np.log(energy["rho2"] / energy["expected"]))
+    bf16, fp32 = (
+        _of_view(runs, view, ["overlap", "mask"]).join(_of_view(energy, view, ["log"]))
+        for view in ("bf16", "fp32")
+    )
+    groups = [bf16.groupby(["group", "update"], sort=False), fp32.groupby(["group", "update"], sort=False)]
+    first, second = (group.mean() for group in groups)
+    view = pd.DataFrame(
+        {
+            "overlap": first["overlap"],
+            "low": groups[0]["overlap"].min(),
+            "high": groups[0]["overlap"].max(),
+            "density": first["mask"],
+            "energy": np.exp(first["log"]),
+            "overlap_fp32": second["overlap"],
+            "energy_fp32": np.exp(second["log"]),
+        }
+    )
+    return view.reset_index().sort_values("group", key=_group_order, kind="stable").reset_index(drop=True)
+
+
+def _of_view(rows: pd.DataFrame, view: str, columns: list[str]) -> pd.DataFrame:
+    keys = ["group", "update", "pair"]
+    return rows[rows["view"] == view].groupby(keys, sort=False)[columns].mean()
+
+
+def _beside(table: pd.DataFrame, partners: set[str]) -> pd.DataFrame:
+    """Rows as trained and scaled, of runs that were scaled and of those whose norms they took; grouped."""
+    scaled = set(table.loc[table["variant"] == MATCHED, "pair"])
+    rows = table[table["pair"].isin(scaled | partners)]
+    return pd.concat(
+        grouped(rows[rows["variant"] == variant].assign(variant=RAW)).assign(update=update)
+        for variant, update in UPDATES.items()
+    )
+
+
 def direction_view(direction: pd.DataFrame) -> pd.DataFrame:
     """Energy of updates in the principal block over its mean in random frames, by group and matrix type.
 
     Geometric mean over blocks and runs, smallest and largest mean of one run; `random_low` and `random_high`
     are the mean quantiles of random frames on the same scale. Stable rank: plain mean.
     """
-    rows = grouped(direction)
+    rows = grouped(direction[direction["view"] == "fp32"])
     rows = rows.assign(
         log=np.log(rows["rho2"] / rows["rotation_mean"]),
         random_low=rows["rotation_low"] / rows["rotation_mean"],

@@ -1,8 +1,8 @@
 """Executes a chapter's notebook when something it rests on has changed; a failure leaves the last good one.
 
-A notebook's digest covers its cells, its parameters, the code of this package that it imports, the content of
-the records and logs that it reads, and the claims it judges. Beside the notebook lies a JSON file with that
-digest and with what must not be in the notebook itself: time, commit, dirty flag.
+A notebook's digest covers its page, its cells, its parameters, the code of this package that it imports, the
+content of the records and logs that it reads, and the claims it judges. Beside the notebook lies a JSON file
+with that digest and with what must not be in the notebook itself: time, commit, dirty flag.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from threegates.digest import (
 )
 from threegates.errors import NotebookError
 from threegates.study.claims import read_claims
+from threegates.study.contents import PAGE_VARIABLE
 from threegates.study.parameters import TAG, checked, declared
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.sources import VARIABLE
@@ -41,7 +42,8 @@ from threegates.study.store import remove_leftovers
 from threegates.study.study import Study
 
 _STUDY = "threegates.study.study"
-_STUDY_PARAMETERS = ("pairs", "base", "tuned", "draws", "seed")
+#: Parameters of a notebook that are those of `Study.open`.
+STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "draws", "seed")
 _DRAWING = ("matplotlib", "seaborn", "ipykernel", "ipython")
 # One thread and one hash seed: outputs must not depend on cores or on the order of a set.
 _KERNEL_ENVIRONMENT = {
@@ -71,6 +73,7 @@ class _Plan:
     """A notebook with everything that decides its output."""
 
     path: Path
+    page: str
     notebook: NotebookNode
     parameters: dict[str, object]
     studies: list[Study]
@@ -78,6 +81,11 @@ class _Plan:
     @property
     def chapter(self) -> str:
         return self.path.stem
+
+    @property
+    def study(self) -> Study | None:
+        """The notebook's own study, of those that it opens."""
+        return next((study for study in self.studies if study.chapter == self.chapter), None)
 
     def digest(self) -> str:
         """sha256 over all that decides the executed notebook."""
@@ -89,11 +97,16 @@ class _Plan:
         versions = {name: importlib_version(name) for name in _DRAWING} | runtime_versions()
         return value_digest(
             {
+                "page": self.page,
                 "cells": cells,
                 "parameters": self.parameters,
                 "code": code_digest(__name__, *_modules(self.notebook)),
                 "studies": {study.chapter: study.digest() for study in self.studies},
-                "claims": [one.model_dump() for study in self.studies for one in claims.of(study.chapter)],
+                "claims": [
+                    claim.model_dump()
+                    for study in self.studies
+                    for claim in claims.of(study.chapter, study.about.name)
+                ],
                 "versions": versions,
             }
         )
@@ -133,6 +146,7 @@ def run_notebook(
     path: Path,
     parameters: Mapping[str, object] | None = None,
     *,
+    page: str | None = None,
     output: Path | None = None,
     sources: Mapping[str, str] | None = None,
     workers: int = 1,
@@ -143,6 +157,7 @@ def run_notebook(
     ----------
     path : the notebook's source.
     parameters : values for some of the parameters that it declares.
+    page : name of the page that it becomes, and of its figures; the notebook's own by default.
     output : folder of the executed notebook and its figures, build/notebooks by default.
     sources : folders of checkpoints by the labels that parameters use for them.
     workers : processes that measure missing records.
@@ -156,27 +171,31 @@ def run_notebook(
     notebook = read_notebook(path)
     values = checked(declared(notebook, path.stem), parameters or {}, path.stem)
     os.environ[VARIABLE] = json.dumps(dict(sources or {}))
-    plan = _Plan(path, notebook, values, _studies(path, notebook, values))
+    plan = _Plan(path, page or path.stem, notebook, values, _studies(path, notebook, values))
     for study in plan.studies:
         study.ensure(workers)
-    digest, page = plan.digest(), output / path.name
-    fresh = _is_fresh(page, digest)
+    digest, place = plan.digest(), output / f"{plan.page}.ipynb"
+    fresh = _is_fresh(place, digest)
     if not fresh:
-        _execute(plan, digest, page)
-    own = [study for study in plan.studies if study.chapter == plan.chapter]
-    verdicts = own[0].verdicts() if own else pd.DataFrame()
-    return NotebookRun(page, [file for study in plan.studies for file in study.paths()], verdicts, not fresh)
+        _execute(plan, digest, place)
+    verdicts = plan.study.verdicts() if plan.study else pd.DataFrame()
+    return NotebookRun(place, [file for study in plan.studies for file in study.paths()], verdicts, not fresh)
 
 
 def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object]) -> list[Study]:
     """The studies that a notebook opens, with the parameters that decide what they measure."""
     chapters = _opened_chapters(notebook)
-    if _STUDY not in _modules(notebook):
+    if not opens_study(notebook):
         return []
     known = declared(notebook, path.stem)
-    options: dict[str, Any] = {name: known[name].default for name in _STUDY_PARAMETERS if name in known}
+    options: dict[str, Any] = {name: known[name].default for name in STUDY_PARAMETERS if name in known}
     options |= {name: values[name] for name in options if name in values}
     return [Study.open(chapter, **options) for chapter in chapters or [path.stem]]
+
+
+def opens_study(notebook: NotebookNode) -> bool:
+    """Whether a notebook looks at checkpoints; one that does not runs without any."""
+    return _STUDY in _modules(notebook)
 
 
 def _code(notebook: NotebookNode) -> ast.Module:
@@ -225,14 +244,14 @@ def _is_fresh(page: Path, digest: str) -> bool:
 
 
 def _execute(plan: _Plan, digest: str, page: Path) -> None:
-    work = page.parent / f".running-{plan.chapter}"
+    work = page.parent / f".running-{plan.page}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     remove_leftovers(page.parent)
     try:
         executed = _papermill(plan, work)
         _refuse_paths(plan, executed)
-        text = nbformat.writes(_stripped(executed))
+        text = nbformat.writes(_titled(plan, _stripped(executed)))
         _put_in_place(plan, work, page, text if text.endswith("\n") else text + "\n")
         facts = {"digest": digest, "notebook": file_digest(page), "parameters": plan.parameters}
         subjects = {study.chapter: study.subject for study in plan.studies}
@@ -244,7 +263,7 @@ def _execute(plan: _Plan, digest: str, page: Path) -> None:
 def _put_in_place(plan: _Plan, work: Path, page: Path, text: str) -> None:
     # Without its sidecar a page counts as not made: a kill between these steps only means another run.
     _sidecar(page).unlink(missing_ok=True)
-    drawn, shown = work / "figures" / plan.chapter, page.parent / "figures" / plan.chapter
+    drawn, shown = work / "figures" / plan.page, page.parent / "figures" / plan.page
     shutil.rmtree(shown, ignore_errors=True)
     if drawn.is_dir():
         shown.parent.mkdir(parents=True, exist_ok=True)
@@ -266,7 +285,7 @@ def _papermill(plan: _Plan, work: Path) -> NotebookNode:
                 language="python",
                 cwd=str(work),
                 progress_bar=sys.stderr.isatty(),
-                kernel_manager_class=_kernel_manager(Path(scratch)),
+                kernel_manager_class=_kernel_manager(Path(scratch), plan),
                 record_timing=False,
             )
         except PapermillExecutionError as error:
@@ -278,7 +297,7 @@ def _papermill(plan: _Plan, work: Path) -> NotebookNode:
             ) from None
 
 
-def _kernel_manager(scratch: Path) -> type:
+def _kernel_manager(scratch: Path, plan: _Plan) -> type:
     """A kernel of this interpreter, whatever kernels and profiles the user has installed."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -288,6 +307,8 @@ def _kernel_manager(scratch: Path) -> type:
         "THREEGATES_BUILD": str(build_folder()),
         "THREEGATES_ROOT": str(project_root()),
         "PYTHONPATH": path,
+        # Empty on a notebook's own page, whatever the environment of this process says.
+        PAGE_VARIABLE: plan.page if plan.page != plan.chapter else "",
     }
     environment = {**_KERNEL_ENVIRONMENT, **places, "IPYTHONDIR": str(scratch)}
     command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -313,6 +334,15 @@ def _stripped(notebook: NotebookNode) -> NotebookNode:
             cell.metadata.pop(key, None)
         if cell.cell_type == "code":
             cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+    return notebook
+
+
+def _titled(plan: _Plan, notebook: NotebookNode) -> NotebookNode:
+    """The notebook with its subject in the title, where it is one that can show several."""
+    first = notebook.cells[0]
+    if plan.study is not None and "subject" in declared(plan.notebook, plan.chapter):
+        title, line, rest = first.source.partition("\n")
+        first.source = f"{title} ({plan.study.about.title}){line}{rest}"
     return notebook
 
 

@@ -13,11 +13,16 @@ from threegates.checkpoints.manifest import Entry, Folder, Manifest, PairEntry, 
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import ManifestError, PairError, ThreeGatesError
 from threegates.study.provenance import build_folder, project_root
+from threegates.study.subjects import LAB, SUBJECTS, subject_of
 
 # Folders of this machine by the labels that notebooks use for them, so that no page shows a path.
 VARIABLE = "THREEGATES_SOURCES"
 # The manifest that chapters take their pairs from, where it is not the lab's: the paper profile sets it.
 MANIFEST_VARIABLE = "THREEGATES_MANIFEST"
+
+
+# Chapters that look at every kept step of a run.
+_FOLLOWING = ("emergence", "precision-lens")
 
 
 @dataclass(frozen=True)
@@ -106,10 +111,20 @@ def folder_labels(names: Iterable[str]) -> dict[str, str]:
     return {_tail(path, depth): str(path) for path in sorted(folders)}
 
 
-def chapter_pairs(chapter: str, manifest: Manifest) -> list[StudyPair]:
-    """The pairs that the manifest has for a chapter: final checkpoints, but every step for emergence."""
-    pairs = manifest.pairs(chapter)
-    return _open_pairs(manifest, [pair for pair in pairs if pair.tuned.final or chapter == "emergence"])
+def chapter_pairs(chapter: str, manifest: Manifest, subject: str = LAB) -> list[StudyPair]:
+    """The pairs that the manifest has for a chapter and subject: final checkpoints, or every step of a run.
+
+    Raises
+    ------
+    ManifestError : no subject has that name.
+    """
+    known = {*SUBJECTS, *map(subject_of, manifest.checkpoints)}
+    if subject not in known:
+        raise ManifestError(
+            "there is no such subject", where="labels", expected=", ".join(sorted(known)), found=subject
+        )
+    pairs = [pair for pair in manifest.pairs(chapter) if subject_of(pair.tuned) == subject]
+    return _open_pairs(manifest, [pair for pair in pairs if pair.tuned.final or chapter in _FOLLOWING])
 
 
 def named_pairs(names: Sequence[str], manifest: Manifest) -> list[StudyPair]:

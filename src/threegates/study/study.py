@@ -13,15 +13,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from threegates.checkpoints.manifest import Entry
 from threegates.digest import file_digest, value_digest
 from threegates.errors import RecordError
 from threegates.study import claims
-from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs, run_job
-from threegates.study.measure import typed
+from threegates.study.batches import run_jobs
+from threegates.study.by_tensor import typed
+from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs
 from threegates.study.provenance import build_folder, project_root, record_provenance
 from threegates.study.sources import StudyPair, chapter_pairs, lab_manifest, named_pairs, own_pair
 from threegates.study.store import Records, read_parquet, record_digest, remove_leftovers
-from threegates.workers import run_parallel
+from threegates.study.subjects import LAB, Subject, described, foreign, of_pairs
 
 #: Facts of a pair, the columns of `Study.frame` before the labels.
 FACTS = {
@@ -54,10 +56,11 @@ class Study:
         records: Records,
         draws: int,
         seed: int,
+        about: Subject,
         subject: str,
     ) -> None:
         self.chapter, self.pairs, self.records = chapter, list(pairs), records
-        self.draws, self.seed, self.subject = draws, seed, subject
+        self.draws, self.seed, self.about, self.subject = draws, seed, about, subject
 
     @classmethod
     def open(
@@ -68,6 +71,7 @@ class Study:
         pairs: Sequence[str] | None = None,
         base: str | None = None,
         tuned: str | None = None,
+        subject: str = LAB,
         records: Path | None = None,
         draws: int = DRAWS,
         seed: int = 0,
@@ -79,6 +83,7 @@ class Study:
         manifest : the one the lab wrote last by default.
         pairs : names of tuned entries, instead of those the manifest has for the chapter.
         base, tuned : two checkpoints of one's own, each a folder, an entry's name or ORG/REPO[@COMMIT].
+        subject : whose pairs of the manifest, by their label; nothing with pairs, base or tuned.
         records : folder of the records, build/records by default.
         draws : masks under each null.
         seed : of the nulls.
@@ -88,13 +93,15 @@ class Study:
         ManifestError, CheckpointError, PairError : a name stands for nothing that can be opened.
         """
         if base or tuned:
-            found, subject = [own_pair(base, tuned)], f"{tuned} against {base}"
+            found, about = [own_pair(base, tuned)], foreign(base, tuned)
+            told = about.short
         else:
             known = lab_manifest(manifest)
-            found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known)
-            subject = _subject(found, known.profile, chosen=bool(pairs))
+            found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known, subject)
+            about = of_pairs(_entries(found), known.profile) if pairs else described(subject, known.profile)
+            told = f"{about.short}: {_checkpoints(found, known.profile, chosen=bool(pairs))}"
         store = Records(records or build_folder() / "records")
-        return cls(chapter, found, records=store, draws=draws, seed=seed, subject=subject)
+        return cls(chapter, found, records=store, draws=draws, seed=seed, about=about, subject=told)
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -113,11 +120,11 @@ class Study:
         return [job for job in self.jobs if not job.is_done(self.records)]
 
     def ensure(self, workers: int = 1) -> Study:
-        """Measure what is missing, over processes of one thread each."""
-        tasks = [(job, self.records) for job in self.missing()]
-        if tasks:
+        """Measure what is missing, over processes of one thread each; each base matrix is decomposed once."""
+        missing = self.missing()
+        if missing:
             remove_leftovers(self.records.folder)
-            run_parallel(run_job, tasks, workers, f"measure {self.chapter}")
+            run_jobs(missing, self.records, workers, f"measure {self.chapter}")
         return self
 
     def table(self, name: str) -> pd.DataFrame:
@@ -152,15 +159,18 @@ class Study:
         return value_digest({"records": records, "logs": logs, "pairs": facts, "subject": self.subject})
 
     def verdicts(self) -> pd.DataFrame:
-        """Judge the chapter's claims and keep the table as a record (columns: `claims.verdict_table`)."""
+        """Judge the chapter's claims on its subject and keep the table as a record.
+
+        Columns: those of `claims.verdict_table`, and `about`, the subject's name.
+        """
         known = self._claims()
         judged = [
             claims.judge(claim, self, self.subject, known.confidence)
             if self.pairs
             else claims.not_run(claim, "the manifest has no pairs for this chapter")
-            for claim in known.of(self.chapter)
+            for claim in known.of(self.chapter, self.about.name)
         ]
-        frame = claims.verdict_table(judged)
+        frame = claims.verdict_table(judged).assign(about=self.about.name)
         provenance = self._verdict_provenance()
         digest = value_digest(provenance)
         if judged and not self.records.exists("verdict", self.chapter, digest):
@@ -170,7 +180,7 @@ class Study:
     def paths(self) -> list[Path]:
         """Files of the chapter's records; that of its verdicts comes last where it has claims."""
         files = [self.records.path(table, job.name, job.digest) for job in self.jobs for table in job.tables]
-        if not self._claims().of(self.chapter):
+        if not self._claims().of(self.chapter, self.about.name):
             return files
         verdict = self.records.path("verdict", self.chapter, value_digest(self._verdict_provenance()))
         return [*files, verdict]
@@ -179,7 +189,7 @@ class Study:
         return claims.read_claims(project_root() / "claims.yaml")
 
     def _verdict_provenance(self) -> dict:
-        own = self._claims().of(self.chapter)
+        own = self._claims().of(self.chapter, self.about.name)
         inputs = {"study": self.digest(), "claims": value_digest(own), "subject": self.subject}
         return record_provenance(
             ("threegates.study.claims",), inputs=inputs, draws=self.draws, seed=self.seed
@@ -228,9 +238,13 @@ class Study:
         return self._joined(pd.concat(frames, ignore_index=True))
 
 
-def _subject(pairs: Sequence[StudyPair], profile: str | None, chosen: bool) -> str:
-    """What a verdict is about, in a few words."""
-    seeds = sorted({entry.seed for pair in pairs if (entry := pair.tuned.entry) and entry.seed is not None})
+def _entries(pairs: Sequence[StudyPair]) -> list[Entry]:
+    return [entry for pair in pairs if (entry := pair.tuned.entry) is not None]
+
+
+def _checkpoints(pairs: Sequence[StudyPair], profile: str | None, chosen: bool) -> str:
+    """How many checkpoints a verdict rests on, and where they are listed."""
+    seeds = sorted({entry.seed for entry in _entries(pairs) if entry.seed is not None})
     of_seeds = f", {len(seeds)} seed{'s' * (len(seeds) != 1)}" if seeds else ""
     of_profile = f"profile {profile}" if profile else "the manifest"
     return f"{len(pairs)} {'chosen ' if chosen else ''}checkpoints of {of_profile}{of_seeds}"

@@ -16,6 +16,7 @@ from docutils import nodes
 
 from threegates.atomic import write_json
 from threegates.study.cards import interval, number
+from threegates.study.subjects import LAB
 
 if TYPE_CHECKING:
     from docutils.parsers.rst.states import Inliner
@@ -27,13 +28,15 @@ FILE = "_values.json"
 def verdict_values(verdicts: pd.DataFrame) -> dict[str, str]:
     """Values of each claim: ``<claim>.verdict``, and ``.value``, ``.interval``, ``.n`` of rule and controls.
 
-    Controls are named by their estimate: ``<claim>.<estimate>.value``.
+    Controls are named by their estimate: ``<claim>.<estimate>.value``. Of a subject that is not the lab every
+    key begins with its name: ``encoder.<claim>.verdict``.
     """
     values: dict[str, str] = {}
     for row in verdicts.to_dict("records"):
+        claim = row["claim"] if row.get("about", LAB) == LAB else f"{row['about']}.{row['claim']}"
         if row["kind"] == "rule":
-            values[f"{row['claim']}.verdict"] = row["verdict"]
-        place = row["claim"] if row["kind"] == "rule" else f"{row['claim']}.{row['estimate']}"
+            values[f"{claim}.verdict"] = row["verdict"]
+        place = claim if row["kind"] == "rule" else f"{claim}.{row['estimate']}"
         values[f"{place}.value"] = number(row["value"])
         values[f"{place}.interval"] = interval(row["low"], row["high"])
         values[f"{place}.n"] = f"{row['n']} {row['unit']}"

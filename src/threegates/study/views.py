@@ -18,6 +18,7 @@ from threegates.study.plots import ROLES
 METHODS = {
     "pretraining": "pre-training",
     "sft-teacher": "SFT (teacher)",
+    "cross-entropy": "SFT (cross-entropy)",
     "sft-same-style": "SFT (same style)",
     "rft": "RFT",
     "grpo": "GRPO",

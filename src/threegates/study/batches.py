@@ -1,0 +1,187 @@
+"""Running jobs: those measured by tensor go in batches, the base outside and its tuned checkpoints inside.
+
+A batch is one base tensor and every missing job's tuned tensor beside it. It is one task of one worker, which
+gets names of files and tensors, never tensors, and holds one base and one tuned tensor at a time. What a
+record holds depends neither on the batch it came from nor on the number of workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from threegates.checkpoints.headers import TensorInfo
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.study.by_tensor import ByTensor, Parts, Shared, as_tables
+from threegates.study.jobs import BY_TENSOR, Job, run_job, write_records
+from threegates.study.store import Records
+from threegates.workers import run_parallel
+
+# Pairs that a process keeps open: headers and names, no tensors.
+_OPEN = 512
+_PARTIAL = "partial"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of one job, and where its rows go."""
+
+    job: Job
+    tensor: str
+    parts: Parts
+
+
+def run_jobs(jobs: Sequence[Job], records: Records, workers: int, label: str | None = None) -> None:
+    """Measure jobs and write their records, over processes of one thread each.
+
+    What a killed or failed run has measured is kept in parts; the next one with the same jobs goes on there.
+    """
+    whole = [(run_job, (job, records)) for job in jobs if job.kind not in BY_TENSOR]
+    places = {job: parts_of(job, records) for job in jobs if job.kind in BY_TENSOR}
+    try:
+        run_parallel(_call, [*whole, *_tasks(places)], workers, label)
+    finally:
+        for job, parts in places.items():
+            _finish(job, parts, records)
+        _remove_empty(records.folder / _PARTIAL)
+
+
+def measure_parts(places: Mapping[Job, Parts], workers: int, label: str | None = None) -> None:
+    """Measure what jobs lack, each tensor into its part."""
+    run_parallel(_call, _tasks(places), workers, label)
+
+
+def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:
+    for parts in places.values():
+        parts.drop_others()
+    return [(measure_batch, (batch,)) for batch in batches(places)]
+
+
+def parts_of(job: Job, records: Records) -> Parts:
+    """Where a job's parts lie until its records are written."""
+    return Parts(records.folder / _PARTIAL / job.kind / job.name, job.digest)
+
+
+def batches(places: Mapping[Job, Parts]) -> list[tuple[Piece, ...]]:
+    """What is still to be measured, by base tensor, the largest first.
+
+    Base tensors of equal bytes, type and shape are one, whichever checkpoints they lie in.
+    """
+    pieces = [
+        Piece(job, tensor, parts)
+        for job, parts in places.items()
+        for tensor in opened(job).names
+        if not parts.has(tensor)
+    ]
+    several = _shapes_of_several_bases(pieces)
+    found: dict[tuple[str, str], list[Piece]] = defaultdict(list)
+    for piece in pieces:
+        info = _base_info(piece)
+        alike = info is not None and (info.dtype, info.shape) in several
+        key = ("content", _content(piece)) if alike else (_base_digest(piece), piece.tensor)
+        found[key].append(piece)
+    return sorted((tuple(batch) for batch in found.values()), key=_cost, reverse=True)
+
+
+def measure_batch(batch: Sequence[Piece]) -> None:
+    """Measure one base tensor's pieces, each kept as soon as it is there."""
+    shared = Shared()
+    for piece in batch:
+        if not piece.parts.has(piece.tensor):
+            piece.parts.write(piece.tensor, opened(piece.job).rows(piece.tensor, shared))
+
+
+@lru_cache(maxsize=_OPEN)
+def opened(job: Job) -> ByTensor:
+    """The pair that a job measures by tensor."""
+    arguments = {name: value for name, value in job.arguments.items() if name != "folders"}
+    digests = job.inputs["checkpoints"]
+    sides = {place: _open(path, digests[place]) for place, path in job.arguments["folders"].items()}
+    return BY_TENSOR[job.kind](**sides, **arguments)
+
+
+@lru_cache(maxsize=_OPEN)
+def _open(folder: str, digest: str) -> Checkpoint:
+    """A checkpoint, opened once in a process for as long as its content stays the same."""
+    return Checkpoint.open(folder)
+
+
+def _call(work: Callable[..., None], arguments: tuple) -> None:
+    work(*arguments)
+
+
+def _finish(job: Job, parts: Parts, records: Records) -> None:
+    """Write a job's records if all of its parts are there; then the parts have served."""
+    pair = opened(job)
+    if all(parts.has(tensor) for tensor in pair.names):
+        tables = as_tables(pair, [parts.read(tensor) for tensor in pair.names])
+        write_records(job, records, tables)
+    if job.is_done(records):
+        parts.remove()
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove a folder of parts, and the folders in it, as far as nothing is left in them."""
+    for path in sorted([*folder.rglob("*/"), folder], reverse=True):
+        with suppress(OSError):
+            path.rmdir()
+
+
+def _cost(batch: Sequence[Piece]) -> tuple[int, str]:
+    """Work of a batch, roughly: products of its matrices with thin ones, once for each tuned tensor."""
+    info = _base_info(batch[0])
+    return (math.prod(info.shape) if info else 0) * len(batch), batch[0].tensor
+
+
+def _base_info(piece: Piece) -> TensorInfo | None:
+    return _base(piece).infos.get(piece.tensor)
+
+
+def _base(piece: Piece) -> Checkpoint:
+    return _open(piece.job.arguments["folders"]["base"], _base_digest(piece))
+
+
+def _base_digest(piece: Piece) -> str:
+    return piece.job.inputs["checkpoints"]["base"]
+
+
+def _shapes_of_several_bases(pieces: Sequence[Piece]) -> set[tuple[str, tuple[int, ...]]]:
+    """Types and shapes that tensors of more than one base have: only those can be of equal content."""
+    bases: dict[tuple[str, tuple[int, ...]], set[str]] = defaultdict(set)
+    for piece in pieces:
+        info = _base_info(piece)
+        if info is not None:
+            bases[info.dtype, info.shape].add(_base_digest(piece))
+    return {key for key, found in bases.items() if len(found) > 1}
+
+
+def _content(piece: Piece) -> str:
+    return _content_of(piece.job.arguments["folders"]["base"], _base_digest(piece), piece.tensor)
+
+
+@lru_cache(maxsize=1 << 16)
+def _content_of(folder: str, digest: str, tensor: str) -> str:
+    """sha256 over type, shape and bytes of a base's tensor."""
+    info = _open(folder, digest).info(tensor)
+    total = hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())
+    for chunk in _bytes_of(info):
+        total.update(chunk)
+    return total.hexdigest()
+
+
+def _bytes_of(info: TensorInfo, at_once: int = 1 << 24) -> Iterator[bytes]:
+    start, end = info.offsets
+    with open(info.file, "rb") as file:
+        file.seek(start)
+        while start < end:
+            chunk = file.read(min(at_once, end - start))
+            if not chunk:
+                return
+            start += len(chunk)
+            yield chunk
