@@ -25,7 +25,6 @@ from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls import noise_generator
 from threegates.geometry.precision import half_gap_towards, magnitude_bits, sign_word
 from threegates.study.draws import frobenius
-from threegates.study.estimates import LINEAR
 from threegates.study.measure import typed
 
 #: Counts and sums of the table ``lens``; all but the energies are numbers of weights.
@@ -116,9 +115,9 @@ def measure_lens(
 
 
 def _part(of_role: str) -> str:
-    if of_role in LINEAR:
-        return "linear"
-    return "embedding and head" if of_role in ("embedding", "head") else "other"
+    """Kind of a tensor for the histograms: linear, embedding and head, or other."""
+    kinds = dict.fromkeys(("embedding", "head"), "embedding and head")
+    return (kinds | dict.fromkeys(("norm", "bias", "other"), "other")).get(of_role, "linear")
 
 
 def _measure_tensor(
