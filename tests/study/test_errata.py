@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from tests.study import planted
 from threegates.geometry.precision import INFINITY_CODE, bf16_from_codes, ulp
 from threegates.study import errata, errata_plots
+from threegates.study.chapters import run_chapter
 from threegates.study.errata import stored
 from threegates.study.paper import table_1, tables_4_and_5
 
@@ -173,3 +175,10 @@ def test_the_figure_shows_where_the_printed_bound_breaks(recwarn):
     fig = errata_plots.wedin_figure(errata.counterexample_curve(), errata.rotation_by_size())
     fig.canvas.draw()
     assert [str(w.message) for w in recwarn] == [] and len(fig.axes) == 2
+
+
+def test_the_chapter_runs_where_there_are_no_checkpoints(project):
+    run = run_chapter(str(planted.ROOT / "notebooks" / "errata.ipynb"), {"degrees": "60"})
+    assert run.executed and run.records == [] and run.verdicts.empty
+    assert (run.page.parent / "figures" / "errata" / "wedin.svg").is_file()
+    assert "At 60 degrees" in run.page.read_text()
