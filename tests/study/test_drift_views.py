@@ -56,6 +56,11 @@ def test_rl_stands_at_its_own_norm_beside_the_scaled_runs(drift):
     assert view.drop_duplicates(["tick"])["position"].is_unique
 
 
+def test_blocks_stand_apart_and_roles_that_a_model_lacks_leave_no_hole(drift):
+    places = drift_views.matrix_view(drift).drop_duplicates("tick").set_index("tick")["position"]
+    assert places.sort_values().to_dict() == {"q0": 0, "o0": 1, "q1": 3, "o1": 4}
+
+
 def test_matrices_of_no_known_role_are_shown_all_the_same(drift):
     view = drift_views.matrix_view(drift.assign(role="other"))
     assert len(view) and set(view["tick"]) == {"other0", "other1"}

@@ -95,7 +95,7 @@ def test_the_rule_stands_short_beside_the_interval_it_asks_for():
     assert [row["rule"] for row in rows] == ["≥ 1.5", "within -0.1 to 0.1"]
 
 
-ENCODER = {"about": "encoder", "page": "stripe-masks-encoder", "subject": "3 checkpoints of an encoder"}
+ENCODER = {"about": "encoder", "page": "stripe-masks-encoder", "subject": "an encoder: 3 checkpoints"}
 TWO = [CLAIM, CONTROL, CLAIM | ENCODER | {"value": 0.9, "low": 0.8, "high": 1.0, "holds": False}]
 
 
@@ -110,7 +110,7 @@ def test_a_claim_has_one_row_for_each_subject_with_its_own_page():
     ]
     assert [_text(row["subject"]) for row in rows][:2] == [
         "the miniature lab7 checkpoints",
-        "the encoder3 checkpoints of an encoder",
+        "the encoder3 checkpoints",
     ]
     assert [row["estimate"] for row in rows][:2] == ["1.8", "0.9"]
 

@@ -85,9 +85,11 @@ def drift_by_matrix(frame: pd.DataFrame) -> Figure:
     """
     panels, methods = list(dict.fromkeys(frame["panel"])), list(dict.fromkeys(frame["method"]))
     ticks = frame.drop_duplicates("position").sort_values("position")
+    # Names of matrices stand beside each other: a deeper model needs a wider panel.
+    width = min(7.4, max(5.2, 0.17 * len(ticks)))
     with style():
         fig, axes = plt.subplots(
-            3, len(panels), figsize=(1.2 + 5.2 * len(panels), 8.4), sharex=True, sharey="row", squeeze=False
+            3, len(panels), figsize=(1.2 + width * len(panels), 8.4), sharex=True, sharey="row", squeeze=False
         )
         for line, (name, (title, limit)) in zip(axes, MEASURES.items(), strict=True):
             for ax, panel in zip(line, panels, strict=True):

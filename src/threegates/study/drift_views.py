@@ -101,9 +101,10 @@ def matrix_view(drift: pd.DataFrame) -> pd.DataFrame:
     numbers = ["angle_mean", "angle_max", "nss", "nss_bound", "angle_limit", "floor"]
     keys = ["panel", "label", "method", "layer", "role"]
     means = shown.groupby(keys, sort=False, dropna=False)[numbers].mean().reset_index()
-    place = means["role"].map({role: number for number, role in enumerate(LINEAR)})
+    present = [role for role in LINEAR if role in set(means["role"])]
+    place = means["role"].map({role: number for number, role in enumerate(present)})
     # A place of its own for what is none of these, and so a gap between blocks.
-    position = means["layer"].astype(int) * (len(LINEAR) + 1) + place.fillna(len(LINEAR)).astype(int)
+    position = means["layer"].astype(int) * (len(present) + 1) + place.fillna(len(present)).astype(int)
     return means.assign(position=position, tick=means["role"] + means["layer"].astype(str))
 
 

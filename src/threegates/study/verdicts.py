@@ -95,6 +95,11 @@ def subject_title(name: str) -> str:
     return SUBJECTS[name].title if name in SUBJECTS else name
 
 
+def _checkpoints(rule: pd.Series) -> str:
+    """How many checkpoints a verdict rests on; of a pair of one's own, its names."""
+    return rule["subject"].rpartition(": ")[2]
+
+
 def _card(rule: pd.Series) -> str:
     return f"{escape(rule['page'])}.html#verdict-{escape(rule['claim'])}"
 
@@ -107,7 +112,7 @@ def _row(group: pd.DataFrame) -> str:
     source = f"<small>{escape(rule['place'])}{_known(rule)}</small>"
     cells = (
         f"{link}<br>{source}",
-        f"{escape(subject_title(rule['about']))}<br><small>{escape(rule['subject'])}</small>",
+        f"{escape(subject_title(rule['about']))}<br><small>{escape(_checkpoints(rule))}</small>",
         f"<strong>{escape(rule['verdict'])}</strong>",
         number(rule["value"]),
         interval(rule["low"], rule["high"]),
