@@ -64,7 +64,7 @@ def _execute_all(lab: Path, missing: list[Run], workers: int) -> None:
 
 
 def _waves(missing: list[Run]) -> list[list[Run]]:
-    """Each run after its base: bases without steps; then what can start, beside longer bases; then the rest."""
+    """Each run after its base: bases without steps; what can start, beside longer bases; the rest."""
     untrained = [run for run in missing if run.recipe.steps == 0]
     trained_bases = {run.name for run in missing if run.base_folder is None and run.recipe.steps}
     late = [run for run in missing if base_of(run.recipe) in trained_bases]
