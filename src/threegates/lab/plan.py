@@ -121,14 +121,9 @@ def plan(name: str) -> list[Planned]:
     drafts = [_base(chosen), *_reinforced(chosen), *_supervised(chosen), *_encoder(chosen)]
     made: dict[str, Run] = {}
     for draft in drafts:
-        base = base_of(draft.recipe)
-        made[draft.recipe.name] = make_run(draft.recipe, None if base is None else made[base])
+        recipe = draft.recipe
+        made[recipe.name] = make_run(recipe, None if recipe.base is None else made[recipe.base])
     return [Planned(draft, made[draft.recipe.name]) for draft in drafts]
-
-
-def base_of(recipe: AnyRecipe) -> str | None:
-    """Name of the run whose last checkpoint a run starts from."""
-    return None if isinstance(recipe, PretrainRecipe | EncoderBaseRecipe) else recipe.base
 
 
 def _base(chosen: Profile) -> Draft:
@@ -259,7 +254,7 @@ def _entries(draft: Draft, run: Run) -> Iterator[Entry]:
             source=Folder(path=run.checkpoint(step)),
             stored_dtype=recipe.save_dtype,
             licence="Apache-2.0",
-            base=base_of(recipe),
+            base=recipe.base,
             method=draft.method,
             algorithm=draft.algorithm,
             data=recipe.data,

@@ -20,6 +20,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
+    base: str | None = None
     data: str
     steps: int = Field(ge=0)
     save_dtype: Literal["float32", "bfloat16"] = "float32"

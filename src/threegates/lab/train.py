@@ -10,7 +10,7 @@ from pathlib import Path
 from threegates.checkpoints.manifest import write_manifest
 from threegates.errors import RecipeError
 from threegates.lab.encoder.package import verified_folder
-from threegates.lab.plan import Planned, base_of, manifest, plan
+from threegates.lab.plan import Planned, manifest, plan
 from threegates.lab.progress import Display
 from threegates.lab.runs import Run, execute, is_finished
 from threegates.workers import run_parallel
@@ -52,7 +52,7 @@ def _selected(planned: list[Planned], only: Sequence[str]) -> list[Planned]:
         )
     if not only:
         return planned
-    bases = {base_of(item.run.recipe) for item in planned if item.run.name in only}
+    bases = {item.run.recipe.base for item in planned if item.run.name in only}
     return [item for item in planned if item.run.name in bases.union(only)]
 
 
@@ -67,7 +67,7 @@ def _waves(missing: list[Run]) -> list[list[Run]]:
     """Each run after its base: bases without steps; what can start, beside longer bases; the rest."""
     untrained = [run for run in missing if run.recipe.steps == 0]
     trained_bases = {run.name for run in missing if run.base_folder is None and run.recipe.steps}
-    late = [run for run in missing if base_of(run.recipe) in trained_bases]
+    late = [run for run in missing if run.recipe.base in trained_bases]
     return [untrained, [run for run in missing if run not in untrained + late], late]
 
 

@@ -130,7 +130,7 @@ def test_rft_counts_each_item_by_the_bases_own_right_samples(tiny):
         trainer.weights.master.add_(0.1)
     trainer.weights.refresh()
     assert torch.equal(trainer.examples(1)[1], weights)
-    log_probs = trainer.log_policy(places)
+    log_probs = trainer.log_policy(places).detach()
     taken = log_probs.gather(1, trainer.right(places)[:, None])[:, 0]
     expected = -float((weights * taken).sum() / weights.sum())
     assert float(trainer.loss(log_probs, places, weights)) == pytest.approx(expected, rel=1e-5)
