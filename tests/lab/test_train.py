@@ -90,6 +90,22 @@ def test_training_again_does_nothing_and_says_so(build, monkeypatch, capsys):
     assert f"train: 0 of {total} runs to do, {total} finished before" in capsys.readouterr().err
 
 
+def test_what_needs_no_long_base_trains_beside_it(tiny):
+    """Bases without steps first, then the lab's base with every encoder run, then what starts from the lab's."""
+    runs = [item.run for item in plan("tiny")]
+    first, second, third = module._waves(runs)
+    assert [run.name for run in first] == [planning.ENCODER_BASE]
+    assert {run.name for run in second} == {planning.BASE} | {
+        run.name for run in runs if run.name.startswith("encoder-") and run not in first
+    }
+    assert {run.recipe.base for run in third} == {planning.BASE}
+    assert sorted(run.name for wave in (first, second, third) for run in wave) == sorted(
+        run.name for run in runs
+    )
+    tuned = [run for run in runs if run.base_folder is not None]
+    assert module._waves(tuned) == [[], tuned, []]
+
+
 def test_a_missing_run_alone_is_trained_anew_to_the_same_bytes(build, capsys):
     before = _digests(build)
     run = plan("tiny")[-1].run

@@ -21,6 +21,7 @@ from threegates.lab.encoder import base as base_module
 from threegates.lab.encoder import package
 from threegates.lab.encoder import trainer as encoder_trainer
 from threegates.lab.encoder.policy import Encoder
+from threegates.lab.encoder.task import split
 from threegates.lab.recipe import EncoderBaseRecipe, EncoderRLRecipe, EncoderSFTRecipe
 from threegates.lab.runs import LOG_COLUMNS, Run, execute, make_run
 from threegates.lab.trainer import Trainer
@@ -186,7 +187,35 @@ def test_a_base_killed_while_it_is_written_comes_out_the_same(monkeypatch, tmp_p
     assert _digests(tmp_path / "runs" / run.folder) == _digests(lab / "runs" / run.folder)
 
 
-# ----------------------------------------------------------------------------- the package is missing
+# ------------------------------------------------------------------------------- the package, or none
+
+
+@pytest.mark.slow
+def test_the_installed_package_trains_into_a_checkpoint_that_transformers_opens(monkeypatch, tmp_path):
+    monkeypatch.setattr(base_module, "verified_folder", package.verified_folder)
+    monkeypatch.setattr(encoder_trainer, "SHARD_BYTES", 16_000_000)
+    base = make_run(BASE, None)
+    recipe = {"steps": 2, "evaluate_every": 2, "learning_rate": 2e-5}
+    run = make_run(RL.model_copy(update=recipe), base)
+    for each in (base, run):
+        execute(tmp_path, each)
+    folder = tmp_path / run.checkpoint(2)
+    model, info = AutoModel.from_pretrained(folder, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert sum(tensor.numel() for tensor in model.parameters()) == 22_713_216
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) == 4
+    given = json.loads((package.package_folder() / "tokenizer.json").read_text())
+    assert json.loads((folder / "tokenizer.json").read_text()) == given
+    strings = ["nine plus two", "eleven"]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert [tokenizer(s)["input_ids"] for s in strings] == [
+        Encoder.open(folder).tokenizer.encode(s).ids for s in strings
+    ]
+    log = pd.read_parquet(tmp_path / "runs" / run.folder / "log.parquet")
+    assert log["delta_norm"].iloc[-1] > 0.05
+    assert log["advantage_scale"].iloc[-1] > 0.3
+    held_out = pd.read_parquet(tmp_path / "runs" / run.folder / "evaluation.parquet")
+    assert len(held_out) == len(split("numbers")[1])
 
 
 def test_a_profile_without_the_package_stops_before_anything_trains(monkeypatch, tmp_path):
