@@ -91,7 +91,7 @@ def test_training_again_does_nothing_and_says_so(build, monkeypatch, capsys):
 
 
 def test_what_needs_no_long_base_trains_beside_it(tiny):
-    """Bases without steps first, then the lab's base with every encoder run, then what starts from the lab's."""
+    """Bases without steps; the lab's base with every encoder run; what starts from the lab's base."""
     runs = [item.run for item in plan("tiny")]
     first, second, third = module._waves(runs)
     assert [run.name for run in first] == [planning.ENCODER_BASE]

@@ -19,7 +19,7 @@ from threegates.lab.trainer import Contents, Metrics, Trainer
 from threegates.lab.weights import dtype
 
 EXTRA_COLUMNS = ("greedy", "pass_at_1_train", "greedy_train")
-# The word embeddings have a file of their own, the blocks three.
+# The word embeddings fill a file of their own, the blocks several.
 SHARD_BYTES = 16_000_000
 
 
