@@ -9,8 +9,8 @@ from torch import Tensor
 
 from threegates.geometry.decomposition import CERTIFIED_SINE, LeadingSpectrum
 
-FAST_FACTOR = 4.0
-"""How much worse than a float32 SVD of the same matrix the fast accuracy may be by bad luck."""
+FLOAT32_LUCK = 4 * 2.0**-24
+"""Backward error over σ₁ below which a float32 SVD is merely lucky: LAPACK's own estimate is p(n) u."""
 
 
 def sine(exact: Tensor, found: Tensor) -> float:
@@ -28,35 +28,43 @@ def failures(weight: Tensor, found: LeadingSpectrum) -> list[str]:
     beyond = float(values[k]) if k < len(values) else 0.0
     gap = float(values[k - 1]) - beyond
     oracle = min(1.0, blur / gap) if gap > 0 else 1.0
-    sines = {"left": sine(left[:, :k], found.left), "right": sine(right[:, :k], found.right)}
-    for name, side in (("left", found.left), ("right", found.right)):
+    wide = {"left": found.left.double(), "right": found.right.double()}
+    sines = {"left": sine(left[:, :k], wide["left"]), "right": sine(right[:, :k], wide["right"])}
+    roundoff = 1e-5 if found.left.dtype == torch.float32 else 1e-12
+    for name, side in wide.items():
         defect = float((side.T @ side - torch.eye(k, dtype=torch.float64)).norm())
-        if not defect < 1e-12 * math.sqrt(k):
+        if not defect < roundoff * math.sqrt(k):
             wrong.append(f"{name} vectors are not orthonormal: {defect:.1e}")
     certificate = found.certificate
+    # Bounds that only assume that no value was missed have to hold too: on these matrices none is.
     excess = (found.values - values[:k]).abs() - certificate.values - blur
-    if certificate.proved and not float(excess.max()) <= 0:
+    if not float(excess.max()) <= 0:
         wrong.append(f"a value lies {float(excess.max()):.1e} beyond its bound")
     for name, bounds in (("left", certificate.left), ("right", certificate.right)):
-        if certificate.proved and not sines[name] <= float(bounds[-1]) + oracle:
+        if not sines[name] <= float(bounds[-1]) + oracle:
             wrong.append(f"{name} sine {sines[name]:.1e} beyond its bound {float(bounds[-1]):.1e}")
-    worst = max(sines.values())
-    if not worst <= _allowed(weight, found, left[:, :k], right[:, :k]) + oracle:
-        wrong.append(f"sine {worst:.1e} is too large for {found.accuracy}")
+    worst, allowed = max(sines.values()), _allowed(weight, found, left[:, :k], right[:, :k], gap)
+    if not worst <= allowed + oracle:
+        wrong.append(f"sine {worst:.1e} is too large for {found.accuracy}, which allows {allowed:.1e}")
     if found.accuracy != "fast" and not certificate.proved and found.resolved:
         wrong.append("a bound without a proof")
     return wrong
 
 
-def _allowed(weight: Tensor, found: LeadingSpectrum, left: Tensor, right: Tensor) -> float:
-    """Sine that the accuracy allows; certified may say that it does not know."""
+def _allowed(weight: Tensor, found: LeadingSpectrum, left: Tensor, right: Tensor, gap: float) -> float:
+    """Sine that the accuracy allows; certified may say that it does not know.
+
+    Fast may err as a float32 SVD of the matrix does, or as a backward error of `FLOAT32_LUCK` σ₁ makes it.
+    """
     if found.accuracy == "reference":
         return 1e-8
     if found.accuracy == "certified":
         return CERTIFIED_SINE if found.bound <= CERTIFIED_SINE else 1.0
     u, _, v = torch.linalg.svd(weight.float(), full_matrices=False)
     k = found.k
-    return FAST_FACTOR * max(sine(left, u[:, :k].double()), sine(right, v[:k].T.double())) + 1e-15
+    theirs = max(sine(left, u[:, :k].double()), sine(right, v[:k].T.double()))
+    lucky = FLOAT32_LUCK * float(found.values[0]) / gap if gap > 0 else 1.0
+    return max(theirs, lucky)
 
 
 def with_spectrum(values: Tensor, rows: int, columns: int, seed: int) -> Tensor:

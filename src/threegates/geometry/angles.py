@@ -16,6 +16,7 @@ from torch import Tensor
 from threegates.errors import GeometryError
 from threegates.geometry.certificate import orthonormality_defect, rounding
 from threegates.geometry.decomposition import CERTIFIED_SINE, LeadingSpectrum
+from threegates.geometry.iteration import orthonormal
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,18 @@ def _gap(spectrum: LeadingSpectrum, k: int) -> float:
 
 
 def _side(base: LeadingSpectrum, tuned: LeadingSpectrum, side: str, k: int, same: bool) -> Angles:
-    first, second = (getattr(spectrum, side)[:, :k] for spectrum in (base, tuned))
+    first, second = (_wide(getattr(spectrum, side)[:, :k]) for spectrum in (base, tuned))
     if same or k == 0:
         return Angles(first.new_zeros(k), 0.0, 0.0)
     values = principal_angles(first, second)
     floor = _rounding(first) + _rounding(second)
     sines = (float(getattr(spectrum.certificate, side)[k - 1]) for spectrum in (base, tuned))
     return Angles(values, min(math.pi / 2, sum(math.asin(s) for s in sines) + floor), floor)
+
+
+def _wide(basis: Tensor) -> Tensor:
+    """In float64 and orthonormal to it, which float32 vectors are not, though they span the same subspace."""
+    return basis if basis.dtype == torch.float64 else orthonormal(basis.to(torch.float64))
 
 
 def _rounding(basis: Tensor) -> float:

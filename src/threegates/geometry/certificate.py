@@ -19,6 +19,7 @@ from torch import Tensor
 from threegates.geometry.operators import WeightOperator
 
 UNIT_ROUNDOFF = 2.0**-53
+FLOAT32_ROUNDOFF = 2.0**-24
 INFLATION = 1 + 1e-12
 """Factor that covers the rounding of the few scalar operations after a bound is formed."""
 
@@ -31,10 +32,10 @@ PROVED = ("weyl", "cholesky", "complete")
 
 @dataclass(frozen=True)
 class RitzTriplets:
-    """Approximate singular triplets, values descending: left (m, q), values (q,), right (n, q), all float64.
+    """Approximate singular triplets, values descending: left (m, q), values (q,), right (n, q).
 
     right_residual : Wᵀ left − right · values, (n, q). left_residual : (q,), the column norms of
-    W right − left · values.
+    W right − left · values. Vectors and right_residual are float64 or float32, the rest is float64.
     """
 
     left: Tensor
@@ -170,6 +171,66 @@ def residual_bounds(operator: WeightOperator, ritz: RitzTriplets, k: int, norm: 
         rows=operator.n,
         norm=norm,
     )
+
+
+def observed_residuals(operator: WeightOperator, ritz: RitzTriplets, k: int, norm: float) -> Residuals:
+    """Residual norms of float32 triplets as they were found: no theorem, for float32 has no useful one.
+
+    They tell how far the iteration has converged. What float32 rounding hides is left out (`with_rounding`).
+
+    **Source** as `residual_bounds`.
+    """
+    gram = (ritz.right_residual.T @ ritz.right_residual).to(torch.float64)
+    scaled = gram * ritz.values * ritz.values[:, None]
+    squares = gram.diagonal()
+    tail = torch.cat([squares.flip(0).cumsum(0).flip(0).sqrt(), squares.new_zeros(1)])[: k + 1]
+    return Residuals(
+        right=_spectral(gram[:k, :k], operator.n),
+        left=0.0,
+        right_columns=squares[:k].sqrt(),
+        left_columns=torch.zeros_like(squares[:k]),
+        slack=0.0,
+        slack_column=0.0,
+        tail=tail,
+        left_tail=0.0,
+        coupling=scaled[:k, :k],
+        coupling_tail=_spectral(scaled[k:, k:], operator.n),
+        rows=operator.n,
+        norm=norm,
+    )
+
+
+def with_rounding(found: Residuals, ritz: RitzTriplets) -> Residuals:
+    """`observed_residuals`, and an estimate of what float32 rounding hides from them.
+
+    W V − U Σ̂ is 0 by construction, but W V itself was rounded: it is taken to have erred as much as Wᵀ U,
+    whose rounding shows in R. Deviations D of VᵀV and UᵀU from I turn the vectors within their span by at
+    most ½(D_v Σ̂ + Σ̂ D_u), and storing them in float32 turns each by at most u.
+
+    **Source** this study; tests hold the bounds that follow against float64 SVDs.
+    """
+    k = found.right_columns.numel()
+    right, left = (_defect_columns(side, ritz.values) for side in (ritz.right, ritz.left))
+    hidden = (right + left) / 2 + FLOAT32_ROUNDOFF * ritz.values
+    columns, whole = found.right_columns + hidden[:k], float(hidden.norm())
+    rounded = float(found.tail[0]) + whole
+    return replace(
+        found,
+        right=found.right + whole,
+        left=found.right + whole,
+        right_columns=columns,
+        left_columns=columns,
+        slack=whole,
+        slack_column=float(hidden.max()),
+        left_tail=rounded,
+    )
+
+
+def _defect_columns(side: Tensor, values: Tensor) -> Tensor:
+    """Column norms of D Σ̂ or Σ̂ D, whichever is larger, D = sideᵀ side − I."""
+    defect = (side.T @ side).to(torch.float64)
+    defect.diagonal().sub_(1.0)
+    return torch.maximum(defect.norm(dim=0) * values, (defect * values[:, None]).norm(dim=0))
 
 
 def _spectral(gram: Float64[Tensor, "columns columns"], rows: int) -> float:

@@ -19,16 +19,18 @@ from threegates.geometry.operators import WeightOperator
 MAX_REFINEMENTS = 3
 """Refinements before giving up; each must at least halve the residual, and a good one divides it by 1000."""
 
+CHUNK = 2048
+"""Rows of a thin float32 matrix that are widened at a time."""
 
 LOST = 2.0**10
-"""κ(W Q)² up to which a Gram matrix may stand in for Householder QR: U is then orthonormal to 1e-13."""
+"""κ(W Q)² up to which a Gram matrix may stand in for Householder QR: U is then orthonormal to κ u."""
 
 
 def rayleigh_ritz(operator: WeightOperator, q: Float[Tensor, "n q"]) -> RitzTriplets:
-    """Best singular triplets of W within the span of the columns of q, in float64.
+    """Best singular triplets of W within the span of the columns of q, in the type of q.
 
     Q = orth(q), Y = W Q, Y = Ũ Σ̂ Ṽᵀ, U = Ũ, V = Q Ṽ. Where Y is far from singular, Ṽ and Σ̂ come from YᵀY and
-    U = Y Ṽ Σ̂⁻¹ is orthonormal to about κ² u; else Householder QR keeps U orthonormal for any rank.
+    U = Y Ṽ Σ̂⁻¹; else Householder QR keeps U orthonormal for any rank. The small problem is float64 always.
 
     Raises
     ------
@@ -36,23 +38,24 @@ def rayleigh_ritz(operator: WeightOperator, q: Float[Tensor, "n q"]) -> RitzTrip
 
     **Source** Rayleigh–Ritz for singular values: Golub and Van Loan (2013), §10.4.
     """
-    right = _orthonormal(q.to(torch.float64))
+    right = orthonormal(q)
     image = operator.times(right)
     left, values, turn = _thin_svd(image)
+    scale = values.to(q.dtype)
     right, image = right @ turn, image @ turn
     if left is None:
-        left = image / values
+        left = image / scale
     return RitzTriplets(
         left=left,
         values=values,
         right=right,
-        right_residual=operator.adjoint_times(left) - right * values,
-        left_residual=(image - left * values).norm(dim=0),
+        right_residual=operator.adjoint_times(left).sub_(right * scale),
+        left_residual=image.sub_(left * scale).norm(dim=0).to(torch.float64),
     )
 
 
-def _orthonormal(q: Float64[Tensor, "n q"]) -> Float64[Tensor, "n q"]:
-    """Orthonormal columns of the same span; one Cholesky factor where they nearly are so already.
+def orthonormal(q: Float[Tensor, "n q"]) -> Float[Tensor, "n q"]:
+    """Orthonormal columns of the same span, in the type of q; one Cholesky factor where they nearly are so.
 
     **Source** Cholesky QR errs by κ² u: Yamamoto et al. (2015).
     """
@@ -64,14 +67,23 @@ def _orthonormal(q: Float64[Tensor, "n q"]) -> Float64[Tensor, "n q"]:
     return torch.linalg.solve_triangular(factor.T, q, upper=True, left=False)
 
 
-def _thin_svd(y: Float64[Tensor, "m q"]) -> tuple[Tensor | None, Tensor, Tensor]:
+def _thin_svd(y: Float[Tensor, "m q"]) -> tuple[Tensor | None, Tensor, Tensor]:
     """(Ũ, Σ̂, Ṽ) of a thin matrix; Ũ is None, and Y Ṽ Σ̂⁻¹ will do, where κ(Y)² costs few digits."""
-    squares, turn = torch.linalg.eigh(y.T @ y)
+    squares, turn = torch.linalg.eigh(_wide_gram(y))
     if float(squares[0]) > float(squares[-1]) / LOST > 0:
-        return None, squares.flip(0).sqrt(), turn.flip(1)
-    orthonormal, triangle = torch.linalg.qr(y)
+        return None, squares.flip(0).sqrt(), turn.flip(1).to(y.dtype)
+    basis, triangle = torch.linalg.qr(y.to(torch.float64))
     rotation, values, turned = torch.linalg.svd(triangle)
-    return orthonormal @ rotation, values, turned.T
+    return (basis @ rotation).to(y.dtype), values, turned.T.to(y.dtype)
+
+
+def _wide_gram(y: Float[Tensor, "m q"]) -> Float64[Tensor, "q q"]:
+    """YᵀY in float64, a block of rows at a time."""
+    gram = torch.zeros(y.shape[1], y.shape[1], dtype=torch.float64, device=y.device)
+    for rows in y.split(CHUNK):
+        wide = rows.to(torch.float64)
+        gram.addmm_(wide.T, wide)
+    return gram
 
 
 def warm_start(
@@ -100,7 +112,7 @@ def refine(
     eigenvalues: Float64[Tensor, " n"],
     ritz: RitzTriplets,
 ) -> RitzTriplets:
-    """One more correction, its residual from float64, and Rayleigh–Ritz: iterative refinement.
+    """One more correction from the residual, and Rayleigh–Ritz in the type of the triplets.
 
     WᵀW v_j − σ̂_j² v_j = σ̂_j r_j, so X_ij = σ̂_j (V₀[:, q:]ᵀ R)_ij/(σ̂_j² − λ₀,q+i). The products with the
     basis may be float32, for they only set how fast the residual falls, not how far.
@@ -110,7 +122,7 @@ def refine(
     rest = basis[:, ritz.values.numel() :]
     coupling = (rest.T @ ritz.right_residual.to(rest.dtype)) * ritz.values.to(rest.dtype)
     mixing = first_order(coupling, ritz.values.square(), eigenvalues[ritz.values.numel() :])
-    return rayleigh_ritz(operator, ritz.right + (rest @ mixing).to(torch.float64))
+    return rayleigh_ritz(operator, ritz.right + (rest @ mixing).to(ritz.right.dtype))
 
 
 def first_order(

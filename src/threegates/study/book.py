@@ -21,6 +21,7 @@ import yaml
 
 from threegates.digest import code_digest, file_digest, value_digest
 from threegates.errors import NotebookError
+from threegates.study.benchmark_page import benchmark_file, benchmark_page
 from threegates.study.provenance import importlib_version, project_root
 from threegates.study.runner import NotebookRun, run_notebook
 from threegates.study.sources import MANIFEST_VARIABLE
@@ -106,6 +107,8 @@ def _assemble(build: Path, root: Path, profile: str, runs: dict[str, NotebookRun
     verdicts = [result.verdicts if result else Study.open(name).verdicts() for name, result in runs.items()]
     table = pd.concat([frame for frame in verdicts if not frame.empty], ignore_index=True)
     (source / "verdicts.md").write_text(verdict_page(table), encoding="utf-8")
+    speed = benchmark_page(benchmark_file(build, root))
+    (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     write_values(source / FILE, {"profile": profile} | verdict_values(table) | _lab_values(runs))
     mathjax = source / "_static" / "mathjax"
     mathjax.mkdir(parents=True)
