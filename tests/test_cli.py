@@ -235,7 +235,7 @@ def test_what_stands_for_nothing_is_refused(command, tmp_path):
 
 def test_a_killed_measurement_continues(command, models, tmp_path):
     arguments = ["measure", "--base", "base", "--tuned", "tuned", "--out", "t.parquet", "--axis", "a.parquet"]
-    arguments += ["--draws", "60"]
+    arguments += ["--draws", "20"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [sys.executable, "-m", "threegates.cli", *arguments], cwd=tmp_path, env=environment

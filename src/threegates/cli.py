@@ -64,7 +64,7 @@ def measure(
     ] = None,
     spectra: Annotated[
         bool,
-        typer.Option(help="Measure singular values, angles and overlaps; without them it takes seconds."),
+        typer.Option(help="Measure singular values, angles and overlaps of the matrices in blocks."),
     ] = True,
     draws: Annotated[
         int,

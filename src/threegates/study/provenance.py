@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import subprocess
 import time
+from functools import cache
 from pathlib import Path
 
 from threegates.digest import PACKAGE, code_digest, runtime_versions
@@ -47,11 +48,16 @@ def record_provenance(modules: tuple[str, ...], **details: object) -> dict:
     """
     return {
         "threegates": importlib_version("threegates"),
-        "code": code_digest(*modules),
-        "versions": runtime_versions(),
+        **_code_state(modules),
         "threads": 1,
         **details,
     }
+
+
+@cache
+def _code_state(modules: tuple[str, ...]) -> dict:
+    """Digest of the code, and versions: a process runs the code and the packages that it once imported."""
+    return {"code": code_digest(*modules), "versions": runtime_versions()}
 
 
 def build_state() -> dict:
