@@ -1,10 +1,12 @@
-"""`python -m benchmarks [--json FILE] [--only NAME] [--sizes s,m]`: measure; fail where a gate does."""
+"""`python -m benchmarks [--json FILE] [--only NAME] [--sizes s,m]`: measure; fail where a gate does.
+
+The book's appendix shows what `make bench` wrote last, or else the record kept beside this file.
+"""
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import os
 import pkgutil
 import platform
@@ -16,6 +18,8 @@ import torch
 
 import benchmarks
 from benchmarks.measure import Row
+from threegates.atomic import write_json
+from threegates.study.provenance import build_state
 
 NOT_MEASURED = {"__main__", "measure"}
 SIZES = ("s", "m", "l", "x")
@@ -27,7 +31,7 @@ def names() -> list[str]:
     return sorted(set(found) - NOT_MEASURED)
 
 
-def machine() -> dict[str, str | int]:
+def machine() -> dict[str, str | int | float]:
     """What a ratio depends on and the table must name."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
@@ -37,7 +41,9 @@ def machine() -> dict[str, str | int]:
         "cores": os.cpu_count() or 0,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "numpy")},
+        "load": round(os.getloadavg()[0], 1),
+        **{package: version(package).split("+")[0] for package in ("torch", "numpy", "safetensors")},
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
     }
 
 
@@ -99,10 +105,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(table(rows))
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
     if chosen.json:
-        text = json.dumps({"machine": machine(), "rows": [row.record() for row in rows]}, indent=2)
-        partial = chosen.json.with_name(chosen.json.name + ".partial")
-        partial.write_text(text + "\n")
-        os.replace(partial, chosen.json)
+        write_json(
+            chosen.json, {"machine": machine(), **build_state(), "rows": [row.record() for row in rows]}
+        )
     return 0 if all(row.accurate and row.fast for row in rows) else 1
 
 

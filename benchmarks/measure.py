@@ -1,4 +1,8 @@
-"""How a row of the table is measured: both sides in turn, one thread, the same inputs."""
+"""How a row of the table is measured: both sides in turn, one thread, the same inputs.
+
+Times are processor time of this process. With one thread that is what a clock shows on an idle machine, and
+on a shared one it leaves out the time that other processes were given. On a GPU the clock counts.
+"""
 
 from __future__ import annotations
 
@@ -42,20 +46,23 @@ class Row:
 def in_turn(ours: Callable[[], object], other: Callable[[], object], rounds: int = 7) -> tuple[float, float]:
     """Least milliseconds of two ways, after one warm-up each, run in turn so that load falls on both.
 
-    The least, because on a shared machine all that is added to it is other processes.
+    The least, because on a shared machine what is added to it is other processes' use of caches and memory.
     """
     ours(), other()
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for call, taken in zip((ours, other), times, strict=True):
-            start = time.perf_counter()
+            start = time.process_time()
             call()
-            taken.append(1e3 * (time.perf_counter() - start))
+            taken.append(1e3 * (time.process_time() - start))
     return min(times[0]), min(times[1])
 
 
 def interleaved(
-    ways: dict[str, Callable[[], Any]], rounds: int, again_below_ms: float = 1000.0
+    ways: dict[str, Callable[[], Any]],
+    rounds: int,
+    again_below_ms: float = 1000.0,
+    clock: Callable[[], float] = time.process_time,
 ) -> tuple[dict[str, float], dict[str, Any]]:
     """Least milliseconds of many ways and their results, run in turn, quick ways thrice in each round.
 
@@ -66,9 +73,9 @@ def interleaved(
     for _ in range(rounds):
         for name, call in ways.items():
             for _ in range(4):
-                start = time.perf_counter()
+                start = clock()
                 found[name] = call()
-                least[name] = min(least[name], 1e3 * (time.perf_counter() - start))
+                least[name] = min(least[name], 1e3 * (clock() - start))
                 if least[name] > again_below_ms:
                     break
     return least, found

@@ -7,9 +7,10 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks import __main__ as program
-from benchmarks import masks, spectra, thresholds
+from benchmarks import cuda, masks, spectra, streaming, thresholds
 from benchmarks.measure import Row, in_turn, interleaved
 
 FAST = Row("count", "2 × 2", 1.0, "torch", 40.0, True, "same counts", aim=30.0, gate=15.0)
@@ -30,6 +31,7 @@ def test_rows_that_hold_end_well_and_land_in_the_file(rows, tmp_path, capsys):
     written = json.loads((tmp_path / "out.json").read_text())
     assert [row["ratio"] for row in written["rows"]] == [40, 2]
     assert written["machine"]["threads"] == 1 and "torch" in written["machine"]
+    assert len(written["time"]) == 20 and "commit" in written
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
@@ -114,3 +116,57 @@ def test_thresholds_and_overlaps_hold_and_a_wrong_one_is_seen(monkeypatch):
     assert len(found) == 5 and all(row.accurate for row in found)
     monkeypatch.setattr(thresholds, "threshold", lambda weight, count: float(weight.abs().median()) * 1.1)
     assert not any(row.accurate for row in thresholds.thresholds(4_001, rounds=1))
+
+
+@pytest.fixture
+def small_pair(monkeypatch, tmp_path):
+    for name, value in {
+        "WIDTH": 16,
+        "LAYERS": 2,
+        "FEED_FORWARD": 24,
+        "KV_WIDTH": 8,
+        "VOCABULARY": 50,
+    }.items():
+        monkeypatch.setattr(streaming, name, value)
+    streaming.write_pair(tmp_path)
+    return tmp_path
+
+
+def test_the_streamed_pair_is_that_of_the_model_in_size():
+    total = sum(torch.Size(shape).numel() for _, shape in streaming.shapes())
+    assert total == 1_543_714_304  # Qwen2.5-Math-1.5B's own count, head tied
+
+
+def test_streaming_and_loading_find_the_same_counts(small_pair, monkeypatch):
+    row = streaming.compared(small_pair, rounds=1)
+    assert row.accurate and row.notes["anonymous GiB"] <= 0.25, row
+    ours = streaming.streamed(small_pair)
+    assert ours == streaming.loaded(small_pair)
+    assert sum(counts[0] for counts in ours.values()) > 0
+    monkeypatch.setattr(streaming, "ANONYMOUS_GIB", -1.0)
+    assert not streaming.compared(small_pair, rounds=1).accurate
+
+
+def test_memory_of_its_own_is_seen_and_mapped_files_are_not(tmp_path):
+    with streaming._Anonymous() as memory:
+        held = torch.ones(1 << 25)
+    assert 0.1 < memory.gib < 0.3 and len(held)
+    held.numpy().tofile(tmp_path / "file")
+    mapped = torch.from_file(str(tmp_path / "file"), size=1 << 25)
+    with streaming._Anonymous() as memory:
+        assert float(mapped.sum()) == 1 << 25
+    assert memory.gib < 0.05
+
+
+def test_rows_of_the_gpu_hold_on_a_tiny_block_and_a_wrong_spectrum_is_seen(monkeypatch):
+    shapes, device = {"q": (160, 120), "down": (120, 200)}, torch.device("cpu")
+    found = cuda.block_rows(shapes, 16, device)
+    assert [row.accurate for row in found] == [True, True], program.table(found)
+    assert all(row.notes["warm"] == 2 for row in found)
+    monkeypatch.setattr(cuda, "update", lambda base, tuned, accuracy: base.leading)
+    assert [row.accurate for row in cuda.block_rows(shapes, 16, device)] == [False, False]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_there_are_no_rows_of_the_gpu_without_one():
+    assert cuda.rows(["s"]) == []

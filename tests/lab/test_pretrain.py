@@ -9,9 +9,10 @@ import torch
 from tests.lab.tiny import TINY, words
 from threegates.lab import pretrain as module
 from threegates.lab.pretrain import Pretrainer
+from threegates.lab.randomness import step_rng
 from threegates.lab.recipe import PretrainRecipe
 from threegates.lab.rollout import pad_prompts, pad_responses
-from threegates.lab.task import data_set, is_held_out, pretraining_example, step_rng
+from threegates.lab.task import data_set, is_held_out, pretraining_example
 
 
 def _trainer(**changes: object) -> Pretrainer:

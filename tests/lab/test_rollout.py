@@ -11,7 +11,6 @@ from tests.lab.tiny import BIGRAM, TINY, guessing_weights, random_weights, trans
 from threegates.lab.model import ModelShape, forward
 from threegates.lab.rollout import (
     Rollout,
-    average_tokens,
     pad_prompts,
     pad_responses,
     response_log_probs,
@@ -184,10 +183,3 @@ def test_join_pads_prompts_of_different_lengths_on_the_left():
     joined = Rollout.join(parts)
     assert [words(row) for row in joined.prompts] == [words(part.prompts[0]) for part in parts]
     assert joined.prompts[0, :2].tolist() == [PAD_ID, PAD_ID]
-
-
-def test_averages_by_hand():
-    values = torch.tensor([[1.0, 2.0, 6.0], [4.0, 100.0, 100.0]])
-    mask = torch.tensor([[True, True, True], [True, False, False]])
-    assert float(average_tokens(values, mask, "sequence")) == pytest.approx((3 + 4) / 2)
-    assert float(average_tokens(values, mask, "token")) == pytest.approx(13 / 4)

@@ -22,10 +22,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.lab.tiny import TINY
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
+from threegates.lab import language
 from threegates.lab import runs as module
+from threegates.lab.language import load_weights
 from threegates.lab.model import forward
 from threegates.lab.recipe import AnyRecipe, PretrainRecipe, RLRecipe, SFTRecipe
-from threegates.lab.runs import LOG_COLUMNS, Run, execute, is_finished, load_weights, make_run
+from threegates.lab.runs import LOG_COLUMNS, Run, execute, is_finished, make_run
 from threegates.lab.task import Problem, encode
 from threegates.lab.trainer import Trainer
 
@@ -45,7 +47,7 @@ class Killed(BaseException):
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards even of a tiny model, and a snapshot after every step."""
-    monkeypatch.setattr(module, "SHARD_BYTES", 8000)
+    monkeypatch.setattr(language, "SHARD_BYTES", 8000)
     monkeypatch.setattr(module, "SNAPSHOT_SECONDS", 0.0)
 
 
@@ -54,7 +56,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A lab folder in which one run of every kind was trained without a break."""
     folder = tmp_path_factory.mktemp("lab")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "SHARD_BYTES", 8000)
+        patch.setattr(language, "SHARD_BYTES", 8000)
         for run in _runs():
             execute(folder, run)
     return folder
@@ -105,7 +107,8 @@ def _inside(name: str) -> Patch:
     def killed(*_: object, **__: object) -> None:
         raise Killed
 
-    return lambda monkeypatch: monkeypatch.setattr(module, name, killed)
+    place = language if name == "final_evaluation" else module
+    return lambda monkeypatch: monkeypatch.setattr(place, name, killed)
 
 
 def _count_steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -201,7 +204,7 @@ def test_the_final_evaluation_is_that_of_the_saved_weights(lab):
     rl = _runs()[1]
     shape, weights = load_weights(lab / rl.checkpoint(4))
     rounded = {name: tensor.bfloat16().float() for name, tensor in weights.items()}
-    frame = module.final_evaluation(rounded, shape, "arith-4", 8, 8, RL.seed)
+    frame = language.final_evaluation(rounded, shape, "arith-4", 8, 8, RL.seed)
     pd.testing.assert_frame_equal(frame, pd.read_parquet(lab / "runs" / rl.folder / "evaluation.parquet"))
 
 

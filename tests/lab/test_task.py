@@ -32,7 +32,6 @@ from threegates.lab.task import (
     pretraining_example,
     short_chain,
     side_task,
-    step_rng,
     teacher,
 )
 
@@ -275,13 +274,3 @@ def test_an_unknown_data_set_is_refused_with_the_known_ones():
     with pytest.raises(RecipeError, match="arith-9") as caught:
         data_set("arith-9")
     assert "addsub-4 | arith-3to5 | arith-4" in str(caught.value)
-
-
-def test_a_steps_randomness_depends_on_seed_stream_and_step_alone():
-    def draw(*key) -> tuple[int, ...]:
-        return tuple(step_rng(*key).integers(0, 2**62, 4).tolist())
-
-    keys = [(1, "a", 1), (2, "a", 1), (1, "b", 1), (1, "a", 2), (0, "a", 0)]
-    assert len({draw(*key) for key in keys}) == len(keys)
-    step_rng(1, "a", 1).random(1000)
-    assert draw(1, "a", 1) == draw(1, "a", 1)

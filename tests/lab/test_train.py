@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.encoder.tiny_encoder import write_tiny_encoder
 from tests.lab.tiny import BIGRAM, guessing_weights
 from threegates.checkpoints.hub import open_entry
 from threegates.checkpoints.manifest import read_manifest
@@ -16,6 +17,7 @@ from threegates.errors import RecipeError
 from threegates.lab import plan as planning
 from threegates.lab import pretrain, progress
 from threegates.lab import train as module
+from threegates.lab.encoder import base as encoder_base
 from threegates.lab.model import initial_weights
 from threegates.lab.plan import Profile, plan
 from threegates.lab.recipe import PretrainRecipe, RLRecipe, SFTRecipe
@@ -25,18 +27,25 @@ SMALL = {"evaluate_prompts": 4, "samples": 2, "minibatches": 2}
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def tiny(tmp_path_factory: pytest.TempPathFactory):
     """A profile `tiny` beside the others, with the smallest recipes that still use every part.
 
-    Its base guesses and learns next to nothing, so that one in ten of its samples is right. The base trains
-    in this process, because it is alone in its wave; the workers see recipes and the base's checkpoint.
+    Its base guesses and learns next to nothing, so that one in ten of its samples is right. Bases are made in
+    this process, alone in their waves; the workers see recipes and the bases' checkpoints.
     """
     base = functools.partial(PretrainRecipe, shape=BIGRAM, batch=8, learning_rate=1e-9)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(planning.PROFILES, "tiny", Profile("tiny", 2, 2, 1, (101,), (0.5, 1.0), 4))
+        patch.setitem(planning.PROFILES, "tiny", Profile("tiny", 2, 2, 1, (101,), (0.5, 1.0), 4, 1))
         patch.setattr(planning, "PretrainRecipe", base)
         patch.setattr(planning, "RLRecipe", functools.partial(RLRecipe, prompts=2, **SMALL))
         patch.setattr(planning, "SFTRecipe", functools.partial(SFTRecipe, batch=32, **SMALL))
+        small = {"prompts": 32, "samples": 8, "minibatches": 2}
+        for name in ("EncoderRLRecipe", "EncoderSFTRecipe"):
+            patch.setattr(planning, name, functools.partial(getattr(planning, name), **small))
+        patch.setattr(planning, "ENCODER_DATA", "numbers")
+        encoder = write_tiny_encoder(tmp_path_factory.mktemp("package") / "encoder")
+        for place in (encoder_base, module):
+            patch.setattr(place, "verified_folder", lambda: encoder)
         patch.setattr(pretrain, "initial_weights", lambda *_: guessing_weights())
         patch.setattr(progress, "POLL_SECONDS", 0.05)
         yield
@@ -46,6 +55,7 @@ def tiny():
 def build(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A build in which two workers trained the tiny profile."""
     folder = tmp_path_factory.mktemp("build")
+    train("tiny", folder, workers=1, only=[planning.BASE])
     assert train("tiny", folder, workers=2) == folder / "lab" / "manifest.yaml"
     return folder
 
@@ -78,6 +88,22 @@ def test_training_again_does_nothing_and_says_so(build, monkeypatch, capsys):
     assert times == {path: path.stat().st_mtime_ns for path in (build / "lab" / "runs").rglob("*")}
     total = len(plan("tiny"))
     assert f"train: 0 of {total} runs to do, {total} finished before" in capsys.readouterr().err
+
+
+def test_what_needs_no_long_base_trains_beside_it(tiny):
+    """Bases without steps; the lab's base with every encoder run; what starts from the lab's base."""
+    runs = [item.run for item in plan("tiny")]
+    first, second, third = module._waves(runs)
+    assert [run.name for run in first] == [planning.ENCODER_BASE]
+    assert {run.name for run in second} == {planning.BASE} | {
+        run.name for run in runs if run.name.startswith("encoder-") and run not in first
+    }
+    assert {run.recipe.base for run in third} == {planning.BASE}
+    assert sorted(run.name for wave in (first, second, third) for run in wave) == sorted(
+        run.name for run in runs
+    )
+    tuned = [run for run in runs if run.base_folder is not None]
+    assert module._waves(tuned) == [[], tuned, []]
 
 
 def test_a_missing_run_alone_is_trained_anew_to_the_same_bytes(build, capsys):

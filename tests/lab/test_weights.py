@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any, Self
+
 import pytest
 import torch
 from torch import Tensor
 
-from tests.lab.tiny import TINY
 from threegates.errors import RecipeError
 from threegates.lab.recipe import RLRecipe
-from threegates.lab.trainer import Trainer
+from threegates.lab.trainer import Contents, Trainer
 from threegates.lab.weights import TrainedWeights, dtype
 
 INITIAL = {"a": torch.linspace(-1, 1, 6).view(2, 3), "b": torch.tensor([1.0, -2.5, 1e-3, 1 / 3])}
@@ -23,13 +25,26 @@ class Quadratic(Trainer):
         loss = sum(((self.weights.named[name] - TARGET[name]) ** 2).sum() for name in TARGET)
         return {"loss": float(loss.detach()), "grad_norm": self.update([loss])}
 
+    @classmethod
+    def start(cls, recipe: Any, base: Path | None) -> Self:
+        raise NotImplementedError
+
+    def evaluate(self, index: int) -> dict[str, float]:
+        return {}
+
+    def contents(self) -> Contents:
+        raise NotImplementedError
+
+    def final_evaluation(self) -> None:
+        return None
+
 
 def quadratic(**changes: object) -> Quadratic:
     settings: dict[str, object] = {
         "name": "q", "base": "b", "algorithm": "grpo", "data": "arith-4", "seed": 1, "steps": 5,
         "learning_rate": 1e-3, "warmup": 1, "weight_decay": 0.1, "clip_norm": 1e9,
     }  # fmt: skip
-    return Quadratic(RLRecipe.model_validate(settings | changes), TINY, INITIAL, None)
+    return Quadratic(RLRecipe.model_validate(settings | changes), INITIAL)
 
 
 def _set_gradient(weights: TrainedWeights, gradients: dict[str, Tensor]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -89,7 +90,7 @@ class Checkpoint:
         return self.infos[name]
 
     def stored(self, name: str) -> Tensor:
-        """A tensor as stored; only its own bytes are read."""
+        """A tensor as stored, mapped from its file: its bytes are read as they are used."""
         info = self.info(name)
         dtype = DTYPES.get(info.dtype)
         if dtype is None:
@@ -100,7 +101,7 @@ class Checkpoint:
                 found=info.dtype,
                 remedy="take the unquantised checkpoint",
             )
-        return _read_bytes(info).view(dtype).reshape(info.shape)
+        return _mapped_bytes(info).view(dtype).reshape(info.shape)
 
     def bf16(self, name: str) -> Tensor:
         """A tensor rounded to bfloat16, to nearest, ties to even."""
@@ -248,18 +249,31 @@ def _with_tied_head(config: dict[str, Any], infos: dict[str, TensorInfo]) -> dic
     return {**infos, HEAD: alias}
 
 
-def _read_bytes(info: TensorInfo) -> Tensor:
+def _mapped_bytes(info: TensorInfo) -> Tensor:
+    """A tensor's bytes as pages of its file, shared with the page cache: no memory of the process's own.
+
+    Writing to them copies the page and never reaches the file.
+    """
     start, end = info.offsets
-    content = torch.empty(end - start, dtype=torch.uint8)
+    if end == start:
+        return torch.empty(0, dtype=torch.uint8)
+    first_page = start - start % mmap.ALLOCATIONGRANULARITY
     with open(info.file, "rb") as file:
-        file.seek(start)
-        read = file.readinto(content.numpy().data)
-    if read != end - start:
-        raise CheckpointError(
-            f"{info.file.name} is truncated: tensor '{info.name}' is not whole",
-            where=f"{info.file}, tensor '{info.name}'",
-            expected=f"{end - start} bytes from {start}",
-            found=f"{read} bytes",
-            remedy=GET_AGAIN + ", and do not change it while it is read",
-        )
-    return content
+        held = os.fstat(file.fileno()).st_size
+        if held < end:
+            raise _truncated(info, held)
+        pages = mmap.mmap(file.fileno(), end - first_page, access=mmap.ACCESS_COPY, offset=first_page)
+    content = torch.frombuffer(pages, dtype=torch.uint8, offset=start - first_page)
+    # A header of odd length would leave the values where no processor likes to read them.
+    return content if start % 8 == 0 else content.clone()
+
+
+def _truncated(info: TensorInfo, held: int) -> CheckpointError:
+    start, end = info.offsets
+    return CheckpointError(
+        f"{info.file.name} is truncated: tensor '{info.name}' is not whole",
+        where=f"{info.file}, tensor '{info.name}'",
+        expected=f"{end - start} bytes from {start}",
+        found=f"{max(0, held - start)} bytes",
+        remedy=GET_AGAIN + ", and do not change it while it is read",
+    )

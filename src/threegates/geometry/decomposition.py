@@ -279,7 +279,9 @@ def _decompose_alone(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
 def _by_gram(task: _Task, dtype: torch.dtype) -> tuple[LeadingSpectrum, _Basis] | None:
     """Eigenvectors of a Gram matrix in `dtype`, float64 polish; None where that misses the accuracy."""
     basis = _eigenbasis(task.operator.gram(dtype))
-    found = _polished(task, basis, basis.vectors[:, : _window(task)])
+    # The Gram matrix's rounding is an update like any other, and the first guess corrects it as one.
+    start = warm_start(task.operator, basis.vectors, basis.eigenvalues, _window(task))
+    found = _polished(task, basis, start)
     certificate = _certificate(task, found) if found.good else None
     if certificate is None or certificate.proof == "none":
         return None

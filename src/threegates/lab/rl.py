@@ -15,9 +15,9 @@ from threegates.lab.evaluate import (
     reference_log_probs,
     rollout_metrics,
     sample_problems,
-    step_generator,
     verify,
 )
+from threegates.lab.language import LanguageTrainer
 from threegates.lab.model import ModelShape, Weights
 from threegates.lab.objectives import (
     algorithm,
@@ -27,16 +27,17 @@ from threegates.lab.objectives import (
     outcome_rewards,
     policy_loss,
 )
+from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.recipe import RLRecipe
 from threegates.lab.rollout import Rollout, response_log_probs, token_log_probs
-from threegates.lab.task import RESPONSE_LENGTH, data_set, draw_problems, step_rng
-from threegates.lab.trainer import Metrics, Trainer
+from threegates.lab.task import RESPONSE_LENGTH, data_set, draw_problems
+from threegates.lab.trainer import Metrics
 
 # The samples of one prompt, and which of them are right.
 _Group = tuple[Rollout, Tensor]
 
 
-class PolicyTrainer(Trainer):
+class PolicyTrainer(LanguageTrainer):
     """GRPO, DAPO or REINFORCE++, as `threegates.lab.objectives` states their differences."""
 
     recipe: RLRecipe

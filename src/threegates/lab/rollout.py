@@ -130,10 +130,3 @@ def response_log_probs(weights: Weights, shape: ModelShape, prompts: Tensor, res
 def token_log_probs(log_probs: Tensor, responses: Tensor) -> Tensor:
     """Log-probabilities of the response tokens themselves, (batch, time)."""
     return log_probs.gather(-1, responses[..., None])[..., 0]
-
-
-def average_tokens(values: Tensor, mask: Tensor, how: str) -> Tensor:
-    """Mean over responses of token means ("sequence"), or mean over all tokens ("token"); a scalar."""
-    if how == "sequence":
-        return ((values * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
-    return (values * mask).sum() / mask.sum().clamp(min=1)

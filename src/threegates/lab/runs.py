@@ -22,24 +22,21 @@ from pathlib import Path
 import pandas as pd
 import torch
 from safetensors.torch import safe_open, save_file
-from torch import Tensor
 
 from threegates.atomic import atomic_path, write_json
-from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.writer import write_checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
-from threegates.lab.evaluate import final_evaluation
-from threegates.lab.model import ModelShape
-from threegates.lab.recipe import AnyRecipe, PretrainRecipe
-from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID
-from threegates.lab.tokenizer import tokenizer_files
-from threegates.lab.trainer import Trainer
+from threegates.lab.recipe import AnyRecipe
+from threegates.lab.trainer import Producer
 
 # Modules are named, not imported, so that a change of one trainer leaves the other kinds' digests alone.
 _TRAINERS = {
     "pretrain": ("threegates.lab.pretrain", "Pretrainer"),
     "rl": ("threegates.lab.rl", "PolicyTrainer"),
     "sft": ("threegates.lab.sft", "SupervisedTrainer"),
+    "encoder-base": ("threegates.lab.encoder.base", "EncoderBase"),
+    "encoder-rl": ("threegates.lab.encoder.rl", "EncoderPolicyTrainer"),
+    "encoder-sft": ("threegates.lab.encoder.sft", "EncoderSupervisedTrainer"),
 }
 LOG_COLUMNS = (
     "step",
@@ -56,8 +53,6 @@ LOG_COLUMNS = (
     "resampled_groups",
     "advantage_scale",
 )
-# Small shards, so that the lab's own checkpoints exercise the sharded reading that large models need.
-SHARD_BYTES = 1_000_000
 SNAPSHOT_SECONDS = 5.0
 PROGRESS_SECONDS = 0.5
 
@@ -140,47 +135,28 @@ def _train(lab: Path, run: Run, partial: Path) -> None:
     session = _Session(partial, run, trainer)
     rows = session.resume()
     saved = run.recipe.saved_steps()
-    for index in range(len(rows) + 1, run.recipe.steps + 1):
+    # A run without steps has one row, that of its checkpoint 0.
+    first = min(1, run.recipe.steps)
+    for index in range(first + len(rows), run.recipe.steps + 1):
         rows.append({name: float(value) for name, value in trainer.logged_step(index).items()})
         session.report(rows)
         if index in saved:
-            _save(partial / f"step-{index:06d}", run, trainer)
+            _save(partial / f"step-{index:06d}", trainer)
         session.snapshot(rows)
     _finish(run, trainer, partial, rows, session.seconds())
 
 
-def make_trainer(lab: Path, run: Run) -> Trainer:
+def make_trainer(lab: Path, run: Run) -> Producer:
     """The trainer of the run's kind, with the base's weights where there is a base."""
     module, name = _TRAINERS[run.recipe.kind]
-    trainer = getattr(importlib.import_module(module), name)
-    if isinstance(run.recipe, PretrainRecipe):
-        return trainer(run.recipe)
-    return trainer(run.recipe, *load_weights(lab / str(run.base_folder)))
-
-
-def load_weights(folder: Path) -> tuple[ModelShape, dict[str, Tensor]]:
-    """Shape and float32 weights of a checkpoint of the lab's architecture, in the model's order."""
-    checkpoint = Checkpoint.open(folder)
-    config = checkpoint.config
-    shape = ModelShape(
-        vocabulary=config["vocab_size"],
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        feed_forward=config["intermediate_size"],
-        heads=config["num_attention_heads"],
-        kv_heads=config["num_key_value_heads"],
-        head_dim=config["head_dim"],
-        rope_theta=config["rope_theta"],
-        norm_epsilon=config["rms_norm_eps"],
-        positions=config["max_position_embeddings"],
-    )
-    return shape, {name: checkpoint.stored(name).float() for name in shape.parameter_shapes()}
+    trainer: type[Producer] = getattr(importlib.import_module(module), name)
+    return trainer.start(run.recipe, None if run.base_folder is None else lab / run.base_folder)
 
 
 class _Session:
     """Progress, snapshots and elapsed time of one run in its partial folder."""
 
-    def __init__(self, partial: Path, run: Run, trainer: Trainer) -> None:
+    def __init__(self, partial: Path, run: Run, trainer: Producer) -> None:
         self.partial, self.run, self.trainer = partial, run, trainer
         self.started = self.last_snapshot = time.monotonic()
         self.last_report, self.before, self.first = 0.0, 0.0, 0
@@ -234,30 +210,20 @@ def _last(rows: list[dict[str, float]], name: str) -> float | None:
     return next(measured, None)
 
 
-def _save(folder: Path, run: Run, trainer: Trainer) -> None:
+def _save(folder: Path, trainer: Producer) -> None:
     """A checkpoint in Hub format; a folder that exists is complete and, after a resume, the same."""
     if folder.is_dir():
         return
-    recipe = run.recipe
-    config = trainer.shape.config(pad=PAD_ID, bos=BOS_ID, eos=EOS_ID, stored_dtype=recipe.save_dtype)
-    tensors = trainer.weights.saved(recipe.save_dtype)
-    write_checkpoint(folder, tensors, config, tokenizer_files(), SHARD_BYTES)
+    parts = trainer.contents()
+    write_checkpoint(folder, parts.tensors, parts.config, parts.files, parts.shard_bytes)
 
 
-def _finish(run: Run, trainer: Trainer, partial: Path, rows: list[dict[str, float]], seconds: float) -> None:
+def _finish(run: Run, trainer: Producer, partial: Path, rows: list[dict[str, float]], seconds: float) -> None:
     recipe = run.recipe
-    log = pd.DataFrame(rows).reindex(columns=list(LOG_COLUMNS))
+    log = pd.DataFrame(rows).reindex(columns=[*LOG_COLUMNS, *trainer.extra_columns])
     _write_parquet(partial / "log.parquet", log.astype({"step": "int64", "updates": "int64"}))
-    if recipe.final_prompts:
-        weights = {name: tensor.float() for name, tensor in trainer.weights.saved("bfloat16").items()}
-        evaluation = final_evaluation(
-            weights,
-            trainer.shape,
-            recipe.evaluation_data,
-            recipe.final_prompts,
-            recipe.final_samples,
-            recipe.seed,
-        )
+    evaluation = trainer.final_evaluation()
+    if evaluation is not None:
         _write_parquet(partial / "evaluation.parquet", evaluation)
     facts = {
         "name": run.name,

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from threegates.errors import RecipeError
-from threegates.lab.evaluate import sample_problems, step_generator, verify
+from threegates.lab.evaluate import sample_problems, verify
+from threegates.lab.language import LanguageTrainer
 from threegates.lab.model import ModelShape, Weights
+from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.recipe import SFTRecipe
 from threegates.lab.rollout import Rollout, pad_prompts, pad_responses
-from threegates.lab.task import Problem, base_style, data_set, draw_problems, step_rng, teacher
-from threegates.lab.trainer import Metrics, Trainer
+from threegates.lab.task import Problem, base_style, data_set, draw_problems, teacher
+from threegates.lab.trainer import Metrics
 
 # Rounds of sampling before a base that is never right is given up.
 ATTEMPTS = 8
 
 
-class SupervisedTrainer(Trainer):
+class SupervisedTrainer(LanguageTrainer):
     """Cross-entropy on a teacher's traces, on the base's styles without errors, or on accepted samples."""
 
     recipe: SFTRecipe

@@ -126,11 +126,6 @@ def data_set(name: str) -> DataSet:
     return DATA_SETS[name]
 
 
-def step_rng(seed: int, stream: str, step: int) -> np.random.Generator:
-    """Random numbers of one step of one stream: no state is carried, so a resumed run repeats nothing."""
-    return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(stream.encode()), step]))
-
-
 def draw_problems(data: DataSet, count: int, rng: np.random.Generator, *, held_out: bool) -> list[Problem]:
     """``count`` problems, all from the held-out eighth or all outside it."""
 

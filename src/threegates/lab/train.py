@@ -9,6 +9,7 @@ from pathlib import Path
 
 from threegates.checkpoints.manifest import write_manifest
 from threegates.errors import RecipeError
+from threegates.lab.encoder.package import verified_folder
 from threegates.lab.plan import Planned, manifest, plan
 from threegates.lab.progress import Display
 from threegates.lab.runs import Run, execute, is_finished
@@ -29,6 +30,8 @@ def train(profile: str, build: Path, workers: int = 2, only: Sequence[str] = ())
     planned = plan(profile)
     runs = [item.run for item in _selected(planned, only)]
     missing = [run for run in runs if not is_finished(lab, run)]
+    if any(run.recipe.kind == "encoder-base" for run in missing):
+        verified_folder()
     with Display(lab, missing, len(runs)):
         _execute_all(lab, missing, workers)
     path = lab / "manifest.yaml"
@@ -47,16 +50,25 @@ def _selected(planned: list[Planned], only: Sequence[str]) -> list[Planned]:
             found=", ".join(unknown),
             remedy="Choose among the expected runs.",
         )
-    return [item for item in planned if not only or item.run.name in only or item.run.base_folder is None]
+    if not only:
+        return planned
+    bases = {item.run.recipe.base for item in planned if item.run.name in only}
+    return [item for item in planned if item.run.name in bases.union(only)]
 
 
 def _execute_all(lab: Path, missing: list[Run], workers: int) -> None:
-    bases = [run for run in missing if run.base_folder is None]
-    # Every tuned run needs its base.
-    for wave in (bases, [run for run in missing if run.base_folder is not None]):
+    for wave in _waves(missing):
         # Long runs first, so that no long run starts when the others are done.
         ordered = sorted(wave, key=lambda run: (-run.recipe.steps, run.recipe.kind))
         run_parallel(_work, [(lab, run) for run in ordered], workers)
+
+
+def _waves(missing: list[Run]) -> list[list[Run]]:
+    """Each run after its base: bases without steps; what can start, beside longer bases; the rest."""
+    untrained = [run for run in missing if run.recipe.steps == 0]
+    trained_bases = {run.name for run in missing if run.base_folder is None and run.recipe.steps}
+    late = [run for run in missing if run.recipe.base in trained_bases]
+    return [untrained, [run for run in missing if run not in untrained + late], late]
 
 
 def _work(lab: Path, run: Run) -> None:

@@ -1,34 +1,76 @@
-"""What every training run shares: weights, optimiser, clipping, warm-up, evaluation, resumable state.
+"""What every training run shares: weights, optimiser, clipping, warm-up, resumable state.
 
-Pre-training, reinforcement learning and supervised fine-tuning differ in where their tokens come from
-and in their loss. Steps draw their randomness from (seed, stream, step) alone, so a resumed run needs
-only weights, optimiser moments and the step number.
+Kinds of runs differ in their model, in where their examples come from and in their loss. Steps draw
+their randomness from (seed, stream, step) alone, so a resumed run needs only weights, optimiser moments
+and the step number.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
 
+import pandas as pd
 import torch
 from torch import Tensor
 
-from threegates.lab.evaluate import evaluate
-from threegates.lab.model import ModelShape, Weights
-from threegates.lab.recipe import Recipe
-from threegates.lab.rollout import average_tokens, response_log_probs, token_log_probs
+from threegates.lab.recipe import TrainingRecipe
 from threegates.lab.weights import TrainedWeights
 
 Metrics = dict[str, float]
 
 
-class Trainer(ABC):
-    """Weights, optimiser and schedule of a run; subclasses add the step."""
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint's folder is written from: tensors, config.json, further files, size of a shard."""
 
-    def __init__(
-        self, recipe: Recipe, shape: ModelShape, initial: Mapping[str, Tensor], base: Weights | None
-    ) -> None:
-        self.recipe, self.shape, self.base = recipe, shape, base
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    files: Mapping[str, str | bytes]
+    shard_bytes: int
+
+
+class Producer(ABC):
+    """What a run drives: it yields rows of a log, checkpoints and a last evaluation, and can be resumed."""
+
+    updates = 0
+    extra_columns: tuple[str, ...] = ()
+    """Columns of the log beside those that every run has."""
+
+    @classmethod
+    @abstractmethod
+    def start(cls, recipe: Any, base: Path | None) -> Self:
+        """At the first step, from the folder of the base's checkpoint where the recipe has a base."""
+
+    @abstractmethod
+    def logged_step(self, index: int) -> Metrics:
+        """One step; returns what the training log records of it."""
+
+    @abstractmethod
+    def state(self) -> dict[str, Tensor]:
+        """Everything a resumed run needs besides the step number."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Continue from `state`."""
+
+    @abstractmethod
+    def contents(self) -> Contents:
+        """The checkpoint of the present weights."""
+
+    @abstractmethod
+    def final_evaluation(self) -> pd.DataFrame | None:
+        """One row a held-out prompt, where the recipe asks for it."""
+
+
+class Trainer(Producer):
+    """Weights, optimiser and schedule of a run; subclasses add the model and the step."""
+
+    def __init__(self, recipe: TrainingRecipe, initial: Mapping[str, Tensor]) -> None:
+        self.recipe = recipe
         self.weights = TrainedWeights(initial, master=recipe.master_dtype, storage=recipe.storage_dtype)
         self.updates = 0
         self.optimiser = torch.optim.AdamW(
@@ -41,6 +83,10 @@ class Trainer(ABC):
     @abstractmethod
     def step(self, index: int) -> Metrics:
         """One step, numbered from 1; returns what the training log records of it."""
+
+    @abstractmethod
+    def evaluate(self, index: int) -> Metrics:
+        """Held-out metrics of the current weights."""
 
     def learning_rate(self) -> float:
         """Linear warm-up over the first updates, then constant."""
@@ -65,34 +111,14 @@ class Trainer(ABC):
             metrics = measured | metrics
         return metrics | {"step": index, "updates": self.updates, "delta_norm": self.weights.delta_norm()}
 
-    def evaluate(self, index: int) -> Metrics:
-        """Held-out reward, pass@1, KL, entropy and length of the current weights."""
-        recipe = self.recipe
-        return evaluate(
-            self.weights.named,
-            self.shape,
-            self.base,
-            recipe.evaluation_data,
-            recipe.evaluate_prompts,
-            recipe.seed,
-            index,
-        )
-
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs besides the step number."""
         moments = self.optimiser.state[self.weights.master]
         return {"master": self.weights.master.detach(), **moments}
 
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """Continue from `state`."""
         with torch.no_grad():
             self.weights.master.copy_(state["master"])
         moments = {name: tensor for name, tensor in state.items() if name != "master"}
         self.optimiser.state[self.weights.master] = moments
         self.updates = updates
         self.weights.refresh()
-
-    def negative_log_likelihood(self, prompts: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
-        """Mean over response tokens of −log π, a scalar."""
-        log_probs = response_log_probs(self.weights.named, self.shape, prompts, responses)
-        return -average_tokens(token_log_probs(log_probs, responses), mask, "token")

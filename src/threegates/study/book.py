@@ -20,6 +20,7 @@ import pandas as pd
 
 from threegates.digest import code_digest, file_digest, value_digest
 from threegates.errors import NotebookError
+from threegates.study.benchmark_page import benchmark_file, benchmark_page
 from threegates.study.chapters import page_study, run_page
 from threegates.study.contents import Page, book_pages
 from threegates.study.provenance import importlib_version, project_root
@@ -102,6 +103,8 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
         _add_page(source, page, result)
     table = _verdicts(runs)
     (source / "verdicts.md").write_text(verdict_page(table), encoding="utf-8")
+    speed = benchmark_page(benchmark_file(build, root))
+    (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     write_values(source / FILE, {"profile": profile} | verdict_values(table) | _lab_values(runs))
     mathjax = source / "_static" / "mathjax"
     mathjax.mkdir(parents=True)

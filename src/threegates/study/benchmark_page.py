@@ -1,0 +1,108 @@
+"""The appendix of measured speed: what `make bench` wrote, as a page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from threegates.errors import RecordError
+
+NAME = "benchmarks.json"
+"""In the build folder, what `make bench` measured there; in benchmarks/, the record that is kept."""
+
+_INTRODUCTION = """\
+Each row runs two ways of computing the same thing in turn, in one run and on one thread, and compares
+their results: a row whose results do not hold fails, however fast it is. *Ours* is this package's way,
+*instead of* what one would take otherwise. Times are processor time of one thread, the least of a few
+rounds; on a GPU they are the clock's. A *gate* is the least ratio that passes, an *aim* what we hoped for.
+`make bench` measures all of it anew, and the book then shows that machine's figures.
+
+*Fast* leading spectra err no more than a float32 SVD does; *certified* ones come with a proof that no angle
+is off by more than 10⁻⁵ radians. *Warm* starts from the base's decomposition, *cold* from nothing. Sizes: s
+is 1536 × 1536, m 1536 × 8960, l 4096 × 4096, x 4096 × 12288.
+"""
+
+_HEAD = ("what", "size", "ours", "instead of", "takes", "ratio", "gate (aim)", "results")
+
+
+def benchmark_file(build: Path, root: Path) -> Path:
+    """What was measured in this build folder, else the kept record.
+
+    Raises
+    ------
+    RecordError : there is neither.
+    """
+    for path in (build / NAME, root / "benchmarks" / NAME):
+        if path.is_file():
+            return path
+    raise RecordError(
+        "there is no record of the benchmarks",
+        where=root / "benchmarks" / NAME,
+        expected="the file that is kept with the code",
+        remedy="run `make bench`, or get the file back from the repository",
+    )
+
+
+def benchmark_page(path: Path) -> str:
+    """The page in MyST: on what machine, how, then one row a comparison.
+
+    Raises
+    ------
+    RecordError : the file is no record of benchmarks.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        rows = "\n".join(_row(row) for row in record["rows"])
+        facts = _facts(record)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecordError(
+            "that is no record of benchmarks",
+            where=path,
+            expected="the JSON that `make bench` writes",
+            found=f"{type(error).__name__}: {error}",
+            remedy="run `make bench` again",
+        ) from error
+    head = "".join(f"<th>{name}</th>" for name in _HEAD)
+    return (
+        f"# Speed and accuracy\n\n{_INTRODUCTION}\n"
+        f"{facts}\n\n"
+        '<div class="tg-scroll" role="region" aria-label="All benchmarks" tabindex="0">\n'
+        f'<table class="tg-table"><thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{rows}\n</tbody></table>\n</div>\n"
+    )
+
+
+def _facts(record: Mapping) -> str:
+    machine = "; ".join(f"{key} {value}" for key, value in sorted(record["machine"].items()))
+    state = " with changes that were not committed" if record.get("dirty") else ""
+    commit = f" at commit {record['commit'][:12]}{state}" if record.get("commit") else ""
+    return f"Measured on {record['time'][:10]}{commit}. {machine[0].upper()}{machine[1:]}."
+
+
+def _row(row: Mapping) -> str:
+    cells = (
+        escape(row["name"]),
+        escape(row["size"]),
+        _time(row["ours_ms"]),
+        escape(row["other"]),
+        _time(row["other_ms"]),
+        f"<strong>{row['ratio']:.3g}×</strong>",
+        _targets(row),
+        escape(row["accuracy"]) if row["accurate"] else f"<strong>not</strong> {escape(row['accuracy'])}",
+    )
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _time(milliseconds: float) -> str:
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.3g} s"
+    return f"{milliseconds:.3g} ms" if milliseconds >= 0.1 else f"{1000 * milliseconds:.3g} µs"
+
+
+def _targets(row: Mapping) -> str:
+    if not row["gate"]:
+        return f"({row['aim']:g}×)" if row["aim"] else ""
+    missed = "" if row["fast"] else ", missed"
+    return f"{row['gate']:g}×{missed}" + (f" ({row['aim']:g}×)" if row["aim"] else "")

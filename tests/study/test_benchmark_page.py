@@ -1,0 +1,68 @@
+"""The appendix of measured speed, from a record."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from benchmarks.measure import Row
+from threegates.errors import RecordError
+from threegates.study.benchmark_page import benchmark_file, benchmark_page
+from threegates.study.provenance import project_root
+
+ROW = Row("warm <fast>", "s", 12.5, "svd", 2500.0, True, "error 1e-6", aim=20.0, gate=10.0)
+
+
+def written(folder, *rows: Row, **more: object):
+    record = {"machine": {"cpu": "some"}, "time": "2026-01-02T03:04:05Z", "rows": [r.record() for r in rows]}
+    path = folder / "benchmarks.json"
+    path.write_text(json.dumps(record | more))
+    return path
+
+
+def test_a_row_says_what_it_compares_how_far_and_what_was_aimed_for(tmp_path):
+    page = benchmark_page(written(tmp_path, ROW, commit="0123456789abcdef", dirty=True))
+    assert page.startswith("# Speed and accuracy\n")
+    assert "warm &lt;fast&gt;" in page and "<strong>200×</strong>" in page
+    assert "12.5 ms" in page and "2.5 s" in page and "10× (20×)" in page
+    assert "2026-01-02 at commit 0123456789ab with changes that were not committed" in page
+
+
+def test_missed_gates_and_results_that_do_not_hold_are_said(tmp_path):
+    slow = Row("a", "s", 0.01, "b", 0.02, False, "same counts", gate=10.0)
+    page = benchmark_page(written(tmp_path, slow))
+    assert "10×, missed" in page and "<strong>not</strong> same counts" in page and "10 µs" in page
+
+
+def test_this_build_folder_goes_before_the_kept_record(tmp_path):
+    build, root = tmp_path / "build", tmp_path / "root"
+    (root / "benchmarks").mkdir(parents=True)
+    build.mkdir()
+    with pytest.raises(RecordError, match="no record of the benchmarks") as caught:
+        benchmark_file(build, root)
+    assert "make bench" in str(caught.value)
+    kept = written(root / "benchmarks", ROW)
+    assert benchmark_file(build, root) == kept
+    assert benchmark_file(build, root) != written(build, ROW) == benchmark_file(build, root)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{}], "machine": {}}'])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    path = tmp_path / "benchmarks.json"
+    path.write_text(text)
+    with pytest.raises(RecordError, match="no record of benchmarks") as caught:
+        benchmark_page(path)
+    assert str(path) in str(caught.value)
+
+
+def test_the_kept_record_has_every_target_and_its_results_hold():
+    root = project_root()
+    record = json.loads(benchmark_file(root / "nowhere", root).read_text())
+    assert all(row["accurate"] for row in record["rows"])
+    stated = {(row["name"].split(" (")[0], row["size"].split()[0]) for row in record["rows"] if row["gate"]}
+    assert {("warm fast", size) for size in "smlx"} <= stated
+    assert {"warm certified", "cold pair fast", "count changes", "pair streamed", "exact threshold"} <= {
+        name for name, _ in stated
+    }
+    assert record["machine"]["threads"] == 1
