@@ -15,6 +15,7 @@ from threegates.study.runner import (
     STUDY_PARAMETERS,
     NotebookRun,
     notebook_path,
+    opens_study,
     read_notebook,
     run_notebook,
 )
@@ -61,9 +62,10 @@ def run_chapter(
 
 def run_page(page: Page, workers: int = 1) -> NotebookRun | None:
     """Run a page of the book; None where the manifest has no checkpoints for it."""
-    if not page_study(page).pairs:
+    path = notebook_path(page.notebook)
+    if opens_study(read_notebook(path)) and not page_study(page).pairs:
         return None
-    return run_notebook(notebook_path(page.notebook), page.parameters, page=page.name, workers=workers)
+    return run_notebook(path, page.parameters, page=page.name, workers=workers)
 
 
 def page_study(page: Page) -> Study:

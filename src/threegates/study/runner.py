@@ -185,12 +185,17 @@ def run_notebook(
 def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object]) -> list[Study]:
     """The studies that a notebook opens, with the parameters that decide what they measure."""
     chapters = _opened_chapters(notebook)
-    if _STUDY not in _modules(notebook):
+    if not opens_study(notebook):
         return []
     known = declared(notebook, path.stem)
     options: dict[str, Any] = {name: known[name].default for name in STUDY_PARAMETERS if name in known}
     options |= {name: values[name] for name in options if name in values}
     return [Study.open(chapter, **options) for chapter in chapters or [path.stem]]
+
+
+def opens_study(notebook: NotebookNode) -> bool:
+    """Whether a notebook looks at checkpoints; one that does not runs without any."""
+    return _STUDY in _modules(notebook)
 
 
 def _code(notebook: NotebookNode) -> ast.Module:
