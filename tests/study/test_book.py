@@ -157,6 +157,7 @@ def test_two_pages_of_one_notebook_stand_side_by_side(tmp_path):
 def test_a_page_without_checkpoints_says_so_and_judges_nothing(project, tmp_path):
     base = planted.base_tensors()
     planted.write_study(project / "build" / "lab", base, {})
+    shutil.copy(planted.ROOT / "notebooks" / "spectral-drift.ipynb", project / "notebooks")
     page = Page("spectral-drift-encoder", "spectral-drift", {"subject": "encoder"})
     assert book._run(page, 1) is None
     book._add_page(tmp_path, page, None)

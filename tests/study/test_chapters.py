@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import shutil
 
+import nbformat
 import pytest
 
 from tests.study import planted
-from threegates.study.chapters import run_chapter
+from tests.study.test_runner import write_notebook
+from threegates.study.chapters import run_chapter, run_page
 from threegates.study.claims import Judgement
+from threegates.study.contents import Page
+
+
+def test_a_page_that_looks_at_no_checkpoints_runs_without_any(project):
+    write_notebook(project, "errata", "print(1 + 1)")
+    run = run_page(Page("errata", "errata"))
+    assert run is not None and run.executed and run.verdicts.empty
+    assert nbformat.read(run.page, as_version=4).cells[0].source == "# Demo"
 
 
 def two_subjects(project):

@@ -61,15 +61,11 @@ def run_chapter(
 
 
 def run_page(page: Page, workers: int = 1) -> NotebookRun | None:
-    """Run a page of the book; None where it looks at checkpoints and the manifest has none for it."""
-    if _looks_at_checkpoints(page) and not page_study(page).pairs:
+    """Run a page of the book; None where the manifest has no checkpoints for it."""
+    path = notebook_path(page.notebook)
+    if opens_study(read_notebook(path)) and not page_study(page).pairs:
         return None
-    return run_notebook(notebook_path(page.notebook), page.parameters, page=page.name, workers=workers)
-
-
-def _looks_at_checkpoints(page: Page) -> bool:
-    path = project_root() / "notebooks" / f"{page.notebook}.ipynb"
-    return not path.is_file() or opens_study(read_notebook(path))
+    return run_notebook(path, page.parameters, page=page.name, workers=workers)
 
 
 def page_study(page: Page) -> Study:
