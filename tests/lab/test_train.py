@@ -74,7 +74,9 @@ def test_every_checkpoint_of_the_manifest_opens(build):
     assert manifest.profile == "tiny"
     for entry in manifest.checkpoints:
         checkpoint = open_entry(manifest, entry)
-        assert {info.dtype for info in checkpoint.infos.values()} == {"BF16" if entry.base is None else "F32"}
+        stored = {"bfloat16": "BF16", "float32": "F32"}[str(entry.stored_dtype)]
+        assert {info.dtype for info in checkpoint.infos.values()} == {stored}
+        assert stored == "BF16" or entry.base is not None
     runs = {path.name for path in (build / "lab" / "runs").iterdir()}
     assert runs == {item.run.folder for item in plan("tiny")}
 

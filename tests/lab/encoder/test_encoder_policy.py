@@ -10,9 +10,11 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from tests.lab.encoder.tiny_encoder import write_tiny_encoder
+from threegates.lab.encoder import policy as module
 from threegates.lab.encoder.package import package_folder
 from threegates.lab.encoder.policy import Encoder, log_policy, right_places
 from threegates.lab.encoder.task import items
+from threegates.lab.encoder.words import number_word
 
 STRINGS = [
     "seven",
@@ -65,6 +67,13 @@ def test_embeddings_do_not_depend_on_what_shares_the_batch(encoder):
     together = encoder.embed({}, STRINGS)
     for place, string in enumerate(STRINGS):
         torch.testing.assert_close(encoder.embed({}, [string])[0], together[place], atol=1e-6, rtol=1e-5)
+
+
+def test_strings_of_one_length_may_fill_several_batches(encoder, monkeypatch):
+    strings = [number_word(value) for value in range(60)]
+    expected = encoder.embed({}, strings)
+    monkeypatch.setattr(module, "CHUNK", 7)
+    torch.testing.assert_close(encoder.embed({}, strings), expected, atol=1e-6, rtol=1e-5)
 
 
 def test_the_policy_is_a_softmax_of_cosines_over_the_temperature(encoder):

@@ -20,7 +20,7 @@ from threegates.lab import train as training
 from threegates.lab.encoder import base as base_module
 from threegates.lab.encoder import package
 from threegates.lab.encoder import trainer as encoder_trainer
-from threegates.lab.encoder.policy import Encoder
+from threegates.lab.encoder.policy import Encoder, log_policy, right_places
 from threegates.lab.encoder.task import split
 from threegates.lab.recipe import EncoderBaseRecipe, EncoderRLRecipe, EncoderSFTRecipe
 from threegates.lab.runs import LOG_COLUMNS, Run, execute, make_run
@@ -93,6 +93,17 @@ def test_the_base_is_the_package_rounded_to_bf16(lab, tiny):
     log = pd.read_parquet(lab / "runs" / base.folder / "log.parquet")
     assert log[["step", "updates", "delta_norm", "kl"]].to_numpy().tolist() == [[0, 0, 0, 0]]
     assert log[["pass_at_1", "greedy", "pass_at_1_train", "greedy_train"]].notna().all().all()
+
+
+@torch.no_grad()
+def test_evaluations_are_those_of_the_saved_weights_rounded_to_bf16(lab):
+    held_out = split("numbers")[1]
+    for run in _runs():
+        encoder = Encoder.open(lab / run.checkpoint(run.recipe.steps))
+        rounded = {name: tensor.bfloat16().float() for name, tensor in encoder.trained().items()}
+        expected = log_policy(encoder, rounded, held_out).exp().gather(1, right_places(held_out)[:, None])
+        frame = pd.read_parquet(lab / "runs" / run.folder / "evaluation.parquet")
+        assert frame["probability"].tolist() == expected[:, 0].tolist()
 
 
 def test_logs_have_every_column_of_the_lab_and_the_encoders_own(lab):
