@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from threegates.study.figures import colour, style
 
@@ -41,6 +43,7 @@ def drift_by_method(frame: pd.DataFrame) -> Figure:
             for y, label in enumerate(labels):
                 _method_row(ax, y, frame[frame["label"] == label], name, limit)
             ax.set(xscale="log", ylim=(len(labels) - 0.45, -0.55), xlabel=title)
+            _few_ticks(ax)
             ax.grid(axis="x")
             if name != "nss":
                 _note_floor(ax, frame["floor"].max())
@@ -59,6 +62,15 @@ def _method_row(ax: Axes, y: int, rows: pd.DataFrame, name: str, limit: str) -> 
     if name != "angle_mean":
         own = rows[rows["variant"] == "raw"]
         ax.plot([own[limit].mean()], [y - 0.22], "|", color="#000000", ms=12, mew=2)
+
+
+def _few_ticks(ax: Axes) -> None:
+    """Name powers of ten where the axis has two or more, else 1, 2 and 5 times them: names never touch."""
+    low, high = ax.get_xlim()
+    if math.floor(math.log10(high)) - math.ceil(math.log10(low)) < 1:
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _note_floor(ax: Axes, floor: float) -> None:

@@ -51,7 +51,8 @@ def overlaps_against_nulls(frame: pd.DataFrame) -> Figure:
                 rows = frame[(frame["group"] == group) & (frame["target"] == target)].set_index("role")
                 for y, role in enumerate(roles):
                     _overlap_row(ax, y, rows.loc[role], group_colour(group))
-                ax.set(title=f"{group}: {title}", ylim=(len(roles) - 0.4, -0.6))
+                ax.set_title(f"{title}\n{group}", fontsize=10.5)
+                ax.set_ylim(len(roles) - 0.4, -0.6)
                 ax.grid(axis="x")
         for ax in axes[-1]:
             ax.set_xlabel("share of the update on them")
