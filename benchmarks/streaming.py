@@ -160,6 +160,7 @@ class _Anonymous:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._watch.join()
+        self._peak = max(self._peak, self._now())
 
     @property
     def gib(self) -> float:
