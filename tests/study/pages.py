@@ -14,6 +14,7 @@ import pandas as pd
 
 from tests.study import frames
 from threegates.study import book, plots
+from threegates.study.benchmark_page import benchmark_file, benchmark_page
 from threegates.study.cards import VerdictCards
 from threegates.study.claims import not_run, read_claims, verdict_table
 from threegates.study.contents import Page, book_pages
@@ -47,6 +48,8 @@ def assemble(source: Path) -> Path:
         executed = _executed(page, source, verdicts[verdicts["page"] == page.name])
         nbformat.write(executed, source / f"{page.name}.ipynb")
     (source / "verdicts.md").write_text(verdict_page(verdicts), encoding="utf-8")
+    speed = benchmark_page(benchmark_file(source, ROOT))
+    (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     write_values(source / FILE, dict.fromkeys(quoted_keys(), "0.123 [0.1, 0.2]"))
     mathjax = source / "_static" / "mathjax"
     mathjax.mkdir(parents=True)

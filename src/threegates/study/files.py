@@ -77,7 +77,7 @@ def measure_to_files(
     pair = StudyPair(right.label, left, right)
     parameters = {"draws": draws, "seed": seed, "axes": axis is not None, "spectra": spectra}
     job = table_job(pair, parameters)
-    parts = Parts(out.with_name(out.name + ".parts"), job.digest)
+    parts = Parts(out.absolute().with_name(out.name + ".parts"), job.digest)
     tables = _measured(job, parts, workers)
     provenance = _provenance({"base": pair.base, "tuned": pair.tuned}, parameters)
     # Masks first: what can still fail comes before the table that says that all went well.

@@ -239,7 +239,8 @@ def _job(
         "parameters": options,
     }
     decided = {"kind": kind, "inputs": inputs, **_decides(kind, code_digest)}
-    folders = {place: str(one.folder) for place, one in checkpoints.items()}
+    # A worker that is used again may stand in another folder.
+    folders = {place: str(one.folder.absolute()) for place, one in checkpoints.items()}
     return Job(kind, name, value_digest(decided), {"folders": folders, **options}, facts or {}, inputs)
 
 

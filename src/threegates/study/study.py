@@ -100,7 +100,7 @@ class Study:
             found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known, subject)
             about = of_pairs(_entries(found), known.profile) if pairs else described(subject, known.profile)
             told = f"{about.short}: {_checkpoints(found, known.profile, chosen=bool(pairs))}"
-        store = Records(records or build_folder() / "records")
+        store = Records(Path(records).absolute() if records else build_folder() / "records")
         return cls(chapter, found, records=store, draws=draws, seed=seed, about=about, subject=told)
 
     @cached_property
