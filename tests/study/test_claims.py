@@ -8,7 +8,7 @@ import pytest
 from threegates.errors import ClaimError
 from threegates.study import claims
 from threegates.study.claims import Judgement, judge, not_run, read_claims, verdict_table
-from threegates.study.estimates import Estimate, missing
+from threegates.study.estimates.intervals import Estimate, missing
 
 FILE = Path(__file__).resolve().parents[2] / "claims.yaml"
 CLAIMS = read_claims(FILE)

@@ -12,7 +12,9 @@ from scipy import stats
 
 from tests.study import lens_frames
 from threegates.errors import ClaimError
-from threegates.study.estimates import ESTIMATES, estimate, jackknife_estimate, pair_sparsity, t_estimate
+from threegates.study.estimates import ESTIMATES, estimate
+from threegates.study.estimates.intervals import jackknife_estimate, t_estimate
+from threegates.study.estimates.rows import pair_sparsity
 
 CLAIMS = Path(__file__).resolve().parents[2] / "claims.yaml"
 MATRICES = ("q", "k", "v", "o", "gate", "up", "down")

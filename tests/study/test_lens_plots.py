@@ -8,7 +8,7 @@ import pytest
 
 from tests.study import lens_frames
 from threegates.study import lens_plots, lens_views
-from threegates.study.estimates import lens_totals
+from threegates.study.estimates.lens import lens_totals
 
 
 def totals():

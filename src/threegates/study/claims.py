@@ -13,7 +13,9 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from threegates.errors import ClaimError
-from threegates.study.estimates import ESTIMATES, Estimate, Tables, estimate, missing
+from threegates.study.estimates import ESTIMATES, estimate
+from threegates.study.estimates.intervals import Estimate, missing
+from threegates.study.estimates.rows import Tables
 from threegates.study.subjects import LAB
 
 

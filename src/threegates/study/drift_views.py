@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from threegates.study.drift import MATCHED, MATCHED_ROUNDED, NOISE, RAW, ROUNDED
-from threegates.study.estimates import LINEAR, SFT, t_estimate
+from threegates.study.estimates.intervals import t_estimate
+from threegates.study.estimates.rows import LINEAR, SFT
 from threegates.study.views import method_name, method_order
 
 #: Where a variant is drawn; an RL run is its own partner, so that it stands beside the scaled runs as it is.

@@ -10,7 +10,7 @@ import pandas as pd
 from threegates.errors import RecordError, ThreeGatesError
 from threegates.study.batches import measure_parts, opened
 from threegates.study.by_tensor import Parts, as_tables
-from threegates.study.estimates import pair_sparsity
+from threegates.study.estimates.rows import pair_sparsity
 from threegates.study.jobs import Job, table_job
 from threegates.study.measure import write_masks
 from threegates.study.provenance import build_state, record_provenance

@@ -10,7 +10,8 @@ import torch
 
 from threegates.geometry.accumulation import first_visible_step
 from threegates.geometry.precision import INFINITY_CODE, bf16_codes, bf16_from_codes, half_gaps
-from threegates.study.estimates import masters, t_estimate
+from threegates.study.estimates.intervals import t_estimate
+from threegates.study.estimates.lens import masters
 from threegates.study.lens import PER_OCTAVE
 from threegates.study.views import method_name
 

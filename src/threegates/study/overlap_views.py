@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
-from threegates.study.estimates import LINEAR, SFT
+from threegates.study.estimates.rows import LINEAR, SFT
 from threegates.study.overlap import MATCHED, RAW
 from threegates.study.views import METHODS, method_name
 

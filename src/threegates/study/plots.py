@@ -21,7 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
 from threegates.geometry.stripes import smooth
-from threegates.study.estimates import t_estimate
+from threegates.study.estimates.intervals import t_estimate
 from threegates.study.figures import DIVERGING, NULLS, SEQUENTIAL, colour, style
 from threegates.study.paper import sparsity_ranges
 

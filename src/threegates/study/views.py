@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from threegates.study.estimates import LINEAR, excess_spread, pair_sparsity, t_estimate
+from threegates.study.estimates.intervals import t_estimate
+from threegates.study.estimates.rows import LINEAR, pair_sparsity
+from threegates.study.estimates.stripes import excess_spread
 from threegates.study.figures import METHOD_COLOURS
 from threegates.study.plots import ROLES
 
