@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pandas as pd
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from threegates.errors import ClaimError
 from threegates.study.estimates import ESTIMATES, estimate
@@ -43,17 +43,20 @@ class Place(_Strict):
 
 
 class Rule(_Strict):
-    """A threshold or an equivalence margin for the whole confidence interval of one estimate."""
+    """A threshold or an equivalence margin for the whole confidence interval of one estimate.
+
+    `neutral` is the value that says that there is no effect: 0 of a difference, 1 of a ratio. A check of
+    arithmetic or of a theorem has none.
+    """
 
     estimate: str
     at_least: float | None = None
     within: tuple[float, float] | None = None
     contradicted_below: float | None = None
+    neutral: float | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Rule:
-        if self.estimate not in ESTIMATES:
-            raise ValueError(f"there is no estimate '{self.estimate}'; known: {', '.join(sorted(ESTIMATES))}")
         if (self.at_least is None) == (self.within is None):
             raise ValueError("a rule has either at_least or within")
         return self
@@ -92,20 +95,37 @@ class Change(_Strict):
 class Claim(_Strict):
     """One claim with its measure, its rule and the controls it must survive.
 
-    `subjects` are the models that it is judged on, each by the same rule.
+    `title` is short enough for a figure's axis. `figure` is where it is seen, "chapter/figure". `free` are the
+    choices that its measure leaves open. `awaits` says which runs, not made yet, its estimate is for; its rule
+    is fixed all the same. `needs` says what no build on this machine has. `subjects` are the models that it
+    is judged on, each by the same rule.
     """
 
     id: str
+    title: Annotated[str, Field(max_length=60)]
     chapter: str
+    figure: str | None = None
     paper: Place
     made_by: Literal["paper", "us"]
     informed_by_prototype: bool
     measure: str
     rule: Rule
     controls: list[Control] = []
+    free: list[Literal["k", "alpha", "eta"]] = []
     needs: str | None = None
+    awaits: str | None = None
     subjects: list[str] = [LAB]
     changed: list[Change] = []
+
+    @model_validator(mode="after")
+    def _estimates(self) -> Claim:
+        named = [rule.estimate for rule in (self.rule, *self.controls)]
+        unknown = [name for name in named if name not in ESTIMATES]
+        if unknown and not self.awaits:
+            raise ValueError(f"there is no estimate '{unknown[0]}'; known: {', '.join(sorted(ESTIMATES))}")
+        if self.awaits and not unknown:
+            raise ValueError("it awaits runs, but every estimate that it names can be computed")
+        return self
 
 
 class Claims(_Strict):
@@ -176,18 +196,19 @@ def _schema_error(path: Path, content: object, error: ValidationError) -> ClaimE
 
 def judge(claim: Claim, tables: Tables, subject: str, confidence: float = 0.95) -> Verdict:
     """Judge one claim by its own rule; see claims.yaml for the precedence of verdicts."""
+    if claim.awaits:
+        return not_run(claim, f"it awaits {claim.awaits}", subject)
     found = estimate(claim.rule.estimate, tables, confidence)
     controls = tuple((rule, estimate(rule.estimate, tables, confidence)) for rule in claim.controls)
     judgement, reason = _decide(claim, found, controls)
     return Verdict(claim, judgement, reason, subject, found, controls)
 
 
-def not_run(claim: Claim, reason: str) -> Verdict:
-    """The verdict on a claim whose chapter has no pairs to look at."""
+def not_run(claim: Claim, reason: str, subject: str = "nothing") -> Verdict:
+    """The verdict on a claim whose chapter has no pairs to look at, or whose runs have not been made."""
     nothing = missing(reason)
-    return Verdict(
-        claim, Judgement.not_run, reason, "nothing", nothing, tuple((c, nothing) for c in claim.controls)
-    )
+    controls = tuple((control, nothing) for control in claim.controls)
+    return Verdict(claim, Judgement.not_run, reason, subject, nothing, controls)
 
 
 def _decide(
@@ -224,19 +245,25 @@ def _interval(found: Estimate) -> str:
 def verdict_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
     """One row for each claim's own estimate and one for each control; `kind` says which.
 
-    Columns: claim, chapter, made_by, informed_by_prototype, measure, changed (why its rule was), place,
-    says, verdict, reason, subject, kind (rule, matched or storage), estimate, value, low, high, n, unit,
-    missing, rule, holds.
+    Columns: claim, title, chapter, figure, made_by, informed_by_prototype, measure, free (its choices, by
+    commas), needs, awaits, changed (why its rule was), place, says, verdict, reason, subject, kind (rule,
+    matched or storage), estimate, value, low, high, n, unit, error, scale, missing, rule, at_least, lower,
+    upper (of an equivalence), contradicted_below, neutral, holds.
     """
     rows = []
     for verdict in verdicts:
         claim = verdict.claim
         common = {
             "claim": claim.id,
+            "title": claim.title,
             "chapter": claim.chapter,
+            "figure": claim.figure or "",
             "made_by": claim.made_by,
             "informed_by_prototype": claim.informed_by_prototype,
             "measure": " ".join(claim.measure.split()),
+            "free": ", ".join(claim.free),
+            "needs": claim.needs or "",
+            "awaits": claim.awaits or "",
             "changed": " ".join(" ".join(change.reason.split()) for change in claim.changed),
             "place": claim.paper.place,
             "verdict": str(verdict.judgement),
@@ -258,5 +285,10 @@ def _line(kind: str, says: str, rule: Rule, found: Estimate) -> dict:
         "estimate": rule.estimate,
         **numbers,
         "rule": rule.text(),
+        "at_least": rule.at_least,
+        "lower": rule.within[0] if rule.within else None,
+        "upper": rule.within[1] if rule.within else None,
+        "contradicted_below": rule.contradicted_below,
+        "neutral": rule.neutral,
         "holds": holds,
     }
