@@ -95,10 +95,10 @@ class Change(_Strict):
 class Claim(_Strict):
     """One claim with its measure, its rule and the controls it must survive.
 
-    `title` is short enough for a figure's axis. `figure` is where it is seen, "chapter/figure". `free` are the
-    choices that its measure leaves open. `awaits` says which runs, not made yet, its estimate is for; its rule
-    is fixed all the same. `needs` says what no build on this machine has. `subjects` are the models that it
-    is judged on, each by the same rule.
+    `title` is short enough for a figure's axis. `figure` is where it is seen, "chapter/figure". `free` are
+    the choices that its measure leaves open. `awaits` says which runs, not made yet, its estimate is for; its
+    rule is fixed all the same. `needs` says what no build on this machine has. `subjects` are the models that
+    it is judged on, each by the same rule.
     """
 
     id: str
