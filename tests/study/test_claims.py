@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import pytest
 from threegates.errors import ClaimError
 from threegates.study import claims
 from threegates.study.claims import Judgement, judge, not_run, read_claims, verdict_table
+from threegates.study.contents import book_pages
 from threegates.study.estimates.intervals import Estimate, missing
 
-FILE = Path(__file__).resolve().parents[2] / "claims.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+FILE = ROOT / "claims.yaml"
 CLAIMS = read_claims(FILE)
 BY_ID = {claim.id: claim for claim in CLAIMS.claims}
 
@@ -96,11 +99,57 @@ def test_the_table_has_a_row_for_the_rule_and_one_for_each_control(monkeypatch):
     assert set(frame["verdict"]) == {"reproduced", "not run"} and math.isnan(frame["value"][4])
 
 
-def test_every_claim_has_its_chapter_and_a_rule_written_before():
-    chapters = {"update-sparsity", "stripe-masks", "emergence", "spectral-drift", "principal-overlap"}
-    chapters |= {"precision-lens"}
-    assert {claim.chapter for claim in CLAIMS.claims} == chapters
-    assert len(CLAIMS.of("stripe-masks")) == 4 and CLAIMS.confidence == 0.95
+def test_a_claim_has_a_page_or_awaits_one():
+    pages = {page.notebook for page in book_pages(ROOT)}
+    for claim in CLAIMS.claims:
+        assert claim.chapter in pages or claim.awaits, claim.id
+        assert claim.figure is None or claim.figure.startswith(f"{claim.chapter}/"), claim.id
+    assert CLAIMS.confidence == 0.95
+
+
+def numbers_in(places: list[str], name: str) -> set[int]:
+    """Numbers of all places called so: "Figs 4 and 16–18" are 4, 16, 17 and 18."""
+    found: set[int] = set()
+    for place in places:
+        for listed in re.findall(rf"{name}\.?s? ([0-9a-e ,and–to]+)", place):
+            for first, last in re.findall(r"(\d+)[a-e]?(?:(?:–| to )(\d+))?", listed):
+                found |= set(range(int(first), int(last or first) + 1))
+    return found
+
+
+def test_every_place_of_the_paper_that_makes_a_claim_has_a_row():
+    places = [claim.paper.place for claim in CLAIMS.claims]
+    assert numbers_in(places, "Fig") == set(range(1, 19))
+    assert numbers_in(places, "Table") == {1, 2, 3, 4, 5}
+    text = "; ".join(places)
+    for place in ("Def. 2.1", "Prop. 3.1", "Prop. 3.2", "Thm 3.3", "Cor. 3.4", "3.5", "Cor. 3.6"):
+        assert place in text
+    for place in ("Lemma E.1", "Lemma E.2", "Lemma F.9", "App. D", "App. E", "text, no figure"):
+        assert place in text
+
+
+def test_rules_of_runs_that_are_not_made_yet_are_fixed_and_their_verdict_is_not_run():
+    claim = next(claim for claim in CLAIMS.claims if claim.id == "rl-walks-where-it-is-flat")
+    verdict = claims.judge(claim, claims.NoTables(), "the lab")
+    assert verdict.judgement == "not run" and "it awaits Fisher" in verdict.reason
+    assert claim.rule.at_least == 1.25 and claim.controls[0].at_least == 1.25
+
+
+def test_a_claim_that_awaits_what_can_be_computed_is_refused(tmp_path):
+    path = tmp_path / "claims.yaml"
+    text = FILE.read_text()
+    path.write_text(text.replace("    needs: paper-checkpoints\n", "    awaits: more\n", 1))
+    with pytest.raises(ClaimError, match="every estimate that it names can be computed"):
+        claims.read_claims(path)
+
+
+def test_claims_that_need_no_checkpoint_are_judged_without_one():
+    table = claims.judge_computed(CLAIMS, "errata").set_index("claim")
+    assert len(table) == len(CLAIMS.of("errata")) and set(table["about"]) == {"computed"}
+    assert table.loc["wedin-as-printed-in-general", "verdict"] == "contradicted"
+    assert table.loc["wedin-corrected-in-general", "verdict"] == "reproduced"
+    with pytest.raises(ClaimError, match="reads no table"):
+        claims.NoTables().table("tensor")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from threegates.errors import ClaimError
 from threegates.study.estimates import ESTIMATES, estimate
 from threegates.study.estimates.intervals import Estimate, missing
 from threegates.study.estimates.rows import Tables
-from threegates.study.subjects import LAB
+from threegates.study.subjects import COMPUTED, LAB
 
 
 class Judgement(StrEnum):
@@ -202,6 +202,23 @@ def judge(claim: Claim, tables: Tables, subject: str, confidence: float = 0.95) 
     controls = tuple((rule, estimate(rule.estimate, tables, confidence)) for rule in claim.controls)
     judgement, reason = _decide(claim, found, controls)
     return Verdict(claim, judgement, reason, subject, found, controls)
+
+
+class NoTables:
+    """Tables of a page that looks at no checkpoint: there are none."""
+
+    def table(self, name: str) -> pd.DataFrame:
+        """Refuse: a claim that is computed reads no record."""
+        raise ClaimError("a claim that needs no checkpoint reads no table", found=name)
+
+
+def judge_computed(claims: Claims, chapter: str) -> pd.DataFrame:
+    """The verdict table of a chapter's claims that need no checkpoint, with `about` beside it."""
+    judged = [
+        judge(claim, NoTables(), "computed, no checkpoint", claims.confidence)
+        for claim in claims.of(chapter, COMPUTED)
+    ]
+    return verdict_table(judged).assign(about=COMPUTED)
 
 
 def not_run(claim: Claim, reason: str, subject: str = "nothing") -> Verdict:

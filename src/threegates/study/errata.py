@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from threegates.geometry.bounds import wedin_as_printed, wedin_corrected
+from threegates.geometry.bounds import ky_fan, mirsky, wedin_as_printed, wedin_corrected, weyl
+from threegates.geometry.directions import principal_energy
 from threegates.geometry.precision import (
     INFINITY_CODE,
     bf16_codes,
@@ -109,6 +110,26 @@ def order_of(curve: pd.DataFrame) -> float:
     """Slope of log sine over log size where the update is small: one if linear, two if quadratic."""
     small = curve[curve["size"] <= 1e-3]
     return float(np.polyfit(np.log(small["size"]), np.log(small["sine"]), 1)[0])
+
+
+def principal_update(size: float = 0.01) -> tuple[float, bool]:
+    """Energy in the top-2 block of an update along the leading direction, and whether all bounds hold.
+
+    W₀ = diag(3, 2, 1, ½), ΔW = size · u₁ v₁ᵀ: all of it lies in the principal block, and Thm 3.3 (corrected)
+    and Corollaries 3.4 and 3.5 hold of it as of any small update.
+    """
+    base, k = torch.diag(torch.tensor([3.0, 2.0, 1.0, 0.5], dtype=torch.float64)), 2
+    delta = torch.zeros_like(base)
+    delta[0, 0] = size
+    (u, before, vh), (u_after, after, _) = torch.linalg.svd(base), torch.linalg.svd(base + delta)
+    sine = float(torch.linalg.matrix_norm(u[:, k:].T @ u_after[:, :k], 2))
+    bounds = (
+        wedin_corrected(before, after, size, k, min(sine, 1.0)),
+        weyl(before, after, size),
+        mirsky(before, after, size),
+        ky_fan(before, after, size, k),
+    )
+    return principal_energy(delta, u[:, :k], vh[:k].T), all(bound.holds(1e-12) for bound in bounds)
 
 
 def equalities_of_lemma_e_1() -> int:

@@ -13,6 +13,8 @@ from threegates.checkpoints.manifest import Entry
 LABEL = "subject"
 #: Subject of entries that have no such label.
 LAB = "lab"
+#: Of claims that need no checkpoint: arithmetic on what is printed, and storage noise on made weights.
+COMPUTED = "computed"
 
 
 @dataclass(frozen=True)

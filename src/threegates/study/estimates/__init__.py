@@ -6,7 +6,7 @@ A name here is the name that a rule or a control in claims.yaml gives. Nothing h
 from __future__ import annotations
 
 from threegates.errors import ClaimError
-from threegates.study.estimates import drift, lens, overlap, sparsity, stripes
+from threegates.study.estimates import computed, drift, lens, nulls, overlap, published, sparsity, stripes
 from threegates.study.estimates.intervals import Estimate
 from threegates.study.estimates.rows import Estimator, Tables
 
@@ -16,7 +16,12 @@ ESTIMATES: dict[str, Estimator] = {
     **drift.ESTIMATES,
     **overlap.ESTIMATES,
     **lens.ESTIMATES,
+    **nulls.ESTIMATES,
+    **published.ESTIMATES,
+    **computed.ESTIMATES,
 }
+#: Those that read no table: no record can change them.
+EXACT = frozenset(computed.ESTIMATES)
 
 
 def estimate(name: str, tables: Tables, confidence: float = 0.95) -> Estimate:

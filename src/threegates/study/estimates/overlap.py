@@ -99,6 +99,16 @@ ESTIMATES: dict[str, Estimator] = {
     "low_preference": partial(_overlap_gap, "low", 1, None, "bf16"),
     "low_preference_storage_density": partial(_overlap_gap, "low", 1, "storage_density", "bf16"),
     "low_preference_storage_norm": partial(_overlap_gap, "low", 1, "storage_norm", "bf16"),
+    "principal_not_low_avoidance": partial(_overlap_gap, "principal_not_low", -1, None, "bf16"),
+    "principal_not_low_avoidance_storage_density": partial(
+        _overlap_gap, "principal_not_low", -1, "storage_density", "bf16"
+    ),
+    "principal_not_low_avoidance_storage_norm": partial(
+        _overlap_gap, "principal_not_low", -1, "storage_norm", "bf16"
+    ),
+    "principal_not_low_avoidance_magnitude": partial(
+        _overlap_gap, "principal_not_low", -1, "magnitude", "bf16"
+    ),
     "off_principal_directions": _off_principal,
     "principal_overlap_sft_over_rl": partial(_overlap_of_sft, "bf16", False),
     "principal_overlap_sft_over_rl_equal_norm": partial(_overlap_of_sft, "bf16", True),

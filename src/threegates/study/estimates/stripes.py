@@ -72,10 +72,11 @@ def _jaccard_excess(null: str, tables: Tables, confidence: float) -> Estimate:
         return missing(f"{len(runs)} RL runs of one base, at least {MINIMUM_RUNS} are needed")
     column = "bernoulli" if null == "bernoulli" else f"{null}_mean"
     rows = rows.assign(excess=rows["jaccard"] - rows[column])
-    return jackknife_estimate(partial(_smallest_role, rows), runs, "runs", confidence)
+    return jackknife_estimate(partial(smallest_role, rows), runs, "runs", confidence)
 
 
-def _smallest_role(rows: pd.DataFrame, runs: set) -> float:
+def smallest_role(rows: pd.DataFrame, runs: set) -> float:
+    """Mean of `excess` over the pairs of these runs, the smallest of the matrix types."""
     kept = rows[rows["run_a"].isin(runs) & rows["run_b"].isin(runs)]
     return float(kept.groupby("role")["excess"].mean().min())
 
@@ -89,6 +90,23 @@ def _emergence(null: str | None, tables: Tables, confidence: float) -> Estimate:
     rows = pd.concat([nearest_to_third(run) for _, run in rows.groupby("run")]) if len(rows) else rows
     excess = rows["spearman_with_final"] - (rows[f"{null}_mean"] if null else 0.0)
     return t_estimate(excess.groupby(rows["run"]).mean(), "runs", confidence)
+
+
+def _deepening(tables: Tables, confidence: float) -> Estimate:
+    """Log ratio of dispersion at the end to that at a third of training, geometric mean over matrices."""
+    rows = tables.table("emergence")
+    if rows.empty:
+        return missing("no RL run with checkpoints along its training")
+    along = np.where(rows["role"] == "o", "column", "row")
+    rows = rows[(rows["method"] == "rl") & rows["role"].isin(STRIPES) & (rows["axis"] == along)]
+    growth = pd.Series({run: _growth(of_run) for run, of_run in rows.groupby("run")}, dtype=float)
+    return exponential(t_estimate(growth, "runs", confidence))
+
+
+def _growth(run: pd.DataFrame) -> float:
+    ends = (run[run["step"] == run["step"].max()], nearest_to_third(run))
+    late, early = (rows.set_index(["tensor", "axis"])["dispersion"] for rows in ends)
+    return float(np.log(late / early).mean())
 
 
 ESTIMATES: dict[str, Estimator] = {
@@ -105,4 +123,5 @@ ESTIMATES: dict[str, Estimator] = {
     "jaccard_excess_magnitude": partial(_jaccard_excess, "magnitude"),
     "emergence_correlation": partial(_emergence, None),
     "emergence_excess_storage_path": partial(_emergence, "storage_path"),
+    "stripe_deepening": _deepening,
 }
