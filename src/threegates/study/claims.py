@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal
@@ -197,11 +197,17 @@ def _schema_error(path: Path, content: object, error: ValidationError) -> ClaimE
 def judge(claim: Claim, tables: Tables, subject: str, confidence: float = 0.95) -> Verdict:
     """Judge one claim by its own rule; see claims.yaml for the precedence of verdicts."""
     if claim.awaits:
-        return not_run(claim, f"it awaits {claim.awaits}", subject)
+        return _awaiting(claim, subject)
     found = estimate(claim.rule.estimate, tables, confidence)
     controls = tuple((rule, estimate(rule.estimate, tables, confidence)) for rule in claim.controls)
     judgement, reason = _decide(claim, found, controls)
     return Verdict(claim, judgement, reason, subject, found, controls)
+
+
+def _awaiting(claim: Claim, subject: str) -> Verdict:
+    """Not run; of what no build on this machine could run: cannot be tested here."""
+    verdict = not_run(claim, f"it awaits {claim.awaits}", subject)
+    return replace(verdict, judgement=Judgement.untestable) if claim.needs else verdict
 
 
 class NoTables:
@@ -229,7 +235,7 @@ def not_run(claim: Claim, reason: str, subject: str = "nothing") -> Verdict:
 
 
 def _decide(
-    claim: Claim, found: Estimate, controls: Iterable[tuple[Control, Estimate]]
+    claim: Claim, found: Estimate, controls: Sequence[tuple[Control, Estimate]]
 ) -> tuple[Judgement, str]:
     if not found.has_interval:
         needs = f"; it needs {claim.needs.replace('-', ' ')}" if claim.needs else ""
@@ -245,17 +251,20 @@ def _decide(
     return _decide_controls(found, controls)
 
 
-def _decide_controls(found: Estimate, controls: Iterable[tuple[Control, Estimate]]) -> tuple[Judgement, str]:
+def _decide_controls(found: Estimate, controls: Sequence[tuple[Control, Estimate]]) -> tuple[Judgement, str]:
     failed = [(rule, value) for rule, value in controls if not rule.holds(value)]
     verdicts = {"matched": Judgement.gone_when_matched, "storage": Judgement.storage}
     for kind, judgement in verdicts.items():
         for rule, value in failed:
             if rule.kind == kind:
                 return judgement, f"{_interval(found)}, but {rule.says} is {_interval(value)}; {rule.text()}"
-    return Judgement.reproduced, f"{_interval(found)}, and every control holds"
+    told = "and every control holds" if controls else "and the rule names no control"
+    return Judgement.reproduced, f"{_interval(found)}, {told}"
 
 
 def _interval(found: Estimate) -> str:
+    if found.error == 0:
+        return f"{found.value:.3g}, computed over {found.n} {found.unit}"
     return f"{found.value:.3g} [{found.low:.3g}, {found.high:.3g}] over {found.n} {found.unit}"
 
 

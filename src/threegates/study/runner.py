@@ -33,13 +33,14 @@ from threegates.digest import (
     value_digest,
 )
 from threegates.errors import NotebookError
-from threegates.study.claims import read_claims
+from threegates.study.claims import Claims, judge_computed, read_claims
 from threegates.study.contents import PAGE_VARIABLE
 from threegates.study.parameters import TAG, checked, declared
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.sources import VARIABLE
 from threegates.study.store import remove_leftovers
 from threegates.study.study import Study
+from threegates.study.subjects import COMPUTED
 
 _STUDY = "threegates.study.study"
 #: Parameters of a notebook that are those of `Study.open`.
@@ -93,7 +94,7 @@ class _Plan:
             [cell.cell_type, cell.source, sorted(cell.metadata.get("tags", []))]
             for cell in self.notebook.cells
         ]
-        claims = read_claims(project_root() / "claims.yaml")
+        claims = _claims()
         versions = {name: importlib_version(name) for name in _DRAWING} | runtime_versions()
         return value_digest(
             {
@@ -106,10 +107,15 @@ class _Plan:
                     claim.model_dump()
                     for study in self.studies
                     for claim in claims.of(study.chapter, study.about.name)
-                ],
+                ]
+                + [claim.model_dump() for claim in claims.of(self.chapter, COMPUTED)],
                 "versions": versions,
             }
         )
+
+
+def _claims() -> Claims:
+    return read_claims(project_root() / "claims.yaml")
 
 
 def notebook_path(name: str) -> Path:
@@ -178,7 +184,7 @@ def run_notebook(
     fresh = _is_fresh(place, digest)
     if not fresh:
         _execute(plan, digest, place)
-    verdicts = plan.study.verdicts() if plan.study else pd.DataFrame()
+    verdicts = plan.study.verdicts() if plan.study else judge_computed(_claims(), plan.chapter)
     return NotebookRun(place, [file for study in plan.studies for file in study.paths()], verdicts, not fresh)
 
 
