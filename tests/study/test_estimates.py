@@ -130,7 +130,7 @@ def test_noise_and_precision_gaps():
     excess = estimate("sparsity_excess_over_equal_norm_noise", tables)
     assert excess.value == pytest.approx(0.2) and excess.n == 3
     gap = estimate("precision_gap", tables)
-    assert gap.n == 9 and gap.value == pytest.approx(0.8 * 0.6 + 0.2)
+    assert (gap.n, gap.unit) == (3, "seeds") and gap.value == pytest.approx(0.8 * 0.6 + 0.2)
 
 
 def test_what_was_stored_in_bf16_says_nothing_of_fp32():
@@ -158,6 +158,7 @@ def axis_table(rows: float = 4.0, columns: float = 1.0, runs: int = 5) -> pd.Dat
         along = (axis == "row") != (role == "o")
         null = 2.0 if along else 1.0
         line = {"pair": f"r{run}", "method": "rl", "role": role, "tensor": f"{role}.0", "axis": axis}
+        line |= {"seed": run}
         line |= {"dispersion": (rows if along else columns) * (1 + 0.01 * run)}
         for name in ("storage_density", "magnitude"):
             line |= {f"{name}_mean": null, f"{name}_log_mean": math.log(null)}
@@ -171,6 +172,16 @@ def test_stripes_are_a_geometric_mean_over_their_null():
     raw, null = (estimate(name, tables) for name in ("stripe_excess_bernoulli", "stripe_excess_magnitude"))
     assert raw.value == pytest.approx(4 * stats.gmean([1, 1.01, 1.02, 1.03, 1.04])) and raw.n == 5
     assert null.value == pytest.approx(raw.value / 2) and null.low < null.value < null.high
+
+
+def test_runs_of_one_seed_are_one_unit_and_unknown_seeds_leave_each_run_alone():
+    frame = axis_table()
+    paired = estimate("stripe_excess_bernoulli", Given(axis=frame.assign(seed=frame["seed"] // 2)))
+    by_seed = [stats.gmean([1, 1.01]), stats.gmean([1.02, 1.03]), 1.04]
+    assert (paired.n, paired.unit) == (3, "seeds")
+    assert paired.value == pytest.approx(4 * stats.gmean(by_seed))
+    alone = estimate("stripe_excess_bernoulli", Given(axis=frame.assign(seed=pd.NA)))
+    assert (alone.n, alone.unit) == (5, "runs")
 
 
 def test_orientation_compares_spreads_that_do_not_grow_with_a_lines_length():

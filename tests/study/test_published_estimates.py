@@ -76,11 +76,19 @@ def test_table_2_is_compared_type_by_type_in_its_layer():
 
 
 def test_noise_is_judged_by_its_smallest_matrix_type():
-    rows = agreement({"q": 0.8, "k": 0.8})
+    rows = agreement({"q": 0.8, "k": 0.8}, runs=5)
     rows.loc[rows["role"] == "k", "storage_norm_mean"] = 0.43
     found = estimate("noise_jaccard_excess", Given(agreement=rows))
-    assert found.value == pytest.approx(0.03) and found.n == 3
-    assert not estimate("noise_jaccard_excess", Given(agreement=agreement({"q": 0.8}, runs=2))).has_interval
+    assert found.value == pytest.approx(0.03) and found.n == 5
+    assert not estimate("noise_jaccard_excess", Given(agreement=agreement({"q": 0.8}, runs=4))).has_interval
+
+
+def test_the_jackknife_leaves_out_a_whole_seed():
+    rows = agreement({"q": 0.5}, runs=5)
+    seeds = dict(zip("pqrst", (1, 1, 2, 3, 4), strict=True))
+    by_seed = rows.assign(seed_a=rows["run_a"].map(seeds), seed_b=rows["run_b"].map(seeds))
+    found = estimate("noise_jaccard_excess", Given(agreement=by_seed))
+    assert (found.n, found.unit) == (4, "seeds") and found.value == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

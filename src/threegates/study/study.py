@@ -218,6 +218,10 @@ class Study:
         if "run" in frame:
             facts = self.frame.drop_duplicates("run")[["run", *(c for c in _RUN_FACTS if c not in frame)]]
             return frame.merge(facts, on="run", how="left", validate="many_to_one")
+        if "run_a" in frame:
+            # A run is named by its pair where two are compared.
+            seeds = self.frame.drop_duplicates("pair").set_index("pair")["seed"]
+            return frame.assign(seed_a=frame["run_a"].map(seeds), seed_b=frame["run_b"].map(seeds))
         return frame
 
     def _log_files(self) -> list[tuple[str, Path]]:

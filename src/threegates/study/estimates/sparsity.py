@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from threegates.study.estimates.intervals import Estimate, missing, t_estimate
-from threegates.study.estimates.rows import Estimator, Tables, pair_sparsity, rl_runs, seed_gap
+from threegates.study.estimates.rows import Estimator, Tables, over_seeds, pair_sparsity, rl_runs, seed_gap
 
 
 def _gap_to(algorithm: str, rate: str, tables: Tables, confidence: float) -> Estimate:
@@ -32,7 +32,9 @@ def _precision_gap(tables: Tables, confidence: float) -> Estimate:
     if not rl.empty and (rl["stored_dtype_tuned"].dropna() == "BF16").all():
         return missing("the RL checkpoints were stored in bf16; what fp32 would show is lost")
     pairs = pair_sparsity(rl)
-    return t_estimate(pairs["sparsity"] - pairs["sparsity_fp32"], "runs", confidence)
+    by_pair = pairs.set_index("pair")
+    gaps, unit = over_seeds(by_pair["sparsity"] - by_pair["sparsity_fp32"], pairs)
+    return t_estimate(gaps, unit, confidence)
 
 
 def _paper_level(tables: Tables, confidence: float) -> Estimate:

@@ -14,7 +14,7 @@ from threegates.study.estimates.intervals import (
     missing,
     t_estimate,
 )
-from threegates.study.estimates.rows import LINEAR, STRIPES, Estimator, Tables, nearest_to_third
+from threegates.study.estimates.rows import LINEAR, STRIPES, Estimator, Tables, nearest_to_third, over_seeds
 
 MINIMUM_RUNS = 5
 
@@ -30,8 +30,8 @@ def _stripe_excess(null: str | None, tables: Tables, confidence: float) -> Estim
     rows = _stripe_rows(tables)
     # The dispersion is the variance over the binomial one, so that Bernoulli masks are its unit.
     excess = np.log(rows["dispersion"]) - (np.log(rows[f"{null}_mean"]) if null else 0.0)
-    per_run = excess.groupby(rows["pair"]).mean()
-    return exponential(t_estimate(per_run, "runs", confidence))
+    means, unit = over_seeds(excess.groupby(rows["pair"]).mean(), rows)
+    return exponential(t_estimate(means, unit, confidence))
 
 
 def _orientation(
@@ -45,7 +45,8 @@ def _orientation(
     spread = excess_spread(axis, "dispersion") - (excess_spread(axis, f"{null}_mean") if null else 0.0)
     signed = spread * np.where(axis["axis"] == along, 1.0, -1.0)
     per_tensor = signed.groupby([axis["pair"], axis["tensor"]]).sum(min_count=2)
-    return t_estimate(per_tensor.groupby("pair").mean(), "runs", confidence)
+    means, unit = over_seeds(per_tensor.groupby("pair").mean(), axis)
+    return t_estimate(means, unit, confidence)
 
 
 def excess_spread(axis: pd.DataFrame, column: str) -> pd.Series:
@@ -65,19 +66,29 @@ def excess_spread(axis: pd.DataFrame, column: str) -> pd.Series:
 
 
 def _jaccard_excess(null: str, tables: Tables, confidence: float) -> Estimate:
+    column = "bernoulli" if null == "bernoulli" else f"{null}_mean"
+    return agreement_excess("jaccard", column, tables, confidence)
+
+
+def agreement_excess(of: str, over: str, tables: Tables, confidence: float) -> Estimate:
+    """One column of the agreement of RL masks minus another, the smallest matrix type; jackknife over seeds.
+
+    Runs of one seed are left out together. Where no seed is known, each run stands alone.
+    """
     rows = tables.table("agreement")
     rows = rows[(rows["method"] == "rl") & rows["role"].isin(LINEAR)] if len(rows) else rows
     runs = set(rows["run_a"]) | set(rows["run_b"]) if len(rows) else set()
     if len(runs) < MINIMUM_RUNS:
         return missing(f"{len(runs)} RL runs of one base, at least {MINIMUM_RUNS} are needed")
-    column = "bernoulli" if null == "bernoulli" else f"{null}_mean"
-    rows = rows.assign(excess=rows["jaccard"] - rows[column])
-    return jackknife_estimate(partial(smallest_role, rows), runs, "runs", confidence)
+    known = "seed_a" in rows and rows[["seed_a", "seed_b"]].notna().all(axis=None)
+    kind = "seed" if known else "run"
+    rows = rows.assign(excess=rows[of] - rows[over], unit_a=rows[f"{kind}_a"], unit_b=rows[f"{kind}_b"])
+    units = set(rows["unit_a"]) | set(rows["unit_b"])
+    return jackknife_estimate(partial(_smallest_role, rows), units, f"{kind}s", confidence)
 
 
-def smallest_role(rows: pd.DataFrame, runs: set) -> float:
-    """Mean of `excess` over the pairs of these runs, the smallest of the matrix types."""
-    kept = rows[rows["run_a"].isin(runs) & rows["run_b"].isin(runs)]
+def _smallest_role(rows: pd.DataFrame, units: set) -> float:
+    kept = rows[rows["unit_a"].isin(units) & rows["unit_b"].isin(units)]
     return float(kept.groupby("role")["excess"].mean().min())
 
 
