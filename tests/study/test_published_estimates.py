@@ -117,7 +117,7 @@ def test_overlap_of_noise_is_held_against_the_density_of_the_target(name, target
 def test_deepening_is_the_ratio_of_dispersion_at_the_end_to_that_at_a_third():
     rows = pd.DataFrame(
         [
-            {"run": run, "method": "rl", "role": role, "tensor": role, "axis": axis, "step": step,
+            {"run": run, "seed": ord(run), "method": "rl", "role": role, "tensor": role, "axis": axis, "step": step,
              "dispersion": {10: 1.0, 20: 2.0, 60: 8.0 if axis == along else 99.0}[step]}
             for run in "ab" for role, along in (("q", "row"), ("o", "column"))
             for axis in ("row", "column") for step in (10, 20, 60)

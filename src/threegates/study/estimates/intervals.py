@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -59,19 +59,28 @@ def t_estimate(values: Iterable[float], unit: str, confidence: float) -> Estimat
 
 
 def jackknife_estimate(
-    statistic: Callable[[set], float], units: set, unit: str, confidence: float
+    statistic: Callable[[set], float], sizes: Mapping, unit: str, confidence: float
 ) -> Estimate:
     """Leave-one-out estimate and interval of a statistic of a set of units, with t quantiles.
 
-    The value is the statistic of all units; the spread is that of the pseudo-values
-    n θ̂ − (n − 1) θ̂₍₋ᵢ₎.
+    The value θ̂ is the statistic of all units. Of g units of sizes m_j, n in all, with h_j = n/m_j, the
+    pseudo-values are h_j θ̂ − (h_j − 1) θ̂₍₋ⱼ₎; their squared distances from θ̂_J = g θ̂ − Σ (1 − m_j/n) θ̂₍₋ⱼ₎
+    count by 1/(h_j − 1). Units of one size give Tukey's jackknife.
 
-    **Source** Tukey (1958), *Bias and confidence in not quite large samples*.
+    Parameters
+    ----------
+    sizes : how many runs each unit holds.
+
+    **Source** Tukey (1958); Busing, Meijer and van der Leeden (1999), delete-m_j jackknife for unequal m.
     """
-    n, whole = len(units), statistic(units)
-    left_out = np.array([statistic(units - {one}) for one in sorted(units)])
-    pseudo = n * whole - (n - 1) * left_out
-    return _around(whole, float(pseudo.std(ddof=1) / math.sqrt(n)), n, unit, confidence)
+    names = sorted(sizes)
+    h = sum(sizes.values()) / np.array([sizes[name] for name in names])
+    whole = statistic(set(names))
+    left_out = np.array([statistic(set(names) - {one}) for one in names])
+    centre = len(names) * whole - float(((1 - 1 / h) * left_out).sum())
+    pseudo = h * whole - (h - 1) * left_out
+    error = math.sqrt(float(((pseudo - centre) ** 2 / (h - 1)).mean()))
+    return _around(whole, error, len(names), unit, confidence)
 
 
 def _around(value: float, error: float, n: int, unit: str, confidence: float) -> Estimate:

@@ -7,7 +7,7 @@ from functools import partial
 import pandas as pd
 
 from threegates.study.estimates.intervals import Estimate, missing, t_estimate
-from threegates.study.estimates.rows import PAIR_COLUMNS, Estimator, Tables, nearest_to_third
+from threegates.study.estimates.rows import PAIR_COLUMNS, Estimator, Tables, nearest_to_third, over_seeds
 
 
 def lens_totals(lens: pd.DataFrame) -> pd.DataFrame:
@@ -52,7 +52,8 @@ def _lens_share(
     sums = rows.groupby("run")[[part, whole]].sum()
     if sums.empty:
         return missing(f"no {absent}")
-    return t_estimate(sums[part] / sums[whole].where(sums[whole] > 0), "runs", confidence)
+    shares, unit = over_seeds(sums[part] / sums[whole].where(sums[whole] > 0), rows, "run")
+    return t_estimate(shares, unit, confidence)
 
 
 def _rule_agreement(exceptions: str, every_step: bool, tables: Tables, confidence: float) -> Estimate:
@@ -89,12 +90,14 @@ def _hidden_becomes_visible(tables: Tables, confidence: float) -> Estimate:
 def _hidden_energy_deficit(over_noise: bool, tables: Tables, confidence: float) -> Estimate:
     """Share of hidden weights minus their share of the energy; the same of noise taken off, or not."""
     rows = _lens_runs(tables, "grpo")
-    rows = rows[rows["last"]].set_index("run")
+    rows = rows[rows["last"]].set_index("run", drop=False)
     if rows.empty:
         return missing("no runs of GRPO with float32 masters")
     deficit = rows["hidden"] / rows["moved"] - rows["energy_hidden"] / rows["energy"]
     noise = 1 - rows["noise_changed"] / rows["size"] - rows["noise_energy_hidden"] / rows["noise_energy"]
-    return t_estimate(deficit - noise if over_noise else deficit, "runs", confidence)
+    found = deficit - noise if over_noise else deficit
+    means, unit = over_seeds(found, rows.reset_index(drop=True), "run")
+    return t_estimate(means, unit, confidence)
 
 
 def _master_gap(algorithm: str, tables: Tables, confidence: float) -> Estimate:

@@ -90,13 +90,13 @@ def seed_means(rows: pd.DataFrame, values: pd.Series) -> pd.Series:
     return per_run.groupby("seed").mean()
 
 
-def over_seeds(per_run: pd.Series, rows: pd.DataFrame) -> tuple[pd.Series, str]:
-    """Means over the runs of each seed, and what they are means of; `per_run` is by the pair's name.
+def over_seeds(per_run: pd.Series, rows: pd.DataFrame, key: str = "pair") -> tuple[pd.Series, str]:
+    """Means over the runs of each seed, and what they are means of; `per_run` is by the name in `key`.
 
     Runs of one seed share their first prompts, so that they are not independent. Published pairs state no
     seed: there each run is a unit of its own.
     """
-    seeds = rows.drop_duplicates("pair").set_index("pair")["seed"].reindex(per_run.index)
+    seeds = rows.drop_duplicates(key).set_index(key)["seed"].reindex(per_run.index)
     if seeds.isna().any():
         return per_run, "runs"
     return per_run.groupby(seeds).mean(), "seeds"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 
 import numpy as np
@@ -83,8 +84,11 @@ def agreement_excess(of: str, over: str, tables: Tables, confidence: float) -> E
     known = "seed_a" in rows and rows[["seed_a", "seed_b"]].notna().all(axis=None)
     kind = "seed" if known else "run"
     rows = rows.assign(excess=rows[of] - rows[over], unit_a=rows[f"{kind}_a"], unit_b=rows[f"{kind}_b"])
-    units = set(rows["unit_a"]) | set(rows["unit_b"])
-    return jackknife_estimate(partial(_smallest_role, rows), units, f"{kind}s", confidence)
+    unit_of = dict(zip(rows["run_a"], rows["unit_a"], strict=True))
+    unit_of |= dict(zip(rows["run_b"], rows["unit_b"], strict=True))
+    return jackknife_estimate(
+        partial(_smallest_role, rows), Counter(unit_of.values()), f"{kind}s", confidence
+    )
 
 
 def _smallest_role(rows: pd.DataFrame, units: set) -> float:
@@ -100,7 +104,8 @@ def _emergence(null: str | None, tables: Tables, confidence: float) -> Estimate:
     rows = rows[(rows["method"] == "rl") & rows["role"].isin(STRIPES) & (rows["axis"] == along)]
     rows = pd.concat([nearest_to_third(run) for _, run in rows.groupby("run")]) if len(rows) else rows
     excess = rows["spearman_with_final"] - (rows[f"{null}_mean"] if null else 0.0)
-    return t_estimate(excess.groupby(rows["run"]).mean(), "runs", confidence)
+    means, unit = over_seeds(excess.groupby(rows["run"]).mean(), rows, "run")
+    return t_estimate(means, unit, confidence)
 
 
 def _deepening(tables: Tables, confidence: float) -> Estimate:
@@ -111,7 +116,8 @@ def _deepening(tables: Tables, confidence: float) -> Estimate:
     along = np.where(rows["role"] == "o", "column", "row")
     rows = rows[(rows["method"] == "rl") & rows["role"].isin(STRIPES) & (rows["axis"] == along)]
     growth = pd.Series({run: _growth(of_run) for run, of_run in rows.groupby("run")}, dtype=float)
-    return exponential(t_estimate(growth, "runs", confidence))
+    means, unit = over_seeds(growth, rows, "run")
+    return exponential(t_estimate(means, unit, confidence))
 
 
 def _growth(run: pd.DataFrame) -> float:
