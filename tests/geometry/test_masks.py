@@ -355,3 +355,14 @@ def test_expected_jaccard_at_the_ends():
     assert math.isnan(expected_jaccard(0, 0))
     with pytest.raises(GeometryError, match="between 0 and 1"):
         expected_jaccard(0.5, 1.5)
+
+
+@pytest.mark.parametrize("eta", [1e-3, 5e-3, 1e-2])
+def test_a_mask_at_a_tolerance_is_definition_2_1(eta):
+    generator = torch.Generator().manual_seed(4)
+    base = torch.randn(40, 50, generator=generator).to(torch.bfloat16)
+    tuned = (base.double() * (1 + 0.01 * torch.randn(40, 50, generator=generator))).to(torch.bfloat16)
+    w, w_hat = base.double(), tuned.double()
+    expected = (w_hat - w).abs() > eta * torch.maximum(w.abs(), w_hat.abs())
+    assert torch.equal(update_mask(base, tuned, eta), expected)
+    assert 0.1 < float(expected.double().mean()) < 0.95

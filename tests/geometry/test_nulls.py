@@ -24,6 +24,7 @@ from threegates.geometry.nulls import (
     noise_generator,
     p_value,
     rounded_sum,
+    scale_to_pass,
     smallest,
     storage_mask_at_density,
     storage_mask_at_norm,
@@ -33,7 +34,14 @@ from threegates.geometry.nulls import (
     stratified_permutations,
     summarise,
 )
-from threegates.geometry.precision import LARGEST_FINITE_CODE, bf16_codes, bf16_from_codes, to_bf16
+from threegates.geometry.precision import (
+    LARGEST_FINITE_CODE,
+    bf16_codes,
+    bf16_from_codes,
+    half_gaps,
+    to_bf16,
+    unchanged_by_definition,
+)
 
 finite_codes = st.integers(-LARGEST_FINITE_CODE, LARGEST_FINITE_CODE)
 BINADE_BORDERS = [code * sign for code in range(0x80, 0x7F80, 0x80) for sign in (1, -1)]
@@ -482,3 +490,27 @@ def test_summary_by_hand():
 def test_z_needs_scatter():
     assert math.isnan(summarise(1.0, [2.0]).z)
     assert math.isnan(summarise(1.0, [2.0, 2.0]).z)
+
+
+def test_the_probability_of_change_at_a_tolerance_is_the_share_of_rounded_noise_beyond_it():
+    generator, scale = torch.Generator().manual_seed(3), 0.004
+    base = torch.randn(300, generator=generator).to(torch.bfloat16)
+    probability = change_probability(base, scale, eta=1e-2)
+    noise = scale * torch.randn(4000, 300, generator=generator, dtype=torch.float64)
+    stored = to_bf16(base.double() + noise)
+    share = (~unchanged_by_definition(base.expand_as(stored), stored, 1e-2)).double().mean(0)
+    assert torch.allclose(probability, share, atol=0.04)
+    assert float(probability.mean()) < float(change_probability(base, scale).mean()) - 0.05
+
+
+def test_scaled_noise_passes_given_gaps_where_its_critical_scale_is_exceeded():
+    generator = torch.Generator().manual_seed(8)
+    base = torch.randn(64, 64, generator=generator).to(torch.bfloat16)
+    noise = torch.randn(64, 64, generator=generator)
+    assert torch.equal(scale_to_pass(half_gaps(base), noise), critical_scale(base, noise))
+
+
+def test_a_walk_is_seen_through_the_tolerance_that_is_asked_for():
+    base = torch.randn(64, 64, generator=torch.Generator().manual_seed(8)).to(torch.bfloat16)
+    (fine,), (coarse,) = (storage_path(base, [900], [1.0], 5, eta=eta) for eta in (1e-3, 1e-2))
+    assert int(fine.sum()) == int(coarse.sum()) == 900 and not torch.equal(fine, coarse)

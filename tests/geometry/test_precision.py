@@ -16,6 +16,7 @@ from threegates.geometry.precision import (
     LARGEST_FINITE_CODE,
     bf16_codes,
     bf16_from_codes,
+    gaps_beyond,
     half_gaps,
     sign_word,
     to_bf16,
@@ -247,3 +248,51 @@ def test_sign_words(dtype):
 def test_empty_tensors_pass():
     empty = torch.empty(0, 3, dtype=torch.bfloat16)
     assert bf16_codes(empty).shape == ulp(empty).shape == half_gaps(empty)[0].shape == (0, 3)
+
+
+# --- tolerances larger than the paper's
+
+
+def brute_gap(value: float, eta: float, side: int) -> float:
+    """Walk over neighbouring values, one by one, in Python's floats."""
+    x = torch.tensor([value], dtype=torch.bfloat16)
+    code, before = int(bf16_codes(x)), float(x)
+    for step in range(1, 1000):
+        after = float(bf16_from_codes(torch.tensor([code + side * step], dtype=torch.int32)))
+        if abs(after - float(x)) > eta * max(abs(after), abs(float(x))):
+            return abs((before + after) / 2 - float(x))
+        before = after
+    raise AssertionError("no value is far enough")
+
+
+@pytest.mark.parametrize("eta", [1e-3, 3.9e-3, 5e-3, 1e-2, 0.1])
+def test_gaps_beyond_a_tolerance_are_those_of_a_walk_over_neighbours(eta):
+    values = [1.0, -1.0, 0.5, 1.9921875, 1e-3, -3.3e-5, 0.0, 1e-39, -1e-39, 123.0]
+    w = torch.tensor(values, dtype=torch.bfloat16)
+    down, up = gaps_beyond(w, eta)
+    for i, value in enumerate(w.tolist()):
+        assert float(down[i]) == brute_gap(value, eta, -1)
+        assert float(up[i]) == brute_gap(value, eta, 1)
+
+
+def test_gaps_at_the_papers_tolerance_are_half_gaps():
+    w = torch.randn(500, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    for mine, half in zip(gaps_beyond(w), half_gaps(w), strict=True):
+        assert torch.equal(mine, half)
+
+
+@pytest.mark.parametrize("eta", [5e-3, 1e-2])
+def test_noise_passes_its_gap_exactly_when_the_rounded_sum_is_changed_at_eta(eta):
+    generator = torch.Generator().manual_seed(2)
+    w = torch.randn(20_000, generator=generator).to(torch.bfloat16)
+    move = 0.01 * torch.randn(20_000, generator=generator, dtype=torch.float64) * w.double().abs()
+    down, up = gaps_beyond(w, eta)
+    beyond = move.abs() > torch.where(move < 0, down, up)
+    stored = to_bf16(w.double() + move)
+    assert torch.equal(beyond, ~unchanged_by_definition(w, stored, eta))
+    assert 0.1 < float(beyond.double().mean()) < 0.9
+
+
+def test_a_tolerance_that_no_weight_could_pass_is_refused():
+    with pytest.raises(GeometryError, match=r"\[0, 1/2\]"):
+        gaps_beyond(torch.ones(1, dtype=torch.bfloat16), 0.7)

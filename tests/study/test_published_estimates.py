@@ -115,13 +115,14 @@ def test_overlap_of_noise_is_held_against_the_density_of_the_target(name, target
 
 
 def test_deepening_is_the_ratio_of_dispersion_at_the_end_to_that_at_a_third():
+    dispersion = {10: 1.0, 20: 2.0, 60: 8.0}
+    kinds = itertools.product("ab", {"q": "row", "o": "column"}.items(), ("row", "column"), dispersion)
     rows = pd.DataFrame(
         [
-            {"run": run, "seed": ord(run), "method": "rl", "role": role, "tensor": role, "axis": axis, "step": step,
-             "dispersion": {10: 1.0, 20: 2.0, 60: 8.0 if axis == along else 99.0}[step]}
-            for run in "ab" for role, along in (("q", "row"), ("o", "column"))
-            for axis in ("row", "column") for step in (10, 20, 60)
+            {"run": run, "seed": ord(run), "method": "rl", "role": role, "tensor": role, "axis": axis}
+            | {"step": step, "dispersion": dispersion[step] if axis == along else 99.0}
+            for run, (role, along), axis, step in kinds
         ]
-    )  # fmt: skip
+    )
     found = estimate("stripe_deepening", Given(emergence=rows))
     assert found.value == pytest.approx(4.0) and found.scale == "log" and found.n == 2

@@ -11,7 +11,14 @@ from jaxtyping import Bool, Float32, Float64, Shaped, UInt8
 from torch import Tensor
 
 from threegates.errors import GeometryError
-from threegates.geometry.precision import INFINITY_CODE, SIGN_BIT, magnitude_bits, require_bf16
+from threegates.geometry.precision import (
+    ETA,
+    INFINITY_CODE,
+    SIGN_BIT,
+    magnitude_bits,
+    require_bf16,
+    unchanged_by_definition,
+)
 
 TILE = 1 << 19
 """Entries compared at a time: half a MiB of mask, and few enough tiles that calls cost nothing."""
@@ -33,14 +40,18 @@ class MaskCounts:
         return sparsity(self.changed, self.size)
 
 
-def update_mask(base: Shaped[Tensor, "*base"], tuned: Shaped[Tensor, "*tuned"]) -> Bool[Tensor, "*base"]:
+def update_mask(
+    base: Shaped[Tensor, "*base"], tuned: Shaped[Tensor, "*tuned"], eta: float = ETA
+) -> Bool[Tensor, "*base"]:
     """Mark the weights whose stored value changed.
 
-    M_ij = 1[ŵ_ij ≠ w_ij], the two zeros being equal. On bfloat16 values this *is* Definition 2.1.
+    M_ij = 1[ŵ_ij ≠ w_ij], the two zeros being equal. On bfloat16 values this *is* Definition 2.1, for every
+    η < 2⁻⁹; a larger η leaves out changes by one code or a few.
 
     Parameters
     ----------
     base, tuned : bfloat16 tensors of one shape; infinities are values like any other.
+    eta : relative tolerance of Definition 2.1.
 
     Raises
     ------
@@ -51,7 +62,7 @@ def update_mask(base: Shaped[Tensor, "*base"], tuned: Shaped[Tensor, "*tuned"]) 
     _check_pair(base, tuned)
     _refuse_nan(base, "base")
     _refuse_nan(tuned, "tuned")
-    return base != tuned
+    return base != tuned if eta < 2.0**-9 else ~unchanged_by_definition(base, tuned, eta)
 
 
 def count_changes(

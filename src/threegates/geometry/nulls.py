@@ -28,8 +28,9 @@ from torch import Tensor
 
 from threegates.errors import GeometryError
 from threegates.geometry.precision import (
+    ETA,
+    gaps_beyond,
     half_gap_towards,
-    half_gaps,
     magnitude_bits,
     require_finite_bf16,
     sign_word,
@@ -119,6 +120,19 @@ def critical_scale(
     require_finite_bf16(base, "base")
     noise = noise.to(base.device)
     return half_gap_towards(base, sign_word(noise)) / noise.to(torch.float64).abs()
+
+
+def scale_to_pass(
+    gaps: tuple[Float64[Tensor, "*shape"], Float64[Tensor, "*shape"]], noise: Float[Tensor, "*shape"]
+) -> Float64[Tensor, "*shape"]:
+    """`critical_scale` for given distances down and up, such as those of `precision.gaps_beyond`.
+
+    In (0, ∞]; ∞ where z = 0. The distances of a base are computed once for all draws.
+
+    **Source** as `critical_scale`.
+    """
+    down, up = gaps
+    return torch.where(noise < 0, down, up) / noise.to(torch.float64).abs()
 
 
 def rounded_sum(
@@ -288,10 +302,13 @@ def _bracket(excess: Callable[[float], float], guess: Real) -> tuple[float, floa
     return low, high
 
 
-def change_probability(base: Shaped[Tensor, "*shape"], scale: Real) -> Float64[Tensor, "*shape"]:
-    """Probability that N(0, scale²) noise changes each stored weight.
+def change_probability(
+    base: Shaped[Tensor, "*shape"], scale: Real, eta: float = ETA
+) -> Float64[Tensor, "*shape"]:
+    """Probability that N(0, scale²) noise changes each stored weight, in the sense of Definition 2.1.
 
-    P_ij = Φ(−down_ij/s) + Φ(−up_ij/s), with the half-gaps of w_ij; in [0, 1], 0 where s = 0.
+    P_ij = Φ(−down_ij/s) + Φ(−up_ij/s), with the gaps of w_ij at η, half those to its neighbours unless η is
+    larger than the paper's; in [0, 1], 0 where s = 0.
 
     Raises
     ------
@@ -300,7 +317,7 @@ def change_probability(base: Shaped[Tensor, "*shape"], scale: Real) -> Float64[T
     **Source** this study; Φ is the standard normal distribution function.
     """
     _check_scale(scale)
-    down, up = half_gaps(base)
+    down, up = gaps_beyond(base, eta)
     return torch.special.ndtr(-down / scale) + torch.special.ndtr(-up / scale)
 
 
@@ -309,6 +326,7 @@ def storage_path(
     changed: Sequence[int],
     times: Sequence[Real],
     generator: torch.Generator | int,
+    eta: float = ETA,
 ) -> list[Bool[Tensor, "*shape"]]:
     """Null of emergence: a coordinate-blind Gaussian walk, seen at some times through storage.
 
@@ -318,6 +336,7 @@ def storage_path(
     Parameters
     ----------
     base : finite bfloat16 tensor; changed : count at each time; times : positive, ascending.
+    eta : relative tolerance of Definition 2.1, by which a weight counts as changed.
 
     Raises
     ------
@@ -333,11 +352,12 @@ def storage_path(
             found=f"{len(changed)} counts at times {list(times)}",
         )
     source = as_generator(generator)
+    gaps = gaps_beyond(base, eta)
     walk = torch.zeros(tuple(base.shape), dtype=torch.float64, device=source.device)
     masks = []
     for count, step in zip(changed, steps, strict=True):
         walk = walk + math.sqrt(step) * gaussian_noise(base.shape, source)
-        masks.append(smallest(critical_scale(base, walk), count))
+        masks.append(smallest(scale_to_pass(gaps, walk), count))
     return masks
 
 

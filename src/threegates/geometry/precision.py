@@ -11,6 +11,8 @@ from threegates.errors import GeometryError
 SIGN_BIT = -0x8000
 LARGEST_FINITE_CODE = 0x7F7F
 INFINITY_CODE = 0x7F80
+#: Relative tolerance of Definition 2.1; below 2⁻⁹, so that on stored values it means equality.
+ETA = 1e-3
 
 
 def to_bf16(x: Float[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"]:
@@ -85,7 +87,7 @@ def bf16_from_codes(codes: Int32[Tensor, "*shape"]) -> BFloat16[Tensor, "*shape"
 
 
 def unchanged_by_definition(
-    w: Float[Tensor, "*shape"], w_hat: Float[Tensor, "*shape"], eta: float | int = 1e-3
+    w: Float[Tensor, "*shape"], w_hat: Float[Tensor, "*shape"], eta: float | int = ETA
 ) -> Bool[Tensor, "*shape"]:
     """Say entry by entry whether a weight is unchanged in the sense of the paper.
 
@@ -163,6 +165,59 @@ def half_gaps(
     require_finite_bf16(w, "w")
     up = torch.zeros((), dtype=torch.int16, device=w.device)
     return half_gap_towards(w, ~up), half_gap_towards(w, up)
+
+
+def gaps_beyond(
+    w: Shaped[Tensor, "*shape"], eta: float | int = ETA
+) -> tuple[Float64[Tensor, "*shape"], Float64[Tensor, "*shape"]]:
+    """Distances from a bfloat16 value down and up to where storage holds a value that η calls changed.
+
+    Let ŵ be the nearest bfloat16 value on a side with |ŵ − w| > η · max(|w|, |ŵ|). The distance is that to
+    the midpoint between ŵ and the value before it, beyond which rounding gives ŵ or a farther one. For
+    η < 2⁻⁹ that is the neighbour, and the distances are those of `half_gaps`.
+
+    Parameters
+    ----------
+    w : finite bfloat16 tensor; eta : relative tolerance of Definition 2.1, in [0, 1/2].
+
+    Returns
+    -------
+    (down, up) : float64 tensors, positive.
+
+    Raises
+    ------
+    GeometryError : w is not bfloat16 or not finite, or eta is out of range.
+
+    **Source** Zhu et al. (2025), Definition 2.1 and Lemma E.2, for any η.
+    """
+    if not 0 <= eta <= 0.5:
+        raise GeometryError("a relative tolerance lies in [0, 1/2]", found=eta)
+    if eta < 2.0**-9:
+        return half_gaps(w)
+    require_finite_bf16(w, "w")
+    return _gap_beyond(w, eta, -1), _gap_beyond(w, eta, 1)
+
+
+def _gap_beyond(w: Tensor, eta: float, side: int) -> Tensor:
+    codes, value = bf16_codes(w), w.double()
+    distance = torch.zeros_like(value)
+    pending = torch.ones_like(w, dtype=torch.bool)
+    before, steps = value, 0
+    # Neighbours lie at least 2⁻⁸ of the larger one apart, so that few steps are enough.
+    while pending.any():
+        steps += 1
+        after = _value_of(codes + side * steps)
+        changed = (after - value).abs() > eta * torch.maximum(value.abs(), after.abs())
+        now = pending & changed
+        distance = torch.where(now, ((before + after) / 2 - value).abs(), distance)
+        pending, before = pending & ~changed, after
+    return distance
+
+
+def _value_of(codes: Tensor) -> Tensor:
+    """Values of ordered codes in float64; beyond the largest finite one, 2¹²⁸ stands in for infinity."""
+    values = bf16_from_codes(codes.clamp(-INFINITY_CODE, INFINITY_CODE)).double()
+    return torch.where(values.isinf(), values.sign() * 2.0**128, values)
 
 
 def half_gap_towards(
