@@ -87,8 +87,8 @@ def cells(claims: Iterable[Claim], tables: Tables, confidence: float) -> pd.Data
 
     Returns
     -------
-    one row a claim and cell: claim; k over the headline rank, alpha, eta, NaN where it plays no part; headline,
-    whether the cell is the claim's own; value, low, high, scale; verdict. Empty without sweeps.
+    one row a claim and cell: claim; k over the headline rank, alpha, eta, NaN where it plays no part;
+    headline, whether the cell is the claim's own; value, low, high, scale; verdict. Empty without sweeps.
     """
     sweep = _sweeps(tables)
     chosen = _chosen(tables, sweep)
