@@ -121,7 +121,7 @@ def _sweeps(tables: Tables) -> Callable[[str], pd.DataFrame]:
         rows = tables.table(SWEEPS[name])
         if "smaller_side" not in rows:
             return rows
-        headline = {side: headline_rank((side, side)) for side in rows["smaller_side"].unique()}
+        headline = {side: headline_rank((side, side)) for side in rows["smaller_side"].unique().tolist()}
         return rows.assign(k=rows["k"] / rows["smaller_side"].map(headline))
 
     return sweep
