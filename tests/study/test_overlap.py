@@ -134,7 +134,7 @@ def test_nulls_of_the_sweep_are_what_many_draws_of_the_headline_expect(noisy):
     cell = tables["sweep"].query(f"eta == {ETA} and k == 4 and alpha == 0.5 and view == 'bf16'")
     swept = cell.groupby("target").mean(numeric_only=True)
     for null in ("storage_density", "storage_norm", "magnitude"):
-        assert np.allclose(head[f"{null}_mean"], swept[f"{null}_mean"], atol=0.02)
+        assert np.allclose(head[f"{null}_mean"], swept[f"{null}_mean"], atol=0.05)
 
 
 def test_directions_over_ranks_are_energies_of_blocks(noisy):
