@@ -63,9 +63,14 @@ def run_chapter(
 def run_page(page: Page, workers: int = 1) -> NotebookRun | None:
     """Run a page of the book; None where the manifest has no checkpoints for it."""
     path = notebook_path(page.notebook)
-    if opens_study(read_notebook(path)) and not page_study(page).pairs:
+    if page_looks(page) and not page_study(page).pairs:
         return None
     return run_notebook(path, page.parameters, page=page.name, workers=workers)
+
+
+def page_looks(page: Page) -> bool:
+    """Whether a page looks at checkpoints at all."""
+    return opens_study(read_notebook(notebook_path(page.notebook)))
 
 
 def page_study(page: Page) -> Study:
