@@ -29,7 +29,7 @@ def forest_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
     """The rows that the figure draws: rules and controls of effects that have an interval.
 
     Columns: claim, about, label (title and subject), verdict, kind, value, low, high, the tolerance
-    (at_least, or lower and upper), neutral, scale ("log" of ratios), row (its place from above within its panel).
+    (at_least, or lower and upper), neutral, scale ("log" of ratios), row (its place within its panel).
     """
     known = verdicts[verdicts["low"].notna() & verdicts["neutral"].notna()]
     rules = known[(known["kind"] == "rule") & (known["error"] != 0)]
