@@ -74,8 +74,11 @@ def page_looks(page: Page) -> bool:
 
 
 def page_study(page: Page) -> Study:
-    """The study of a page's chapter and subject."""
-    options: dict[str, Any] = {k: v for k, v in page.parameters.items() if k in STUDY_PARAMETERS}
+    """The study of a page's chapter and subject, with the parameters that its notebook declares."""
+    path = notebook_path(page.notebook)
+    known = declared(read_notebook(path), path.stem)
+    options: dict[str, Any] = {name: known[name].default for name in STUDY_PARAMETERS if name in known}
+    options |= {name: value for name, value in page.parameters.items() if name in STUDY_PARAMETERS}
     return Study.open(page.notebook, **options)
 
 
