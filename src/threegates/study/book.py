@@ -130,12 +130,12 @@ def _summary_figure(source: Path, rows: pd.DataFrame) -> Published:
     return publish(
         forest(rows),
         f"{PAGE}/summary",
-        alt="Every claim that has an effect, one row each, ratios above and differences below: our estimate "
-        "with its interval, coloured by verdict, the tolerance fixed beforehand, and the same under each null or "
-        "matched control. Many effects lie far beyond their tolerance while their controls lie at no effect.",
-        caption="Every effect beside its tolerance and its controls, with 95 % intervals over seeds. A claim is "
-        "reproduced where its own interval and those of all controls lie at or beyond their tolerances. "
-        "Differences are on a scale that is linear around zero and logarithmic beyond.",
+        alt="The paper's claims on effects, one row each, ratios above and differences below: our estimate "
+        "with its interval, coloured by verdict, the tolerance fixed beforehand, and the same under each null "
+        "or matched control. Many effects lie far beyond their tolerance, their controls at no effect.",
+        caption="The paper's claims, every effect beside its tolerance and its controls, with 95 % intervals "
+        "over seeds. A claim is reproduced where its own interval and those of all controls lie at or beyond "
+        "their tolerances. Differences are on a scale that is linear around zero and logarithmic beyond.",
         data=rows,
         folder=source / "figures",
     )
@@ -150,7 +150,8 @@ def _verdicts(runs: Runs) -> pd.DataFrame:
     known = read_claims(project_root() / "claims.yaml")
     found.append(_without_page(known, {page.notebook for page in runs}))
     table = pd.concat([frame for frame in found if not frame.empty], ignore_index=True)
-    return with_statistics(table, known.confidence)
+    counts = {name: table[name].fillna(0).astype(int) for name in ("cells", "cells_same") if name in table}
+    return with_statistics(table.assign(**counts), known.confidence)
 
 
 def _without_page(known: Claims, chapters: set[str]) -> pd.DataFrame:
