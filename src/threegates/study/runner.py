@@ -35,6 +35,7 @@ from threegates.digest import (
 from threegates.errors import NotebookError
 from threegates.study.claims import Claims, judge_computed, read_claims
 from threegates.study.contents import PAGE_VARIABLE
+from threegates.study.figure_facts import page_facts
 from threegates.study.parameters import TAG, checked, declared
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.sources import VARIABLE
@@ -240,12 +241,17 @@ def _sidecar(page: Path) -> Path:
     return page.with_suffix(".json")
 
 
+def sidecar(page: Path) -> dict:
+    """What is known of an executed page beside its content; empty where nothing is."""
+    try:
+        return json.loads(_sidecar(page).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
 def _is_fresh(page: Path, digest: str) -> bool:
     """Whether the executed notebook is there, unharmed, and made from the same things."""
-    try:
-        made = json.loads(_sidecar(page).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
+    made = sidecar(page)
     return made.get("digest") == digest and page.is_file() and made.get("notebook") == file_digest(page)
 
 
@@ -261,9 +267,23 @@ def _execute(plan: _Plan, digest: str, page: Path) -> None:
         _put_in_place(plan, work, page, text if text.endswith("\n") else text + "\n")
         facts = {"digest": digest, "notebook": file_digest(page), "parameters": plan.parameters}
         subjects = {study.chapter: study.subject for study in plan.studies}
-        write_json(_sidecar(page), {**facts, **build_state(), "subjects": subjects})
+        state = build_state()
+        figures = _figure_facts(plan, page, state)
+        write_json(_sidecar(page), {**facts, **state, "subjects": subjects, "figures": figures})
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _figure_facts(plan: _Plan, page: Path, state: dict) -> dict[str, dict]:
+    """Where every figure of the page comes from."""
+    made = {
+        "code": code_digest(*_modules(plan.notebook)),
+        "versions": {name: importlib_version(name) for name in _DRAWING} | runtime_versions(),
+        "threads": 1,
+        **state,
+    }
+    folder = page.parent / "figures" / plan.page
+    return page_facts(plan.path, plan.page, plan.notebook, plan.parameters, plan.studies, folder, made)
 
 
 def _put_in_place(plan: _Plan, work: Path, page: Path, text: str) -> None:
