@@ -151,9 +151,9 @@ def _summary_figure(source: Path, rows: pd.DataFrame) -> Published:
     return publish(
         forest(rows),
         f"{PAGE}/summary",
-        alt="The paper's claims on effects, one row each, ratios above and differences below: our estimate "
-        "with its interval, coloured by verdict, the tolerance fixed beforehand, and the same under each null "
-        "or matched control. Many effects lie far beyond their tolerance, their controls at no effect.",
+        alt="The paper's claims on effects, one row each, ratios above, differences below: our estimate with "
+        "its interval, coloured by verdict, the tolerance fixed beforehand, and the same under each null or "
+        "matched control. Many effects lie far beyond their tolerance, their controls at no effect.",
         caption="The paper's claims, every effect beside its tolerance and its controls, with 95 % intervals "
         "over seeds. A claim is reproduced where its own interval and those of all controls lie at or beyond "
         "their tolerances. Differences are on a scale that is linear around zero and logarithmic beyond.",

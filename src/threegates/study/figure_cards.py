@@ -25,7 +25,8 @@ def card(name: str, facts: Mapping[str, Any]) -> str:
     return (
         f'<details class="tg-card"><summary>Where this figure comes from</summary>\n<dl>{lines}</dl>\n'
         f"<p><small><code>threegates show {escape(name)}</code> prints this, "
-        f"<code>threegates reproduce {escape(name)}</code> makes the figure anew; {link}.</small></p>\n</details>"
+        f"<code>threegates reproduce {escape(name)}</code> makes the figure anew; {link}.</small></p>\n"
+        "</details>"
     )
 
 

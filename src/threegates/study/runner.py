@@ -200,6 +200,40 @@ def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object]) -
     return [Study.open(chapter, **options) for chapter in chapters or [path.stem]]
 
 
+def page_studies(path: Path, parameters: Mapping[str, object]) -> list[Study]:
+    """The studies that a notebook opens with these parameters."""
+    notebook = read_notebook(path)
+    return _studies(path, notebook, checked(declared(notebook, path.stem), parameters, path.stem))
+
+
+def execute_cells(
+    path: Path, parameters: Mapping[str, object], page: str, cells: Sequence[int], target: Path
+) -> None:
+    """Execute some cells of a notebook alone, and put the figures that they publish into a folder.
+
+    Raises
+    ------
+    NotebookError : a cell fails; the folder keeps what it had.
+    """
+    notebook = read_notebook(path)
+    notebook.cells = [notebook.cells[number] for number in cells]
+    values = checked(declared(notebook, path.stem), parameters, path.stem)
+    plan = _Plan(path, page, notebook, values, [])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.parent / f".running-{page}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        with tempfile.NamedTemporaryFile("w", suffix=".ipynb", dir=work, delete=False) as source:
+            nbformat.write(notebook, source)
+        _papermill(plan, work, Path(source.name))
+        target.mkdir(exist_ok=True)
+        for drawn in sorted((work / "figures" / page).glob("*")):
+            os.replace(drawn, target / drawn.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def opens_study(notebook: NotebookNode) -> bool:
     """Whether a notebook looks at checkpoints; one that does not runs without any."""
     return _STUDY in _modules(notebook)
@@ -297,14 +331,14 @@ def _put_in_place(plan: _Plan, work: Path, page: Path, text: str) -> None:
     write_text(page, text)
 
 
-def _papermill(plan: _Plan, work: Path) -> NotebookNode:
+def _papermill(plan: _Plan, work: Path, source: Path | None = None) -> NotebookNode:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     with tempfile.TemporaryDirectory(prefix="threegates-") as scratch:
         try:
             return papermill.execute_notebook(
-                str(plan.path.resolve()),
+                str((source or plan.path).resolve()),
                 str(work / "executed.ipynb"),
                 parameters=plan.parameters,
                 kernel_name="python3",
