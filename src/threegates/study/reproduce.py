@@ -90,8 +90,8 @@ def resolve(name: str, known: list[str]) -> str:
 def reproduce(name: str, profile: str = "mini", workers: int = 2) -> Reproduced:
     """Make one figure anew: train, measure and run what it needs, and hold its numbers against the book's.
 
-    The figure lands in build/reproduced/<page>/; nothing else of the build is touched, but for runs and records
-    that were missing.
+    The figure lands in build/reproduced/<page>/; nothing else of the build is touched, but for runs and
+    records that were missing.
 
     Raises
     ------

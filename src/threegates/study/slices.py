@@ -24,7 +24,7 @@ _SHOWING = ("publish", "display", "table", "Markdown", "VerdictCards", "print")
 
 @dataclass(frozen=True)
 class Slice:
-    """What a figure needs: numbers of cells in order, and by each study's chapter the tables that it reads."""
+    """What a figure needs: numbers of cells in order, and by a study's chapter the tables that it reads."""
 
     figure: str
     cells: tuple[int, ...]
