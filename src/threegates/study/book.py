@@ -21,7 +21,8 @@ import pandas as pd
 from threegates.digest import code_digest, file_digest, value_digest
 from threegates.errors import NotebookError
 from threegates.study.benchmark_page import benchmark_file, benchmark_page
-from threegates.study.chapters import page_study, run_page
+from threegates.study.cards import VerdictCards
+from threegates.study.chapters import NotRun, run_page
 from threegates.study.contents import Page, book_pages
 from threegates.study.provenance import importlib_version, project_root
 from threegates.study.runner import NotebookRun
@@ -32,13 +33,13 @@ from threegates.study.verdicts import verdict_page
 from threegates.study.views import gain_view, pass_view
 
 LAB_CHAPTER = "miniature-lab"
-#: What became of each page; None where it was not run.
-Runs = dict[Page, NotebookRun | None]
+#: What became of each page.
+Runs = dict[Page, NotebookRun | NotRun]
 
 _MATHJAX = ("sphinx-mathjax-offline", "static", "mathjax", "tex-svg.js")
 
 
-def build_book(profile: str, build: Path, workers: int = 2) -> Path:
+def build_book(profile: str, build: Path, workers: int = 2, measure: bool = True) -> Path:
     """Build the book of a profile; returns its first page.
 
     Parameters
@@ -46,12 +47,13 @@ def build_book(profile: str, build: Path, workers: int = 2) -> Path:
     profile : "smoke" or "mini" train the lab; "paper" takes the paper's own checkpoints from the Hub.
     build : folder of everything that is built.
     workers : processes that train, measure and execute.
+    measure : whether to train and measure what is missing; if not, claims that rest on it are not run.
     """
     root = project_root()
     build.mkdir(parents=True, exist_ok=True)
     with _only_one(build):
-        _prepare(profile, build, root, workers)
-        runs = {page: _run(page, workers) for page in book_pages(root)}
+        _prepare(profile, build, root, workers, measure)
+        runs = {page: _run(page, workers, measure) for page in book_pages(root)}
         source = _assemble(build, root, profile, runs)
         return _render(build, source)
 
@@ -72,23 +74,25 @@ def _say(text: str) -> None:
     print(f"book: {text}", file=sys.stderr, flush=True)
 
 
-def _prepare(profile: str, build: Path, root: Path, workers: int) -> None:
+def _prepare(profile: str, build: Path, root: Path, workers: int, measure: bool) -> None:
     """Make the checkpoints: train the lab, or point the study at the paper's own."""
     if profile == "paper":
         os.environ[MANIFEST_VARIABLE] = str(root / "data_manifest.yaml")
+        return
+    if not measure:
         return
     from threegates.lab.train import train
 
     train(profile, build, workers)
 
 
-def _run(page: Page, workers: int) -> NotebookRun | None:
-    """Run a page; None where the manifest has no checkpoints for it."""
+def _run(page: Page, workers: int, measure: bool = True) -> NotebookRun | NotRun:
+    """Run a page, and say what became of it."""
     started = time.monotonic()
-    result = run_page(page, workers)
+    result = run_page(page, workers, measure)
     seconds = time.monotonic() - started
-    if result is None:
-        _say(f"{page.name} not run: the manifest has no checkpoints for it")
+    if isinstance(result, NotRun):
+        _say(f"{page.name} not run: {result.reason}")
     else:
         _say(f"{page.name} {'executed' if result.executed else 'unchanged'} ({seconds:.0f} s)")
     return result
@@ -114,17 +118,14 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
 
 def _verdicts(runs: Runs) -> pd.DataFrame:
     """Verdicts of all pages, each row with the page that has its card."""
-    found = [
-        (result.verdicts if result else page_study(page).verdicts()).assign(page=page.name)
-        for page, result in runs.items()
-    ]
+    found = [result.verdicts.assign(page=page.name) for page, result in runs.items()]
     return pd.concat([frame for frame in found if not frame.empty], ignore_index=True)
 
 
-def _add_page(source: Path, page: Page, result: NotebookRun | None) -> None:
-    """The executed notebook with its figures, or a page that says that it was not run."""
-    if result is None:
-        text = f"# {page.name}\n\nNot run: this build has no checkpoints for this page.\n"
+def _add_page(source: Path, page: Page, result: NotebookRun | NotRun) -> None:
+    """The executed notebook with its figures, or a page that says why it was not run, with its verdicts."""
+    if isinstance(result, NotRun):
+        text = f"# {page.name}\n\nNot run: {result.reason}.\n\n{VerdictCards(result.verdicts).html()}\n"
         (source / f"{page.name}.md").write_text(text, encoding="utf-8")
         return
     shutil.copyfile(result.page, source / f"{page.name}.ipynb")
@@ -134,7 +135,7 @@ def _add_page(source: Path, page: Page, result: NotebookRun | None) -> None:
 
 
 def _lab_values(runs: Runs) -> dict[str, str]:
-    if not any(page.name == LAB_CHAPTER and result for page, result in runs.items()):
+    if not any(page.name == LAB_CHAPTER and isinstance(result, NotebookRun) for page, result in runs.items()):
         return dict.fromkeys(("base.pass@1", "base.pass@8"), "(not run)")
     evaluation = Study.open(LAB_CHAPTER).table("evaluation")
     return rate_values(pass_view(evaluation), gain_view(evaluation))
