@@ -28,6 +28,7 @@ from threegates.study.provenance import importlib_version, project_root
 from threegates.study.runner import NotebookRun
 from threegates.study.sources import MANIFEST_VARIABLE
 from threegates.study.study import Study
+from threegates.study.summary import forget, write_summary
 from threegates.study.values import FILE, rate_values, verdict_values, write_values
 from threegates.study.verdicts import verdict_page
 from threegates.study.views import gain_view, pass_view
@@ -101,6 +102,7 @@ def _run(page: Page, workers: int, measure: bool = True) -> NotebookRun | NotRun
 def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
     """Put prose, executed notebooks, figures, values and the verdicts' page into one fresh folder."""
     source = build / "book-src"
+    forget(build)
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root / "book", source)
     for page, result in runs.items():
@@ -109,7 +111,9 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
     (source / "verdicts.md").write_text(verdict_page(table), encoding="utf-8")
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
-    write_values(source / FILE, {"profile": profile} | verdict_values(table) | _lab_values(runs))
+    values = {"profile": profile} | verdict_values(table) | _lab_values(runs)
+    write_values(source / FILE, values)
+    write_summary(build, source, profile, table, values)
     mathjax = source / "_static" / "mathjax"
     mathjax.mkdir(parents=True)
     shutil.copyfile(_mathjax_file(), mathjax / "tex-svg.js")
