@@ -106,14 +106,14 @@ def changed_rules(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
 def moved_numbers(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:
     """Every estimate of both builds whose number differs, the largest move against its intervals first."""
     known = [*_NUMBER, "title", "scale", *_NUMBERS]
-    both = first[known].merge(second[known], on=_NUMBER, suffixes=("_before", "_after"))
+    # Two controls of one claim may hold the same estimate against two rules: one number all the same.
+    one, two = (table[known].drop_duplicates(_NUMBER) for table in (first, second))
+    both = one.merge(two, on=_NUMBER, suffixes=("_before", "_after"))
     before, after = (both[f"value_{when}"].astype(float) for when in ("before", "after"))
     both = both[~((before == after) | (before.isna() & after.isna()))].reset_index(drop=True)
     both["difference"] = both["value_after"].astype(float) - both["value_before"].astype(float)
     moves = [_move(row) for row in both.to_dict("records")]
-    both[["errors", "share"]] = pd.DataFrame(
-        moves, columns=["errors", "share"], index=both.index, dtype=float
-    )
+    both["errors"], both["share"] = (pd.Series([one[i] for one in moves], dtype=float) for i in (0, 1))
     both["beyond"] = both["share"] > 1
     numbers = [f"{name}_{when}" for name in ("value", "low", "high") for when in ("before", "after")]
     both = both.assign(title=both["title_after"])[
@@ -158,7 +158,7 @@ def largest_change(first: pd.DataFrame, second: pd.DataFrame) -> tuple[float, st
         return np.inf, "columns differ"
     if len(first) != len(second):
         return np.inf, "rows differ"
-    changes = {name: _change(first[name], second[name]) for name in first}
+    changes = {str(name): _change(first[name], second[name]) for name in first}
     column = max(changes, key=lambda name: changes[name], default="")
     return changes.get(column, 0.0), column
 
@@ -201,7 +201,8 @@ def _rule_texts(table: pd.DataFrame) -> dict[tuple, str]:
     texts = {}
     for row in table.to_dict("records"):
         bounds = [f"{name.replace('_', ' ')} {row[name]:g}" for name in _RULE[1:] if pd.notna(row.get(name))]
-        texts[tuple(row[name] for name in _NUMBER)] = "; ".join([row["rule"], *bounds])
+        key, text = tuple(row[name] for name in _NUMBER), "; ".join([row["rule"], *bounds])
+        texts[key] = f"{texts[key]} and {text}" if key in texts else text
     return texts
 
 
@@ -213,11 +214,9 @@ def _move(row: dict) -> tuple[float, float]:
         for when in ("before", "after")
     )
     gap = abs(after[0] - before[0])
-    error = np.hypot(
-        *(np.nan if row[f"error_{w}"] is None else row[f"error_{w}"] for w in ("before", "after"))
-    )
+    error = np.hypot(_scaled(row["error_before"], False), _scaled(row["error_after"], False))
     half = np.hypot((before[2] - before[1]) / 2, (after[2] - after[1]) / 2)
-    return _over(gap, error), _over(gap, half)
+    return _over(gap, float(error)), _over(gap, float(half))
 
 
 def _scaled(value: float | None, log: bool) -> float:
