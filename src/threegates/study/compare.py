@@ -198,7 +198,7 @@ def _rules(table: pd.DataFrame) -> pd.DataFrame:
 
 def _rule_texts(table: pd.DataFrame) -> dict[tuple, str]:
     """Each rule in words, with the bounds that its words leave out."""
-    texts = {}
+    texts: dict[tuple, str] = {}
     for row in table.to_dict("records"):
         bounds = [f"{name.replace('_', ' ')} {row[name]:g}" for name in _RULE[1:] if pd.notna(row.get(name))]
         key, text = tuple(row[name] for name in _NUMBER), "; ".join([row["rule"], *bounds])

@@ -1,4 +1,4 @@
-"""A comparison of two builds as it is shown: lines for a terminal, and one HTML page that needs nothing else."""
+"""A comparison of two builds as it is shown: lines for a terminal, and one HTML page that stands alone."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ tr.beyond td { background: var(--soft); font-weight: 600; }
 figure { margin: 0; } img { background: #fff; max-width: 100%; } figcaption { font-size: .85rem; }
 """
 _WHAT = (
-    "A move counts as beyond its intervals if it is larger than the root of the sum of the squares of both half "
-    "intervals, on the scale that the estimate was averaged on. The builds are counted as independent; builds of "
-    "equal seeds are not, and should move less."
+    "A move counts as beyond its intervals if it is larger than the root of the sum of the squares of both "
+    "half intervals, on the scale that the estimate was averaged on. The builds are counted as independent; "
+    "builds of equal seeds are not, and should move less."
 )
 
 
