@@ -23,10 +23,12 @@ from threegates.errors import NotebookError
 from threegates.study.benchmark_page import benchmark_file, benchmark_page
 from threegates.study.cards import VerdictCards
 from threegates.study.chapters import NotRun, run_page
+from threegates.study.claims import read_claims
 from threegates.study.contents import Page, book_pages
 from threegates.study.provenance import importlib_version, project_root
 from threegates.study.runner import NotebookRun
 from threegates.study.sources import MANIFEST_VARIABLE
+from threegates.study.stated import stated_values
 from threegates.study.study import Study
 from threegates.study.summary import forget, write_summary
 from threegates.study.values import FILE, rate_values, verdict_values, write_values
@@ -111,7 +113,8 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
     (source / "verdicts.md").write_text(verdict_page(table), encoding="utf-8")
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
-    values = {"profile": profile} | verdict_values(table) | _lab_values(runs)
+    stated = stated_values(read_claims(root / "claims.yaml"))
+    values = {"profile": profile} | stated | verdict_values(table) | _lab_values(runs)
     write_values(source / FILE, values)
     write_summary(build, source, profile, table, values)
     mathjax = source / "_static" / "mathjax"
