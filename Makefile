@@ -12,12 +12,13 @@ export THREEGATES_BUILD VENV LOCK TORCH_INDEX_URL
 BIN := $(VENV)/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help book test lint bench clean clean-lab lock setup
+.PHONY: help book test test-planted lint bench clean clean-lab lock setup
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make book       train the small models, measure, render the study: $(BUILD)/html/index.html'
 	@echo 'make test       run the tests'
+	@echo 'make test-planted   judge 200 studies of each planted truth (15 minutes)'
 	@echo 'make lint       check style, types, spelling, and that notebooks carry no outputs'
 	@echo 'make bench      measure speed against what one would take instead (20 minutes, 16 GB)'
 	@echo 'make clean      remove what was rendered;  make clean-lab  what was trained and measured'
@@ -39,6 +40,11 @@ book: setup
 test: setup
 	@env -u THREEGATES_BUILD OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
 		$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+# How often the rules of claims.yaml are wrong and right where the truth was planted.
+test-planted: setup
+	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 PLANTED_WORKERS=$(WORKERS) \
+		$(BIN)/python -m pytest -s tests/evidence/limits.py $(PYTEST_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

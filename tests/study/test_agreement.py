@@ -12,12 +12,15 @@ from threegates.geometry.masks import jaccard
 from threegates.study import agreement
 from threegates.study.agreement import (
     AGREEMENT_COLUMNS,
+    AGREEMENT_SWEEP_COLUMNS,
+    AXIS_SWEEP_COLUMNS,
     MAP_COLUMNS,
     RATES_COLUMNS,
     consensus_map,
     measure_agreement,
     rank_correlations,
 )
+from threegates.study.draws import COARSE_ETAS
 from threegates.study.measure import AXIS_COLUMNS, measure_pair
 
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -61,6 +64,8 @@ def test_tables_have_their_columns_and_rows(tmp_path):
         "agreement": AGREEMENT_COLUMNS,
         "rates": RATES_COLUMNS,
         "map": MAP_COLUMNS,
+        "axis_sweep": AXIS_SWEEP_COLUMNS,
+        "agreement_sweep": AGREEMENT_SWEEP_COLUMNS,
     }
     assert {name: list(frame.columns) for name, frame in tables.items()} == {
         k: list(v) for k, v in columns.items()
@@ -120,3 +125,22 @@ def test_no_run_is_refused(tmp_path):
     checkpoint, _ = opened(tmp_path, planted.base_tensors(), {})
     with pytest.raises(PairError, match="at least one run"):
         measure_agreement(checkpoint, {}, of_layer=0, draws=1)
+
+
+@pytest.mark.parametrize("eta", COARSE_ETAS)
+def test_at_a_coarser_tolerance_masks_and_nulls_are_those_of_definition_2_1(tmp_path, eta):
+    base = planted.base_tensors()
+    tuned = {f"r{s}": planted.with_noise(base, 1e-3, s) for s in (1, 2)}
+    tables = measure_agreement(*opened(tmp_path, base, tuned), of_layer=0, draws=6)
+    rows = tables["agreement_sweep"].query("eta == @eta").set_index("tensor")
+    for name, row in rows.iterrows():
+        before = base[name].double()
+        after = [tuned[run][name].to(torch.bfloat16).double() for run in ("r1", "r2")]
+        a, b = (
+            ((one - before).abs() > eta * torch.maximum(one.abs(), before.abs())).numpy() for one in after
+        )
+        assert row["jaccard"] == (a & b).sum() / (a | b).sum()
+        assert (row["density_a"], row["density_b"]) == (a.mean(), b.mean())
+    # Planted storage noise: both storage nulls expect what is seen, Bernoulli less.
+    excess = rows["jaccard"] - rows[["storage_density_mean", "storage_norm_mean"]].mean(axis=1)
+    assert abs(excess.mean()) < 0.02 < (rows["jaccard"] - rows["bernoulli"]).mean()

@@ -10,7 +10,13 @@ import torch
 from tests.study import planted
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.study import bases, drift
-from threegates.study.drift import DRIFT_COLUMNS, SPECTRUM_COLUMNS, example_matrix, measure_drift
+from threegates.study.drift import (
+    DRIFT_COLUMNS,
+    SPECTRUM_COLUMNS,
+    example_matrix,
+    measure_drift,
+    sweep_ranks,
+)
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 O = "model.layers.0.self_attn.o_proj.weight"  # noqa: E741
@@ -188,3 +194,28 @@ def test_large_matrices_take_the_certified_engine(tmp_path, monkeypatch):
         assert np.abs(quick[column] - exact[column])[kept].max() < 2e-5
     assert np.abs(quick["nss"] - exact["nss"])[kept].max() < 1e-7
     assert quick["wedin_corrected_holds"].all()
+
+
+def test_angles_over_ranks_are_scipys_and_hold_the_headline(tmp_path):
+    base = planted.base_tensors(width=32)
+    tuned = planted.with_noise(base, 3e-3, 1)
+    start, end = planted.write(tmp_path / "b", base), planted.write(tmp_path / "t", tuned)
+    tables = measure_drift(Checkpoint.open(start), Checkpoint.open(end), name="p")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    rows = tables["drift_sweep"].query("tensor == @name and variant == 'raw'").set_index("k")
+    head = tables["drift"].query("tensor == @name and variant == 'raw'").iloc[0]
+    assert list(rows.index) == sweep_ranks(tuple(base[name].shape))
+    assert rows.loc[head["k"], "angle_left_mean"] == head["angle_left_mean"]
+    u0, _, v0 = np.linalg.svd(base[name].double().numpy())
+    u1, _, v1 = np.linalg.svd(tuned[name].double().numpy())
+    for k, row in rows.iterrows():
+        left = scipy.linalg.subspace_angles(u0[:, :k], u1[:, :k]).mean()
+        right = scipy.linalg.subspace_angles(v0[:k].T, v1[:k].T).mean()
+        assert row["angle_left_mean"] == pytest.approx(left, abs=1e-8)
+        assert row["angle_right_mean"] == pytest.approx(right, abs=1e-8)
+        assert row["nss"] == head["nss"]
+
+
+def test_large_matrices_are_swept_up_to_the_headline_rank_alone():
+    assert sweep_ranks((128, 320)) == [8, 16, 32]
+    assert sweep_ranks((384, 1536)) == [24, 48]

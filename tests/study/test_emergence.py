@@ -7,7 +7,14 @@ import torch
 from tests.study import planted
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
-from threegates.study.emergence import EMERGENCE_COLUMNS, Snapshot, measure_emergence, walk_times
+from threegates.study.draws import COARSE_ETAS
+from threegates.study.emergence import (
+    EMERGENCE_COLUMNS,
+    EMERGENCE_SWEEP_COLUMNS,
+    Snapshot,
+    measure_emergence,
+    walk_times,
+)
 
 
 def snapshots(folder, base, states):
@@ -38,7 +45,7 @@ def stripes_of(frame, step):
 def test_planted_stripes_emerge_early_and_beat_the_walks(tmp_path):
     base = planted.base_tensors(width=64)
     checkpoint, taken = snapshots(tmp_path, base, walk(base, (2, 4, 12), 3e-5, stripes=True))
-    frame = measure_emergence(checkpoint, taken, run="r", draws=19)
+    frame = measure_emergence(checkpoint, taken, run="r", draws=19)["emergence"]
     assert list(frame.columns) == list(EMERGENCE_COLUMNS)
     rows = stripes_of(frame, 4)
     assert (rows["spearman_with_final"] > 0.6).all() and (rows["storage_path_p"] == 0.05).all()
@@ -49,7 +56,7 @@ def test_planted_stripes_emerge_early_and_beat_the_walks(tmp_path):
 def test_a_blind_walk_is_not_told_from_the_null(tmp_path):
     base = planted.base_tensors(width=64)
     checkpoint, taken = snapshots(tmp_path, base, walk(base, (2, 4, 12), 6e-5, stripes=False))
-    rows = measure_emergence(checkpoint, taken, run="r", draws=19).query("step == 4")
+    rows = measure_emergence(checkpoint, taken, run="r", draws=19)["emergence"].query("step == 4")
     assert abs((rows["spearman_with_final"] - rows["storage_path_mean"]).mean()) < 0.12
     assert (rows["storage_path_p"] > 0.05).sum() >= len(rows) - 2
 
@@ -75,7 +82,19 @@ def test_a_step_without_any_change_has_no_correlation(tmp_path):
     base = planted.base_tensors()
     still = {name: weight.float() for name, weight in base.items()}
     checkpoint, taken = snapshots(tmp_path, base, {1: still, 2: planted.with_noise(base, 3e-4, 1)})
-    frame = measure_emergence(checkpoint, taken, run="r", draws=3)
+    frame = measure_emergence(checkpoint, taken, run="r", draws=3)["emergence"]
     first = frame[frame["step"] == 1]
     assert first["spearman_with_final"].isna().all() and first["storage_path_p"].isna().all()
     assert (first["density"] == 0).all() and torch.tensor(first["ratio"].iloc[0]).eq(0).all()
+
+
+def test_coarser_tolerances_are_followed_beside_walks_of_their_own(tmp_path):
+    base = planted.base_tensors(width=64)
+    checkpoint, taken = snapshots(tmp_path, base, walk(base, (2, 4, 12), 1e-4, stripes=True))
+    tables = measure_emergence(checkpoint, taken, run="r", draws=5)
+    coarse = tables["emergence_sweep"]
+    assert list(coarse.columns) == list(EMERGENCE_SWEEP_COLUMNS) and set(coarse["eta"]) == set(COARSE_ETAS)
+    last = tables["emergence"].query("step == 12")["density"].mean()
+    densities = coarse.query("step == 12").groupby("eta")["density"].mean()
+    assert 0 < densities[1e-2] < densities[5e-3] < last
+    assert coarse["storage_path_mean"].notna().all()

@@ -130,3 +130,24 @@ def test_a_value_that_is_not_finite_is_refused_in_a_tensor_that_is_only_reported
     tuned = Checkpoint.open(planted.write(tmp_path / "tuned", resized))
     with pytest.raises(PairError, match=r"model\.embed_tokens\.weight"):
         measure_pair(base, tuned, name="pair")
+
+
+def test_sparsity_at_coarser_tolerances_counts_by_definition_2_1(tmp_path):
+    base = planted.base_tensors()
+    tuned = planted.with_noise(base, 1e-3, 1)
+    tables = measure_pair(
+        Checkpoint.open(planted.write(tmp_path / "b", base)),
+        Checkpoint.open(planted.write(tmp_path / "t", tuned)),
+        name="p",
+    )
+    for row in tables["tensor_sweep"].itertuples():
+        before, after = base[row.tensor].double(), tuned[row.tensor].to(torch.bfloat16).double()
+        changed = (after - before).abs() > row.eta * torch.maximum(before.abs(), after.abs())
+        assert row.changed == int(changed.sum()) and row.sparsity == 1 - row.changed / row.size
+    whole = tables["tensor"].set_index("tensor")
+    coarse = tables["tensor_sweep"].query("eta == 0.01").set_index("tensor")
+    # Noise of the stored norm is as sparse as this planted noise, at any tolerance.
+    linear = coarse["role"].isin(["q", "k", "v", "o", "gate", "up", "down"])
+    assert (coarse["sparsity"] - coarse["sparsity_storage_norm"])[linear].abs().max() < 0.05
+    assert (coarse["sparsity"] > whole["sparsity"])[linear].all()
+    assert (coarse["sparsity_fp32"] == whole["sparsity_fp32"]).all()

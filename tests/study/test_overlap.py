@@ -9,10 +9,13 @@ import torch
 
 from tests.study import planted
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.geometry.precision import ETA
 from threegates.geometry.principal import OVERLAP_NULLS, headline_rank
 from threegates.study.overlap import (
     ALPHAS,
     DIRECTION_COLUMNS,
+    DIRECTION_SWEEP_COLUMNS,
+    ETAS,
     OVERLAP_COLUMNS,
     RANKS,
     SWEEP_COLUMNS,
@@ -63,10 +66,14 @@ def noisy(tmp_path_factory):
 def test_tables_have_their_columns_and_a_row_for_every_matrix_view_and_target(noisy):
     base, _, tables = noisy
     kinds = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
+    kinds |= {"direction_sweep": DIRECTION_SWEEP_COLUMNS}
     assert {table: list(frame) for table, frame in tables.items()} == {t: list(c) for t, c in kinds.items()}
     number = len(matrices(base))
     grid = len(sweep_ranks((WIDTH, WIDTH))) * len(ALPHAS)
-    assert [len(tables[t]) for t in kinds] == [number * 6, number * 6 * grid, number * 2]
+    # Three targets in float32, and in bf16 at each tolerance.
+    swept = number * 3 * (1 + len(ETAS)) * grid
+    directions = [number * 2, number * 2 * len(sweep_ranks((WIDTH, WIDTH)))]
+    assert [len(tables[t]) for t in kinds] == [number * 6, swept, *directions]
     assert set(tables["overlap"]["role"]) == {"q", "k", "v", "o", "gate", "up", "down"}
     assert set(tables["overlap"]["stored_dtype_tuned"]) == {"F32"}
 
@@ -93,7 +100,8 @@ def test_overlaps_are_those_of_full_sorts(noisy):
 def test_the_sweep_holds_the_headline_and_agrees_with_full_sorts(noisy):
     base, tuned, tables = noisy
     k = headline_rank(base[Q].shape)
-    sweep = tables["sweep"].set_index(["tensor", "view", "target", "k", "alpha"])
+    at_headline = tables["sweep"].query(f"eta == {ETA} or eta.isna()")
+    sweep = at_headline.set_index(["tensor", "view", "target", "k", "alpha"])
     head = tables["overlap"].set_index(["tensor", "view", "target", "k", "alpha"])
     swept = sweep["overlap"].reindex(head.index)
     assert swept.notna().all() and np.allclose(head["overlap"], swept, atol=2e-3)
@@ -104,6 +112,40 @@ def test_the_sweep_holds_the_headline_and_agrees_with_full_sorts(noisy):
             found = sweep.loc[Q, "bf16", "principal", rank, alpha]
             assert found["overlap"] == pytest.approx((mask & marked).sum() / mask.sum(), abs=2 / mask.sum())
     assert k in sweep_ranks(base[Q].shape)
+
+
+@pytest.mark.parametrize("eta", [5e-3, 1e-2])
+def test_the_sweep_at_a_coarser_tolerance_leaves_small_changes_out(noisy, eta):
+    base, tuned, tables = noisy
+    sweep = tables["sweep"].query("eta == @eta and k == 4 and alpha == 0.5").set_index(["tensor", "target"])
+    before, after = base[Q].double(), tuned[Q].to(torch.bfloat16).double()
+    mask = ((after - before).abs() > eta * torch.maximum(before.abs(), after.abs())).numpy()
+    assert 0 < mask.sum() < (after != before).sum()
+    for target, marked in by_hand(base[Q], 4, 0.5).items():
+        found = sweep.loc[(Q, target)]
+        assert found["changed"] == mask.sum()
+        assert found["overlap"] == pytest.approx((mask & marked).sum() / mask.sum(), abs=2 / mask.sum())
+
+
+def test_nulls_of_the_sweep_are_what_many_draws_of_the_headline_expect(noisy):
+    """One draw a cell: means over the matrices agree with those of many draws."""
+    tables = noisy[2]
+    head = tables["overlap"].query("view == 'bf16'").groupby("target").mean(numeric_only=True)
+    cell = tables["sweep"].query(f"eta == {ETA} and k == 4 and alpha == 0.5 and view == 'bf16'")
+    swept = cell.groupby("target").mean(numeric_only=True)
+    for null in ("storage_density", "storage_norm", "magnitude"):
+        assert np.allclose(head[f"{null}_mean"], swept[f"{null}_mean"], atol=0.05)
+
+
+def test_directions_over_ranks_are_energies_of_blocks(noisy):
+    base, tuned, tables = noisy
+    rows = tables["direction_sweep"].query("tensor == @Q and view == 'fp32'").set_index("k")
+    delta = tuned[Q].double() - base[Q].double()
+    u, _, vh = torch.linalg.svd(base[Q].double())
+    for k, row in rows.iterrows():
+        block = u[:, :k].T @ delta @ vh[:k].T
+        assert row["rho2"] == pytest.approx(float((block.norm() / delta.norm()) ** 2), rel=1e-6)
+        assert row["rotation_mean"] == pytest.approx(k**2 / delta.numel())
 
 
 def test_planted_avoidance_of_principal_weights_is_seen_against_every_null(tmp_path):
@@ -208,7 +250,8 @@ def test_a_scaled_update_has_the_partners_norm_and_is_rounded_like_any(tmp_path)
     moved = scaled.to(torch.bfloat16).double() - start
     by_frames = float((u[:, :8].T @ moved @ vh[:8].T).norm() / moved.norm()) ** 2
     assert energy["norm-matched", "bf16"] == pytest.approx(by_frames, rel=1e-9)
-    assert set(tables["sweep"]["variant"]) == {"raw"}
+    swept = tables["sweep"].query("variant == 'norm-matched'")
+    assert len(swept) and swept["storage_norm_mean"].isna().all()
 
 
 def test_what_was_measured_without_a_partner_is_the_same_with_one(tmp_path):
@@ -218,7 +261,7 @@ def test_what_was_measured_without_a_partner_is_the_same_with_one(tmp_path):
     for table, frame in alone.items():
         kept = beside[table].query("variant == 'raw'").reset_index(drop=True)
         pd.testing.assert_frame_equal(frame, kept)
-        assert table == "sweep" or len(beside[table]) == 2 * len(frame)
+        assert len(beside[table]) == 2 * len(frame)
 
 
 def test_an_update_of_zero_is_not_scaled(tmp_path):

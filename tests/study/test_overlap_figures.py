@@ -74,7 +74,7 @@ def test_the_summary_keeps_groups_together_in_order():
 
 
 def test_the_sweep_names_ranks_by_the_smaller_side():
-    table = pd.concat([rows(FOUND, smaller_side=64, k=k, alpha=0.5, lift=k / 8) for k in (8, 16)])
+    table = pd.concat([rows(FOUND, smaller_side=64, k=k, alpha=0.5, lift=k / 8, eta=1e-3) for k in (8, 16)])
     view = overlap_views.sweep_view(table, "RL")
     assert set(view["rank"]) == {"n/8", "n/4"}
     assert (view.loc[view["rank"] == "n/4", "lift"] == 2).all()

@@ -10,7 +10,7 @@ comes from the base's weights and from storage alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -20,14 +20,23 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from threegates.checkpoints.pairs import align, load_pair
+from threegates.checkpoints.pairs import TensorPair, align, load_pair
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.masks import consensus, expected_jaccard, jaccard_matrix
 from threegates.geometry.stripes import ratio_dispersion
 from threegates.study.by_tensor import typed
-from threegates.study.draws import NULLS, SUMMARY, ObservedMask, null_columns, null_stream, observe
+from threegates.study.draws import (
+    COARSE_ETAS,
+    NULLS,
+    SUMMARY,
+    ObservedMask,
+    coarsened,
+    null_columns,
+    null_stream,
+    observe,
+)
 from threegates.study.measure import AXIS_COLUMNS, axis_facts, axis_row, matrices
 
 AXES = ("row", "column")
@@ -54,6 +63,10 @@ MAP_COLUMNS = {
     "block": "int64",
     "consensus": "object",
 }
+#: The tables ``axis`` and ``agreement`` at tolerances coarser than the paper's, beside fewer draws.
+AXIS_SWEEP_COLUMNS = {**AXIS_COLUMNS, "eta": "float64"}
+AGREEMENT_SWEEP_COLUMNS = {**AGREEMENT_COLUMNS, "eta": "float64"}
+SWEEP_DRAWS = 9
 # A map is for the eye: longer sides are averaged over square blocks.
 LONGEST_SIDE = 512
 
@@ -89,6 +102,8 @@ def measure_agreement(
         "agreement": AGREEMENT_COLUMNS,
         "rates": RATES_COLUMNS,
         "map": MAP_COLUMNS,
+        "axis_sweep": AXIS_SWEEP_COLUMNS,
+        "agreement_sweep": AGREEMENT_SWEEP_COLUMNS,
     }
     return {table: typed([row for part in parts for row in part[table]], columns[table]) for table in columns}
 
@@ -115,25 +130,50 @@ class _Statistics:
 def _measure_matrix(
     base: Checkpoint, runs: Mapping[str, Checkpoint], name: str, draws: int, seed: int, maps: bool
 ) -> dict[str, list[dict]]:
-    observed = [observe(run, load_pair(base, tuned, name), seed) for run, tuned in runs.items()]
+    pairs = {run: load_pair(base, tuned, name) for run, tuned in runs.items()}
+    observed = [observe(run, pair, seed) for run, pair in pairs.items()]
     facts = {"tensor": name, "role": role(name, observed[0].base.shape), "layer": layer(name)}
     found = _statistics([one.mask for one in observed])
-    null: dict[str, list[_Statistics]] = {}
     kept = [_map_row(facts, "observed", [one.mask for one in observed])] if maps else []
+    null: dict[str, list[_Statistics]] = {}
     for kind in NULLS if draws else ():
-        streams = [null_stream(kind, one, seed) for one in observed]
-        null[kind] = []
-        for number in range(draws):
-            masks = [following() for following in streams]
-            null[kind].append(_statistics(masks))
-            if maps and number == 0:
-                kept.append(_map_row(facts, kind, masks))
+        drawn = _drawn(kind, observed, draws, seed)
+        first = next(drawn)
+        kept += [_map_row(facts, kind, first)] if maps else []
+        null[kind] = [_statistics(first), *map(_statistics, drawn)]
     return {
         "axis": _axis_rows(facts, observed, found, null, draws),
         "agreement": _agreement_rows(facts, observed, found, null, draws),
         "rates": _rates_rows(facts, observed, found, null, draws),
         "map": kept,
+        **_coarse_rows(facts, observed, pairs, min(draws, SWEEP_DRAWS), seed),
     }
+
+
+def _drawn(kind: str, observed: list[ObservedMask], draws: int, seed: int) -> Iterator[list[Tensor]]:
+    """Null masks of that kind, one a run, as often as is asked for."""
+    streams = [null_stream(kind, one, seed) for one in observed]
+    for _ in range(draws):
+        yield [following() for following in streams]
+
+
+def _coarse_rows(
+    facts: dict, observed: list[ObservedMask], pairs: Mapping[str, TensorPair], draws: int, seed: int
+) -> dict[str, list[dict]]:
+    """Stripes and agreement at coarser tolerances, each beside nulls at that tolerance."""
+    rows: dict[str, list[dict]] = {"axis_sweep": [], "agreement_sweep": []}
+    for eta in COARSE_ETAS:
+        coarse = [coarsened(one, pairs[one.run].tuned, eta) for one in observed]
+        found = _statistics([one.mask for one in coarse])
+        null = {
+            kind: [_statistics(masks) for masks in _drawn(kind, coarse, draws, seed)]
+            for kind in (NULLS if draws else ())
+        }
+        axis = _axis_rows(facts, coarse, found, null, draws)
+        agreement = _agreement_rows(facts, coarse, found, null, draws)
+        rows["axis_sweep"] += [row | {"eta": eta} for row in axis]
+        rows["agreement_sweep"] += [row | {"eta": eta} for row in agreement]
+    return rows
 
 
 def _statistics(masks: list[Tensor]) -> _Statistics:

@@ -22,17 +22,22 @@ from threegates.digest import code_digest, file_digest, value_digest
 from threegates.errors import NotebookError
 from threegates.study.benchmark_page import benchmark_file, benchmark_page
 from threegates.study.cards import VerdictCards
-from threegates.study.chapters import NotRun, run_page
-from threegates.study.claims import read_claims
+from threegates.study.chapters import NotRun, page_looks, page_study, run_page
+from threegates.study.claims import Claims, NoTables, judge, read_claims, verdict_table
 from threegates.study.contents import Page, book_pages
+from threegates.study.evidence import write_evidence
+from threegates.study.figures import Published, publish
 from threegates.study.provenance import importlib_version, project_root
 from threegates.study.runner import NotebookRun
 from threegates.study.sources import MANIFEST_VARIABLE
 from threegates.study.stated import stated_values
+from threegates.study.statistics import with_statistics
+from threegates.study.store import record_digest
 from threegates.study.study import Study
 from threegates.study.summary import forget, write_summary
 from threegates.study.values import FILE, rate_values, verdict_values, write_values
-from threegates.study.verdicts import verdict_page
+from threegates.study.verdict_plots import forest, forest_rows
+from threegates.study.verdicts import PAGE, verdict_page
 from threegates.study.views import gain_view, pass_view
 
 LAB_CHAPTER = "miniature-lab"
@@ -110,7 +115,7 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
     for page, result in runs.items():
         _add_page(source, page, result)
     table = _verdicts(runs)
-    (source / "verdicts.md").write_text(verdict_page(table), encoding="utf-8")
+    _add_verdicts(source, table, runs)
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     stated = stated_values(read_claims(root / "claims.yaml"))
@@ -123,10 +128,64 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
     return source
 
 
+def _add_verdicts(source: Path, table: pd.DataFrame, runs: Runs) -> None:
+    """The verdicts' page with its figure, and the evidence of every claim."""
+    rows = forest_rows(table)
+    figure = _summary_figure(source, rows).markdown() if len(rows) else ""
+    (source / f"{PAGE}.md").write_text(verdict_page(table, figure), encoding="utf-8")
+    write_evidence(source / "extra", table, _cells(runs), {page.name: _read(runs[page]) for page in runs})
+
+
+def _summary_figure(source: Path, rows: pd.DataFrame) -> Published:
+    return publish(
+        forest(rows),
+        f"{PAGE}/summary",
+        alt="Every claim that has an effect, one row each, ratios above and differences below: our estimate "
+        "with its interval, coloured by verdict, the tolerance fixed beforehand, and the same under each "
+        "null or matched control. Many effects lie far beyond their tolerance while their controls lie at no "
+        "effect.",
+        caption="Every effect beside its tolerance and its controls, with 95 % intervals over seeds. A claim "
+        "is reproduced where its own interval and those of all controls lie at or beyond their tolerances. "
+        "Differences are on a scale that is linear around zero and logarithmic beyond.",
+        data=rows,
+        folder=source / "figures",
+    )
+
+
 def _verdicts(runs: Runs) -> pd.DataFrame:
-    """Verdicts of all pages, each row with the page that has its card."""
+    """Verdicts of all pages, each row with the page that has its card; of claims without a page, why not."""
     found = [result.verdicts.assign(page=page.name) for page, result in runs.items()]
-    return pd.concat([frame for frame in found if not frame.empty], ignore_index=True)
+    known = read_claims(project_root() / "claims.yaml")
+    found.append(_without_page(known, {page.notebook for page in runs}))
+    table = pd.concat([frame for frame in found if not frame.empty], ignore_index=True)
+    return with_statistics(table, known.confidence)
+
+
+def _without_page(known: Claims, chapters: set[str]) -> pd.DataFrame:
+    """Claims whose chapter has no page: what their runs await."""
+    judged = [
+        verdict_table([judge(claim, NoTables(), "no page yet", known.confidence)]).assign(about=subject)
+        for claim in known.claims
+        if claim.chapter not in chapters
+        for subject in claim.subjects
+    ]
+    return pd.concat(judged, ignore_index=True).assign(page=PAGE) if judged else pd.DataFrame()
+
+
+def _cells(runs: Runs) -> pd.DataFrame:
+    """Claims over their free choices, of all pages that judge any."""
+    frames = []
+    for page, result in runs.items():
+        if isinstance(result, NotebookRun) and page_looks(page):
+            study = page_study(page)
+            frames.append(study.cells().assign(about=study.about.name))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def _read(result: NotebookRun | NotRun) -> list[dict]:
+    """Name and content digest of every record that a page read."""
+    files = result.records if isinstance(result, NotebookRun) else []
+    return [{"record": f"{f.parent.name}/{f.name}", "sha256": record_digest(f)} for f in files]
 
 
 def _add_page(source: Path, page: Page, result: NotebookRun | NotRun) -> None:

@@ -29,6 +29,11 @@ _SUMMARY = {
 _MARKS = {True: "holds", False: "does not hold"}
 
 
+def look(verdict: str) -> str:
+    """The class that colours a verdict."""
+    return _CLASSES.get(verdict, "tg-open")
+
+
 def number(value: float, digits: int = 3) -> str:
     """A measured number with three significant digits, a dash where there is none."""
     return "–" if value is None or pd.isna(value) else f"{value:.{digits}g}".replace("-", "−")
@@ -90,12 +95,15 @@ def _card(rows: pd.DataFrame) -> str:
     changed = f" The rule was changed: {escape(rule['changed'])}" if rule["changed"] else ""
     whose = "" if rule["made_by"] == "paper" else "Our control. "
     lines = "".join(_line(row) for _, row in rows.iterrows())
-    look, place = _CLASSES.get(rule["verdict"], "tg-open"), escape(rule["place"])
+    place = escape(rule["place"])
+    cells = int(rule.get("cells", 0))
+    same = f" The verdict is the same in {int(rule.get('cells_same', 0))} of {cells} cells of the sweep."
+    told = f"{escape(rule['subject'])}. {escape(rule['reason'])}.{same * (cells > 0)}{known}{changed}"
     return (
-        f'<div class="tg-verdict {look}" id="verdict-{escape(rule["claim"])}">\n'
+        f'<div class="tg-verdict {look(rule["verdict"])}" id="verdict-{escape(rule["claim"])}">\n'
         f"<p><strong>{escape(rule['verdict'].capitalize())}.</strong> {whose}<em>{place}</em>: "
         f"{escape(rule['says'])}</p>\n<ul>{lines}</ul>\n"
-        f"<p><small>{escape(rule['subject'])}. {escape(rule['reason'])}.{known}{changed}</small></p>\n</div>"
+        f"<p><small>{told}</small></p>\n</div>"
     )
 
 

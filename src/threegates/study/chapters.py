@@ -81,16 +81,24 @@ def run_page(page: Page, workers: int = 1, measure: bool = True) -> NotebookRun 
     """
     path = notebook_path(page.notebook)
     try:
-        if opens_study(read_notebook(path)) and not page_study(page, measure).pairs:
+        if page_looks(page) and not page_study(page, measure).pairs:
             return NotRun("this build has no checkpoints for this page", _verdicts(page))
         return run_notebook(path, page.parameters, page=page.name, workers=workers, measure=measure)
     except (CheckpointError, MissingRecordError) as error:
         return NotRun(_told(error), _verdicts(page))
 
 
+def page_looks(page: Page) -> bool:
+    """Whether a page looks at checkpoints at all."""
+    return opens_study(read_notebook(notebook_path(page.notebook)))
+
+
 def page_study(page: Page, measure: bool = True) -> Study:
-    """The study of a page's chapter and subject."""
-    options: dict[str, Any] = {k: v for k, v in page.parameters.items() if k in STUDY_PARAMETERS}
+    """The study of a page's chapter and subject, with the parameters that its notebook declares."""
+    path = notebook_path(page.notebook)
+    known = declared(read_notebook(path), path.stem)
+    options: dict[str, Any] = {name: known[name].default for name in STUDY_PARAMETERS if name in known}
+    options |= {name: value for name, value in page.parameters.items() if name in STUDY_PARAMETERS}
     return Study.open(page.notebook, **options, measure=measure)
 
 

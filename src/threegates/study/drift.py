@@ -30,7 +30,7 @@ from threegates.geometry.norm_matching import gaussian_of_norm, match_norm
 from threegates.geometry.nulls import noise_generator
 from threegates.geometry.principal import headline_rank
 from threegates.geometry.spectra import FullSpectrum, singular_values, spectral_shift
-from threegates.study.bases import Base, base_of
+from threegates.study.bases import REFERENCE_SIDE, Base, base_of
 from threegates.study.by_tensor import Rows, Shared, measure_all
 from threegates.study.measure import matrices, sides
 from threegates.study.partners import Partner
@@ -94,6 +94,18 @@ SPECTRUM_COLUMNS = {
     "angle_bound": "float64",
 }
 
+#: Ranks of the sweep as shares of a matrix's smaller side; the headline rank of small matrices is an eighth.
+SWEEP_SHARES = (1 / 16, 1 / 8, 1 / 4)
+SWEEP_COLUMNS = {
+    **dict.fromkeys(("pair", "tensor", "role", "variant", "partner"), "str"),
+    "layer": "Int64",
+    "k": "int64",
+    "smaller_side": "int64",
+    "nss": "float64",
+    "angle_left_mean": "float64",
+    "angle_right_mean": "float64",
+}
+
 #: Relative rounding of norms and quotients in float64, far above what they have.
 ROUNDING = 1e-12
 
@@ -103,6 +115,7 @@ class _Moved:
     """One variant, measured: ΔW, all singular values, the leading spectrum and its angles with the base's."""
 
     side: Base
+    tuned: Tensor
     delta: Tensor
     spectrum: FullSpectrum
     leading: LeadingSpectrum
@@ -135,7 +148,7 @@ class PairDrift:
     partner_name: str = ""
     seed: int = 0
 
-    tables = {"drift": DRIFT_COLUMNS, "spectrum": SPECTRUM_COLUMNS}
+    tables = {"drift": DRIFT_COLUMNS, "spectrum": SPECTRUM_COLUMNS, "drift_sweep": SWEEP_COLUMNS}
 
     @cached_property
     def aligned(self) -> list[AlignedTensor]:
@@ -165,13 +178,15 @@ class PairDrift:
         place = {"role": role(tensor, pair.base.shape), "layer": layer(tensor)}
         facts = {"pair": self.name, "tensor": tensor, **place}
         generator = noise_generator(self.seed, "drift", self.name, tensor)
-        found: Rows = {"drift": [], "spectrum": []}
+        found: Rows = {name: [] for name in self.tables}
         if not pair.base.numel():
             return found
         for variant, moved in _measured(pair, norm, generator, shared):
             partner = self.partner_name if variant in _OF_PARTNER else ""
             row = {**facts, "variant": variant, "partner": partner}
-            found["drift"].append(row | drift_numbers(moved))
+            numbers = drift_numbers(moved)
+            found["drift"].append(row | numbers)
+            found["drift_sweep"] += [row | {"nss": numbers["nss"]} | swept for swept in _sweep(moved, shared)]
             if tensor == self.example and variant in (RAW, MATCHED):
                 found["spectrum"].append(row | _spectra(moved))
         return found
@@ -248,6 +263,7 @@ def _moved(side: Base, tensor: Tensor) -> _Moved:
     leading = update(side.leading, tuned, side.accuracy)
     return _Moved(
         side,
+        tuned,
         delta,
         singular_values(tuned, side.accuracy),
         leading,
@@ -293,6 +309,31 @@ def drift_numbers(moved: _Moved) -> dict:
         "energy_expected": expected_energy(tuple(side.weight.shape), k),
         **_bounds(moved, nss_error),
     }
+
+
+def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
+    """Ranks of the sweep, ascending, the headline rank among them.
+
+    Of matrices that are too large for all their singular vectors only those up to the headline rank.
+    """
+    n, headline = min(shape), headline_rank(shape)
+    ranks = sorted({headline, *(max(1, round(share * n)) for share in SWEEP_SHARES)})
+    return ranks if n <= REFERENCE_SIDE else [rank for rank in ranks if rank <= headline]
+
+
+def _sweep(moved: _Moved, shared: Shared) -> Iterator[dict]:
+    """Mean angles at every rank of the sweep; what lies above the headline rank is decomposed once more."""
+    weight, headline = moved.side.weight, moved.angles.k
+    shape = tuple(weight.shape)
+    base, tuned = moved.side.leading.leading, moved.leading
+    for k in sweep_ranks(shape):
+        if k > base.k:
+            side = base_of(weight, max(sweep_ranks(shape)), shared)
+            base = side.leading.leading
+            tuned = update(side.leading, moved.tuned, side.accuracy)
+        angles = moved.angles if k == headline else subspace_angles(base, tuned, k)
+        means = {"angle_left_mean": angles.left.mean, "angle_right_mean": angles.right.mean}
+        yield {"k": k, "smaller_side": min(shape), **means}
 
 
 def _bounds(moved: _Moved, nss_error: float) -> dict:

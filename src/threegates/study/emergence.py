@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -21,9 +22,10 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls import noise_generator, storage_path
+from threegates.geometry.precision import ETA
 from threegates.study.agreement import AXES, rank_correlations
 from threegates.study.by_tensor import typed
-from threegates.study.draws import SUMMARY, null_columns
+from threegates.study.draws import COARSE_ETAS, SUMMARY, null_columns
 from threegates.study.measure import axis_facts, matrices
 
 EMERGENCE_COLUMNS = {
@@ -45,6 +47,11 @@ EMERGENCE_COLUMNS = {
 }
 
 
+#: The same at tolerances coarser than the paper's, beside fewer walks.
+EMERGENCE_SWEEP_COLUMNS = {**EMERGENCE_COLUMNS, "eta": "float64"}
+SWEEP_DRAWS = 9
+
+
 @dataclass(frozen=True)
 class Snapshot:
     """A run's checkpoint after some step; `updates` counts optimizer updates where it is known."""
@@ -56,8 +63,12 @@ class Snapshot:
 
 def measure_emergence(
     base: Checkpoint, snapshots: Sequence[Snapshot], *, run: str, draws: int, seed: int = 0
-) -> pd.DataFrame:
+) -> dict[str, pd.DataFrame]:
     """Follow the row and column ratios of one run from its first saved step to its last.
+
+    Returns
+    -------
+    tables ``emergence``, and ``emergence_sweep`` at coarser tolerances.
 
     Raises
     ------
@@ -73,8 +84,18 @@ def measure_emergence(
             found=steps,
         )
     names = sorted(set.intersection(*(set(matrices(align(base, one.checkpoint))) for one in ordered)))
-    rows = [row for name in names for row in _follow(base, ordered, name, run, draws, seed)]
-    return typed(rows, EMERGENCE_COLUMNS)
+    follow = partial(_follow, base, ordered, run=run, seed=seed)
+    rows = [row for name in names for row in follow(name, draws=draws)]
+    coarse = [
+        row | {"eta": eta}
+        for name in names
+        for eta in COARSE_ETAS
+        for row in follow(name, draws=min(draws, SWEEP_DRAWS), eta=eta)
+    ]
+    return {
+        "emergence": typed(rows, EMERGENCE_COLUMNS),
+        "emergence_sweep": typed(coarse, EMERGENCE_SWEEP_COLUMNS),
+    }
 
 
 def walk_times(steps: Sequence[int], cosines: Sequence[float]) -> list[float]:
@@ -93,14 +114,22 @@ def walk_times(steps: Sequence[int], cosines: Sequence[float]) -> list[float]:
 
 
 def _follow(
-    base: Checkpoint, snapshots: Sequence[Snapshot], name: str, run: str, draws: int, seed: int
+    base: Checkpoint,
+    snapshots: Sequence[Snapshot],
+    name: str,
+    *,
+    run: str,
+    draws: int,
+    seed: int,
+    eta: float = ETA,
 ) -> list[dict]:
     pairs = [load_pair(base, one.checkpoint, name) for one in snapshots]
-    masks = [update_mask(pair.base, pair.tuned) for pair in pairs]
+    masks = [update_mask(pair.base, pair.tuned, eta) for pair in pairs]
     deltas = [(pair.tuned_stored.double() - pair.base_stored.double()).flatten() for pair in pairs]
     cosines = [_cosine(delta, deltas[-1]) for delta in deltas]
     times = walk_times([one.step for one in snapshots], cosines)
-    null = _walks(pairs[0].base, masks, times, draws, noise_generator(seed, "storage_path", run, name))
+    source = noise_generator(seed, "storage_path", run, name)
+    null = _walks(pairs[0].base, masks, times, draws, source, eta)
     facts = {
         "run": run,
         "tensor": name,
@@ -143,11 +172,16 @@ def _with_final(masks: Sequence[Tensor], axis: str) -> list[float]:
 
 
 def _walks(
-    base: Tensor, masks: Sequence[Tensor], times: Sequence[float], draws: int, generator: torch.Generator
+    base: Tensor,
+    masks: Sequence[Tensor],
+    times: Sequence[float],
+    draws: int,
+    generator: torch.Generator,
+    eta: float,
 ) -> list[dict[str, list[float]]]:
     counts = [int(mask.count_nonzero()) for mask in masks]
     walks = []
     for _ in range(draws):
-        path = storage_path(base, counts, times, generator)
+        path = storage_path(base, counts, times, generator, eta)
         walks.append({axis: _with_final(path, axis) for axis in AXES})
     return walks

@@ -30,19 +30,29 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
-    "pair": {"tensor": measure.TENSOR_COLUMNS},
+    "pair": {"tensor": measure.TENSOR_COLUMNS, "tensor_sweep": measure.TENSOR_SWEEP_COLUMNS},
     "group": {
         "axis": measure.AXIS_COLUMNS,
         "agreement": agreement.AGREEMENT_COLUMNS,
         "rates": agreement.RATES_COLUMNS,
         "map": agreement.MAP_COLUMNS,
+        "axis_sweep": agreement.AXIS_SWEEP_COLUMNS,
+        "agreement_sweep": agreement.AGREEMENT_SWEEP_COLUMNS,
     },
-    "run": {"emergence": emergence.EMERGENCE_COLUMNS},
-    "drift": {"drift": drift.DRIFT_COLUMNS, "spectrum": drift.SPECTRUM_COLUMNS},
+    "run": {
+        "emergence": emergence.EMERGENCE_COLUMNS,
+        "emergence_sweep": emergence.EMERGENCE_SWEEP_COLUMNS,
+    },
+    "drift": {
+        "drift": drift.DRIFT_COLUMNS,
+        "spectrum": drift.SPECTRUM_COLUMNS,
+        "drift_sweep": drift.SWEEP_COLUMNS,
+    },
     "overlap": {
         "overlap": overlap.OVERLAP_COLUMNS,
         "sweep": overlap.SWEEP_COLUMNS,
         "direction": overlap.DIRECTION_COLUMNS,
+        "direction_sweep": overlap.DIRECTION_SWEEP_COLUMNS,
     },
     "lens": {"lens": lens.LENS_COLUMNS, "lens_bins": lens.BINS_COLUMNS},
     "table": {"tensor": tensor_table.COLUMNS, "axis": measure.AXIS_COLUMNS},
@@ -268,7 +278,7 @@ def _measure_run(
         for number, (step, updates) in enumerate(steps)
     ]
     base = Checkpoint.open(folders["base"])
-    return {"emergence": emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)}
+    return emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)
 
 
 def _measure_lens(

@@ -27,6 +27,7 @@ from threegates.geometry.nulls import noise_generator
 from threegates.geometry.stripes import ratio_dispersion
 from threegates.study.by_tensor import Rows, Shared, measure_all
 from threegates.study.draws import (
+    COARSE_ETAS,
     NULLS,
     SUMMARY,
     frobenius,
@@ -60,6 +61,16 @@ TENSOR_COLUMNS = {
     "sparsity_storage_norm": "float64",
     "sparsity_storage_norm_sd": "float64",
 }
+#: Of a pair at tolerances coarser than the paper's: what judges sparsity, in the columns of the tensor table.
+TENSOR_SWEEP_COLUMNS = {
+    **{name: TENSOR_COLUMNS[name] for name in ("pair", "tensor", "role", "layer", "status", "size")},
+    "stored_dtype_tuned": "str",
+    "eta": "float64",
+    "changed": "int64",
+    "sparsity": "float64",
+    "sparsity_fp32": "float64",
+    "sparsity_storage_norm": "float64",
+}
 AXIS_COLUMNS = {
     "pair": "str",
     "tensor": "str",
@@ -85,7 +96,7 @@ class PairTensors:
     seed: int = 0
     axes: bool = True
 
-    tables = {"tensor": TENSOR_COLUMNS, "axis": AXIS_COLUMNS}
+    tables = {"tensor": TENSOR_COLUMNS, "axis": AXIS_COLUMNS, "tensor_sweep": TENSOR_SWEEP_COLUMNS}
 
     @cached_property
     def aligned(self) -> dict[str, AlignedTensor]:
@@ -102,8 +113,9 @@ class PairTensors:
         pair = self.loaded(tensor)
         facts = facts_of(self.aligned[tensor], self.name)
         if pair is None:
-            return {"tensor": [facts], "axis": []}
-        return self.rows_of(pair, facts)
+            return {"tensor": [facts], "axis": [], "tensor_sweep": []}
+        found = self.rows_of(pair, facts)
+        return found | {"tensor_sweep": _coarse_rows(pair, found["tensor"][0])}
 
     def loaded(self, tensor: str) -> TensorPair | None:
         """Both sides of a tensor that can be compared; the others are looked at for their values alone."""
@@ -225,6 +237,19 @@ def _numbers(pair: TensorPair, name: str, seed: int) -> dict:
         "sparsity_storage_norm": noise,
         "sparsity_storage_norm_sd": noise_sd,
     }
+
+
+def _coarse_rows(pair: TensorPair, row: dict) -> list[dict]:
+    """The tensor's row at coarser tolerances; what float32 shows is the same at all of them."""
+    kept = {name: row[name] for name in TENSOR_SWEEP_COLUMNS if name in row}
+    rows = []
+    for eta in COARSE_ETAS:
+        changed = int(update_mask(pair.base, pair.tuned, eta).count_nonzero())
+        noise, _ = noise_sparsity(pair.base, row["storage_norm_scale"], eta)
+        sparsity = 1 - changed / row["size"] if row["size"] else float("nan")
+        rows.append({**kept, "eta": eta, "changed": changed, "sparsity": sparsity})
+        rows[-1]["sparsity_storage_norm"] = noise
+    return rows
 
 
 def as_stored(pair: TensorPair) -> tuple[Tensor, Tensor]:

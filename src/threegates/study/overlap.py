@@ -1,8 +1,9 @@
 """Whether a pair's update lies on principal or on small weights, and along which directions it points.
 
 Three tables. ``overlap``: one row a matrix, target and view, at the headline rank and share, with nulls.
-``sweep``: overlaps over a grid of ranks and shares. ``direction``: the update's energy in the block of the
-leading singular directions beside random frames.
+``sweep``: the same over a grid of ranks, shares and tolerances, beside fewer draws. ``direction``: the
+update's energy in the block of the leading singular directions beside random frames, and
+``direction_sweep`` over ranks beside the expectation of random frames.
 
 Two views of an update: ``bf16`` is the update mask of the stored weights; ``fp32`` marks the share α of
 largest |ΔW|, taken from the weights as stored. Storage decides nothing there, so the storage nulls, which
@@ -11,15 +12,20 @@ to bf16, and between the weights as stored; random frames are drawn for the latt
 
 Two variants: ``raw`` is the update as it is; ``norm-matched`` is ΔW scaled, matrix by matrix, to the norm of
 a partner's, so that overlaps are compared at equal norm and equal rounding. It is a control itself and has
-no nulls and no sweep.
+no nulls.
+
+The tolerance η of Definition 2.1 decides what of a stored change counts. At the paper's own it is every
+change; at larger ones the bf16 mask and the storage nulls leave out changes by one code or a few.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -39,7 +45,16 @@ from threegates.geometry.directions import (
 )
 from threegates.geometry.masks import pack, update_mask
 from threegates.geometry.norm_matching import match_norm
-from threegates.geometry.nulls import NullSummary, noise_generator, summarise
+from threegates.geometry.nulls import (
+    NullSummary,
+    gaussian_noise,
+    noise_generator,
+    scale_to_pass,
+    smallest,
+    stratified_permutations,
+    summarise,
+)
+from threegates.geometry.precision import ETA, gaps_beyond
 from threegates.geometry.principal import (
     HEADLINE_ALPHA,
     OVERLAP_NULLS,
@@ -60,7 +75,7 @@ from threegates.geometry.principal import (
 from threegates.geometry.thresholds import entry_count
 from threegates.study.bases import base_of
 from threegates.study.by_tensor import Rows, Shared, measure_all
-from threegates.study.draws import noise_scale
+from threegates.study.draws import COARSE_ETAS, noise_scale
 from threegates.study.measure import as_stored, matrices
 from threegates.study.partners import Partner
 
@@ -101,7 +116,24 @@ OVERLAP_COLUMNS = {
     **{f"{null}_{name}": "float64" for null in OVERLAP_NULLS for name in SUMMARY},
     "draws": "int64",
 }
-SWEEP_COLUMNS = {**_KEYS, "smaller_side": "int64", **_FOUND}
+# Tolerances of the sweep, the paper's first. Draws of a null in each cell: one, for a cell is judged by means
+# over many matrices and runs.
+ETAS = (ETA, *COARSE_ETAS)
+SWEEP_DRAWS = 1
+SWEEP_COLUMNS = {
+    **_KEYS,
+    "smaller_side": "int64",
+    "eta": "float64",
+    **_FOUND,
+    **{f"{null}_mean": "float64" for null in ("storage_density", "storage_norm", "magnitude")},
+}
+_NARROW = ("view", "variant", "partner", "k", "pair", "tensor", "role", "layer")
+DIRECTION_SWEEP_COLUMNS = {
+    **{name: _KEYS.get(name, "str") for name in _NARROW},
+    "smaller_side": "int64",
+    "rho2": "float64",
+    "rotation_mean": "float64",
+}
 DIRECTION_COLUMNS = {
     **_KEYS,
     "view": "str",
@@ -139,6 +171,11 @@ class _Subject:
     seed: int
     shared: Shared
 
+    @cached_property
+    def scale(self) -> float:
+        """Scale of the noise of the stored update's norm, for storage null 1b."""
+        return noise_scale(self.pair, self.generator("scale"))
+
     @property
     def matched(self) -> bool:
         """Whether ΔW was scaled to a partner's norm."""
@@ -161,7 +198,12 @@ class PairOverlap:
     partner_name: str = ""
     seed: int = 0
 
-    tables = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
+    tables = {
+        "overlap": OVERLAP_COLUMNS,
+        "sweep": SWEEP_COLUMNS,
+        "direction": DIRECTION_COLUMNS,
+        "direction_sweep": DIRECTION_SWEEP_COLUMNS,
+    }
 
     @cached_property
     def names(self) -> list[str]:
@@ -175,7 +217,7 @@ class PairOverlap:
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
         """Rows of one matrix in each table and variant; none for one without entries."""
-        found: Rows = {"overlap": [], "sweep": [], "direction": []}
+        found: Rows = {name: [] for name in self.tables}
         pair = load_pair(self.base, self.tuned, tensor)
         if not pair.base.numel():
             return found
@@ -184,8 +226,9 @@ class PairOverlap:
         for subject in _variants(own, self.in_norm.norm(tensor), self.partner_name):
             masks = _views(subject)
             found["overlap"] += overlap_rows(subject, masks)
-            found["sweep"] += [] if subject.matched else _sweep_rows(subject, masks)
+            found["sweep"] += _sweep_rows(subject, masks["fp32"])
             found["direction"] += _direction_rows(subject)
+            found["direction_sweep"] += _direction_sweep_rows(subject)
         return found
 
 
@@ -211,7 +254,7 @@ def measure_overlap(
 
     Returns
     -------
-    tables ``overlap``, ``sweep`` and ``direction``.
+    tables ``overlap``, ``sweep``, ``direction`` and ``direction_sweep``.
 
     Raises
     ------
@@ -313,7 +356,7 @@ def _null_columns(
     columns: dict[str, dict[str, float]] = {target: {} for target in targets}
     if not subject.draws or not mask.any():
         return columns
-    scale = noise_scale(subject.pair, subject.generator("scale")) if view == "bf16" else None
+    scale = subject.scale if view == "bf16" else None
     for null in VIEWS[view]:
         source = subject.generator("overlap", view, null)
         masks = null_masks(null, subject.pair.base, mask, source, scale=scale)
@@ -334,19 +377,69 @@ def _named(null: str, summary: NullSummary) -> dict[str, float]:
     return {f"{null}_{f.name}": getattr(summary, f.name) for f in fields(summary) if f.name in SUMMARY}
 
 
-def _sweep_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
-    """Every view, target, rank and share."""
-    shape, names = tuple(subject.pair.base.shape), list(masks)
+@dataclass(frozen=True)
+class _Swept:
+    """A mask of the sweep: an update's own, or a null's draw beside it. η is NaN where none plays a part."""
+
+    view: str
+    eta: float
+    null: str
+    mask: Tensor
+
+
+def _sweep_rows(subject: _Subject, largest: Tensor) -> list[dict]:
+    """Every view, target, rank, share and tolerance; `largest` marks the largest float32 changes."""
+    swept = [*_stored_masks(subject), *_with_magnitude(subject, "fp32", math.nan, largest)]
     targets = subject.shared.of("sweep", subject.pair.base, lambda: _sweep_targets(subject))
-    cells = overlap_sweep(targets, [pack(mask) for mask in masks.values()])
-    place = {"smaller_side": min(shape)}
-    return [
-        {**subject.facts, **place, "k": cell.rank, "alpha": cell.alpha, "target": target}
-        | {"view": names[cell.mask]}
-        | _numbers(found)
-        for cell in cells
-        for target, found in cell.overlaps.items()
-    ]
+    cells = overlap_sweep(targets, [pack(one.mask) for one in swept])
+    drawn: dict[tuple, list[float]] = defaultdict(list)
+    own = []
+    for cell in cells:
+        one = swept[cell.mask]
+        place = (one.view, one.eta, cell.rank, cell.alpha)
+        for target, found in cell.overlaps.items():
+            if one.null:
+                drawn[*map(str, place), target, one.null].append(found.overlap)
+            else:
+                own.append((place, target, found))
+    return [_sweep_row(subject, place, target, found, drawn) for place, target, found in own]
+
+
+def _sweep_row(subject: _Subject, place: tuple, target: str, found: Overlap, drawn: dict) -> dict:
+    view, eta, rank, alpha = place
+    cell = {"view": view, "eta": eta, "k": rank, "alpha": alpha, "target": target}
+    nulls = {
+        f"{null}_mean": float(np.mean(drawn[*map(str, place), target, null]))
+        for null in ("storage_density", "storage_norm", "magnitude")
+        if (*map(str, place), target, null) in drawn
+    }
+    size = {"smaller_side": min(subject.pair.base.shape)}
+    return {**subject.facts, **size, **cell, **_numbers(found), **nulls}
+
+
+def _stored_masks(subject: _Subject) -> Iterator[_Swept]:
+    """The bf16 mask at every tolerance, and its nulls; one noise serves all tolerances."""
+    base = subject.pair.base
+    for eta in ETAS:
+        mask = update_mask(base, subject.pair.tuned, eta)
+        yield from _with_magnitude(subject, "bf16", eta, mask)
+        if not subject.draws or not mask.any():
+            continue
+        gaps, changed = gaps_beyond(base, eta), int(mask.count_nonzero())
+        source = subject.generator("sweep", "storage")
+        for _ in range(SWEEP_DRAWS):
+            needed = scale_to_pass(gaps, gaussian_noise(base.shape, source))
+            yield _Swept("bf16", eta, "storage_density", smallest(needed, changed))
+            yield _Swept("bf16", eta, "storage_norm", needed < subject.scale)
+
+
+def _with_magnitude(subject: _Subject, view: str, eta: float, mask: Tensor) -> Iterator[_Swept]:
+    """A mask, and itself shuffled among weights of equal size."""
+    yield _Swept(view, eta, "", mask)
+    if subject.draws and mask.any():
+        source = subject.generator("sweep", "magnitude", view)
+        shuffled = stratified_permutations(mask, subject.pair.base, generator=source)
+        yield from (_Swept(view, eta, "magnitude", one) for one in islice(shuffled, SWEEP_DRAWS))
 
 
 def _sweep_targets(subject: _Subject) -> SweepTargets:
@@ -360,6 +453,23 @@ def _direction_rows(subject: _Subject) -> list[dict]:
     rounded = subject.pair.tuned.double() - subject.pair.base.double()
     bare = replace(subject, draws=0)
     return [_direction_row(subject, "fp32", subject.delta.double()), _direction_row(bare, "bf16", rounded)]
+
+
+def _direction_sweep_rows(subject: _Subject) -> list[dict]:
+    """ρ² at every rank of the sweep; random frames by their expectation k²/(mn)."""
+    shape = tuple(subject.pair.base.shape)
+    ranks = [rank for rank in sweep_ranks(shape) if rank <= len(subject.triplets.s)]
+    rounded = subject.pair.tuned.double() - subject.pair.base.double()
+    u, _, v = subject.triplets.leading(max(ranks))
+    rows = []
+    for view, delta in (("fp32", subject.delta.double()), ("bf16", rounded)):
+        whole, block = float(delta.square().sum()), (u.T @ delta @ v).square()
+        for k in ranks:
+            row = {name: subject.facts[name] for name in _NARROW if name in subject.facts}
+            row |= {"view": view, "k": k, "smaller_side": min(shape)}
+            row["rho2"] = float(block[:k, :k].sum()) / whole if whole else math.nan
+            rows.append(row | {"rotation_mean": expected_energy(shape, k)})
+    return rows
 
 
 def _direction_row(subject: _Subject, view: str, delta: Tensor) -> dict:

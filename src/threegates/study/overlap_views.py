@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from threegates.geometry.precision import ETA
 from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
 from threegates.study.estimates.rows import LINEAR, SFT
 from threegates.study.overlap import MATCHED, RAW
@@ -85,12 +86,14 @@ def layer_view(overlap: pd.DataFrame, group: str) -> pd.DataFrame:
 
 
 def sweep_view(sweep: pd.DataFrame, group: str) -> pd.DataFrame:
-    """Mean lift of one group at every rank and share.
+    """Mean lift of one group at every rank and share, at the paper's tolerance.
 
     Columns: view, target, rank (such as "n/8", n the smaller side of a matrix), divisor, alpha, lift.
     """
     rows = grouped(sweep)
-    rows = rows[rows["group"] == group]
+    # The paper's own tolerance; the largest float32 changes know none.
+    rows = rows[(rows["eta"] == ETA) | rows["eta"].isna()]
+    rows = rows[(rows["group"] == group) & (rows["variant"] == "raw")]
     rows = rows.assign(divisor=(rows["smaller_side"] / rows["k"]).round().astype(int))
     means = rows.groupby(["view", "target", "divisor", "alpha"], sort=False)["lift"].mean().reset_index()
     return means.assign(rank=[f"n/{divisor}" for divisor in means["divisor"]])

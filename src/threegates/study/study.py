@@ -22,6 +22,7 @@ from threegates.study.by_tensor import typed
 from threegates.study.estimates.rows import MissingRecordError
 from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs
 from threegates.study.provenance import build_folder, project_root, record_provenance
+from threegates.study.robustness import COLUMNS, cells, counted
 from threegates.study.sources import StudyPair, chapter_pairs, lab_manifest, named_pairs, own_pair
 from threegates.study.store import Records, read_parquet, record_digest, remove_leftovers
 from threegates.study.subjects import LAB, Subject, described, foreign, of_pairs
@@ -189,7 +190,8 @@ class Study:
     def verdicts(self) -> pd.DataFrame:
         """Judge the chapter's claims on its subject and keep the table as a record.
 
-        Columns: those of `claims.verdict_table`, and `about`, the subject's name.
+        Columns: those of `claims.verdict_table`; `about`, the subject's name; `cells` and `cells_same`, in
+        how many cells of the sweeps the claim was judged, and in how many its verdict is the same.
         """
         known = self._claims()
         judged = [
@@ -198,12 +200,27 @@ class Study:
             else claims.not_run(claim, "the manifest has no pairs for this chapter")
             for claim in known.of(self.chapter, self.about.name)
         ]
-        frame = claims.verdict_table(judged).assign(about=self.about.name)
+        frame = counted(claims.verdict_table(judged).assign(about=self.about.name), self.cells())
         provenance = self._verdict_provenance()
         digest = value_digest(provenance)
         if judged and not self.records.exists("verdict", self.chapter, digest):
             self.records.write("verdict", self.chapter, digest, frame, provenance)
         return frame
+
+    def cells(self) -> pd.DataFrame:
+        """The chapter's claims over the choices that they leave open, kept as a record.
+
+        Columns: those of `robustness.COLUMNS`. Without rows where a single pair gives no interval.
+        """
+        own = self._claims().of(self.chapter, self.about.name)
+        if len(self.pairs) < 2 or not any(claim.free for claim in own):
+            return typed([], COLUMNS)
+        provenance = self._verdict_provenance("threegates.study.robustness")
+        digest = value_digest(provenance)
+        if not self.records.exists("cell", self.chapter, digest):
+            found = cells(own, self, self._claims().confidence)
+            self.records.write("cell", self.chapter, digest, found, provenance)
+        return self.records.read("cell", self.chapter, digest)
 
     def paths(self) -> list[Path]:
         """Files of the chapter's records; that of its verdicts comes last where it has claims."""
@@ -220,12 +237,10 @@ class Study:
     def _claims(self) -> claims.Claims:
         return claims.read_claims(project_root() / "claims.yaml")
 
-    def _verdict_provenance(self) -> dict:
+    def _verdict_provenance(self, module: str = "threegates.study.claims") -> dict:
         own = self._claims().of(self.chapter, self.about.name)
         inputs = {"study": self.digest(), "claims": value_digest(own), "subject": self.subject}
-        return record_provenance(
-            ("threegates.study.claims",), inputs=inputs, draws=self.draws, seed=self.seed
-        )
+        return record_provenance((module,), inputs=inputs, draws=self.draws, seed=self.seed)
 
     def _columns(self, name: str) -> dict[str, str]:
         tables = {

@@ -10,33 +10,94 @@ from html import escape
 
 import pandas as pd
 
-from threegates.study.cards import interval, number
+from threegates.study.cards import VerdictCards, interval, look, number
 from threegates.study.subjects import SUBJECTS
 
-_HEAD = ("claim", "subject", "verdict", "estimate", "interval", "rule", "controls that hold")
+_HEAD = ("claim", "in the paper", "subject", "ours", "decisive null or control", "verdict", "how sure", "see")
 _CONTROLS = {"matched": "matched", "storage": "beyond storage"}
 _BY_SUBJECT = ["claim", "about"]
+#: Verdicts in the order of a summary, from what says most for a claim to what says nothing.
+ORDER = (
+    "reproduced",
+    "reproduced, not distinguishable from storage",
+    "reproduced raw, gone when matched",
+    "not reproduced",
+    "contradicted",
+    "cannot be tested here",
+    "not run",
+)
+_EXPLAINED = """
+One row a claim and subject; *ours* stands with its 95 % interval. A null or control is *decisive* that the
+claim fails, or else the one that it passes most narrowly. *How sure* says in how many cells of the sweep over
+$k$, $\\alpha$ and $\\eta$ the verdict is the same, whether the rule still holds after Holm's adjustment for
+all rules of this build, and, where a verdict is negative, which effect these units could have shown with a
+power of .8. *Prototype* marks a claim whose outcome in a throw-away prototype was known when its rule was
+written, *rule changed* one whose rule was changed after a build had been seen; the card has the reason.
+{doc}`reading` says how a verdict is made.
+
+"""
+_NEGATIVE = ("not reproduced", "contradicted")
 
 
-def verdict_page(verdicts: pd.DataFrame) -> str:
-    """The page in MyST: what a verdict is, claims by subject, then one row a claim and subject.
+def verdict_page(verdicts: pd.DataFrame, figure: str = "") -> str:
+    """The page in MyST: counts and the figure that sums up, claims by subject, one row a claim and subject.
 
-    Columns: those of `claims.verdict_table`, `about` (the subject's name) and `page` (which has the card).
+    Columns: those of `claims.verdict_table`, `about` (the subject's name) and `page` (which has the card; the
+    verdicts' own page where the book has none for the chapter), and those of `statistics.with_statistics` and
+    `robustness.counted` where they are known.
+
+    Parameters
+    ----------
+    figure : the summary's figure in MyST.
     """
     order = {claim: number for number, claim in enumerate(dict.fromkeys(verdicts["claim"]))}
     ordered = verdicts.sort_values("claim", key=lambda claims: claims.map(order), kind="stable")
     rows = "\n".join(_row(group) for _, group in ordered.groupby(_BY_SUBJECT, sort=False))
     return (
         "# Verdicts\n\n"
-        "{doc}`reading` says how a verdict is made. A claim links to the page that measures it.\n"
-        "Rules stand in `claims.yaml`, whose history shows when each was written: *prototype* marks a\n"
-        "claim whose outcome in a throw-away prototype was known then, *rule changed* one whose rule was\n"
-        "changed after a build had been seen, with the reason on its card. Intervals are not adjusted\n"
-        "for the number of claims.\n\n"
-        + _subjects_section(ordered)
-        + "## Every claim\n\n"
+        + _summary(ordered)
+        + figure
+        + "\n## Every claim\n\n"
+        + _EXPLAINED
         + _table("All verdicts", "tg-verdicts", _HEAD, rows)
+        + "\n"
+        + _subjects_section(ordered)
+        + _without_page(ordered)
     )
+
+
+def _summary(verdicts: pd.DataFrame) -> str:
+    """How many claims got which verdict, on what."""
+    rules = verdicts[verdicts["kind"] == "rule"]
+    tested = rules[~rules["verdict"].isin(ORDER[-2:])]
+    counts = tested["verdict"].value_counts()
+    told = "; ".join(f"**{counts[name]}** {name}" for name in ORDER if name in counts)
+    open_ = rules["verdict"].value_counts()
+    rest = [f"{open_[name]} {name}" for name in ORDER[-2:] if name in open_]
+    return (
+        f"The register holds {rules['claim'].nunique()} claims, each judged on its subjects by one rule that "
+        f"was fixed beforehand: {len(tested)} verdicts on numbers"
+        + (f", {' and '.join(rest)}" if rest else "")
+        + f". Of the {len(tested)}: {told}.\n\n"
+    )
+
+
+def _without_page(verdicts: pd.DataFrame) -> str:
+    """Cards of claims whose chapter has no page yet."""
+    own = verdicts[verdicts["page"] == PAGE]
+    if own.empty:
+        return ""
+    return (
+        "## Claims without a page yet\n\n"
+        "Their rules are fixed; the runs or checkpoints that they need do not exist here.\n\n"
+        + '<details class="tg-details"><summary>Measures and rules</summary>\n\n'
+        + VerdictCards(own).html()
+        + "\n</details>\n"
+    )
+
+
+#: The page itself, for claims whose chapter has none.
+PAGE = "verdicts"
 
 
 def _table(label: str, look: str, names: tuple[str, ...], rows: str) -> str:
@@ -101,28 +162,96 @@ def _checkpoints(rule: pd.Series) -> str:
 
 
 def _card(rule: pd.Series) -> str:
-    return f"{escape(rule['page'])}.html#verdict-{escape(rule['claim'])}"
+    place = "" if rule["page"] == PAGE else f"{escape(rule['page'])}.html"
+    return f"{place}#verdict-{escape(rule['claim'])}"
 
 
 def _row(group: pd.DataFrame) -> str:
     rule = group[group["kind"] == "rule"].iloc[0]
     controls = group[group["kind"] != "rule"]
-    held = f"{int((controls['holds'] == True).sum())} of {len(controls)}" if len(controls) else "none"  # noqa: E712
-    link = f'<a href="{_card(rule)}">{escape(rule["says"])}</a>'
-    source = f"<small>{escape(rule['place'])}{_known(rule)}</small>"
+    facts = {"verdict": rule["verdict"], "subject": subject_title(rule["about"]), "chapter": rule["chapter"]}
+    facts["by"] = "the paper" if rule["made_by"] == "paper" else "this study"
+    data = "".join(f' data-{name}="{escape(str(value), quote=True)}"' for name, value in facts.items())
     cells = (
-        f"{link}<br>{source}",
-        f"{escape(subject_title(rule['about']))}<br><small>{escape(_checkpoints(rule))}</small>",
-        f"<strong>{escape(rule['verdict'])}</strong>",
-        number(rule["value"]),
-        interval(rule["low"], rule["high"]),
-        escape(rule["rule"].replace("whole interval at or above", "≥").replace("whole interval ", "")),
-        held,
+        f'<a href="{_card(rule)}"><strong>{escape(rule["title"])}</strong></a><br>'
+        f"<small>{escape(rule['says'])}</small>",
+        f"{escape(rule['place'])}{_known(rule)}",
+        f"{escape(facts['subject'])}<br><small>{escape(_checkpoints(rule))}</small>",
+        _ours(rule),
+        _decisive(controls),
+        f'<strong class="{look(rule["verdict"])}">{escape(rule["verdict"])}</strong>{_why_not(rule)}',
+        "<br>".join(_sureness(rule)) or "–",
+        _links(rule),
     )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    return f"<tr{data}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _ours(row: pd.Series) -> str:
+    if pd.isna(row["value"]):
+        return "–"
+    if row["error"] == 0:
+        return f"{number(row['value'])}<br><small>computed over {row['n']} {escape(row['unit'])}</small>"
+    units = f"<small>{row['n']} {escape(row['unit'])}; rule {_short(row['rule'])}</small>"
+    return f"{number(row['value'])} {interval(row['low'], row['high'])}<br>{units}"
+
+
+def _short(rule: str) -> str:
+    return escape(rule.replace("whole interval at or above", "≥").replace("whole interval ", ""))
+
+
+def _decisive(controls: pd.DataFrame) -> str:
+    """The control that fails, else the one whose interval comes nearest to its tolerance."""
+    known = controls[controls["value"].notna()]
+    if controls.empty:
+        return "none named"
+    if known.empty:
+        return "not tested"
+    failed = known[known["holds"] == False]  # noqa: E712
+    margin = (known["low"] - known["at_least"]) / known["at_least"].abs().clip(lower=1e-12)
+    row = failed.iloc[0] if len(failed) else known.iloc[int(margin.fillna(0).to_numpy().argmin())]
+    state = "does not hold" if len(failed) else "holds"
+    held = f"{int((known['holds'] == True).sum())} of {len(controls)}"  # noqa: E712
+    return (
+        f"{_CONTROLS[row['kind']]}: {number(row['value'])} {interval(row['low'], row['high'])}, {state}<br>"
+        f"<small>{escape(row['says'])}; {held} hold</small>"
+    )
+
+
+def _why_not(rule: pd.Series) -> str:
+    """Why there is no verdict on numbers."""
+    if rule["verdict"] not in ORDER[-2:]:
+        return ""
+    return f"<br><small>{escape(rule['reason'])}</small>"
+
+
+def _sureness(rule: pd.Series) -> list[str]:
+    """Stability over the free choices, adjustment for many claims, and what could have been found."""
+    told = []
+    if rule.get("cells", 0):
+        told.append(f"{int(rule['cells_same'])} of {int(rule['cells'])} cells")
+    holm = rule.get("holds_holm")
+    if holm is not None and not pd.isna(holm) and rule["holds"] == True:  # noqa: E712
+        told.append("holds after Holm" if holm else "not after Holm")
+    could = rule.get("detectable")
+    if rule["verdict"] in _NEGATIVE and could is not None and pd.notna(could):
+        told.append(f"could have seen {number(could)}")
+    return told
+
+
+def _links(rule: pd.Series) -> str:
+    links = [f'<a href="{evidence_place(rule)}">record</a>']
+    if rule["figure"] and rule["page"] != PAGE:
+        name = rule["figure"].partition("/")[2]
+        links.insert(0, f'<a href="{rule["page"]}.html#fig-{rule["page"]}-{name}">figure</a>')
+    return "<br>".join(links)
+
+
+def evidence_place(rule: pd.Series) -> str:
+    """Where the evidence of a claim on a subject lies in the rendered book."""
+    return f"evidence/{rule['about'] or 'pair'}/{rule['claim']}.json"
 
 
 def _known(rule: pd.Series) -> str:
     """What was known of the outcome when the rule was written."""
     known = ["prototype"] * bool(rule["informed_by_prototype"]) + ["rule changed"] * bool(rule["changed"])
-    return f"; known before: <em>{', '.join(known)}</em>" if known else ""
+    return f"<br><small>known before: <em>{', '.join(known)}</em></small>" if known else ""
