@@ -134,7 +134,16 @@ def run(
 
 
 @app.command()
-def book(profile: Profile = "mini", workers: Workers = 2) -> None:
+def book(
+    profile: Profile = "mini",
+    workers: Workers = 2,
+    from_records: Annotated[
+        bool,
+        typer.Option(
+            "--from-records", help="Train and measure nothing: a claim whose record is missing is not run."
+        ),
+    ] = False,
+) -> None:
     """Train, measure, run every chapter and render the book into build/html.
 
     What has not changed since the last time is not done again.
@@ -142,7 +151,31 @@ def book(profile: Profile = "mini", workers: Workers = 2) -> None:
     from threegates.study.book import build_book
     from threegates.study.provenance import build_folder
 
-    typer.echo(f"book: {build_book(profile, build_folder(), workers)}")
+    typer.echo(f"book: {build_book(profile, build_folder(), workers, measure=not from_records)}")
+
+
+@app.command()
+def compare(
+    first: Annotated[Path, typer.Argument(help="Folder of a finished build of the book, such as build.")],
+    second: Annotated[Path, typer.Argument(help="Folder of another one.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write an HTML page that needs no other file.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="End with status 1 if a verdict moved.")] = False,
+) -> None:
+    """Compare two builds of the book: verdicts, rules, numbers and figures that moved.
+
+    Each number's move is held against the intervals of both builds.
+    """
+    from threegates.study.compare import compare_builds
+    from threegates.study.compare_page import comparison_text, write_comparison
+
+    found = compare_builds(first, second)
+    typer.echo(comparison_text(found))
+    if out is not None:
+        typer.echo(f"page: {write_comparison(out, found)}")
+    if check and found.moved:
+        raise typer.Exit(1)
 
 
 _FIGURE = "page/figure, such as emergence/ratios, its label, or its bare name where that is unique."

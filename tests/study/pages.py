@@ -59,7 +59,7 @@ def assemble(source: Path) -> Path:
 
 def quoted_keys() -> set[str]:
     """Keys of all values that pages quote."""
-    texts = [page.read_text(encoding="utf-8") for page in (ROOT / "book").glob("*.md")]
+    texts = [page.read_text(encoding="utf-8") for page in [*(ROOT / "book").glob("*.md"), *NOTEBOOKS]]
     return {key for text in texts for key in re.findall(r"\{val\}`([^`]+)`", text)}
 
 

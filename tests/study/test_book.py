@@ -13,6 +13,7 @@ from tests.study import planted
 from tests.study.test_cards import CLAIM
 from threegates.errors import NotebookError
 from threegates.study import book
+from threegates.study.chapters import NotRun
 from threegates.study.contents import Page
 from threegates.study.figures import Published
 from threegates.study.runner import NotebookRun
@@ -159,10 +160,14 @@ def test_a_page_without_checkpoints_says_so_and_judges_nothing(project, tmp_path
     planted.write_study(project / "build" / "lab", base, {})
     shutil.copy(planted.ROOT / "notebooks" / "spectral-drift.ipynb", project / "notebooks")
     page = Page("spectral-drift-encoder", "spectral-drift", {"subject": "encoder"})
-    assert book._run(page, 1) is None
-    book._add_page(tmp_path, page, None)
-    assert "Not run" in (tmp_path / "spectral-drift-encoder.md").read_text()
-    verdicts = book._verdicts({page: None})
+    result = book._run(page, 1)
+    assert isinstance(result, NotRun)
+    book._add_page(tmp_path, page, result)
+    shown = (tmp_path / "spectral-drift-encoder.md").read_text()
+    assert "Not run: this build has no checkpoints for this page." in shown
+    # The verdicts' page links to each claim's card.
+    assert all(f'id="verdict-{claim}"' in shown for claim in result.verdicts["claim"])
+    verdicts = book._verdicts({page: result})
     assert set(verdicts["verdict"]) == {"not run"} and set(verdicts["about"]) == {"encoder"}
     assert set(verdicts["page"]) == {page.name}
 

@@ -23,7 +23,8 @@ from threegates.atomic import write_json
 from threegates.digest import code_digest, file_digest, runtime_versions, value_digest
 from threegates.errors import NotebookError
 from threegates.study.benchmark_page import benchmark_file, benchmark_page
-from threegates.study.chapters import page_looks, page_study, run_page
+from threegates.study.cards import VerdictCards
+from threegates.study.chapters import NotRun, page_looks, page_study, run_page
 from threegates.study.claims import Claims, NoTables, judge, read_claims, verdict_table
 from threegates.study.contents import Page, book_pages
 from threegates.study.evidence import write_evidence
@@ -32,22 +33,24 @@ from threegates.study.figures import Published, publish
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.runner import NotebookRun, sidecar
 from threegates.study.sources import MANIFEST_VARIABLE
+from threegates.study.stated import stated_values
 from threegates.study.statistics import with_statistics
 from threegates.study.store import record_digest
 from threegates.study.study import Study
+from threegates.study.summary import forget, write_summary
 from threegates.study.values import FILE, rate_values, verdict_values, write_values
 from threegates.study.verdict_plots import forest, forest_rows
 from threegates.study.verdicts import PAGE, verdict_page
 from threegates.study.views import gain_view, pass_view
 
 LAB_CHAPTER = "miniature-lab"
-#: What became of each page; None where it was not run.
-Runs = dict[Page, NotebookRun | None]
+#: What became of each page.
+Runs = dict[Page, NotebookRun | NotRun]
 
 _MATHJAX = ("sphinx-mathjax-offline", "static", "mathjax", "tex-svg.js")
 
 
-def build_book(profile: str, build: Path, workers: int = 2) -> Path:
+def build_book(profile: str, build: Path, workers: int = 2, measure: bool = True) -> Path:
     """Build the book of a profile; returns its first page.
 
     Parameters
@@ -55,12 +58,13 @@ def build_book(profile: str, build: Path, workers: int = 2) -> Path:
     profile : "smoke" or "mini" train the lab; "paper" takes the paper's own checkpoints from the Hub.
     build : folder of everything that is built.
     workers : processes that train, measure and execute.
+    measure : whether to train and measure what is missing; if not, claims that rest on it are not run.
     """
     root = project_root()
     build.mkdir(parents=True, exist_ok=True)
     with _only_one(build):
-        _prepare(profile, build, root, workers)
-        runs = {page: _run(page, workers) for page in book_pages(root)}
+        _prepare(profile, build, root, workers, measure)
+        runs = {page: _run(page, workers, measure) for page in book_pages(root)}
         source = _assemble(build, root, profile, runs)
         return _render(build, source)
 
@@ -81,23 +85,25 @@ def _say(text: str) -> None:
     print(f"book: {text}", file=sys.stderr, flush=True)
 
 
-def _prepare(profile: str, build: Path, root: Path, workers: int) -> None:
+def _prepare(profile: str, build: Path, root: Path, workers: int, measure: bool) -> None:
     """Make the checkpoints: train the lab, or point the study at the paper's own."""
     if profile == "paper":
         os.environ[MANIFEST_VARIABLE] = str(root / "data_manifest.yaml")
+        return
+    if not measure:
         return
     from threegates.lab.train import train
 
     train(profile, build, workers)
 
 
-def _run(page: Page, workers: int) -> NotebookRun | None:
-    """Run a page; None where the manifest has no checkpoints for it."""
+def _run(page: Page, workers: int, measure: bool = True) -> NotebookRun | NotRun:
+    """Run a page, and say what became of it."""
     started = time.monotonic()
-    result = run_page(page, workers)
+    result = run_page(page, workers, measure)
     seconds = time.monotonic() - started
-    if result is None:
-        _say(f"{page.name} not run: the manifest has no checkpoints for it")
+    if isinstance(result, NotRun):
+        _say(f"{page.name} not run: {result.reason}")
     else:
         _say(f"{page.name} {'executed' if result.executed else 'unchanged'} ({seconds:.0f} s)")
     return result
@@ -106,6 +112,7 @@ def _run(page: Page, workers: int) -> NotebookRun | None:
 def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
     """Put prose, executed notebooks, figures, values and the verdicts' page into one fresh folder."""
     source = build / "book-src"
+    forget(build)
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root / "book", source)
     for page, result in runs.items():
@@ -114,7 +121,10 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
     _add_verdicts(source, table, runs)
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
-    write_values(source / FILE, {"profile": profile} | verdict_values(table) | _lab_values(runs))
+    stated = stated_values(read_claims(root / "claims.yaml"))
+    values = {"profile": profile} | stated | verdict_values(table) | _lab_values(runs)
+    write_values(source / FILE, values)
+    write_summary(build, source, profile, table, values)
     mathjax = source / "_static" / "mathjax"
     mathjax.mkdir(parents=True)
     shutil.copyfile(_mathjax_file(), mathjax / "tex-svg.js")
@@ -131,19 +141,22 @@ def _add_verdicts(source: Path, table: pd.DataFrame, runs: Runs) -> None:
 
 def _with_card(source: Path, figure: Published, runs: Runs) -> str:
     """A figure of a generated page with its card: it is made from the verdicts of all pages."""
-    made = {page.name: file_digest(result.page) for page, result in runs.items() if result}
+    pages = {page.name: file_digest(run.page) for page, run in runs.items() if isinstance(run, NotebookRun)}
     facts = {
-        "page": figure.name.partition("/")[0],
+        "page": PAGE,
         "made from": "the verdicts of all pages",
-        "pages": made,
+        "pages": pages,
         "data": file_digest(source / "figures" / f"{figure.name}.csv"),
         "code": code_digest("threegates.study.verdict_plots"),
         "versions": runtime_versions(),
-        **build_state(),
     }
-    known = {figure.name: facts}
-    _write_facts(source, known)
-    write_json(build_folder() / "notebooks" / f"{PAGE}.json", {"figures": known})
+    place = build_folder() / "notebooks" / f"{PAGE}.ipynb"
+    before = sidecar(place).get("figures", {}).get(figure.name, {})
+    # Made from the same things it is the same figure, and its time that of its making.
+    same = {key: before.get(key) for key in facts} == facts
+    facts = before if same else {**facts, **build_state()}
+    _write_facts(source, {figure.name: facts})
+    write_json(place.with_suffix(".json"), {"figures": {figure.name: facts}})
     return figure.markdown() + "\n" + card(figure.name, facts) + "\n"
 
 
@@ -164,10 +177,7 @@ def _summary_figure(source: Path, rows: pd.DataFrame) -> Published:
 
 def _verdicts(runs: Runs) -> pd.DataFrame:
     """Verdicts of all pages, each row with the page that has its card; of claims without a page, why not."""
-    found = [
-        (result.verdicts if result else page_study(page).verdicts()).assign(page=page.name)
-        for page, result in runs.items()
-    ]
+    found = [result.verdicts.assign(page=page.name) for page, result in runs.items()]
     known = read_claims(project_root() / "claims.yaml")
     found.append(_without_page(known, {page.notebook for page in runs}))
     table = pd.concat([frame for frame in found if not frame.empty], ignore_index=True)
@@ -190,22 +200,22 @@ def _cells(runs: Runs) -> pd.DataFrame:
     """Claims over their free choices, of all pages that judge any."""
     frames = []
     for page, result in runs.items():
-        if result is not None and page_looks(page):
+        if isinstance(result, NotebookRun) and page_looks(page):
             study = page_study(page)
             frames.append(study.cells().assign(about=study.about.name))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _read(result: NotebookRun | None) -> list[dict]:
+def _read(result: NotebookRun | NotRun) -> list[dict]:
     """Name and content digest of every record that a page read."""
-    files = result.records if result else []
+    files = result.records if isinstance(result, NotebookRun) else []
     return [{"record": f"{f.parent.name}/{f.name}", "sha256": record_digest(f)} for f in files]
 
 
-def _add_page(source: Path, page: Page, result: NotebookRun | None) -> None:
-    """The executed notebook with its figures, or a page that says that it was not run."""
-    if result is None:
-        text = f"# {page.name}\n\nNot run: this build has no checkpoints for this page.\n"
+def _add_page(source: Path, page: Page, result: NotebookRun | NotRun) -> None:
+    """The executed notebook with its figures, or a page that says why it was not run, with its verdicts."""
+    if isinstance(result, NotRun):
+        text = f"# {page.name}\n\nNot run: {result.reason}.\n\n{VerdictCards(result.verdicts).html()}\n"
         (source / f"{page.name}.md").write_text(text, encoding="utf-8")
         return
     facts = sidecar(result.page).get("figures", {})
@@ -226,7 +236,7 @@ def _write_facts(source: Path, facts: Mapping[str, Mapping]) -> None:
 
 
 def _lab_values(runs: Runs) -> dict[str, str]:
-    if not any(page.name == LAB_CHAPTER and result for page, result in runs.items()):
+    if not any(page.name == LAB_CHAPTER and isinstance(result, NotebookRun) for page, result in runs.items()):
         return dict.fromkeys(("base.pass@1", "base.pass@8"), "(not run)")
     evaluation = Study.open(LAB_CHAPTER).table("evaluation")
     return rate_values(pass_view(evaluation), gain_view(evaluation))

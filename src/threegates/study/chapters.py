@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from threegates.digest import value_digest
-from threegates.errors import NotebookError
+from threegates.errors import CheckpointError, NotebookError, ThreeGatesError
+from threegates.study.claims import not_run, read_claims, verdict_table
 from threegates.study.contents import Page, find_page, page_of
+from threegates.study.estimates.rows import MissingRecordError
 from threegates.study.parameters import declared, parsed
 from threegates.study.provenance import build_folder, project_root
 from threegates.study.runner import (
@@ -21,6 +26,15 @@ from threegates.study.runner import (
 )
 from threegates.study.sources import folder_labels
 from threegates.study.study import Study
+from threegates.study.subjects import LAB
+
+
+@dataclass(frozen=True)
+class NotRun:
+    """A page that was not run: why not, and the verdicts that can be given all the same."""
+
+    reason: str
+    verdicts: pd.DataFrame
 
 
 def run_chapter(
@@ -60,12 +74,18 @@ def run_chapter(
     return run_notebook(path, values, page=name, output=output, sources=sources, workers=workers)
 
 
-def run_page(page: Page, workers: int = 1) -> NotebookRun | None:
-    """Run a page of the book; None where the manifest has no checkpoints for it."""
+def run_page(page: Page, workers: int = 1, measure: bool = True) -> NotebookRun | NotRun:
+    """Run a page of the book; one whose checkpoints or records are missing is not run, and says which.
+
+    Without `measure` a missing record is not measured, and the claims that rest on it are not run.
+    """
     path = notebook_path(page.notebook)
-    if page_looks(page) and not page_study(page).pairs:
-        return None
-    return run_notebook(path, page.parameters, page=page.name, workers=workers)
+    try:
+        if page_looks(page) and not page_study(page, measure).pairs:
+            return NotRun("this build has no checkpoints for this page", _verdicts(page))
+        return run_notebook(path, page.parameters, page=page.name, workers=workers, measure=measure)
+    except (CheckpointError, MissingRecordError) as error:
+        return NotRun(_told(error), _verdicts(page))
 
 
 def page_looks(page: Page) -> bool:
@@ -73,13 +93,30 @@ def page_looks(page: Page) -> bool:
     return opens_study(read_notebook(notebook_path(page.notebook)))
 
 
-def page_study(page: Page) -> Study:
+def page_study(page: Page, measure: bool = True) -> Study:
     """The study of a page's chapter and subject, with the parameters that its notebook declares."""
     path = notebook_path(page.notebook)
     known = declared(read_notebook(path), path.stem)
     options: dict[str, Any] = {name: known[name].default for name in STUDY_PARAMETERS if name in known}
     options |= {name: value for name, value in page.parameters.items() if name in STUDY_PARAMETERS}
-    return Study.open(page.notebook, **options)
+    return Study.open(page.notebook, **options, measure=measure)
+
+
+def _verdicts(page: Page) -> pd.DataFrame:
+    """Verdicts from the records that are there; where no checkpoint says which those are, none was run."""
+    try:
+        return page_study(page, measure=False).verdicts()
+    except CheckpointError as error:
+        about = str(page.parameters.get("subject", LAB))
+        known = read_claims(project_root() / "claims.yaml").of(page.notebook, about)
+        return verdict_table(not_run(claim, _told(error)) for claim in known).assign(about=about)
+
+
+def _told(error: ThreeGatesError) -> str:
+    """What an error says, in one sentence; never a folder of this machine."""
+    where = Path(str(error.where))
+    told = "/".join(where.parts[-2:]) if where.is_absolute() else error.where
+    return f"{error.what}: {told}" if error.where else error.what
 
 
 def _labelled(name: str, labels: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from threegates.errors import ClaimError
 from threegates.study.estimates import ESTIMATES, estimate
 from threegates.study.estimates.intervals import Estimate, missing
-from threegates.study.estimates.rows import Tables
+from threegates.study.estimates.rows import MissingRecordError, Tables
 from threegates.study.subjects import COMPUTED, LAB
 
 
@@ -195,9 +195,19 @@ def _schema_error(path: Path, content: object, error: ValidationError) -> ClaimE
 
 
 def judge(claim: Claim, tables: Tables, subject: str, confidence: float = 0.95) -> Verdict:
-    """Judge one claim by its own rule; see claims.yaml for the precedence of verdicts."""
+    """Judge one claim by its own rule; see claims.yaml for the precedence of verdicts.
+
+    Where a record that it rests on is missing and not to be measured, it is not run.
+    """
     if claim.awaits:
         return _awaiting(claim, subject)
+    try:
+        return _judged(claim, tables, subject, confidence)
+    except MissingRecordError as error:
+        return not_run(claim, f"{error.what}: {error.where}", subject)
+
+
+def _judged(claim: Claim, tables: Tables, subject: str, confidence: float) -> Verdict:
     found = estimate(claim.rule.estimate, tables, confidence)
     controls = tuple((rule, estimate(rule.estimate, tables, confidence)) for rule in claim.controls)
     judgement, reason = _decide(claim, found, controls)

@@ -16,8 +16,8 @@ import pandas as pd
 
 from threegates.geometry.precision import ETA
 from threegates.geometry.principal import HEADLINE_ALPHA, headline_rank
-from threegates.study.claims import Claim, judge
-from threegates.study.estimates.rows import Tables
+from threegates.study.claims import Claim, Judgement, judge
+from threegates.study.estimates.rows import MissingRecordError, Tables
 
 #: Of each headline table, the sweep that holds it over the choices.
 SWEEPS = {
@@ -155,9 +155,15 @@ def _rows(
     if claim.awaits or not claim.free:
         return
     asked = _Asked(tables)
-    judge(claim, asked, "", confidence)
+    if judge(claim, asked, "", confidence).judgement == Judgement.not_run:
+        return
     own = _headline(claim)
-    for cell in _grid(claim, {name for name in asked.names if name in SWEEPS}, sweep):
+    try:
+        grid = list(_grid(claim, {name for name in asked.names if name in SWEEPS}, sweep))
+    except MissingRecordError:
+        # Without the sweep's records the headline stands alone.
+        return
+    for cell in grid:
         verdict = judge(claim, CellTables(chosen, cell), "", confidence)
         found = verdict.estimate
         place = {"claim": claim.id, "k": cell.k, "alpha": cell.alpha, "eta": cell.eta}

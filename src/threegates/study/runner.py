@@ -157,6 +157,7 @@ def run_notebook(
     output: Path | None = None,
     sources: Mapping[str, str] | None = None,
     workers: int = 1,
+    measure: bool = True,
 ) -> NotebookRun:
     """Execute a notebook with papermill, unless what it would give is there already.
 
@@ -168,9 +169,11 @@ def run_notebook(
     output : folder of the executed notebook and its figures, build/notebooks by default.
     sources : folders of checkpoints by the labels that parameters use for them.
     workers : processes that measure missing records.
+    measure : whether they are measured at all.
 
     Raises
     ------
+    MissingRecordError : a record is missing and not to be measured.
     NotebookError : unknown or wrong parameters, a failing cell, or a path of this machine in the output. The
         last good output stays in place.
     """
@@ -178,9 +181,9 @@ def run_notebook(
     notebook = read_notebook(path)
     values = checked(declared(notebook, path.stem), parameters or {}, path.stem)
     os.environ[VARIABLE] = json.dumps(dict(sources or {}))
-    plan = _Plan(path, page or path.stem, notebook, values, _studies(path, notebook, values))
+    plan = _Plan(path, page or path.stem, notebook, values, _studies(path, notebook, values, measure))
     for study in plan.studies:
-        study.ensure(workers)
+        study.ensure(workers).require()
     digest, place = plan.digest(), output / f"{plan.page}.ipynb"
     fresh = _is_fresh(place, digest)
     if not fresh:
@@ -189,7 +192,7 @@ def run_notebook(
     return NotebookRun(place, [file for study in plan.studies for file in study.paths()], verdicts, not fresh)
 
 
-def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object]) -> list[Study]:
+def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object], measure: bool) -> list[Study]:
     """The studies that a notebook opens, with the parameters that decide what they measure."""
     chapters = _opened_chapters(notebook)
     if not opens_study(notebook):
@@ -197,13 +200,14 @@ def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object]) -
     known = declared(notebook, path.stem)
     options: dict[str, Any] = {name: known[name].default for name in STUDY_PARAMETERS if name in known}
     options |= {name: values[name] for name in options if name in values}
-    return [Study.open(chapter, **options) for chapter in chapters or [path.stem]]
+    return [Study.open(chapter, **options, measure=measure) for chapter in chapters or [path.stem]]
 
 
 def page_studies(path: Path, parameters: Mapping[str, object]) -> list[Study]:
     """The studies that a notebook opens with these parameters."""
     notebook = read_notebook(path)
-    return _studies(path, notebook, checked(declared(notebook, path.stem), parameters, path.stem))
+    values = checked(declared(notebook, path.stem), parameters, path.stem)
+    return _studies(path, notebook, values, measure=True)
 
 
 def execute_cells(

@@ -19,6 +19,7 @@ from threegates.errors import RecordError
 from threegates.study import claims
 from threegates.study.batches import run_jobs
 from threegates.study.by_tensor import typed
+from threegates.study.estimates.rows import MissingRecordError
 from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs
 from threegates.study.provenance import build_folder, project_root, record_provenance
 from threegates.study.robustness import COLUMNS, cells, counted
@@ -59,9 +60,11 @@ class Study:
         seed: int,
         about: Subject,
         subject: str,
+        measure: bool = True,
     ) -> None:
         self.chapter, self.pairs, self.records = chapter, list(pairs), records
         self.draws, self.seed, self.about, self.subject = draws, seed, about, subject
+        self.measure = measure
 
     @classmethod
     def open(
@@ -76,6 +79,7 @@ class Study:
         records: Path | None = None,
         draws: int = DRAWS,
         seed: int = 0,
+        measure: bool = True,
     ) -> Study:
         """Open the study of a chapter on the pairs the lab's manifest has for it, or on pairs of one's own.
 
@@ -88,6 +92,7 @@ class Study:
         records : folder of the records, build/records by default.
         draws : masks under each null.
         seed : of the nulls.
+        measure : whether records that are missing are measured; if not, what needs one is not run.
 
         Raises
         ------
@@ -102,7 +107,9 @@ class Study:
             about = of_pairs(_entries(found), known.profile) if pairs else described(subject, known.profile)
             told = f"{about.short}: {_checkpoints(found, known.profile, chosen=bool(pairs))}"
         store = Records(Path(records).absolute() if records else build_folder() / "records")
-        return cls(chapter, found, records=store, draws=draws, seed=seed, about=about, subject=told)
+        return cls(
+            chapter, found, records=store, draws=draws, seed=seed, about=about, subject=told, measure=measure
+        )
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -125,10 +132,33 @@ class Study:
 
         With `tables` only what those need.
         """
-        missing = [job for job in self.missing() if tables is None or set(job.tables) & set(tables)]
+        missing = self.missing() if self.measure else []
+        missing = [job for job in missing if tables is None or set(job.tables) & set(tables)]
         if missing:
             remove_leftovers(self.records.folder)
             run_jobs(missing, self.records, workers, f"measure {self.chapter}")
+        return self
+
+    def require(self, *tables: str) -> Study:
+        """Refuse to go on without a record of these tables, or of any.
+
+        Raises
+        ------
+        MissingRecordError : one is missing; the message names its table and pair, and says how many more.
+        """
+        lost = [
+            f"{table}/{job.name}"
+            for job in self.jobs
+            for table in job.tables
+            if (not tables or table in tables) and not self.records.exists(table, job.name, job.digest)
+        ]
+        if lost:
+            more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+            raise MissingRecordError(
+                "a record is missing",
+                where=f"{lost[0]}{more}",
+                remedy="run the chapter again, with measuring",
+            )
         return self
 
     def table(self, name: str) -> pd.DataFrame:
@@ -140,23 +170,22 @@ class Study:
         Raises
         ------
         RecordError : the chapter has no such table.
+        MissingRecordError : one of its records is missing, in a study that measures nothing.
         """
         if name in _LOGS:
             return self._logs(name)
         columns = self._columns(name)
-        self.ensure(tables=(name,))
+        self.ensure(tables=(name,)).require(name)
         frames = [self._read(job, name) for job in self.jobs if name in job.tables]
         # Empty frames would only blur the columns' types.
         frames = [frame for frame in frames if len(frame)] or frames[:1]
         return self._joined(pd.concat(frames, ignore_index=True) if frames else typed([], columns))
 
     def digest(self) -> str:
-        """sha256 over the content of every record and log that the chapter reads."""
+        """sha256 over the content of every record and log that the chapter reads, or that one is missing."""
         self.ensure()
         records = {
-            f"{table}/{job.name}": record_digest(self.records.path(table, job.name, job.digest))
-            for job in self.jobs
-            for table in job.tables
+            f"{table}/{job.name}": self._content(table, job) for job in self.jobs for table in job.tables
         }
         logs = {f"{run}/{path.name}": file_digest(path) for run, path in self._log_files()}
         facts = [pair.facts() for pair in self.pairs]
@@ -214,6 +243,10 @@ class Study:
             return files
         verdict = self.records.path("verdict", self.chapter, value_digest(self._verdict_provenance()))
         return [*files, verdict]
+
+    def _content(self, table: str, job: Job) -> str:
+        path = self.records.path(table, job.name, job.digest)
+        return record_digest(path) if path.is_file() else "missing"
 
     def _claims(self) -> claims.Claims:
         return claims.read_claims(project_root() / "claims.yaml")

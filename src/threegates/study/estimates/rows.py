@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from threegates.errors import RecordError
 from threegates.study.estimates.intervals import Estimate, missing, t_estimate
 
 LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
@@ -30,11 +31,20 @@ PAIR_COLUMNS = (
 _SPARSITIES = ("sparsity", "sparsity_fp32", "sparsity_storage_norm")
 
 
+class MissingRecordError(RecordError):
+    """A table cannot be given whole: one of its records is not there, and nothing may be measured now."""
+
+
 class Tables(Protocol):
     """Whatever gives the study's tables by name."""
 
     def table(self, name: str) -> pd.DataFrame:
-        """The table of that name, one row as its module documents, joined with the pairs' facts."""
+        """The table of that name, one row as its module documents, joined with the pairs' facts.
+
+        Raises
+        ------
+        MissingRecordError : one of its records is missing and may not be measured.
+        """
 
 
 #: What computes an estimate from the study's tables at a confidence.
