@@ -11,8 +11,8 @@ import pytest
 from tests.study.pages import NOTEBOOKS, ROOT, calls, keyword
 
 ALL = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# Neither judges a claim: one describes the lab, one computes what the paper prints.
-WITHOUT_CLAIMS = {"miniature-lab", "errata"}
+# None judges a claim of its own: one describes the lab, one computes what is printed, one looks at others.
+WITHOUT_CLAIMS = {"miniature-lab", "errata", "sensitivity"}
 CHAPTERS = pytest.mark.parametrize(
     "path", [path for path in NOTEBOOKS if path.stem not in WITHOUT_CLAIMS], ids=lambda path: path.stem
 )

@@ -201,8 +201,7 @@ def _cells(runs: Runs) -> pd.DataFrame:
     frames = []
     for page, result in runs.items():
         if isinstance(result, NotebookRun) and page_looks(page):
-            study = page_study(page)
-            frames.append(study.cells().assign(about=study.about.name))
+            frames.append(page_study(page).cells())
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 

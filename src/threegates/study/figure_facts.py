@@ -53,7 +53,8 @@ def page_facts(
 
 def _read(own: Slice, studies: Sequence[Study], values: Mapping[str, object]) -> dict[str, Any]:
     """Subject, seeds, models and records that the figure's cells look at."""
-    opened = [study for study in studies if study.chapter in own.tables]
+    # A notebook that looks at other pages opens studies that its cells do not name: all of them count.
+    opened = [study for study in studies if study.chapter in own.tables or not own.tables]
     facts: dict[str, Any] = {"subject": "; ".join(study.subject for study in opened) or "no checkpoint"}
     training = sorted({int(s) for study in opened for s in study.frame["seed"].dropna().unique()})
     facts["seeds"] = {"of the nulls": values.get("seed", "none"), "of training": training}
@@ -61,7 +62,7 @@ def _read(own: Slice, studies: Sequence[Study], values: Mapping[str, object]) ->
     facts["records"] = {
         f"{path.parent.name}/{path.name}": record_digest(path)
         for study in opened
-        for path in study.files(own.tables[study.chapter])
+        for path in (study.files(own.tables[study.chapter]) if own.tables else study.paths())
     }
     return facts
 

@@ -15,8 +15,16 @@ from threegates.digest import file_digest
 from threegates.errors import NotebookError
 from threegates.study.contents import Page, book_pages
 from threegates.study.figure_cards import text
+from threegates.study.parameters import declared
 from threegates.study.provenance import build_folder, project_root
-from threegates.study.runner import execute_cells, notebook_path, page_studies, read_notebook, sidecar
+from threegates.study.runner import (
+    PAGES,
+    execute_cells,
+    notebook_path,
+    page_studies,
+    read_notebook,
+    sidecar,
+)
 from threegates.study.slices import Slice, figures_of, slice_of
 from threegates.study.subjects import LAB, subject_of
 
@@ -105,8 +113,8 @@ def reproduce(name: str, profile: str = "mini", workers: int = 2) -> Reproduced:
     own = next(slice_of(notebook, one) for one in figures_of(notebook) if one.partition("/")[2] == figure)
     _train(page, own, profile, workers)
     for study in page_studies(path, dict(page.parameters)):
-        if study.chapter in own.tables:
-            study.ensure(workers, tables=own.tables[study.chapter])
+        if study.chapter in own.tables or not own.tables:
+            study.ensure(workers, tables=own.tables.get(study.chapter))
     target = build_folder() / "reproduced" / page.name
     execute_cells(path, dict(page.parameters), page.name, own.cells, target)
     book = build_folder() / "notebooks" / "figures" / f"{found}.csv"
@@ -149,7 +157,9 @@ def _built() -> dict[str, dict]:
 
 def _train(page: Page, own: Slice, profile: str, workers: int) -> None:
     """Train the runs whose checkpoints the figure looks at; the base goes with them."""
-    if not own.tables or profile == "paper":
+    # A notebook that looks at other pages needs what they need.
+    looks = PAGES in declared(read_notebook(notebook_path(page.notebook)), page.notebook)
+    if profile == "paper" or not (own.tables or looks):
         return
     from threegates.lab.plan import manifest, plan
     from threegates.lab.train import train
@@ -158,9 +168,9 @@ def _train(page: Page, own: Slice, profile: str, workers: int) -> None:
     subject = str(page.parameters.get("subject", LAB))
     wanted = [
         pair.tuned.run or pair.tuned.name
-        for chapter in own.tables
+        for chapter in own.tables or [None]
         for pair in planned.pairs(chapter)
-        if subject_of(pair.tuned) == subject
+        if not own.tables or subject_of(pair.tuned) == subject
     ]
     train(profile, build_folder(), workers, only=tuple(dict.fromkeys(wanted)))
     path = build_folder() / "lab" / "manifest.yaml"

@@ -36,16 +36,19 @@ from threegates.errors import NotebookError
 from threegates.study.claims import Claims, judge_computed, read_claims
 from threegates.study.contents import PAGE_VARIABLE
 from threegates.study.figure_facts import page_facts
+from threegates.study.pages import every_rate, studies_of
 from threegates.study.parameters import TAG, checked, declared
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.sources import VARIABLE
 from threegates.study.store import remove_leftovers
 from threegates.study.study import Study
-from threegates.study.subjects import COMPUTED
+from threegates.study.subjects import COMPUTED, LAB
 
 _STUDY = "threegates.study.study"
 #: Parameters of a notebook that are those of `Study.open`.
 STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "draws", "seed")
+#: Parameter of a notebook that looks at other pages: their names.
+PAGES = "pages"
 _DRAWING = ("matplotlib", "seaborn", "ipykernel", "ipython")
 # One thread and one hash seed: outputs must not depend on cores or on the order of a set.
 _KERNEL_ENVIRONMENT = {
@@ -103,7 +106,7 @@ class _Plan:
                 "cells": cells,
                 "parameters": self.parameters,
                 "code": code_digest(__name__, *_modules(self.notebook)),
-                "studies": {study.chapter: study.digest() for study in self.studies},
+                "studies": [[study.chapter, study.about.name, study.digest()] for study in self.studies],
                 "claims": [
                     claim.model_dump()
                     for study in self.studies
@@ -193,11 +196,17 @@ def run_notebook(
 
 
 def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object], measure: bool) -> list[Study]:
-    """The studies that a notebook opens, with the parameters that decide what they measure."""
+    """The studies that a notebook opens, with the parameters that decide what they measure.
+
+    A notebook with a parameter ``pages`` looks at what those pages found, and at every learning rate.
+    """
+    known = declared(notebook, path.stem)
+    if PAGES in known:
+        pages: Any = values.get(PAGES, known[PAGES].default)
+        return [*studies_of(pages, measure).values(), every_rate(measure)]
     chapters = _opened_chapters(notebook)
     if not opens_study(notebook):
         return []
-    known = declared(notebook, path.stem)
     options: dict[str, Any] = {name: known[name].default for name in STUDY_PARAMETERS if name in known}
     options |= {name: values[name] for name in options if name in values}
     return [Study.open(chapter, **options, measure=measure) for chapter in chapters or [path.stem]]
@@ -304,12 +313,17 @@ def _execute(plan: _Plan, digest: str, page: Path) -> None:
         text = nbformat.writes(_titled(plan, _stripped(executed)))
         _put_in_place(plan, work, page, text if text.endswith("\n") else text + "\n")
         facts = {"digest": digest, "notebook": file_digest(page), "parameters": plan.parameters}
-        subjects = {study.chapter: study.subject for study in plan.studies}
+        subjects = {_named(study): study.subject for study in plan.studies}
         state = build_state()
         figures = _figure_facts(plan, page, state)
         write_json(_sidecar(page), {**facts, **state, "subjects": subjects, "figures": figures})
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _named(study: Study) -> str:
+    """A study's chapter, with its subject where that is not the lab."""
+    return study.chapter if study.about.name in ("", LAB) else f"{study.chapter} ({study.about.name})"
 
 
 def _figure_facts(plan: _Plan, page: Path, state: dict) -> dict[str, dict]:

@@ -214,17 +214,17 @@ class Study:
     def cells(self) -> pd.DataFrame:
         """The chapter's claims over the choices that they leave open, kept as a record.
 
-        Columns: those of `robustness.COLUMNS`. Without rows where a single pair gives no interval.
+        Columns: those of `robustness.COLUMNS`, and `about`. No rows where a single pair gives no interval.
         """
         own = self._claims().of(self.chapter, self.about.name)
         if len(self.pairs) < 2 or not any(claim.free for claim in own):
-            return typed([], COLUMNS)
+            return typed([], {**COLUMNS, "about": "str"})
         provenance = self._verdict_provenance("threegates.study.robustness")
         digest = value_digest(provenance)
         if not self.records.exists("cell", self.chapter, digest):
             found = cells(own, self, self._claims().confidence)
             self.records.write("cell", self.chapter, digest, found, provenance)
-        return self.records.read("cell", self.chapter, digest)
+        return self.records.read("cell", self.chapter, digest).assign(about=self.about.name)
 
     def files(self, tables: Sequence[str]) -> list[Path]:
         """Files of the records and logs of some tables."""
