@@ -166,7 +166,7 @@ def _without_page(known: Claims, chapters: set[str]) -> pd.DataFrame:
     judged = [
         verdict_table([judge(claim, NoTables(), "no page yet", known.confidence)]).assign(about=subject)
         for claim in known.claims
-        if claim.chapter not in chapters
+        if claim.awaits and claim.chapter not in chapters
         for subject in claim.subjects
     ]
     return pd.concat(judged, ignore_index=True).assign(page=PAGE) if judged else pd.DataFrame()
