@@ -1,4 +1,4 @@
-"""The command `threegates`: train, measure, run, book."""
+"""The command `threegates`: train, measure, run, book, show, reproduce, compare."""
 
 from __future__ import annotations
 
@@ -175,6 +175,44 @@ def compare(
     if out is not None:
         typer.echo(f"page: {write_comparison(out, found)}")
     if check and found.moved:
+        raise typer.Exit(1)
+
+
+_FIGURE = "page/figure, such as emergence/ratios, its label, or its bare name where that is unique."
+
+
+@app.command()
+def show(
+    figure: Annotated[str | None, typer.Argument(help="A figure: " + _FIGURE)] = None,
+    full: Annotated[bool, typer.Option(help="Print every model and record, not their number.")] = False,
+) -> None:
+    """Show where a figure of this build comes from; without a name, list all figures.
+
+    Its notebook, cells and parameters; seeds; checkpoints and records with their digests; code, versions,
+    commit and time.
+    """
+    from threegates.study.reproduce import figure_list
+    from threegates.study.reproduce import show as show_figure
+
+    typer.echo(show_figure(figure, full) if figure else figure_list())
+
+
+@app.command()
+def reproduce(
+    figure: Annotated[str, typer.Argument(help="A figure: " + _FIGURE)],
+    profile: Profile = "mini",
+    workers: Workers = 2,
+) -> None:
+    """Make one figure anew, with just the runs, records and cells that it needs.
+
+    It lands in build/reproduced, and its numbers are held against those of the book. Ends with status 1 if
+    they differ.
+    """
+    from threegates.study.reproduce import reproduce as reproduce_figure
+
+    made = reproduce_figure(figure, profile, workers)
+    typer.echo(f"figure:  {made.place}\n{made.name}: {made.verdict}")
+    if not made.same:
         raise typer.Exit(1)
 
 

@@ -12,13 +12,15 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 
-from threegates.digest import code_digest, file_digest, value_digest
+from threegates.atomic import write_json
+from threegates.digest import code_digest, file_digest, runtime_versions, value_digest
 from threegates.errors import NotebookError
 from threegates.study.benchmark_page import benchmark_file, benchmark_page
 from threegates.study.cards import VerdictCards
@@ -26,9 +28,10 @@ from threegates.study.chapters import NotRun, page_looks, page_study, run_page
 from threegates.study.claims import Claims, NoTables, judge, read_claims, verdict_table
 from threegates.study.contents import Page, book_pages
 from threegates.study.evidence import write_evidence
+from threegates.study.figure_cards import PROVENANCE, card, with_cards
 from threegates.study.figures import Published, publish
-from threegates.study.provenance import importlib_version, project_root
-from threegates.study.runner import NotebookRun
+from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
+from threegates.study.runner import NotebookRun, sidecar
 from threegates.study.sources import MANIFEST_VARIABLE
 from threegates.study.stated import stated_values
 from threegates.study.statistics import with_statistics
@@ -131,22 +134,43 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
 def _add_verdicts(source: Path, table: pd.DataFrame, runs: Runs) -> None:
     """The verdicts' page with its figure, and the evidence of every claim."""
     rows = forest_rows(table)
-    figure = _summary_figure(source, rows).markdown() if len(rows) else ""
+    figure = _with_card(source, _summary_figure(source, rows), runs) if len(rows) else ""
     (source / f"{PAGE}.md").write_text(verdict_page(table, figure), encoding="utf-8")
     write_evidence(source / "extra", table, _cells(runs), {page.name: _read(runs[page]) for page in runs})
+
+
+def _with_card(source: Path, figure: Published, runs: Runs) -> str:
+    """A figure of a generated page with its card: it is made from the verdicts of all pages."""
+    made = {
+        page.name: file_digest(result.page)
+        for page, result in runs.items()
+        if isinstance(result, NotebookRun)
+    }
+    facts = {
+        "page": figure.name.partition("/")[0],
+        "made from": "the verdicts of all pages",
+        "pages": made,
+        "data": file_digest(source / "figures" / f"{figure.name}.csv"),
+        "code": code_digest("threegates.study.verdict_plots"),
+        "versions": runtime_versions(),
+        **build_state(),
+    }
+    known = {figure.name: facts}
+    _write_facts(source, known)
+    write_json(build_folder() / "notebooks" / f"{PAGE}.json", {"figures": known})
+    return figure.markdown() + "\n" + card(figure.name, facts) + "\n"
 
 
 def _summary_figure(source: Path, rows: pd.DataFrame) -> Published:
     return publish(
         forest(rows),
         f"{PAGE}/summary",
-        alt="Every claim that has an effect, one row each, ratios above and differences below: our estimate "
-        "with its interval, coloured by verdict, the tolerance fixed beforehand, and the same under each "
-        "null or matched control. Many effects lie far beyond their tolerance while their controls lie at no "
-        "effect.",
-        caption="Every effect beside its tolerance and its controls, with 95 % intervals over seeds. A claim "
-        "is reproduced where its own interval and those of all controls lie at or beyond their tolerances. "
-        "Differences are on a scale that is linear around zero and logarithmic beyond.",
+        alt="The paper's claims on effects, one row each, ratios above, differences below: our estimate with "
+        "its interval, coloured by verdict, the tolerance fixed beforehand, and the same under each null or "
+        "matched control. Many effects lie far beyond their tolerance, their controls at no effect.",
+        caption="The paper's claims, every effect beside its tolerance and its controls, with 95 % intervals "
+        "over seeds. A claim is reproduced where its own interval and those of all controls lie at or beyond "
+        "their tolerances. Differences are on a scale that is linear around zero and logarithmic beyond.",
         data=rows,
         folder=source / "figures",
     )
@@ -158,7 +182,8 @@ def _verdicts(runs: Runs) -> pd.DataFrame:
     known = read_claims(project_root() / "claims.yaml")
     found.append(_without_page(known, {page.notebook for page in runs}))
     table = pd.concat([frame for frame in found if not frame.empty], ignore_index=True)
-    return with_statistics(table, known.confidence)
+    counts = {name: table[name].fillna(0).astype(int) for name in ("cells", "cells_same") if name in table}
+    return with_statistics(table.assign(**counts), known.confidence)
 
 
 def _without_page(known: Claims, chapters: set[str]) -> pd.DataFrame:
@@ -194,10 +219,21 @@ def _add_page(source: Path, page: Page, result: NotebookRun | NotRun) -> None:
         text = f"# {page.name}\n\nNot run: {result.reason}.\n\n{VerdictCards(result.verdicts).html()}\n"
         (source / f"{page.name}.md").write_text(text, encoding="utf-8")
         return
-    shutil.copyfile(result.page, source / f"{page.name}.ipynb")
+    facts = sidecar(result.page).get("figures", {})
+    shown = with_cards(nbformat.read(result.page, as_version=4), facts)
+    nbformat.write(shown, source / f"{page.name}.ipynb")
+    _write_facts(source, facts)
     figures = result.page.parent / "figures" / page.name
     if figures.is_dir():
         shutil.copytree(figures, source / "figures" / page.name)
+
+
+def _write_facts(source: Path, facts: Mapping[str, Mapping]) -> None:
+    """All facts of every figure, which its card links to."""
+    for name, own in facts.items():
+        path = source / "extra" / PROVENANCE / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, dict(own))
 
 
 def _lab_values(runs: Runs) -> dict[str, str]:

@@ -35,6 +35,7 @@ from threegates.digest import (
 from threegates.errors import NotebookError
 from threegates.study.claims import Claims, judge_computed, read_claims
 from threegates.study.contents import PAGE_VARIABLE
+from threegates.study.figure_facts import page_facts
 from threegates.study.parameters import TAG, checked, declared
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.sources import VARIABLE
@@ -191,7 +192,9 @@ def run_notebook(
     return NotebookRun(place, [file for study in plan.studies for file in study.paths()], verdicts, not fresh)
 
 
-def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object], measure: bool) -> list[Study]:
+def _studies(
+    path: Path, notebook: NotebookNode, values: Mapping[str, object], measure: bool = True
+) -> list[Study]:
     """The studies that a notebook opens, with the parameters that decide what they measure."""
     chapters = _opened_chapters(notebook)
     if not opens_study(notebook):
@@ -200,6 +203,40 @@ def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object], m
     options: dict[str, Any] = {name: known[name].default for name in STUDY_PARAMETERS if name in known}
     options |= {name: values[name] for name in options if name in values}
     return [Study.open(chapter, **options, measure=measure) for chapter in chapters or [path.stem]]
+
+
+def page_studies(path: Path, parameters: Mapping[str, object]) -> list[Study]:
+    """The studies that a notebook opens with these parameters."""
+    notebook = read_notebook(path)
+    return _studies(path, notebook, checked(declared(notebook, path.stem), parameters, path.stem))
+
+
+def execute_cells(
+    path: Path, parameters: Mapping[str, object], page: str, cells: Sequence[int], target: Path
+) -> None:
+    """Execute some cells of a notebook alone, and put the figures that they publish into a folder.
+
+    Raises
+    ------
+    NotebookError : a cell fails; the folder keeps what it had.
+    """
+    notebook = read_notebook(path)
+    notebook.cells = [notebook.cells[number] for number in cells]
+    values = checked(declared(notebook, path.stem), parameters, path.stem)
+    plan = _Plan(path, page, notebook, values, [])
+    target.parent.mkdir(parents=True, exist_ok=True)
+    work = target.parent / f".running-{page}"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        with tempfile.NamedTemporaryFile("w", suffix=".ipynb", dir=work, delete=False) as source:
+            nbformat.write(notebook, source)
+        _papermill(plan, work, Path(source.name))
+        target.mkdir(exist_ok=True)
+        for drawn in sorted((work / "figures" / page).glob("*")):
+            os.replace(drawn, target / drawn.name)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def opens_study(notebook: NotebookNode) -> bool:
@@ -243,12 +280,17 @@ def _sidecar(page: Path) -> Path:
     return page.with_suffix(".json")
 
 
+def sidecar(page: Path) -> dict:
+    """What is known of an executed page beside its content; empty where nothing is."""
+    try:
+        return json.loads(_sidecar(page).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+
+
 def _is_fresh(page: Path, digest: str) -> bool:
     """Whether the executed notebook is there, unharmed, and made from the same things."""
-    try:
-        made = json.loads(_sidecar(page).read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError):
-        return False
+    made = sidecar(page)
     return made.get("digest") == digest and page.is_file() and made.get("notebook") == file_digest(page)
 
 
@@ -264,9 +306,23 @@ def _execute(plan: _Plan, digest: str, page: Path) -> None:
         _put_in_place(plan, work, page, text if text.endswith("\n") else text + "\n")
         facts = {"digest": digest, "notebook": file_digest(page), "parameters": plan.parameters}
         subjects = {study.chapter: study.subject for study in plan.studies}
-        write_json(_sidecar(page), {**facts, **build_state(), "subjects": subjects})
+        state = build_state()
+        figures = _figure_facts(plan, page, state)
+        write_json(_sidecar(page), {**facts, **state, "subjects": subjects, "figures": figures})
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _figure_facts(plan: _Plan, page: Path, state: dict) -> dict[str, dict]:
+    """Where every figure of the page comes from."""
+    made = {
+        "code": code_digest(*_modules(plan.notebook)),
+        "versions": {name: importlib_version(name) for name in _DRAWING} | runtime_versions(),
+        "threads": 1,
+        **state,
+    }
+    folder = page.parent / "figures" / plan.page
+    return page_facts(plan.path, plan.page, plan.notebook, plan.parameters, plan.studies, folder, made)
 
 
 def _put_in_place(plan: _Plan, work: Path, page: Path, text: str) -> None:
@@ -280,14 +336,14 @@ def _put_in_place(plan: _Plan, work: Path, page: Path, text: str) -> None:
     write_text(page, text)
 
 
-def _papermill(plan: _Plan, work: Path) -> NotebookNode:
+def _papermill(plan: _Plan, work: Path, source: Path | None = None) -> NotebookNode:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
     with tempfile.TemporaryDirectory(prefix="threegates-") as scratch:
         try:
             return papermill.execute_notebook(
-                str(plan.path.resolve()),
+                str((source or plan.path).resolve()),
                 str(work / "executed.ipynb"),
                 parameters=plan.parameters,
                 kernel_name="python3",

@@ -127,9 +127,14 @@ class Study:
         """Jobs some of whose records are not there yet."""
         return [job for job in self.jobs if not job.is_done(self.records)]
 
-    def ensure(self, workers: int = 1) -> Study:
-        """Measure what is missing, over processes of one thread each; each base matrix is decomposed once."""
-        missing = self.missing() if self.measure else []
+    def ensure(self, workers: int = 1, tables: Sequence[str] | None = None) -> Study:
+        """Measure what is missing, over processes of one thread each; each base matrix is decomposed once.
+
+        With `tables` only what those need.
+        """
+        missing = []
+        if self.measure:
+            missing = [job for job in self.missing() if tables is None or set(job.tables) & set(tables)]
         if missing:
             remove_leftovers(self.records.folder)
             run_jobs(missing, self.records, workers, f"measure {self.chapter}")
@@ -171,7 +176,7 @@ class Study:
         if name in _LOGS:
             return self._logs(name)
         columns = self._columns(name)
-        self.ensure().require(name)
+        self.ensure(tables=(name,)).require(name)
         frames = [self._read(job, name) for job in self.jobs if name in job.tables]
         # Empty frames would only blur the columns' types.
         frames = [frame for frame in frames if len(frame)] or frames[:1]
@@ -221,6 +226,16 @@ class Study:
             found = cells(own, self, self._claims().confidence)
             self.records.write("cell", self.chapter, digest, found, provenance)
         return self.records.read("cell", self.chapter, digest)
+
+    def files(self, tables: Sequence[str]) -> list[Path]:
+        """Files of the records and logs of some tables."""
+        records = [
+            self.records.path(table, job.name, job.digest)
+            for job in self.jobs
+            for table in job.tables
+            if table in tables
+        ]
+        return records + [path for _, path in self._log_files() if path.stem in tables]
 
     def paths(self) -> list[Path]:
         """Files of the chapter's records; that of its verdicts comes last where it has claims."""

@@ -26,12 +26,13 @@ _ROW = 0.285
 
 
 def forest_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the figure draws: rules and controls of effects that have an interval.
+    """The rows that the figure draws: the paper's claims on effects that have an interval, with controls.
 
     Columns: claim, about, label (title and subject), verdict, kind, value, low, high, the tolerance
     (at_least, or lower and upper), neutral, scale ("log" of ratios), row (its place within its panel).
     """
     known = verdicts[verdicts["low"].notna() & verdicts["neutral"].notna()]
+    known = known[known["made_by"] == "paper"]
     rules = known[(known["kind"] == "rule") & (known["error"] != 0)]
     order = {verdict: number for number, verdict in enumerate(ORDER)}
     ranked = rules.assign(rank=rules["verdict"].map(order)).sort_values(["rank"], kind="stable")
