@@ -80,8 +80,9 @@ def models(tmp_path):
 
 def test_help_of_every_command_is_quick_and_says_what_it_does():
     shown = CliRunner().invoke(app, ["--help"]).output
-    assert all(name in shown for name in ("train", "measure", "run", "book"))
-    for name in ("train", "measure", "run", "book"):
+    commands = ("train", "measure", "run", "book", "compare")
+    assert all(name in shown for name in commands)
+    for name in commands:
         result = CliRunner().invoke(app, [name, "--help"])
         assert result.exit_code == 0 and len(result.output) > 200
     code = "import sys, threegates.cli; print('torch' in sys.modules, 'pandas' in sys.modules)"

@@ -190,7 +190,7 @@ def _without_page(known: Claims, chapters: set[str]) -> pd.DataFrame:
     judged = [
         verdict_table([judge(claim, NoTables(), "no page yet", known.confidence)]).assign(about=subject)
         for claim in known.claims
-        if claim.chapter not in chapters
+        if claim.awaits and claim.chapter not in chapters
         for subject in claim.subjects
     ]
     return pd.concat(judged, ignore_index=True).assign(page=PAGE) if judged else pd.DataFrame()
@@ -207,7 +207,8 @@ def _cells(runs: Runs) -> pd.DataFrame:
 
 def _read(result: NotebookRun | NotRun) -> list[dict]:
     """Name and content digest of every record that a page read."""
-    files = result.records if isinstance(result, NotebookRun) else []
+    # A study that is looked at but judges nothing has no record of verdicts.
+    files = [path for path in result.records if path.is_file()] if isinstance(result, NotebookRun) else []
     return [{"record": f"{f.parent.name}/{f.name}", "sha256": record_digest(f)} for f in files]
 
 

@@ -62,7 +62,7 @@ def _read(own: Slice, studies: Sequence[Study], values: Mapping[str, object]) ->
     facts["records"] = {
         f"{path.parent.name}/{path.name}": record_digest(path)
         for study in opened
-        for path in (study.files(own.tables[study.chapter]) if own.tables else study.paths())
+        for path in study.files(own.tables.get(study.chapter))
     }
     return facts
 

@@ -226,15 +226,15 @@ class Study:
             self.records.write("cell", self.chapter, digest, found, provenance)
         return self.records.read("cell", self.chapter, digest).assign(about=self.about.name)
 
-    def files(self, tables: Sequence[str]) -> list[Path]:
-        """Files of the records and logs of some tables."""
+    def files(self, tables: Sequence[str] | None = None) -> list[Path]:
+        """Files of the records and logs of some tables; of all that are measured, without names."""
         records = [
             self.records.path(table, job.name, job.digest)
             for job in self.jobs
             for table in job.tables
-            if table in tables
+            if tables is None or table in tables
         ]
-        return records + [path for _, path in self._log_files() if path.stem in tables]
+        return records + [path for _, path in self._log_files() if path.stem in (tables or ())]
 
     def paths(self) -> list[Path]:
         """Files of the chapter's records; that of its verdicts comes last where it has claims."""
