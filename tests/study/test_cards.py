@@ -21,10 +21,14 @@ CLAIM: dict[str, Any] = {
     "reason": "every control passes", "subject": "7 checkpoints", "kind": "rule", "estimate": "stripe_excess",
     "value": 1.8, "low": 1.7, "high": 1.9, "n": 5, "unit": "runs", "missing": "",
     "rule": "whole interval at or above 1.5", "holds": True, "about": "lab", "page": "stripe-masks",
+    "title": "Masks are striped", "figure": "stripe-masks/dispersion", "free": "eta",
+    "needs": "", "awaits": "", "error": 0.03, "scale": "linear", "at_least": 1.5, "lower": None,
+    "upper": None, "neutral": 1.0,
+    "contradicted_below": 1.0,
 }  # fmt: skip
 CONTROL = CLAIM | {
     "kind": "storage", "says": "over storage noise", "estimate": "stripe_excess_storage", "value": -0.25,
-    "low": -0.5, "high": 0.0, "rule": "whole interval at or above 1.25", "holds": False,
+    "low": -0.5, "high": 0.0, "rule": "whole interval at or above 1.25", "holds": False, "at_least": 1.25,
 }  # fmt: skip
 NOTHING = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "holds": None}
 
@@ -240,3 +244,8 @@ def test_a_page_without_claims_says_so_in_its_summary():
 )
 def test_a_span_has_both_ends_unless_they_read_the_same(values, text):
     assert span(values) == text
+
+
+def test_a_card_says_in_how_many_cells_its_verdict_stands():
+    assert "the same in 58 of 60 cells" in _read(CLAIM | {"cells": 60, "cells_same": 58}).text
+    assert "cells" not in _read(CLAIM | {"cells": 0, "cells_same": 0}).text

@@ -15,8 +15,8 @@ from threegates.study.contents import Page
 
 
 def test_a_page_that_looks_at_no_checkpoints_runs_without_any(project):
-    write_notebook(project, "errata", "print(1 + 1)")
-    run = run_page(Page("errata", "errata"))
+    write_notebook(project, "plain", "print(1 + 1)")
+    run = run_page(Page("plain", "plain"))
     assert run is not None and run.executed and run.verdicts.empty
     assert nbformat.read(run.page, as_version=4).cells[0].source == "# Demo"
 

@@ -8,10 +8,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from threegates.study.grid import ALPHAS, ETAS
 
 from threegates.errors import NotebookError
 from threegates.study import sensitivity_plots, sensitivity_views
+from threegates.study.overlap import ALPHAS, ETAS
 from threegates.study.pages import studies_of
 
 
@@ -39,6 +39,7 @@ def study(claim, free, about="lab", verdict="reproduced", scale="linear", other=
     moved = last & (other is not None)
     cells = cells.assign(claim=claim, about=about, value=0.1 + cells["alpha"], low=0.05, high=0.9)
     cells["verdict"] = np.where(moved, other or verdict, verdict)
+    cells = cells.assign(headline=False, scale=scale)
     rule = {
         "claim": claim,
         "title": f"Title of {claim}",

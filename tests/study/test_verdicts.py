@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from html import unescape
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 from tests.study.test_cards import CLAIM, CONTROL, NOTHING
 from threegates.study.cards import VerdictCards
 from threegates.study.claims import not_run, read_claims, verdict_table
-from threegates.study.verdicts import verdict_page
+from threegates.study.verdicts import PAGE, verdict_page
 
 CLAIMS = read_claims(Path(__file__).resolve().parents[2] / "claims.yaml").claims
 
@@ -22,7 +21,7 @@ def _rows(page: str, look: str = "tg-verdicts") -> list[dict[str, str]]:
     table = page.split(f'class="tg-table {look}"')[1].split("</table>")[0]
     names = re.findall(r"<th>(.*?)</th>", table)
     body = table.split("<tbody>")[1].split("</tbody>")[0]
-    rows = re.findall(r"<tr>(.*?)</tr>", body, re.DOTALL)
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", body, re.DOTALL)
     cells = [re.findall(r"<td>(.*?)</td>", row, re.DOTALL) for row in rows]
     return [dict(zip(names, row, strict=True)) for row in cells]
 
@@ -36,38 +35,85 @@ def test_every_claim_of_the_study_has_one_row_and_a_link_to_its_card():
     table = table.assign(about="lab", page=table["chapter"])
     page = verdict_page(table)
     rows = _rows(page)
-    links = [re.findall(r'<a href="([^"]+)">(.*?)</a>', row["claim"]) for row in rows]
+    links = [re.findall(r'<a href="([^"]+)"><strong>(.*?)</strong></a>', row["claim"]) for row in rows]
     assert [link for ((link, _),) in links] == [f"{c.chapter}.html#verdict-{c.id}" for c in CLAIMS]
-    assert [unescape(says) for ((_, says),) in links] == [claim.paper.says for claim in CLAIMS]
+    assert [unescape(title) for ((_, title),) in links] == [claim.title for claim in CLAIMS]
     anchors = re.findall(r'id="([^"]+)"', VerdictCards(table).html())
     assert [link.split("#")[1] for ((link, _),) in links] == anchors
-    assert {row["verdict"] for row in rows} == {"<strong>not run</strong>"}
-    assert {(row["estimate"], row["interval"]) for row in rows} == {("–", "no interval")}
-    held = [f"0 of {len(claim.controls)}" if claim.controls else "none" for claim in CLAIMS]
-    assert [row["controls that hold"] for row in rows] == held
+    assert {_text(row["verdict"]) for row in rows} == {"not runno pairs"}
+    assert {row["ours"] for row in rows} == {"–"}
+    nulls = ["not tested" if claim.controls else "none named" for claim in CLAIMS]
+    assert [row["decisive null or control"] for row in rows] == nulls
 
 
-def test_a_row_shows_verdict_estimate_interval_controls_place_and_subject():
-    second = CONTROL | {"holds": True}
+def test_a_row_shows_verdict_estimate_interval_control_place_and_subject():
+    second = CONTROL | {"holds": True, "low": 1.3, "value": 1.4, "high": 1.5}
     third = CONTROL | NOTHING
     row = _rows(verdict_page(pd.DataFrame([CLAIM, CONTROL, second, third])))[0]
     shown = {name: _text(cell) for name, cell in row.items()}
-    assert shown["claim"].startswith("Masks show stripes.")
-    assert (shown["verdict"], shown["estimate"], shown["interval"]) == ("reproduced", "1.8", "[1.7, 1.9]")
-    assert shown["controls that hold"] == "1 of 3"
-    everything = " ".join(shown.values())
-    assert "Fig. 2" in everything and "7 checkpoints" in everything
+    assert shown["claim"] == "Masks are stripedMasks show stripes.Fig. 2 · the miniature lab"
+    assert shown["verdict"] == "reproduced" and "tg-reproduced" in row["verdict"]
+    assert shown["ours"] == "1.8 [1.7, 1.9]5 runs; rule ≥ 1.5"
+    decisive = "beyond storage: −0.25 [−0.5, 0], does not holdover storage noise; 1 of 3 hold"
+    assert shown["decisive null or control"] == decisive
+    assert 'href="stripe-masks.html#fig-stripe-masks-dispersion"' in row["see"]
+    assert 'href="evidence/lab/masks-are-striped.json"' in row["see"]
 
 
-def test_a_row_without_an_interval_and_without_controls_says_so():
-    row = _rows(verdict_page(pd.DataFrame([CLAIM | {"low": math.nan, "high": math.nan}])))[0]
-    shown = [row[name] for name in ("estimate", "interval", "controls that hold")]
-    assert shown == ["1.8", "no interval", "none"]
+def test_of_controls_that_hold_the_one_nearest_to_its_tolerance_is_decisive():
+    wide = CONTROL | {"holds": True, "low": 3.0, "value": 3.1, "high": 3.2, "says": "far"}
+    near = CONTROL | {"holds": True, "low": 1.26, "value": 1.4, "high": 1.5, "says": "near"}
+    row = _rows(verdict_page(pd.DataFrame([CLAIM, wide, near])))[0]
+    assert "near; 2 of 2 hold" in _text(row["decisive null or control"])
+
+
+def test_how_sure_tells_cells_holm_and_for_a_negative_verdict_what_could_be_seen():
+    sure = {"cells": 60, "cells_same": 58, "p": 1e-4, "p_holm": 2e-3, "holds_holm": True, "detectable": 1.6}
+    held = _rows(verdict_page(pd.DataFrame([CLAIM | sure])))[0]["how sure"]
+    assert _text(held) == "58 of 60 cellsholds after Holm"
+    lost = CLAIM | sure | {"verdict": "contradicted", "holds": False, "holds_holm": False}
+    assert (
+        _text(_rows(verdict_page(pd.DataFrame([lost])))[0]["how sure"]) == "58 of 60 cellscould have seen 1.6"
+    )
+    assert _rows(verdict_page(pd.DataFrame([CLAIM])))[0]["how sure"] == "–"
+
+
+def test_what_was_computed_says_so_and_without_controls_none_is_named():
+    row = _rows(verdict_page(pd.DataFrame([CLAIM | {"error": 0.0, "low": 1.8, "high": 1.8}])))[0]
+    assert _text(row["ours"]) == "1.8computed over 5 runs"
+    assert row["decisive null or control"] == "none named"
+
+
+def test_the_summary_counts_verdicts_on_numbers_apart_from_open_ones():
+    rows = [
+        CLAIM,
+        CLAIM | {"claim": "b", "verdict": "contradicted"},
+        CLAIM | {"claim": "c", "verdict": "not run"},
+    ]
+    text = verdict_page(pd.DataFrame(rows)).split("## Every claim")[0]
+    assert "3 claims" in text and "2 verdicts on numbers, 1 not run" in text
+    assert "**1** reproduced; **1** contradicted" in text
+
+
+def test_a_claim_without_a_page_has_its_card_here():
+    page = verdict_page(pd.DataFrame([CLAIM, CLAIM | {"claim": "later", "page": PAGE, "verdict": "not run"}]))
+    row = _rows(page)[1]
+    assert 'href="#verdict-later"' in row["claim"] and "figure" not in row["see"]
+    assert page.count('id="verdict-later"') == 1 and 'id="verdict-masks-are-striped"' not in page
+
+
+def test_rows_carry_what_the_filters_choose_by():
+    page = verdict_page(pd.DataFrame([CLAIM]))
+    row = re.findall(r"<tr (data-[^>]*)>", page)[0]
+    expected = {"verdict": "reproduced", "subject": "the miniature lab", "chapter": "stripe-masks"}
+    found = dict(re.findall(r'data-(\w+)="([^"]*)"', row))
+    assert found == expected | {"by": "the paper"}
 
 
 def test_text_of_claims_does_not_become_markup():
     nasty = "<i>1 & 2</i>"
-    page = verdict_page(pd.DataFrame([CLAIM | dict.fromkeys(("says", "place", "verdict", "subject"), nasty)]))
+    told = dict.fromkeys(("title", "says", "place", "verdict"), nasty)
+    page = verdict_page(pd.DataFrame([CLAIM | told])).split("## Every claim")[1]
     assert "<i>" not in page
     assert sum(_text(cell).count(nasty) for cell in _rows(page)[0].values()) == 4
 
@@ -77,7 +123,8 @@ def test_the_page_is_myst_with_a_title_and_the_table_scrolls_alone():
     assert page.startswith("# Verdicts\n\n")
     assert "{doc}`reading`" in page
     # A blank line inside would end the HTML block, and MyST would read the rest as text.
-    assert "\n\n" not in page[page.index("<div") : page.index("</div>")]
+    table = page[page.index('<div class="tg-scroll"') :]
+    assert "\n\n" not in table[: table.index("</div>")]
     assert 'class="tg-scroll" role="region"' in page and 'tabindex="0"' in page
 
 
@@ -92,7 +139,7 @@ def test_what_was_known_before_stands_beside_the_verdict():
 def test_the_rule_stands_short_beside_the_interval_it_asks_for():
     rules = ["whole interval at or above 1.5", "whole interval within -0.1 to 0.1"]
     rows = _rows(verdict_page(pd.DataFrame([CLAIM | {"claim": rule, "rule": rule} for rule in rules])))
-    assert [row["rule"] for row in rows] == ["≥ 1.5", "within -0.1 to 0.1"]
+    assert [row["ours"].split("rule ")[1] for row in rows] == ["≥ 1.5</small>", "within -0.1 to 0.1</small>"]
 
 
 ENCODER = {"about": "encoder", "page": "stripe-masks-encoder", "subject": "an encoder: 3 checkpoints"}
@@ -108,11 +155,8 @@ def test_a_claim_has_one_row_for_each_subject_with_its_own_page():
         "stripe-masks-encoder.html#verdict-masks-are-striped",
         "stripe-masks.html#verdict-b",
     ]
-    assert [_text(row["subject"]) for row in rows][:2] == [
-        "the miniature lab7 checkpoints",
-        "the encoder3 checkpoints",
-    ]
-    assert [row["estimate"] for row in rows][:2] == ["1.8", "0.9"]
+    assert [_text(row["claim"]).split(" · ")[1] for row in rows][:2] == ["the miniature lab", "the encoder"]
+    assert [row["ours"].split(" ")[0] for row in rows][:2] == ["1.8", "0.9"]
 
 
 def test_subjects_stand_side_by_side_with_every_control():

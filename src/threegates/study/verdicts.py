@@ -13,7 +13,7 @@ import pandas as pd
 from threegates.study.cards import VerdictCards, interval, look, number
 from threegates.study.subjects import SUBJECTS
 
-_HEAD = ("claim", "in the paper", "subject", "ours", "decisive null or control", "verdict", "how sure", "see")
+_HEAD = ("claim", "verdict", "ours", "decisive null or control", "how sure", "see")
 _CONTROLS = {"matched": "matched", "storage": "beyond storage"}
 _BY_SUBJECT = ["claim", "about"]
 #: Verdicts in the order of a summary, from what says most for a claim to what says nothing.
@@ -156,11 +156,6 @@ def subject_title(name: str) -> str:
     return SUBJECTS[name].title if name in SUBJECTS else name
 
 
-def _checkpoints(rule: pd.Series) -> str:
-    """How many checkpoints a verdict rests on; of a pair of one's own, its names."""
-    return rule["subject"].rpartition(": ")[2]
-
-
 def _card(rule: pd.Series) -> str:
     place = "" if rule["page"] == PAGE else f"{escape(rule['page'])}.html"
     return f"{place}#verdict-{escape(rule['claim'])}"
@@ -172,14 +167,13 @@ def _row(group: pd.DataFrame) -> str:
     facts = {"verdict": rule["verdict"], "subject": subject_title(rule["about"]), "chapter": rule["chapter"]}
     facts["by"] = "the paper" if rule["made_by"] == "paper" else "this study"
     data = "".join(f' data-{name}="{escape(str(value), quote=True)}"' for name, value in facts.items())
+    place = f"{escape(rule['place'])} · {escape(facts['subject'])}{_known(rule)}"
     cells = (
         f'<a href="{_card(rule)}"><strong>{escape(rule["title"])}</strong></a><br>'
-        f"<small>{escape(rule['says'])}</small>",
-        f"{escape(rule['place'])}{_known(rule)}",
-        f"{escape(facts['subject'])}<br><small>{escape(_checkpoints(rule))}</small>",
+        f"{escape(rule['says'])}<br><small>{place}</small>",
+        f'<strong class="{look(rule["verdict"])}">{escape(rule["verdict"])}</strong>{_why_not(rule)}',
         _ours(rule),
         _decisive(controls),
-        f'<strong class="{look(rule["verdict"])}">{escape(rule["verdict"])}</strong>{_why_not(rule)}',
         "<br>".join(_sureness(rule)) or "–",
         _links(rule),
     )
@@ -254,4 +248,4 @@ def evidence_place(rule: pd.Series) -> str:
 def _known(rule: pd.Series) -> str:
     """What was known of the outcome when the rule was written."""
     known = ["prototype"] * bool(rule["informed_by_prototype"]) + ["rule changed"] * bool(rule["changed"])
-    return f"<br><small>known before: <em>{', '.join(known)}</em></small>" if known else ""
+    return f" · known before: <em>{', '.join(known)}</em>" if known else ""
