@@ -139,3 +139,51 @@ def _check(visit, where, dark):
 
 def _light(colour: str) -> float:
     return sum(float(part) for part in re.findall(r"[\d.]+", colour)[:3]) / (3 * 255)
+
+
+FILTER = """(async () => {
+  const table = document.querySelector('table.tg-verdicts');
+  const shown = () => Array.from(table.tBodies[0].rows).filter(row => !row.hidden).length;
+  const told = () => document.querySelector('.tg-count').textContent;
+  const found = {rows: shown(), told: told()};
+  const select = document.querySelector('[data-filter="chapter"]');
+  select.value = 'stripe-masks';
+  select.dispatchEvent(new Event('change'));
+  found.chapter = [shown(), told()];
+  const words = document.querySelector('.tg-filters input');
+  words.value = 'columns stand';
+  words.dispatchEvent(new Event('input'));
+  found.words = shown();
+  document.querySelector('.tg-filters button').click();
+  found.again = shown();
+  const titles = () => Array.from(table.tBodies[0].rows).map(row => row.querySelector('strong').textContent);
+  const before = titles();
+  const head = table.tHead.rows[0].cells[0];
+  head.querySelector('button').click();
+  found.ascending = [head.getAttribute('aria-sort'), titles()];
+  head.querySelector('button').click();
+  found.descending = head.getAttribute('aria-sort');
+  head.querySelector('button').click();
+  found.restored = JSON.stringify(titles()) === JSON.stringify(before) && !head.hasAttribute('aria-sort');
+  return found;
+})()"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_the_table_of_verdicts_filters_and_sorts_without_a_server(html):
+    with Browser() as browser:
+        found = browser.visit(html / "verdicts.html", FILTER).found
+    rows = found["rows"]
+    assert found["told"] == f"{rows} of {rows} rows shown" and rows > 40
+    chapter, told = found["chapter"]
+    assert 0 < chapter < rows and told == f"{chapter} of {rows} rows shown"
+    assert found["words"] == 1 and found["again"] == rows
+    assert found["ascending"][0] == "ascending" and found["descending"] == "descending"
+    lowered = [title.lower() for title in found["ascending"][1]]
+    assert lowered[0] <= lowered[-1] and lowered[0].startswith("a") and found["restored"]
+
+
+def test_the_table_of_verdicts_is_whole_without_scripts(html):
+    text = (html / "verdicts.html").read_text("utf-8")
+    table = text.split('class="tg-table tg-verdicts"')[1].split("</table>")[0]
+    assert table.count("<tr ") > 40 and "<tr hidden" not in table and "RL avoids principal weights" in table

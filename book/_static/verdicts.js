@@ -13,7 +13,7 @@
     const original = rows.slice();
     const bar = document.createElement("div");
     bar.className = "tg-filters";
-    bar.setAttribute("role", "search");
+    bar.setAttribute("role", "group");
     bar.setAttribute("aria-label", "Filter the verdicts");
     const selects = FILTERS.map(([key, name]) => addSelect(bar, rows, key, name));
     const text = addText(bar);

@@ -11,6 +11,7 @@ import pandas as pd
 
 from threegates.study.claims import Claims, Rule
 from threegates.study.paper import sparsity_ranges, table_2
+from threegates.study.statistics import POWER, smallest_permutation_p, smallest_sign_flip_p
 
 
 def stated_values(claims: Claims) -> dict[str, str]:
@@ -21,6 +22,7 @@ def stated_values(claims: Claims) -> dict[str, str]:
         **tolerance_values(claims),
         **recipe_values(),
         **spacing_values(),
+        **limit_values(),
     }
 
 
@@ -50,6 +52,16 @@ def recipe_values() -> dict[str, str]:
     betas = " and ".join(f"{beta:g}" for beta in found.pop("betas"))
     found["kl_weight"] = ALGORITHMS["grpo"].kl_weight
     return {"recipe.betas": betas} | {f"recipe.{name}": f"{value:g}" for name, value in found.items()}
+
+
+def limit_values() -> dict[str, str]:
+    """``limit.…``: the smallest p-values that exact tests of few seeds can give, and the power that is asked."""
+    return {
+        "limit.permutation": f"{smallest_permutation_p(3, 3):g}",
+        "limit.sign_flip": f"{smallest_sign_flip_p(3):g}",
+        "limit.sign_flip_of_six": f"{smallest_sign_flip_p(6):.2g}",
+        "limit.power": f"{POWER:g}",
+    }
 
 
 def spacing_values() -> dict[str, str]:
