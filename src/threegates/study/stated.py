@@ -55,7 +55,7 @@ def recipe_values() -> dict[str, str]:
 
 
 def limit_values() -> dict[str, str]:
-    """``limit.…``: the smallest p-values that exact tests of few seeds can give, and the power that is asked."""
+    """``limit.…``: smallest p-values that exact tests of few seeds can give, and the power that is asked."""
     return {
         "limit.permutation": f"{smallest_permutation_p(3, 3):g}",
         "limit.sign_flip": f"{smallest_sign_flip_p(3):g}",
