@@ -118,3 +118,9 @@ def test_sparsity_over_tolerances_takes_the_papers_own_from_the_headline_table()
     found = cells([CLAIMS["rft-as-sparse-as-rl"]], given, 0.95).set_index("eta")
     assert found.loc[ETA, "verdict"] == "reproduced" and found.loc[1e-2, "verdict"] == "not reproduced"
     assert bool(found.loc[ETA, "headline"]) and not bool(found.loc[1e-2, "headline"])
+
+
+def test_a_claim_that_cannot_be_tested_at_its_headline_has_no_cells():
+    given = tables(dict.fromkeys(GRID, 0.1))
+    one_seed = {name: frame[frame["seed"] == 1] for name, frame in given.tables.items()}
+    assert cells([AVOIDS], Given(**one_seed), 0.95).empty

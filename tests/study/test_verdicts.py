@@ -92,7 +92,8 @@ def test_the_summary_counts_verdicts_on_numbers_apart_from_open_ones():
     ]
     text = verdict_page(pd.DataFrame(rows)).split("## Every claim")[0]
     assert "3 claims" in text and "2 verdicts on numbers, 1 not run" in text
-    assert "**1** reproduced; **1** contradicted" in text
+    assert "Of the 2 on claims of the paper: **1** reproduced; **1** contradicted." in text
+    assert "our own" not in text
 
 
 def test_a_claim_without_a_page_has_its_card_here():

@@ -48,6 +48,10 @@ COLUMNS = {
 }
 
 
+#: Verdicts that say nothing of a claim: there is nothing that could stand in cells.
+_OPEN = (Judgement.not_run, Judgement.untestable)
+
+
 @dataclass(frozen=True)
 class Cell:
     """One value of each choice, NaN-free: None where a choice plays no part. k is over the headline rank."""
@@ -155,7 +159,7 @@ def _rows(
     if claim.awaits or not claim.free:
         return
     asked = _Asked(tables)
-    if judge(claim, asked, "", confidence).judgement == Judgement.not_run:
+    if judge(claim, asked, "", confidence).judgement in _OPEN:
         return
     own = _headline(claim)
     try:

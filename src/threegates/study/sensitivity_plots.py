@@ -129,7 +129,8 @@ def _short(share: float) -> str:
 
 
 def _frame_headline(ax: Axes, shown: pd.DataFrame, rows: str) -> None:
-    if HEADLINE["eta"] not in set(shown["eta"]):
+    tolerances = set(shown["eta"].dropna())
+    if tolerances and HEADLINE["eta"] not in tolerances:
         return
     x = sorted(shown["alpha"].unique()).index(HEADLINE["alpha"])
     y = sorted(shown[rows].unique()).index(HEADLINE[rows])

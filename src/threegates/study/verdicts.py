@@ -67,19 +67,28 @@ def verdict_page(verdicts: pd.DataFrame, figure: str = "") -> str:
 
 
 def _summary(verdicts: pd.DataFrame) -> str:
-    """How many claims got which verdict, on what."""
+    """How many claims, the paper's and ours, got which verdict."""
     rules = verdicts[verdicts["kind"] == "rule"]
-    tested = rules[~rules["verdict"].isin(ORDER[-2:])]
-    counts = tested["verdict"].value_counts()
-    told = "; ".join(f"**{counts[name]}** {name}" for name in ORDER if name in counts)
-    open_ = rules["verdict"].value_counts()
-    rest = [f"{open_[name]} {name}" for name in ORDER[-2:] if name in open_]
+    open_ = rules["verdict"].isin(ORDER[-2:])
+    counts = rules["verdict"].value_counts()
+    rest = " and ".join(f"{counts[name]} {name}" for name in ORDER[-2:] if name in counts)
+    told = [
+        f"Of the {len(own)} on {whose}: {_counted(own)}."
+        for whose, by in (("claims of the paper", "paper"), ("our own controls and corrections", "us"))
+        if len(own := rules[~open_ & (rules["made_by"] == by)])
+    ]
     return (
         f"The register holds {rules['claim'].nunique()} claims, each judged on its subjects by one rule that "
-        f"was fixed beforehand: {len(tested)} verdicts on numbers"
-        + (f", {' and '.join(rest)}" if rest else "")
-        + f". Of the {len(tested)}: {told}.\n\n"
+        f"was fixed beforehand: {int((~open_).sum())} verdicts on numbers"
+        + (f", {rest}" if rest else "")
+        + f". {' '.join(told)}\n\n"
     )
+
+
+def _counted(rules: pd.DataFrame) -> str:
+    """Verdicts with their numbers, in the order of what they say."""
+    counts = rules["verdict"].value_counts()
+    return "; ".join(f"**{counts[name]}** {name}" for name in ORDER if name in counts)
 
 
 def _without_page(verdicts: pd.DataFrame) -> str:
