@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
@@ -12,8 +13,9 @@ from nbformat.v4 import new_output
 
 from threegates.digest import value_digest
 
-#: Lists longer than this are told by their number and one digest over all.
+#: More digests than this are told by their number and one digest over all.
 LONGEST = 4
+_DIGEST = re.compile(r"[0-9a-f]{40,64}")
 #: Folder of the whole facts in the book.
 PROVENANCE = "provenance"
 
@@ -68,13 +70,18 @@ def _shown_figure(output: NotebookNode) -> str:
 
 def _in_words(value: Any, full: bool) -> str:
     if isinstance(value, Mapping):
-        if len(value) > LONGEST and not full:
+        if _is_long(list(value.values())) and not full:
             return f"{len(value)}, sha256 of all {value_digest(dict(value))[:12]}"
         return "; ".join(f"{key}: {_in_words(item, full)}" for key, item in value.items()) or "none"
     if isinstance(value, Sequence) and not isinstance(value, str):
-        if len(value) > 2 * LONGEST and not full:
-            return f"{len(value)}, sha256 of all {value_digest(list(value))[:12]}"
         return ", ".join(_in_words(item, full) for item in value) or "none"
     if value is None:
         return "unknown"
+    if isinstance(value, str) and _DIGEST.fullmatch(value) and not full:
+        return value[:12]
     return json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def _is_long(values: Sequence[Any]) -> bool:
+    """Whether these are many digests; versions and parameters are told one by one."""
+    return len(values) > LONGEST and any(_DIGEST.search(str(value)) for value in values)
