@@ -20,9 +20,10 @@ _ALLOWED = [
     for pattern in (
         r"^(`{3,}|~{3,})(?!\{(figure|admonition|note|tip)).*?^\1\s*$",
         r"\$\$.*?\$\$",
-        r"\$[^$\n]+\$",
+        # A formula or a code span that holds a percentage excuses nothing.
+        r"\$(?:(?!%)[^$\n])+\$",
         r"\{[\w:]+\}`[^`]*`",
-        r"`[^`\n]*`",
+        r"`(?:(?!%)[^`\n])*`",
         r"\]\([^)\s]*\)",
         r"https?://\S+",
         r"(figures?|figs?\.?|tables?|theorems?|corollary|corollaries|cor\.|lemmas?|definitions?|defs?\.|"
@@ -41,7 +42,9 @@ _ALLOWED = [
     )
 ]
 _NUMBER = r"[−+-]?(?:\d[\d,]*\.\d+|\.\d+|\d[\d,]*)"
-_DECIMAL = re.compile(rf"(?<![\w.])(?:[−+-]?(?:\d[\d,]*)?\.\d+|{_NUMBER}\s*(?:%|percent\b|per cent\b))")
+_DECIMAL = re.compile(
+    rf"(?<![\w.])(?:[−+-]?(?:\d[\d,]*)?\.\d+|{_NUMBER}(?:\s|\\,|\\\\)*(?:%|percent\b|per cent\b))"
+)
 _WHOLE = re.compile(rf"(?<![\w.,]){_NUMBER}(?![\w.]*\w)")
 _MEASURED = re.compile(
     r"\b(sparsit\w+|unchanged|correlat\w+|jaccard|overlaps?|lifts?|angles?|dispersion|drift\w*|energy|accuracy|"

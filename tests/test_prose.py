@@ -60,6 +60,8 @@ def test_what_readme_states_of_the_paper_is_what_the_table_says():
     [
         f"{PLANTED}.",
         "RL leaves 50% of the weights unchanged.",
+        r"Of all weights $48.7\,\%$ stay.",
+        "The share is `48.7 %` here.",
         "The gap is .25, and {val}`a.value` at the matched rate.",
         "The Jaccard index lies 0.103 above Bernoulli's (Figure 5).",
         "SFT turns the subspaces 12 times as far.",
