@@ -8,7 +8,9 @@ from scipy import stats
 from tests.study import pages
 from threegates.study import views
 from threegates.study.cards import interval, number
+from threegates.study.claims import read_claims
 from threegates.study.figures import METHOD_COLOURS
+from threegates.study.stated import stated_values
 from threegates.study.values import rate_values, verdict_values
 
 
@@ -59,7 +61,8 @@ def test_values_of_the_lab_are_what_the_pages_quote():
 def test_every_value_of_the_pages_has_a_claim_or_is_the_labs():
     planted = set(verdict_values(pages.planted_verdicts()))
     lab = set(rate_values(views.pass_view(evaluation()), views.gain_view(evaluation()))) | {"profile"}
-    assert pages.quoted_keys() <= planted | lab
+    stated = set(stated_values(read_claims(pages.ROOT / "claims.yaml")))
+    assert pages.quoted_keys() <= planted | lab | stated
 
 
 @pytest.mark.parametrize(
