@@ -63,7 +63,7 @@
   function addText(bar) {
     const label = document.createElement("label");
     const input = document.createElement("input");
-    input.type = "search";
+    input.type = "text";
     input.placeholder = "words";
     label.append("Contains ", input);
     bar.append(label);
