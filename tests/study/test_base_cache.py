@@ -134,6 +134,22 @@ def test_a_damaged_entry_is_computed_anew(tmp_path, counted, damage):
     assert same(first, cache.decompose(weight(), 4, "fast")) and len(counted) == 2
 
 
+def test_an_entry_evicted_while_it_is_opened_is_computed_anew(tmp_path, counted, monkeypatch):
+    cache = BaseCache(tmp_path, 1 << 30)
+    first = cache.decompose(weight(), 4, "fast")
+    path = next(tmp_path.iterdir())
+
+    def evicted_between_two_openings(name, *args, **kwargs):
+        path.unlink()
+        return torch.UntypedStorage.from_file(str(name), False, 8)  # as safe_open does, second
+
+    with monkeypatch.context() as patch:
+        patch.setattr(base_cache, "safe_open", evicted_between_two_openings)
+        again = cache.decompose(weight(), 4, "fast")
+    assert len(counted) == 2 and same(first, again)
+    assert same(first, cache.decompose(weight(), 4, "fast")) and len(counted) == 2
+
+
 def _fill(folder, limit, seeds):
     for seed in seeds:
         BaseCache(folder, limit).decompose(weight(seed, 60, 50), 4, "fast")

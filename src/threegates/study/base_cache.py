@@ -96,7 +96,9 @@ class BaseCache:
             with safe_open(path, "pt", device=str(weight.device)) as file:
                 facts = json.loads(file.metadata()[_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        except FileNotFoundError:
+        except (FileNotFoundError, RuntimeError):
+            # safe_open opens the file twice, and torch, which opens it second, says RuntimeError of one
+            # that another process evicted in between. What else it says so of, computing anew will tell.
             return None
         except (SafetensorError, OSError, KeyError, TypeError, ValueError):
             path.unlink(missing_ok=True)
