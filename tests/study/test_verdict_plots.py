@@ -54,5 +54,6 @@ def test_the_figure_has_a_panel_a_scale_and_a_label_a_row():
     assert [text.get_text() for text in ratios.get_yticklabels()] == ["Masks are striped"]
     assert [text.get_text() for text in differences.get_yticklabels()] == ["B"]
     labels = {text.get_text() for text in fig.legends[0].get_texts()}
-    assert {"reproduced", "contradicted", "tolerance fixed beforehand", "under a storage null"} == labels
+    tolerance = "tolerance of the claim's rule (controls have theirs)"
+    assert {"reproduced", "contradicted", tolerance, "under a storage null"} == labels
     plt.close(fig)

@@ -53,7 +53,7 @@ def test_a_row_shows_verdict_estimate_interval_control_place_and_subject():
     shown = {name: _text(cell) for name, cell in row.items()}
     assert shown["claim"] == "Masks are stripedMasks show stripes.Fig. 2 · the miniature lab"
     assert shown["verdict"] == "reproduced" and "tg-reproduced" in row["verdict"]
-    assert shown["ours"] == "1.8 [1.7, 1.9]5 runs; rule ≥ 1.5"
+    assert shown["ours"] == "1.8 [1.7, 1.9]5 runs; rule ≥ 1.5of whatVariance over the binomial one."
     decisive = "beyond storage: −0.25 [−0.5, 0], does not holdover storage noise; 1 of 3 hold"
     assert shown["decisive null or control"] == decisive
     assert 'href="stripe-masks.html#fig-stripe-masks-dispersion"' in row["see"]
@@ -70,17 +70,16 @@ def test_of_controls_that_hold_the_one_nearest_to_its_tolerance_is_decisive():
 def test_how_sure_tells_cells_holm_and_for_a_negative_verdict_what_could_be_seen():
     sure = {"cells": 60, "cells_same": 58, "p": 1e-4, "p_holm": 2e-3, "holds_holm": True, "detectable": 1.6}
     held = _rows(verdict_page(pd.DataFrame([CLAIM | sure])))[0]["how sure"]
-    assert _text(held) == "58 of 60 cellsholds after Holm"
+    assert _text(held) == "58 of 60 cellsrule survives Holm"
     lost = CLAIM | sure | {"verdict": "contradicted", "holds": False, "holds_holm": False}
-    assert (
-        _text(_rows(verdict_page(pd.DataFrame([lost])))[0]["how sure"]) == "58 of 60 cellscould have seen 1.6"
-    )
+    told = _text(_rows(verdict_page(pd.DataFrame([lost])))[0]["how sure"])
+    assert told == "58 of 60 cellsdetectable at power .8: 1.6"
     assert _rows(verdict_page(pd.DataFrame([CLAIM])))[0]["how sure"] == "–"
 
 
 def test_what_was_computed_says_so_and_without_controls_none_is_named():
     row = _rows(verdict_page(pd.DataFrame([CLAIM | {"error": 0.0, "low": 1.8, "high": 1.8}])))[0]
-    assert _text(row["ours"]) == "1.8computed over 5 runs"
+    assert _text(row["ours"]) == "1.8computed over 5 runsof whatVariance over the binomial one."
     assert row["decisive null or control"] == "none named"
 
 
@@ -92,8 +91,17 @@ def test_the_summary_counts_verdicts_on_numbers_apart_from_open_ones():
     ]
     text = verdict_page(pd.DataFrame(rows)).split("## Every claim")[0]
     assert "3 claims" in text and "2 verdicts on numbers, 1 not run" in text
-    assert "Of the 2 on claims of the paper: **1** reproduced; **1** contradicted." in text
-    assert "our own" not in text
+    trained = "Of the 2 on claims of the paper, on trained models: **1** reproduced; **1** contradicted."
+    assert trained in text
+    assert "our own" not in text and "computed:" not in text and "changed after" not in text
+
+
+def test_the_summary_tells_computed_claims_and_changed_rules_apart():
+    computed = CLAIM | {"claim": "b", "about": "computed", "verdict": "contradicted", "changed": "Seen."}
+    text = verdict_page(pd.DataFrame([CLAIM, computed])).split("## Every claim")[0]
+    assert "on trained models: **1** reproduced." in text
+    assert "arithmetic and theorems, computed: **1** contradicted." in text
+    assert "fixed beforehand (1 changed after a build had been seen, marked as such)" in text
 
 
 def test_a_claim_without_a_page_has_its_card_here():
@@ -140,7 +148,8 @@ def test_what_was_known_before_stands_beside_the_verdict():
 def test_the_rule_stands_short_beside_the_interval_it_asks_for():
     rules = ["whole interval at or above 1.5", "whole interval within -0.1 to 0.1"]
     rows = _rows(verdict_page(pd.DataFrame([CLAIM | {"claim": rule, "rule": rule} for rule in rules])))
-    assert [row["ours"].split("rule ")[1] for row in rows] == ["≥ 1.5</small>", "within -0.1 to 0.1</small>"]
+    shown = [row["ours"].split("rule ")[1].split("</small>")[0] for row in rows]
+    assert shown == ["≥ 1.5", "within -0.1 to 0.1"]
 
 
 ENCODER = {"about": "encoder", "page": "stripe-masks-encoder", "subject": "an encoder: 3 checkpoints"}

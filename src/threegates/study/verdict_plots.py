@@ -123,7 +123,8 @@ def _handles(rows: pd.DataFrame) -> list[Line2D]:
     shown = set(rows.loc[rows["kind"] == "rule", "verdict"])
     looks = [_LOOKS[name] for name in _LOOKS if name in shown]
     handles = [Line2D([], [], color=c, marker=m, lw=2.2, label=text) for c, m, text in looks]
-    handles.append(Line2D([], [], color="#0072B2", lw=1.3, label="tolerance fixed beforehand"))
+    told = "tolerance of the claim's rule (controls have theirs)"
+    handles.append(Line2D([], [], color="#0072B2", lw=1.3, label=told))
     for kind, (colour, marker, text) in _CONTROLS.items():
         if kind in set(rows["kind"]):
             handles.append(Line2D([], [], color=colour, marker=marker, ls="", ms=8, mew=1.7, label=text))

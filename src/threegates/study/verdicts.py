@@ -6,12 +6,13 @@ subject: what holds as trained, what at matched norm or rate, and what storage a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from html import escape
 
 import pandas as pd
 
 from threegates.study.cards import VerdictCards, interval, look, number
-from threegates.study.subjects import SUBJECTS
+from threegates.study.subjects import COMPUTED, SUBJECTS
 
 _HEAD = ("claim", "verdict", "ours", "decisive null or control", "how sure", "see")
 _CONTROLS = {"matched": "matched", "storage": "beyond storage"}
@@ -74,15 +75,30 @@ def _summary(verdicts: pd.DataFrame) -> str:
     rest = " and ".join(f"{counts[name]} {name}" for name in ORDER[-2:] if name in counts)
     told = [
         f"Of the {len(own)} on {whose}: {_counted(own)}."
-        for whose, by in (("claims of the paper", "paper"), ("our own controls and corrections", "us"))
-        if len(own := rules[~open_ & (rules["made_by"] == by)])
+        for whose, chosen in _KINDS.items()
+        if len(own := rules[~open_ & chosen(rules)])
     ]
+    late = rules.loc[rules["changed"] != "", "claim"].nunique()
     return (
         f"The register holds {rules['claim'].nunique()} claims, each judged on its subjects by one rule that "
-        f"was fixed beforehand: {int((~open_).sum())} verdicts on numbers"
+        f"was fixed beforehand"
+        + (f" ({late} changed after a build had been seen, marked as such)" if late else "")
+        + f": {int((~open_).sum())} verdicts on numbers"
         + (f", {rest}" if rest else "")
         + f". {' '.join(told)}\n\n"
     )
+
+
+#: Whose claims a summary tells apart, and what they are about: those computed need no trained model.
+_KINDS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "claims of the paper, on trained models": lambda rows: (
+        (rows["made_by"] == "paper") & (rows["about"] != COMPUTED)
+    ),
+    "the paper's arithmetic and theorems, computed": lambda rows: (
+        (rows["made_by"] == "paper") & (rows["about"] == COMPUTED)
+    ),
+    "our own controls and corrections": lambda rows: rows["made_by"] != "paper",
+}
 
 
 def _counted(rules: pd.DataFrame) -> str:
@@ -176,7 +192,8 @@ def _row(group: pd.DataFrame) -> str:
     facts = {"verdict": rule["verdict"], "subject": subject_title(rule["about"]), "chapter": rule["chapter"]}
     facts["by"] = "the paper" if rule["made_by"] == "paper" else "this study"
     data = "".join(f' data-{name}="{escape(str(value), quote=True)}"' for name, value in facts.items())
-    place = f"{escape(rule['place'])} · {escape(facts['subject'])}{_known(rule)}"
+    whose = "" if rule["made_by"] == "paper" else "claim of this study · "
+    place = f"{whose}{escape(rule['place'])} · {escape(facts['subject'])}{_known(rule)}"
     cells = (
         f'<a href="{_card(rule)}"><strong>{escape(rule["title"])}</strong></a><br>'
         f"{escape(rule['says'])}<br><small>{place}</small>",
@@ -192,9 +209,11 @@ def _row(group: pd.DataFrame) -> str:
 def _ours(row: pd.Series) -> str:
     if pd.isna(row["value"]):
         return "–"
+    what = f"<details><summary>of what</summary>{escape(row['measure'])}</details>"
     if row["error"] == 0:
-        return f"{number(row['value'])}<br><small>computed over {row['n']} {escape(row['unit'])}</small>"
-    units = f"<small>{row['n']} {escape(row['unit'])}; rule {_short(row['rule'])}</small>"
+        units = f"<small>computed over {row['n']} {escape(row['unit'])}</small>"
+        return f"{number(row['value'])}<br>{units}{what}"
+    units = f"<small>{row['n']} {escape(row['unit'])}; rule {_short(row['rule'])}</small>{what}"
     return f"{number(row['value'])} {interval(row['low'], row['high'])}<br>{units}"
 
 
@@ -234,10 +253,10 @@ def _sureness(rule: pd.Series) -> list[str]:
         told.append(f"{int(rule['cells_same'])} of {int(rule['cells'])} cells")
     holm = rule.get("holds_holm")
     if holm is not None and not pd.isna(holm) and rule["holds"] == True:  # noqa: E712
-        told.append("holds after Holm" if holm else "not after Holm")
+        told.append("rule survives Holm" if holm else "rule fails after Holm")
     could = rule.get("detectable")
     if rule["verdict"] in _NEGATIVE and could is not None and pd.notna(could):
-        told.append(f"could have seen {number(could)}")
+        told.append(f"detectable at power .8: {number(could)}")
     return told
 
 
