@@ -332,7 +332,7 @@ GROUND = {path.stem for path in SOURCES if path.parent.name == "threegates"} - {
 MAY_IMPORT = {
     "geometry": {"errors"},
     "checkpoints": GROUND,
-    "lab": GROUND | {"checkpoints"},
+    "lab": GROUND | {"checkpoints", "geometry"},
     "study": GROUND | {"checkpoints", "geometry", "lab"},
     "cli": GROUND | {"checkpoints", "geometry", "lab", "study"},
     "__main__": {"cli"},

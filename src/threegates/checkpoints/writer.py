@@ -61,7 +61,8 @@ def _check(folder: Path, tensors: Mapping[str, Tensor], extra_files: Mapping[str
     if not tensors:
         raise CheckpointError("a checkpoint needs at least one tensor", where=folder)
     for name in extra_files:
-        taken = name in ("config.json", INDEX) or name.endswith(".safetensors")
+        shard = name.endswith(".safetensors") and "/" not in name
+        taken = shard or name in ("config.json", INDEX)
         if taken or not stays_inside(name):
             raise CheckpointError(
                 f"an extra file cannot be called '{name}'",

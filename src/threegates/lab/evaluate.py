@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from threegates.lab.kl import k3
+from threegates.lab.kl import ESTIMATORS
 from threegates.lab.model import ModelShape, Weights
 from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
@@ -47,14 +47,22 @@ def reference_log_probs(weights: Weights, shape: ModelShape, rollout: Rollout) -
 
 
 def rollout_metrics(rollout: Rollout, correct: Tensor, reference: Tensor | None) -> dict[str, float]:
-    """Reward (±1), token KL to the base (k3, nats), token entropy (nats) and length of a batch of samples."""
+    """Reward (±1), token KL to the base (nats), token entropy (nats) and length of a batch of samples.
+
+    ``kl`` is the k3 estimate; ``kl_k1`` and ``kl_k2`` are the others, to be compared with it.
+    """
     tokens = rollout.mask.sum()
-    kl = float("nan")
+    kl = dict.fromkeys(ESTIMATORS, float("nan"))
     if reference is not None:
-        kl = float((k3(rollout.log_probs, reference) * rollout.mask).sum() / tokens)
+        kl = {
+            name: float((estimate(rollout.log_probs, reference) * rollout.mask).sum() / tokens)
+            for name, estimate in ESTIMATORS.items()
+        }
     return {
         "reward": float(correct.float().mean() * 2 - 1),
-        "kl": kl,
+        "kl": kl["k3"],
+        "kl_k1": kl["k1"],
+        "kl_k2": kl["k2"],
         "entropy": float(rollout.entropy.sum() / tokens),
         "length": float(rollout.lengths.float().mean()),
     }

@@ -13,7 +13,8 @@ eqs 8–13; REINFORCE++, Hu (2025), arXiv 2501.03262; k3 estimator, Schulman (20
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from threegates.errors import RecipeError
 from threegates.lab.averages import average_tokens
-from threegates.lab.kl import k3
+from threegates.lab.kl import ESTIMATORS, Estimator
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,8 @@ class Algorithm:
         reward-to-go of every token (KL penalties included) and whitens it over the batch.
     clip_low, clip_high : ε below and above one.
     average : "sequence" averages tokens within each response, then responses; "token" averages all tokens.
-    kl : "none", "loss" (k3 added to the loss) or "reward" (k1 subtracted from every token's reward).
-    kl_weight : β of that term.
+    kl : "none", "loss" (added to the loss) or "reward" (k1 subtracted from every token's reward).
+    kl_weight : β of that term; kl_estimator : of one in the loss.
     dynamic_sampling : replace groups that are all right or all wrong.
     overlong_buffer : the last tokens before the limit cost up to one unit of reward (0 switches it off).
     """
@@ -49,6 +50,7 @@ class Algorithm:
     kl_weight: float
     dynamic_sampling: bool
     overlong_buffer: int
+    kl_estimator: Estimator = "k3"
 
 
 ALGORITHMS = {
@@ -71,6 +73,13 @@ def algorithm(name: str) -> Algorithm:
             remedy="Correct the recipe, or add the algorithm in threegates/lab/objectives.py.",
         )
     return ALGORITHMS[name]
+
+
+def with_kl(rules: Algorithm, weight: float | None, estimator: Estimator) -> Algorithm:
+    """The algorithm with a KL term of this weight in its loss in place of its own; with None, as it is."""
+    if weight is None:
+        return rules
+    return replace(rules, kl="loss" if weight else "none", kl_weight=weight, kl_estimator=estimator)
 
 
 def outcome_rewards(correct: Tensor, lengths: Tensor, limit: int, buffer: int) -> Tensor:
@@ -107,6 +116,29 @@ def batch_advantages(rewards: Tensor, kl: Tensor, mask: Tensor, kl_weight: float
     return torch.where(mask, (returns - chosen.mean()) / (chosen.std() + 1e-6), 0.0)
 
 
+def tilted_kl(correct: Tensor, samples: int, weight: float) -> float:
+    """Mean over prompts of KL(q̃_β‖π), q̃_β ∝ π exp(R/β), R = ±1, in nats a response.
+
+    With p the share of right answers among a prompt's ``samples``: q̃_β puts on them the probability
+    q = p/(p + (1 − p) e^{−2/β}), and KL = q log(q/p) + (1 − q) log((1 − q)/(1 − p)). β = 0 stands for the
+    limit, −log p, and a prompt without right answers, or with nothing else, gives 0.
+
+    correct : (prompts × samples,) bool; weight : β ≥ 0.
+
+    Source: Prop. 3.1 of Zhu et al. (2025). p is plugged in from the samples, so that −log p is biased
+    upwards, by about (1 − p)/(2 p samples).
+    """
+    share = correct.view(-1, samples).double().mean(1)
+    other = (1 - share) * math.exp(-2 / weight) if weight else torch.zeros_like(share)
+    right = torch.where(share > 0, share / (share + other), 0.0)
+    return float(
+        (
+            torch.special.xlogy(right, right / share.clamp(min=1e-300))
+            + torch.special.xlogy(1 - right, (1 - right) / (1 - share).clamp(min=1e-300))
+        ).mean()
+    )
+
+
 def keep_informative(correct: Tensor, samples: int) -> Tensor:
     """Indices of the groups that are neither all right nor all wrong, (batch,) bool → (kept groups,).
 
@@ -128,6 +160,7 @@ def policy_loss(
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
     loss = -average_tokens(surrogate, mask, rules.average)
     if rules.kl == "loss":
-        loss = loss + rules.kl_weight * average_tokens(k3(log_probs, reference), mask, rules.average)
+        term = ESTIMATORS[rules.kl_estimator](log_probs, reference)
+        loss = loss + rules.kl_weight * average_tokens(term, mask, rules.average)
     binding = (clipped * advantages < ratio * advantages) & mask
     return loss, float(binding.sum() / mask.sum().clamp(min=1))

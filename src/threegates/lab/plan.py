@@ -11,9 +11,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, Method
-from threegates.errors import RecipeError
+from threegates.lab.interventions import intervention_drafts
+from threegates.lab.profiles import (
+    BASE,
+    ENCODER_BASE,
+    FIRST_SEED,
+    RATES,
+    Draft,
+    Profile,
+    profile,
+    run_name,
+)
 from threegates.lab.recipe import (
-    AnyRecipe,
     EncoderBaseRecipe,
     EncoderRLRecipe,
     EncoderSFTRecipe,
@@ -25,13 +34,8 @@ from threegates.lab.recipe import (
 )
 from threegates.lab.runs import Run, make_run
 
-BASE, ENCODER_BASE = "lab-base", "encoder-base"
 ALGORITHMS = ("grpo", "dapo", "reinforce++")
 SOURCES: tuple[Source, ...] = ("teacher", "same-style", "rft")
-FIRST_SEED = 101
-# Learning rates: RL's for masks (reward barely moves, weights move by about one ULP), RL's for reward
-# curves, and SFT's own, of the size that fine-tuning usually takes.
-RATES = {"mask": 5e-6, "reward": 2e-4, "own": 3e-4}
 # The encoder's: the mask rate happens to do there what it does in the lab; its own is usual for encoders.
 ENCODER_RATES = {"mask": 5e-6, "own": 5e-5}
 ENCODER_DATA = "words"
@@ -54,50 +58,6 @@ OTHER_DATA_SFT: tuple[tuple[Source, str], ...] = (
 
 
 @dataclass(frozen=True)
-class Profile:
-    """How much of the study is trained.
-
-    Attributes
-    ----------
-    pretrain_steps, steps, reward_steps : lengths of pre-training, mask runs and reward-curve runs.
-    seeds : seeds of every method.
-    emergence : share of the steps at which step checkpoints are kept.
-    evaluation_prompts : held-out prompts of the final evaluations.
-    encoder_steps : length of the encoder's runs.
-    """
-
-    name: str
-    pretrain_steps: int
-    steps: int
-    reward_steps: int
-    seeds: tuple[int, ...]
-    emergence: tuple[float, ...]
-    evaluation_prompts: int
-    encoder_steps: int
-
-
-PROFILES = {
-    profile.name: profile
-    for profile in (
-        Profile("smoke", 300, 12, 8, (101,), (1 / 6, 1 / 3, 2 / 3, 1.0), 64, 8),
-        Profile("mini", 1600, 60, 40, (101, 102, 103), (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0), 512, 40),
-    )
-}
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A recipe and what the manifest says of its checkpoints. subject : None for the lab's own model."""
-
-    recipe: AnyRecipe
-    method: Method
-    algorithm: str
-    rate: str
-    chapters: tuple[str, ...]
-    subject: str | None = None
-
-
-@dataclass(frozen=True)
 class Planned:
     """A draft whose run has its digest."""
 
@@ -105,23 +65,11 @@ class Planned:
     run: Run
 
 
-def profile(name: str) -> Profile:
-    """The named profile; raises RecipeError that lists the known ones."""
-    if name not in PROFILES:
-        raise RecipeError(
-            f"There is no lab profile {name!r}.",
-            expected=" | ".join(PROFILES),
-            found=name,
-            remedy="Choose one of the expected profiles.",
-        )
-    return PROFILES[name]
-
-
 def plan(name: str) -> list[Planned]:
     """Every run of a profile, each after its base."""
     chosen = profile(name)
     drafts = [_base(chosen), *_reinforced(chosen), *_supervised(chosen), *_without_masters(chosen)]
-    drafts += _encoder(chosen)
+    drafts += [*_encoder(chosen), *intervention_drafts(chosen)]
     made: dict[str, Run] = {}
     for draft in drafts:
         recipe = draft.recipe
@@ -149,10 +97,11 @@ def _reinforced(chosen: Profile) -> Iterator[Draft]:
                 "spectral-drift",
                 "principal-overlap",
                 *["stripe-masks"] * stripes,
-                *[*STEP_CHAPTERS] * (algorithm == "grpo"),
+                "curvature",
+                *[*STEP_CHAPTERS, "rotation-ablation", "learning-rate"] * (algorithm == "grpo"),
             ]
             yield _rl(chosen, algorithm, "arith-4", seed, "mask", chapters)
-            yield _rl(chosen, algorithm, "arith-4", seed, "reward", ["miniature-lab"])
+            yield _rl(chosen, algorithm, "arith-4", seed, "reward", ["miniature-lab", "kl-leash"])
     for order, (algorithm, data) in enumerate(OTHER_DATA):
         yield _rl(chosen, algorithm, data, FIRST_SEED + 10 + order, "mask", ["stripe-masks"])
 
@@ -160,7 +109,7 @@ def _reinforced(chosen: Profile) -> Iterator[Draft]:
 def _rl(chosen: Profile, algorithm: str, data: str, seed: int, rate: str, chapters: list[str]) -> Draft:
     reward = rate == "reward"
     recipe = RLRecipe(
-        name=_name(algorithm, data, rate, seed),
+        name=run_name(algorithm, data, rate, seed),
         base=BASE,
         algorithm=algorithm,
         data=data,
@@ -189,6 +138,7 @@ def _supervised(chosen: Profile) -> Iterator[Draft]:
                     "principal-overlap",
                     *["stripe-masks"] * stripes,
                     *["precision-lens"] * (source == "teacher"),
+                    *["curvature", "kl-leash"] * (source == "teacher" and rate == "own"),
                 ]
                 yield _sft(chosen, source, "arith-4", seed, rate, chapters)
     for order, (source, data) in enumerate(OTHER_DATA_SFT):
@@ -198,7 +148,7 @@ def _supervised(chosen: Profile) -> Iterator[Draft]:
 def _sft(chosen: Profile, source: Source, data: str, seed: int, rate: str, chapters: list[str]) -> Draft:
     label = "rft" if source == "rft" else f"sft-{source}"
     recipe = SFTRecipe(
-        name=_name(label, data, rate, seed),
+        name=run_name(label, data, rate, seed),
         base=BASE,
         source=source,
         data=data,
@@ -216,7 +166,7 @@ def _without_masters(chosen: Profile) -> Iterator[Draft]:
             _rl(chosen, "grpo", "arith-4", seed, "mask", ["precision-lens"]),
             _sft(chosen, "teacher", "arith-4", seed, "mask", ["precision-lens"]),
         ):
-            name = _name(draft.algorithm, "arith-4", "bf16-master", seed)
+            name = run_name(draft.algorithm, "arith-4", "bf16-master", seed)
             formats = {"master_dtype": "bfloat16", "save_dtype": "bfloat16"}
             yield replace(draft, recipe=draft.recipe.model_copy(update={"name": name, **formats}))
 
@@ -234,7 +184,7 @@ def _encoder(chosen: Profile) -> Iterator[Draft]:
 
 def _encoder_draft(chosen: Profile, method: Method, algorithm: str, seed: int, rate: str) -> Draft:
     settings: dict[str, Any] = {
-        "name": _name(f"encoder-{algorithm}", ENCODER_DATA, rate, seed),
+        "name": run_name(f"encoder-{algorithm}", ENCODER_DATA, rate, seed),
         "base": ENCODER_BASE,
         "data": ENCODER_DATA,
         "seed": seed,
@@ -246,12 +196,10 @@ def _encoder_draft(chosen: Profile, method: Method, algorithm: str, seed: int, r
         recipe = EncoderRLRecipe(**settings)
     else:
         recipe = EncoderSFTRecipe(source="rft" if method == "rft" else "answers", **settings)
-    return Draft(recipe, method, algorithm, rate, ("spectral-drift", "principal-overlap"), "encoder")
-
-
-def _name(label: str, data: str, rate: str, seed: int) -> str:
-    """``grpo-arith-4-s101``; runs at another rate than RL's mask rate, or without float32 masters, say so."""
-    return "-".join([label, data, *([] if rate == "mask" else [rate]), f"s{seed}"])
+    chapters: tuple[str, ...] = ("spectral-drift", "principal-overlap")
+    if (method, rate) in (("rl", "mask"), ("sft", "own")):
+        chapters = (*chapters, "curvature")
+    return Draft(recipe, method, algorithm, rate, chapters, "encoder")
 
 
 def manifest(name: str, runs: list[Planned]) -> Manifest:
@@ -291,4 +239,5 @@ def _labels(draft: Draft) -> dict[str, str]:
     """The rate; a subject other than the lab; a master that is not float32, as all others have it."""
     subject = {"subject": draft.subject} if draft.subject else {}
     master = getattr(draft.recipe, "master_dtype", "float32")
-    return {"rate": draft.rate} | subject | ({} if master == "float32" else {"master": master})
+    masters = {} if master == "float32" else {"master": master}
+    return {"rate": draft.rate, **subject, **masters, **draft.labels}

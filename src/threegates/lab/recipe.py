@@ -6,12 +6,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from threegates.lab.kl import Estimator
 from threegates.lab.model import ModelShape
 
 # all-MiniLM-L6-v2's model.safetensors; where it comes from stands in threegates.lab.encoder.package.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 Source = Literal["teacher", "same-style", "rft"]
+Mask = Literal["dense", "principal", "off-principal", "low", "safe", "random"]
+Init = Literal["lora", "pissa", "milora", "orthonormal"]
 
 
 class Recipe(BaseModel):
@@ -32,10 +35,15 @@ class Recipe(BaseModel):
 
 
 class TrainingRecipe(Recipe):
-    """What every kind of training states: the optimiser, the formats, how often it is evaluated."""
+    """What every kind of training states: the optimiser, the formats, how often it is evaluated.
+
+    ``sgd`` has neither momentum nor weight decay: torch's decay for it is a penalty on the weights, which
+    would outweigh a clipped gradient, where AdamW's is a factor next to one.
+    """
 
     seed: int
     steps: int = Field(ge=1)
+    optimiser: Literal["adamw", "sgd"] = "adamw"
     learning_rate: float = Field(gt=0)
     warmup: int = 5
     betas: tuple[float, float] = (0.9, 0.999)
@@ -73,7 +81,11 @@ class PretrainRecipe(LanguageRecipe):
 
 
 class RLRecipe(LanguageRecipe):
-    """Reinforcement learning with the verifier's reward."""
+    """Reinforcement learning with the verifier's reward.
+
+    ``kl_weight`` and ``kl_estimator`` replace the algorithm's own KL term by one in the loss, of that
+    weight β and estimator; a weight of 0 takes the term away.
+    """
 
     kind: Literal["rl"] = "rl"
     base: str
@@ -81,6 +93,33 @@ class RLRecipe(LanguageRecipe):
     prompts: int = 16
     samples: int = 8
     resample_rounds: int = 3
+    kl_weight: float | None = Field(default=None, ge=0)
+    kl_estimator: Estimator = "k3"
+
+
+class MaskedRLRecipe(RLRecipe):
+    """Reinforcement learning of some weights of the linear layers alone; all others stay as they are.
+
+    ``mask`` is fixed from the base: M_princ at ``share`` (rank as in the headline), its complement, M_low at
+    ``low_share``, M_low ∪ M_princᶜ ("safe"), random entries as many as the safe ones, or all ("dense").
+    """
+
+    kind: Literal["masked-rl"] = "masked-rl"  # type: ignore[assignment]
+    mask: Mask
+    share: float = Field(default=0.5, gt=0, lt=1)
+    low_share: float = Field(default=0.5859, gt=0, lt=1)
+    weight_decay: Literal[0] = 0  # type: ignore[assignment]
+
+
+class AdapterRLRecipe(RLRecipe):
+    """Reinforcement learning of low-rank adapters on every linear layer, W = W_res + (alpha/rank) B A."""
+
+    kind: Literal["adapter-rl"] = "adapter-rl"  # type: ignore[assignment]
+    init: Init
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=8.0, gt=0)
+    weight_decay: Literal[0] = 0  # type: ignore[assignment]
+    kl_weight: float | None = 0.0
 
 
 class SFTRecipe(LanguageRecipe):
@@ -95,6 +134,34 @@ class SFTRecipe(LanguageRecipe):
     source: Source
     batch: int = 128
     samples: int = 8
+
+
+class AdapterSFTRecipe(SFTRecipe):
+    """Supervised fine-tuning of low-rank adapters, as `AdapterRLRecipe` has them."""
+
+    kind: Literal["adapter-sft"] = "adapter-sft"  # type: ignore[assignment]
+    init: Init
+    rank: int = Field(default=8, ge=1)
+    alpha: float = Field(default=8.0, gt=0)
+    weight_decay: Literal[0] = 0  # type: ignore[assignment]
+
+
+class RotatedBaseRecipe(Recipe):
+    """The base with its heads in other coordinates: the same function, nothing is trained.
+
+    ``rotated`` : layers whose values and outputs turn by one rotation, the same in every head; ``permuted`` :
+    layers whose heads change places. The checkpoint is rounded to ``save_dtype`` once.
+    """
+
+    kind: Literal["rotated-base"] = "rotated-base"
+    base: str
+    data: str = "pretraining"
+    steps: Literal[0] = 0
+    seed: int
+    rotation: Literal["haar", "hadamard"] = "haar"
+    rotated: tuple[int, ...]
+    permuted: tuple[int, ...] = ()
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
 
 class EncoderBaseRecipe(Recipe):
@@ -131,6 +198,15 @@ class EncoderSFTRecipe(TrainingRecipe):
 
 
 AnyRecipe = Annotated[
-    PretrainRecipe | RLRecipe | SFTRecipe | EncoderBaseRecipe | EncoderRLRecipe | EncoderSFTRecipe,
+    PretrainRecipe
+    | RLRecipe
+    | MaskedRLRecipe
+    | AdapterRLRecipe
+    | SFTRecipe
+    | AdapterSFTRecipe
+    | RotatedBaseRecipe
+    | EncoderBaseRecipe
+    | EncoderRLRecipe
+    | EncoderSFTRecipe,
     Field(discriminator="kind"),
 ]

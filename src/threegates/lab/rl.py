@@ -17,6 +17,7 @@ from threegates.lab.evaluate import (
     sample_problems,
     verify,
 )
+from threegates.lab.kl import kl_after
 from threegates.lab.language import LanguageTrainer
 from threegates.lab.model import ModelShape, Weights
 from threegates.lab.objectives import (
@@ -26,6 +27,8 @@ from threegates.lab.objectives import (
     keep_informative,
     outcome_rewards,
     policy_loss,
+    tilted_kl,
+    with_kl,
 )
 from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.recipe import RLRecipe
@@ -45,9 +48,10 @@ class PolicyTrainer(LanguageTrainer):
 
     def __init__(self, recipe: RLRecipe, shape: ModelShape, base: Weights) -> None:
         super().__init__(recipe, shape, base, base)
-        self.rules = algorithm(recipe.algorithm)
+        self.rules = with_kl(algorithm(recipe.algorithm), recipe.kl_weight, recipe.kl_estimator)
 
     def step(self, index: int) -> Metrics:
+        before = self.weights.effective()
         sampled = self._sample(index, 0)
         rollout, correct, resampled = self._informative_batch(index, sampled)
         reference = reference_log_probs(self.base, self.shape, rollout)
@@ -59,7 +63,21 @@ class PolicyTrainer(LanguageTrainer):
         ]
         means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
         scale = float(advantages[rollout.mask].square().mean().sqrt())
-        return metrics | means | {"resampled_groups": float(resampled), "advantage_scale": scale}
+        leash = self._leash(sampled, before)
+        return metrics | means | leash | {"resampled_groups": float(resampled), "advantage_scale": scale}
+
+    def _leash(self, sampled: _Group, before: Tensor) -> Metrics:
+        """How far the step went, in KL on its first samples and in norm, beside its tilted target's KL."""
+        rollout, correct = sampled
+        after = reference_log_probs(self.weights.named, self.shape, rollout)
+        moved = kl_after(rollout.log_probs, after) * rollout.mask
+        weight = self.rules.kl_weight if self.rules.kl != "none" else 0.0
+        return {
+            "step_kl": float(moved.sum() / rollout.mask.sum()),
+            "step_kl_response": float(moved.sum(1).mean()),
+            "step_norm": float((self.weights.effective() - before).norm()),
+            "tilt_kl": tilted_kl(correct, self.recipe.samples, weight),
+        }
 
     def _logged(self, sampled: _Group, rollout: Rollout, reference: Tensor) -> Metrics:
         """Metrics of the first samples: those that dynamic sampling keeps are half right by selection."""

@@ -33,7 +33,11 @@ from threegates.lab.trainer import Producer
 _TRAINERS = {
     "pretrain": ("threegates.lab.pretrain", "Pretrainer"),
     "rl": ("threegates.lab.rl", "PolicyTrainer"),
+    "masked-rl": ("threegates.lab.masked", "MaskedPolicyTrainer"),
+    "adapter-rl": ("threegates.lab.adapters.trainers", "AdapterPolicyTrainer"),
     "sft": ("threegates.lab.sft", "SupervisedTrainer"),
+    "adapter-sft": ("threegates.lab.adapters.trainers", "AdapterSupervisedTrainer"),
+    "rotated-base": ("threegates.lab.rotated", "RotatedBase"),
     "encoder-base": ("threegates.lab.encoder.base", "EncoderBase"),
     "encoder-rl": ("threegates.lab.encoder.rl", "EncoderPolicyTrainer"),
     "encoder-sft": ("threegates.lab.encoder.sft", "EncoderSupervisedTrainer"),
@@ -52,6 +56,12 @@ LOG_COLUMNS = (
     "clip_fraction",
     "resampled_groups",
     "advantage_scale",
+    "kl_k1",
+    "kl_k2",
+    "step_kl",
+    "step_kl_response",
+    "step_norm",
+    "tilt_kl",
 )
 SNAPSHOT_SECONDS = 5.0
 PROGRESS_SECONDS = 0.5

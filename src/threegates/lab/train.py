@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from threegates.checkpoints.manifest import write_manifest
@@ -52,8 +52,11 @@ def _selected(planned: list[Planned], only: Sequence[str]) -> list[Planned]:
         )
     if not only:
         return planned
-    bases = {item.run.recipe.base for item in planned if item.run.name in only}
-    return [item for item in planned if item.run.name in bases.union(only)]
+    needed = set(only)
+    for item in reversed(planned):
+        if item.run.name in needed and item.run.recipe.base:
+            needed.add(item.run.recipe.base)
+    return [item for item in planned if item.run.name in needed]
 
 
 def _execute_all(lab: Path, missing: list[Run], workers: int) -> None:
@@ -63,12 +66,15 @@ def _execute_all(lab: Path, missing: list[Run], workers: int) -> None:
         run_parallel(_work, [(lab, run) for run in ordered], workers)
 
 
-def _waves(missing: list[Run]) -> list[list[Run]]:
-    """Each run after its base: bases without steps; what can start, beside longer bases; the rest."""
-    untrained = [run for run in missing if run.recipe.steps == 0]
-    trained_bases = {run.name for run in missing if run.base_folder is None and run.recipe.steps}
-    late = [run for run in missing if run.recipe.base in trained_bases]
-    return [untrained, [run for run in missing if run not in untrained + late], late]
+def _waves(missing: list[Run]) -> Iterator[list[Run]]:
+    """Each run after its base; of those that can start, first the ones without steps: they cost nothing."""
+    pending = list(missing)
+    while pending:
+        names = {run.name for run in pending}
+        ready = [run for run in pending if run.recipe.base not in names]
+        wave = [run for run in ready if not run.recipe.steps] or ready
+        yield wave
+        pending = [run for run in pending if run not in wave]
 
 
 def _work(lab: Path, run: Run) -> None:

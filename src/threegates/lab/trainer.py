@@ -66,19 +66,26 @@ class Producer(ABC):
         """One row a held-out prompt, where the recipe asks for it."""
 
 
+def optimiser(recipe: TrainingRecipe, master: torch.nn.Parameter) -> torch.optim.Optimizer:
+    """AdamW, or SGD without momentum and decay."""
+    if recipe.optimiser == "sgd":
+        return torch.optim.SGD([master], lr=recipe.learning_rate)
+    rate, decay = recipe.learning_rate, recipe.weight_decay
+    return torch.optim.AdamW([master], lr=rate, betas=recipe.betas, weight_decay=decay)
+
+
 class Trainer(Producer):
     """Weights, optimiser and schedule of a run; subclasses add the model and the step."""
 
     def __init__(self, recipe: TrainingRecipe, initial: Mapping[str, Tensor]) -> None:
         self.recipe = recipe
-        self.weights = TrainedWeights(initial, master=recipe.master_dtype, storage=recipe.storage_dtype)
+        self.weights = self.trained_weights(initial)
         self.updates = 0
-        self.optimiser = torch.optim.AdamW(
-            [self.weights.master],
-            lr=recipe.learning_rate,
-            betas=recipe.betas,
-            weight_decay=recipe.weight_decay,
-        )
+        self.optimiser = optimiser(recipe, self.weights.master)
+
+    def trained_weights(self, initial: Mapping[str, Tensor]) -> TrainedWeights:
+        """What the optimiser moves; subclasses that move something else override this."""
+        return TrainedWeights(initial, master=self.recipe.master_dtype, storage=self.recipe.storage_dtype)
 
     @abstractmethod
     def step(self, index: int) -> Metrics:

@@ -46,12 +46,20 @@ class TrainedWeights:
         self.initial = self.master.detach().float().clone()
         self._computing = torch.empty_like(self.initial)
         self._gradient = torch.zeros_like(self.initial)
-        self.named = {name: view.requires_grad_() for name, view in self._views(self._computing).items()}
-        for parameter, gradient in zip(
-            self.named.values(), self._views(self._gradient).values(), strict=True
-        ):
+        self._leaves = {name: view.requires_grad_() for name, view in self._views(self._computing).items()}
+        gradients = self._views(self._gradient)
+        for parameter, gradient in zip(self._leaves.values(), gradients.values(), strict=True):
             parameter.grad = gradient
         self.refresh()
+
+    @property
+    def named(self) -> dict[str, Tensor]:
+        """What the forward pass computes with, by name; gradients flow from it to the master's."""
+        return self._leaves
+
+    def effective(self) -> Tensor:
+        """A float32 copy of all that training moves, as weights, flat: what norms of steps are taken of."""
+        return self.master.detach().float().clone()
 
     def _views(self, flat: Tensor) -> dict[str, Tensor]:
         views, start = {}, 0

@@ -1,0 +1,1 @@
+"""Low-rank adapters on the lab's model: their starts, their training, their files."""
