@@ -277,7 +277,8 @@ class Study:
             facts = self.frame.drop(columns=[c for c in self.frame if c in frame and c != "pair"])
             return frame.merge(facts, on="pair", how="left", validate="many_to_one")
         if "run" in frame:
-            facts = self.frame.drop_duplicates("run")[["run", *(c for c in _RUN_FACTS if c not in frame)]]
+            known = [c for c in self.frame if c in _RUN_FACTS or c not in FACTS]
+            facts = self.frame.drop_duplicates("run")[["run", *(c for c in known if c not in frame)]]
             return frame.merge(facts, on="run", how="left", validate="many_to_one")
         if "run_a" in frame:
             # A run is named by its pair where two are compared.

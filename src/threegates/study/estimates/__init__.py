@@ -6,7 +6,22 @@ A name here is the name that a rule or a control in claims.yaml gives. Nothing h
 from __future__ import annotations
 
 from threegates.errors import ClaimError
-from threegates.study.estimates import computed, drift, lens, nulls, overlap, published, sparsity, stripes
+from threegates.study.estimates import (
+    adapters,
+    computed,
+    curvature,
+    drift,
+    leash,
+    lens,
+    masks,
+    nulls,
+    overlap,
+    published,
+    rates,
+    rotation,
+    sparsity,
+    stripes,
+)
 from threegates.study.estimates.intervals import Estimate
 from threegates.study.estimates.rows import Estimator, Tables
 
@@ -17,6 +32,12 @@ ESTIMATES: dict[str, Estimator] = {
     **overlap.ESTIMATES,
     **lens.ESTIMATES,
     **nulls.ESTIMATES,
+    **rotation.ESTIMATES,
+    **curvature.ESTIMATES,
+    **masks.ESTIMATES,
+    **adapters.ESTIMATES,
+    **leash.ESTIMATES,
+    **rates.ESTIMATES,
     **published.ESTIMATES,
     **computed.ESTIMATES,
 }
