@@ -13,7 +13,7 @@ import pandas as pd
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
-from threegates.study import agreement, drift, emergence, lens, measure, overlap, tensor_table
+from threegates.study import agreement, curvature, drift, emergence, lens, measure, overlap, tensor_table
 from threegates.study.by_tensor import ByTensor
 from threegates.study.provenance import record_provenance
 from threegates.study.sources import Source, StudyPair
@@ -27,6 +27,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "spectral-drift": ("drift",),
     "principal-overlap": ("overlap",),
     "precision-lens": ("lens",),
+    "curvature": ("curvature",),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -55,6 +56,7 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
         "direction_sweep": overlap.DIRECTION_SWEEP_COLUMNS,
     },
     "lens": {"lens": lens.LENS_COLUMNS, "lens_bins": lens.BINS_COLUMNS},
+    "curvature": {"curvature": curvature.CURVATURE_COLUMNS},
     "table": {"tensor": tensor_table.COLUMNS, "axis": measure.AXIS_COLUMNS},
 }
 _MODULES = {
@@ -64,6 +66,7 @@ _MODULES = {
     "drift": "threegates.study.drift",
     "overlap": "threegates.study.overlap",
     "lens": "threegates.study.lens",
+    "curvature": "threegates.study.curvature",
     "table": "threegates.study.tensor_table",
 }
 #: What measures the kinds of job that are measured tensor by tensor, as `threegates.study.batches` does.
@@ -120,6 +123,7 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
         "drift": drift_jobs,
         "overlap": overlap_jobs,
         "lens": lens_jobs,
+        "curvature": curvature_jobs,
     }
     return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
 
@@ -222,12 +226,20 @@ def lens_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
         yield _job("lens", run, {"base": kept[0].base, **sources}, known)
 
 
+def curvature_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job a pair; the draws of its noise are its own."""
+    for pair in pairs:
+        sources = {"base": pair.base, "tuned": pair.tuned}
+        yield _job("curvature", pair.name, sources, {"name": pair.name, "seed": options["seed"]})
+
+
 def run_job(job: Job, records: Records) -> None:
     """Measure a job that is not measured by tensor, and write its records."""
     work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
         "group": _measure_group,
         "run": _measure_run,
         "lens": _measure_lens,
+        "curvature": _measure_curvature,
     }
     write_records(job, records, work[job.kind](**job.arguments))
 
@@ -289,6 +301,11 @@ def _measure_lens(
         for number, (name, updates) in enumerate(named)
     ]
     return lens.measure_lens(Checkpoint.open(folders["base"]), kept, run=run, rate=rate, seed=seed)
+
+
+def _measure_curvature(folders: dict[str, str], name: str, seed: int) -> dict[str, pd.DataFrame]:
+    base, tuned = Checkpoint.open(folders["base"]), Checkpoint.open(folders["tuned"])
+    return curvature.measure_curvature(base, tuned, name=name, seed=seed)
 
 
 def _no_run(run: str) -> PairError:
