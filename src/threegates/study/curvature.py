@@ -1,8 +1,8 @@
 """How steep the loss is at a base along an update, along its parts, and along noise.
 
-One table. ``curvature`` has a row for each function (`threegates.study.losses`), batch and direction: the Rayleigh
-quotient vᵀHv/‖v‖² (vᵀFv/‖v‖² of the Fisher matrix), so that directions are compared at equal norm. Directions lie
-in the matrices of the blocks:
+One table. ``curvature`` has a row for each function (`threegates.study.losses`), batch and direction: the
+Rayleigh quotient vᵀHv/‖v‖² (vᵀFv/‖v‖² of the Fisher matrix), so that directions are compared at equal norm.
+Directions lie in the matrices of the blocks:
 
 | direction | what it is |
 |---|---|
