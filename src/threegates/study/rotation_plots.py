@@ -19,10 +19,10 @@ from threegates.study.rotation import BACK, RAW, ROTATED, UNTOUCHED
 
 #: Colour, marker and name of each comparison.
 LOOKS: dict[str, tuple[str, str, str]] = {
-    UNTOUCHED: ("#0072B2", "o", "two untouched runs"),
-    ROTATED: ("#D55E00", "^", "untouched and rotated run"),
-    RAW: ("#CC79A7", "X", "the same, heads left permuted"),
-    BACK: ("#009E73", "D", "the same, ΔW rotated back"),
+    UNTOUCHED: ("#0072B2", "o", "untouched against untouched"),
+    ROTATED: ("#D55E00", "^", "untouched against rotated"),
+    RAW: ("#CC79A7", "X", "against rotated, heads left permuted"),
+    BACK: ("#009E73", "D", "against rotated, ΔW rotated back"),
 }
 _BANDS = {"touched": ("#FBE3D0", "rotated"), "permuted": ("#E9E9E9", "heads permuted only")}
 _NULL, _GREY = NULLS["storage_density"], "#4D4D4D"
@@ -77,6 +77,7 @@ def rates_by_side(view: pd.DataFrame) -> Figure:
         for ax, (side, title) in zip(axes, titles.items(), strict=True):
             for y, (number, role) in enumerate(places):
                 here = view[(view["side"] == side) & (view["layer"] == number) & (view["role"] == role)]
+                _band(ax, y, here.assign(permuted=False))
                 _row(ax, y, here, _comparisons(view), nulls=True)
             ax.axvline(0, color="#BBBBBB", lw=1)
             ax.set(title=title, xlabel="rank correlation of ratios", ylim=(len(places) - 0.5, -0.5))
@@ -94,12 +95,13 @@ def spectrum_kept(view: pd.DataFrame) -> Figure:
     Columns: those of `rotation_views.spectrum_view`.
     """
     places = list(dict.fromkeys(zip(view["layer"], view["role"], view["rotated"], strict=True)))
-    looks = {"in float64, before rounding": ("#0072B2", "o"), "as stored in bf16": ("#E69F00", "s")}
+    looks = {"in float64, before rounding": ("#0072B2", "o", -0.14), "as stored in bf16": ("#E69F00", "s", 0.14)}
     with style():
         fig, ax = plt.subplots(figsize=(8.6, 1.7 + 0.42 * len(places)))
-        for stage, (tint, marker) in looks.items():
+        for stage, (tint, marker, offset) in looks.items():
             rows = view[view["stage"] == stage]
-            heights = [places.index(one) for one in zip(rows["layer"], rows["role"], rows["rotated"], strict=True)]
+            own = zip(rows["layer"], rows["role"], rows["rotated"], strict=True)
+            heights = [places.index(one) + offset for one in own]
             ax.plot(rows["nss"], heights, marker, color=tint, ms=7.5, mec="white", lw=0, label=stage)
         names = [
             f"{ROLES[role]}, block {number}, {'rotated' if turned else 'permuted only'}"
@@ -180,9 +182,7 @@ def _key(fig: Figure, view: pd.DataFrame, more: Sequence[Artist]) -> None:
         Line2D([], [], marker=LOOKS[name][1], color=LOOKS[name][0], mec="white", ms=7.5, lw=2, label=LOOKS[name][2])
         for name in _comparisons(view)
     ]
-    bands = [
-        Patch(color=tint, label=name)
-        for column, (tint, name) in _BANDS.items()
-        if "side" not in view and view[column].any()
-    ]
+    # V and O are rotated or nothing; only where other matrices stand can heads be permuted and no more.
+    only = {"touched": view["touched"], "permuted": view["permuted"] & ~view["touched"]}
+    bands = [Patch(color=tint, label=name) for column, (tint, name) in _BANDS.items() if only[column].any()]
     fig.legend(handles=[*marks, *more, *bands], loc="outside lower center", ncols=3, handletextpad=0.5)
