@@ -55,8 +55,8 @@ class Planter:
     """How to give an estimate a value for each of its units.
 
     log : the estimate is a geometric mean. tenths : it is a share of `TESTED` rows, at most 1. counted : it
-    is the share of the units that are 1 and not 0, without an interval. exact : it is one number, which all of
-    its units share. at : a value that it can have.
+    is the share of the units that are 1 and not 0, without an interval. exact : it is one number, which its
+    units share. at : a value that it can have.
     """
 
     table: str

@@ -280,7 +280,9 @@ def _in_frames(pairs: Sequence[StudyPair]) -> list[tuple[StudyPair, str]]:
     """Runs from rotated bases that have untouched ones beside them, each with the digest of its frame."""
     known = [(pair, read_frame(pair.base.checkpoint.folder)) for pair in pairs]
     found = [
-        (pair, value_digest(frame.json())) for pair, frame in known if frame != Frame() and _untouched(pair, pairs)
+        (pair, value_digest(frame.json()))
+        for pair, frame in known
+        if frame != Frame() and _untouched(pair, pairs)
     ]
     if pairs and not found:
         raise _no_frame()

@@ -39,7 +39,7 @@ def excess_by_matrix(view: pd.DataFrame) -> Figure:
         for ax in axes:
             ax.axvline(0, color=_GREY, lw=1.6)
             ax.set_xlabel("excess Jaccard index")
-        _span(axes, view["value"], 0.0, 1.0)
+        _span(axes, view[["value"]])
         null = Line2D([], [], color=_GREY, lw=1.6, label="storage null 1a")
         _key(fig, view, [null])
     return fig
@@ -57,7 +57,7 @@ def overlap_by_matrix(view: pd.DataFrame) -> Figure:
                 density = rows.loc[rows["role"] == role, "density"].mean()
                 ax.plot([density] * 2, [y - 0.42, y + 0.42], color="#000000", lw=1.4, zorder=1)
             ax.set_xlabel("overlap with the other mask")
-        _span(axes, view[["value", "null", "density"]].stack(), 0.0, 1.0)
+        _span(axes, view[["value", "null", "density"]])
         chance = Line2D(
             [], [], marker="|", color="#000000", ms=12, mew=1.6, lw=0, label="density, the paper's random"
         )
@@ -84,7 +84,7 @@ def rates_by_side(view: pd.DataFrame) -> Figure:
             ax.grid(axis="x")
         axes[0].set_yticks(range(len(places)), [f"{ROLES[role]}, block {number}" for number, role in places])
         axes[0].tick_params(axis="y", length=0)
-        _span(list(axes), view[["value", "null"]].stack(), 0.0, 1.0)
+        _span(list(axes), view[["value", "null"]])
         _key(fig, view, [_null_mark()])
     return fig
 
@@ -95,7 +95,10 @@ def spectrum_kept(view: pd.DataFrame) -> Figure:
     Columns: those of `rotation_views.spectrum_view`.
     """
     places = list(dict.fromkeys(zip(view["layer"], view["role"], view["rotated"], strict=True)))
-    looks = {"in float64, before rounding": ("#0072B2", "o", -0.14), "as stored in bf16": ("#E69F00", "s", 0.14)}
+    looks = {
+        "in float64, before rounding": ("#0072B2", "o", -0.14),
+        "as stored in bf16": ("#E69F00", "s", 0.14),
+    }
     with style():
         fig, ax = plt.subplots(figsize=(8.6, 1.7 + 0.42 * len(places)))
         for stage, (tint, marker, offset) in looks.items():
@@ -162,15 +165,17 @@ def _row(ax: Axes, y: int, here: pd.DataFrame, comparisons: Sequence[str], nulls
         mean, low, high = t_interval(own["value"])
         if np.isfinite(low):
             ax.plot([low, high], [place] * 2, color=tint, lw=2.0, zorder=3)
-        ax.plot(own["value"], [place] * len(own), marker, color=tint, ms=3.5, mew=0, lw=0, alpha=0.6, zorder=4)
+        ax.plot(
+            own["value"], [place] * len(own), marker, color=tint, ms=3.5, mew=0, lw=0, alpha=0.6, zorder=4
+        )
         ax.plot([mean], [place], marker, color=tint, ms=7, mec="white", mew=0.8, zorder=5)
 
 
-def _span(axes: Sequence[Axes], values: pd.Series, low: float, high: float) -> None:
-    """At least from low to high; an interval that reaches farther is cut off at the panel's edge."""
-    ends = min(low, float(values.min())), max(high, float(values.max()))
+def _span(axes: Sequence[Axes], values: pd.DataFrame) -> None:
+    """At least from 0 to 1; an interval that reaches farther than all values is cut off."""
+    low, high = min(0.0, values.to_numpy().min()), max(1.0, values.to_numpy().max())
     for ax in axes:
-        ax.set_xlim(ends[0] - 0.06, ends[1] + 0.04)
+        ax.set_xlim(low - 0.06, high + 0.04)
 
 
 def _null_mark() -> Line2D:
@@ -179,7 +184,16 @@ def _null_mark() -> Line2D:
 
 def _key(fig: Figure, view: pd.DataFrame, more: Sequence[Artist]) -> None:
     marks: list[Artist] = [
-        Line2D([], [], marker=LOOKS[name][1], color=LOOKS[name][0], mec="white", ms=7.5, lw=2, label=LOOKS[name][2])
+        Line2D(
+            [],
+            [],
+            marker=LOOKS[name][1],
+            color=LOOKS[name][0],
+            mec="white",
+            ms=7.5,
+            lw=2,
+            label=LOOKS[name][2],
+        )
         for name in _comparisons(view)
     ]
     # V and O are rotated or nothing; only where other matrices stand can heads be permuted and no more.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import pandas as pd
 
 from threegates.study.estimates.intervals import t_estimate
@@ -30,7 +32,7 @@ def matrix_view(rows: pd.DataFrame, measure: str) -> pd.DataFrame:
     """
     kept = rows[rows["permuted"] | (rows["comparison"] != RAW)]
     # The excess is measured from its null, so that this lies at zero.
-    null = kept[f"{measure}_null"] if f"{measure}_null" in kept else 0.0
+    null = kept.get(f"{measure}_null", 0.0)
     named = kept.assign(value=kept[measure], null=null, density=kept["density_a"])
     means = named.groupby(_PLACE)[["value", "null", "density"]].mean().reset_index()
     return _in_order(means)
@@ -62,19 +64,18 @@ def _in_order(view: pd.DataFrame) -> pd.DataFrame:
 
 
 def seeds_table(rotation: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """Mean excess of rotated and of other matrices with its t interval over seeds, by seed of the two runs."""
+    """Mean excess of rotated and of other matrices with its t interval, of equal and of different seeds."""
     rows = rotation[rotation["comparison"] != RAW]
     rows = rows.assign(
         matrices=rows["touched"].map({True: "rotated V and O", False: "all others"}),
         prompts=rows["same_seed"].map({True: "same seed", False: "other seeds"}),
     )
     found = []
-    keys = ["prompts", "matrices", "comparison"]
-    for (prompts, matrices, comparison), own in rows.groupby(keys):
-        found_here = t_estimate(own.groupby("seed")["excess"].mean(), "seeds", confidence)
-        numbers = {"excess": found_here.value, "low": found_here.low, "high": found_here.high}
-        told = {"runs compared": prompts, "matrices": matrices, "comparison": comparison}
-        found.append({**told, **numbers, "null": own["jaccard_null"].mean(), "seeds": found_here.n})
+    for place, own in rows.groupby(["prompts", "matrices", "comparison"]):
+        mean = t_estimate(own.groupby("seed")["excess"].mean(), "seeds", confidence)
+        told = dict(zip(("runs compared", "matrices", "comparison"), cast(tuple, place), strict=True))
+        numbers = {"excess": mean.value, "low": mean.low, "high": mean.high}
+        found.append({**told, **numbers, "null": own["jaccard_null"].mean(), "seeds": mean.n})
     order = {name: number for number, name in enumerate((UNTOUCHED, ROTATED, BACK))}
     table = pd.DataFrame(found).sort_values("comparison", key=lambda names: names.map(order), kind="stable")
     table = table.sort_values(["runs compared", "matrices"], ascending=[True, False], kind="stable")
