@@ -164,10 +164,8 @@ def _row(ax: Axes, y: int, here: pd.DataFrame, comparisons: Sequence[str], nulls
             ax.plot([own["null"].mean()], [place], "s", color=_NULL[1], ms=4.5, mew=0, zorder=2)
         mean, low, high = t_interval(own["value"])
         if np.isfinite(low):
-            ax.plot([low, high], [place] * 2, color=tint, lw=2.0, zorder=3)
-        ax.plot(
-            own["value"], [place] * len(own), marker, color=tint, ms=3.5, mew=0, lw=0, alpha=0.6, zorder=4
-        )
+            ax.plot([low, high], [place] * 2, color=tint, lw=2.0, alpha=0.45, zorder=3)
+        ax.plot(own["value"], [place] * len(own), marker, color=tint, ms=4.2, mew=0, lw=0, zorder=4)
         ax.plot([mean], [place], marker, color=tint, ms=7, mec="white", mew=0.8, zorder=5)
 
 
