@@ -15,7 +15,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from tests.study import planted_rotation
+from tests.study import planted_curvature, planted_rotation
 from threegates.geometry.principal import TARGETS
 from threegates.study.agreement import AGREEMENT_COLUMNS
 from threegates.study.drift import DRIFT_COLUMNS
@@ -89,6 +89,7 @@ def baseline() -> Mapping[str, pd.DataFrame]:
         "agreement": _agreement(),
         "emergence": _emergence(),
         "lens": _lens(),
+        "curvature": planted_curvature.table(),
         **planted_rotation.tables(),
     }
 
@@ -594,4 +595,5 @@ PLANTERS: dict[str, Planter] = {
         name: Planter(table, units, plant, exact=exact)
         for name, (table, units, plant, exact) in planted_rotation.PLANTERS.items()
     },
+    **{name: Planter("curvature", 3, plant, log=True) for name, plant in planted_curvature.PLANTERS.items()},
 }
