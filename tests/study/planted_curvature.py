@@ -20,6 +20,8 @@ LEVELS = {
     "other_weights": 1.0,
     "noise": 2.0,
     "masked_noise": 2.0,
+    "block_noise": 6.0,
+    "weights_noise": 3.0,
 }
 SFT = 2.0
 

@@ -77,13 +77,21 @@ def test_the_principal_part_lies_in_the_leading_singular_directions(pair, direct
 
 def test_noise_has_the_updates_norm_in_every_matrix_and_the_masks_entries(pair, directions):
     for name, update in directions["update"].tensors.items():
-        for kind in curvature.NOISE:
+        for kind in ("noise", "masked_noise"):
             assert float(directions[kind].tensors[name].norm()) == pytest.approx(
                 float(update.norm()), rel=1e-5
             )
         changed = pair[0].stored(name) != pair[1].stored(name).bfloat16()
         assert not directions["masked_noise"].tensors[name][~changed].any()
         assert directions["noise"].tensors[name][~changed].any()
+
+
+def test_parts_of_the_noise_are_parts_of_that_noise(pair, directions):
+    noise = flat(directions["noise"])
+    for kind in ("block_noise", "weights_noise"):
+        part = flat(directions[kind])
+        assert float(part @ (noise - part)) == pytest.approx(0, abs=1e-6 * float(noise @ noise))
+        assert 0 < float(part @ part) < float(noise @ noise)
 
 
 def test_noise_is_another_for_each_pair_and_seed(pair):
@@ -106,7 +114,7 @@ def measured(pair) -> pd.DataFrame:
 def test_the_table_has_every_function_and_direction(measured):
     assert measured.dtypes.astype(str).to_dict() == curvature.CURVATURE_COLUMNS
     counts = measured.groupby("function")["direction"].nunique().to_dict()
-    assert counts == {"loss": 7, "fisher": 7, "reward": 2}
+    assert counts == {"loss": 9, "fisher": 9, "reward": 2}
     assert (measured.loc[measured["function"] == "fisher", "curvature"] > 0).all()
     share = measured[measured["function"] == "loss"].set_index("direction")["share"]
     assert share["principal"] + share["off_principal"] == pytest.approx(1, rel=1e-5)
@@ -206,10 +214,11 @@ def test_the_view_averages_batches_and_keeps_runs_apart():
 
 def test_ratios_are_given_of_both_functions():
     view = curvature_views.ratio_view(planted_curvature.table()).set_index(["function", "name"])
-    assert view.loc[("Hessian of the loss", "principal block / rest"), "value"] == pytest.approx(2)
+    assert view.loc[("Hessian of the loss", "ΔW: principal block / rest"), "value"] == pytest.approx(2)
     # The harmonic means over batches differ a little from the arithmetic ones.
-    assert view.loc[("Fisher matrix", "principal block / rest"), "value"] == pytest.approx(0.5)
-    assert len(view) == 10
+    assert view.loc[("Fisher matrix", "ΔW: principal block / rest"), "value"] == pytest.approx(0.5)
+    assert view.loc[("Hessian of the loss", "noise: principal block / all"), "value"] == pytest.approx(3)
+    assert len(view) == 14
 
 
 def test_steepness_compares_the_update_with_noise():
@@ -228,4 +237,4 @@ def test_the_figures_draw_every_direction_and_a_value_below_zero():
     assert {"o", "<"} <= markers
     ratios = curvature_views.ratio_view(table)
     shown = curvature_plots.ratios(ratios, 1.25)
-    assert len(shown.axes[0].get_yticklabels()) == 5
+    assert len(shown.axes[0].get_yticklabels()) == 7

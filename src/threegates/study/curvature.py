@@ -11,6 +11,8 @@ Directions lie in the matrices of the blocks:
 | principal_weights, other_weights | ΔW on M_princ, and on all other entries |
 | noise | Gaussian, of ΔW's norm in each matrix |
 | masked_noise | the same on the weights alone that ΔW changes in bf16 |
+| block_noise | the noise's part in the block of leading singular directions |
+| weights_noise | the noise on M_princ |
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from torch import Tensor
 from threegates.checkpoints.pairs import align, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.curvature import HessianProducts, fisher_quadratic
+from threegates.geometry.decomposition import LeadingSpectrum
 from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls import noise_generator
 from threegates.geometry.principal import HEADLINE_ALPHA, headline_rank, principal_mask
@@ -45,7 +48,7 @@ CURVATURE_COLUMNS = {
 }
 FUNCTIONS = ("loss", "fisher", "reward")
 PARTS = ("update", "principal", "off_principal", "principal_weights", "other_weights")
-NOISE = ("noise", "masked_noise")
+NOISE = ("noise", "masked_noise", "block_noise", "weights_noise")
 #: Batches, averaged before a ratio is taken, and draws of each noise: every pair has its own.
 BATCHES, DRAWS = 3, 1
 #: Of the surrogate, whose Hessian is noise for the most part, only these are looked at.
@@ -118,7 +121,7 @@ def _matrix_directions(
     before, after = as_stored(pair)
     delta = (after - before).double()
     leading = base_of(pair.base, headline_rank(pair.base.shape), Shared()).leading.leading
-    principal = leading.left @ (leading.left.T @ delta @ leading.right) @ leading.right.T
+    principal = _in_block(delta, leading)
     on_principal = principal_mask(leading.left, leading.values, leading.right, HEADLINE_ALPHA)
     parts = (delta, principal, delta - principal, delta * on_principal, delta * ~on_principal)
     yield from zip(((part, 0) for part in PARTS), parts, strict=True)
@@ -128,6 +131,13 @@ def _matrix_directions(
         noise = torch.randn(delta.shape, generator=generator, dtype=torch.float64)
         yield ("noise", draw), _of_norm(noise, delta)
         yield ("masked_noise", draw), _of_norm(noise * mask, delta)
+        yield ("block_noise", draw), _in_block(_of_norm(noise, delta), leading)
+        yield ("weights_noise", draw), _of_norm(noise, delta) * on_principal
+
+
+def _in_block(delta: Tensor, leading: LeadingSpectrum) -> Tensor:
+    """U UᵀΔ V Vᵀ, U and V the leading singular vectors."""
+    return leading.left @ (leading.left.T @ delta @ leading.right) @ leading.right.T
 
 
 def _of_norm(noise: Tensor, delta: Tensor) -> Tensor:

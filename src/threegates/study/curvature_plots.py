@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from threegates.study.curvature import NOISE
 from threegates.study.curvature_views import DIRECTIONS, FUNCTIONS
 from threegates.study.figures import colour, style
 
@@ -32,7 +33,7 @@ def along_directions(frame: pd.DataFrame) -> Figure:
             for number, method in enumerate(methods):
                 shift = 0.26 * (number - (len(methods) - 1) / 2) / max(1, len(methods) - 1) * 2
                 _method(ax, rows[rows["method"] == method], names, shift, lowest)
-            ax.axhspan(len(names) - 2.5, len(names) - 0.5, color="#F0F0F0", zorder=0, lw=0)
+            ax.axhspan(len(names) - len(NOISE) - 0.5, len(names) - 0.5, color="#F0F0F0", zorder=0, lw=0)
             ax.set(xscale="log", ylim=(len(names) - 0.5, -0.5), title=FUNCTIONS[function])
             ax.set_xlabel("curvature per unit of squared norm")
             ax.xaxis.set_minor_formatter(NullFormatter())

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from threegates.study.curvature import NOISE, PARTS
 from threegates.study.estimates import ESTIMATES
-from threegates.study.estimates.curvature import run_curvature
+from threegates.study.estimates.curvature import of_directions, run_curvature
+from threegates.study.estimates.rows import Estimator
 from threegates.study.views import method_name, method_order
 
 #: Directions in the order of the figure, with their names on the page.
@@ -21,19 +23,24 @@ DIRECTIONS: dict[str, str] = {
     "other_weights": "ΔW, other weights",
     "noise": "noise of equal norm",
     "masked_noise": "noise on ΔW's mask",
+    "block_noise": "noise, principal block",
+    "weights_noise": "noise, principal weights",
 }
 FUNCTIONS: dict[str, str] = {
     "loss": "Hessian of the loss",
     "fisher": "Fisher matrix",
     "reward": "Hessian of RL's objective",
 }
-#: What each ratio divides, by the estimate that a claim or a control is judged by.
-RATIOS: dict[str, str] = {
-    "curvature_noise_over_rl": "noise / RL's ΔW",
-    "curvature_masked_noise_over_rl": "noise on RL's mask / RL's ΔW",
-    "curvature_sft_over_rl": "SFT's ΔW / RL's ΔW",
-    "curvature_principal_over_rest": "principal block / rest",
-    "curvature_principal_weights_over_rest": "principal weights / others",
+#: What each ratio divides, and what computes it: first what claims and controls are judged by, then the same
+#: of noise, which knows nothing of training, so that it tells what the base's geometry alone does.
+RATIOS: dict[str, Estimator] = {
+    "noise / RL's ΔW": ESTIMATES["curvature_noise_over_rl"],
+    "noise on RL's mask / RL's ΔW": ESTIMATES["curvature_masked_noise_over_rl"],
+    "SFT's ΔW / RL's ΔW": ESTIMATES["curvature_sft_over_rl"],
+    "ΔW: principal block / rest": ESTIMATES["curvature_principal_over_rest"],
+    "ΔW: principal weights / others": ESTIMATES["curvature_principal_weights_over_rest"],
+    "noise: principal block / all": partial(of_directions, "block_noise", "noise"),
+    "noise: principal weights / all": partial(of_directions, "weights_noise", "noise"),
 }
 assert set(DIRECTIONS) == {*PARTS, *NOISE}
 
@@ -67,8 +74,8 @@ def ratio_view(curvature: pd.DataFrame, confidence: float = 0.95) -> pd.DataFram
     rows = []
     for function in ("loss", "fisher"):
         tables = _One(_as_judged(curvature, function))
-        for estimate, name in RATIOS.items():
-            found = ESTIMATES[estimate](tables, confidence)
+        for name, estimator in RATIOS.items():
+            found = estimator(tables, confidence)
             numbers = {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
             rows.append({"function": FUNCTIONS[function], "name": name, **numbers})
     return pd.DataFrame(rows)

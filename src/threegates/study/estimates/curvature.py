@@ -43,7 +43,8 @@ def ratio(top: pd.Series, bottom: pd.Series, confidence: float) -> Estimate:
     return t_estimate(found, "seeds", confidence)
 
 
-def _of_directions(top: str, bottom: str, tables: Tables, confidence: float) -> Estimate:
+def of_directions(top: str, bottom: str, tables: Tables, confidence: float) -> Estimate:
+    """Of RL, the curvature along one direction over that along another."""
     rows = rl_runs(run_curvature(tables.table("curvature")))
     if rows.empty:
         return missing("no runs of RL at the mask learning rate", "seeds")
@@ -60,9 +61,9 @@ def _sft_over_rl(tables: Tables, confidence: float) -> Estimate:
 
 
 ESTIMATES: dict[str, Estimator] = {
-    "curvature_noise_over_rl": partial(_of_directions, "noise", "update"),
-    "curvature_masked_noise_over_rl": partial(_of_directions, "masked_noise", "update"),
+    "curvature_noise_over_rl": partial(of_directions, "noise", "update"),
+    "curvature_masked_noise_over_rl": partial(of_directions, "masked_noise", "update"),
     "curvature_sft_over_rl": _sft_over_rl,
-    "curvature_principal_over_rest": partial(_of_directions, "principal", "off_principal"),
-    "curvature_principal_weights_over_rest": partial(_of_directions, "principal_weights", "other_weights"),
+    "curvature_principal_over_rest": partial(of_directions, "principal", "off_principal"),
+    "curvature_principal_weights_over_rest": partial(of_directions, "principal_weights", "other_weights"),
 }
