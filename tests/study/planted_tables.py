@@ -15,6 +15,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
+from tests.study import planted_rates
 from threegates.geometry.principal import TARGETS
 from threegates.study.agreement import AGREEMENT_COLUMNS
 from threegates.study.drift import DRIFT_COLUMNS
@@ -86,6 +87,7 @@ def baseline() -> Mapping[str, pd.DataFrame]:
         "agreement": _agreement(),
         "emergence": _emergence(),
         "lens": _lens(),
+        "log": _log(),
     }
 
 
@@ -132,7 +134,13 @@ def _tensor() -> pd.DataFrame:
             shares = {"sparsity": level, "sparsity_fp32": 0.1, "sparsity_storage_norm": level - 0.2}
             known = {"status": "compared", "stored_dtype_tuned": "F32", "size": size, "tensor": role}
             rows.append({**facts, **known, "role": role, **shares})
-    return _frame(rows, TENSOR_COLUMNS)
+    rows += planted_rates.tensor_rows(_facts, SEEDS)
+    return planted_rates.with_norms(_frame(rows, TENSOR_COLUMNS))
+
+
+def _log() -> pd.DataFrame:
+    """Training logs and evaluations of the chapters that read them."""
+    return pd.DataFrame(planted_rates.log_rows(_facts, SEEDS))
 
 
 def _variants(facts: Mapping) -> list[dict]:
@@ -586,4 +594,7 @@ PLANTERS: dict[str, Planter] = {
     "hidden_energy_deficit_over_noise": _seeds("lens", _deficit_over_noise),
     "master_sparsity_gap": _seeds("lens", _master, "grpo"),
     "master_sparsity_gap_sft": _seeds("lens", _master, "sft-teacher"),
+    "sparsity_fall_at_ten_times_rate": _seeds("tensor", planted_rates.at_rate, "5e-05", -1),
+    "sparsity_sgd_minus_adamw": _seeds("tensor", planted_rates.at_rate, "0.02", 1),
+    "sparsity_sgd_minus_adamw_equal_norm": _seeds("tensor", planted_rates.at_rate, "0.06", 1),
 }

@@ -27,6 +27,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "spectral-drift": ("drift",),
     "principal-overlap": ("overlap",),
     "precision-lens": ("lens",),
+    "learning-rate": ("pair",),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
