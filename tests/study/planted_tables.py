@@ -15,7 +15,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from tests.study import planted_rates
+from tests.study import planted_leash, planted_rates
 from threegates.geometry.principal import TARGETS
 from threegates.study.agreement import AGREEMENT_COLUMNS
 from threegates.study.drift import DRIFT_COLUMNS
@@ -88,6 +88,7 @@ def baseline() -> Mapping[str, pd.DataFrame]:
         "emergence": _emergence(),
         "lens": _lens(),
         "log": _log(),
+        "fisher": planted_leash.fisher(),
     }
 
 
@@ -140,7 +141,8 @@ def _tensor() -> pd.DataFrame:
 
 def _log() -> pd.DataFrame:
     """Training logs and evaluations of the chapters that read them."""
-    return pd.DataFrame(planted_rates.log_rows(_facts, SEEDS))
+    parts = (planted_rates, planted_leash)
+    return pd.DataFrame([row for part in parts for row in part.log_rows(_facts, SEEDS)])
 
 
 def _variants(facts: Mapping) -> list[dict]:
@@ -522,6 +524,10 @@ def _bounds(*names: str) -> Planter:
     return Planter("drift", (len(RL) + 2) * _BY_SEED, partial(_broken, names), tenths=True)
 
 
+def _leash_steps(column: str, level: float) -> Planter:
+    return Planter("log", _BY_SEED, partial(planted_leash.broken, column, level), tenths=True)
+
+
 def _drifts(measure: str) -> dict[str, Planter]:
     variants = {
         "": ("own", "raw"),
@@ -594,6 +600,12 @@ PLANTERS: dict[str, Planter] = {
     "hidden_energy_deficit_over_noise": _seeds("lens", _deficit_over_noise),
     "master_sparsity_gap": _seeds("lens", _master, "grpo"),
     "master_sparsity_gap_sft": _seeds("lens", _master, "sft-teacher"),
+    "leash_of_one_step_holds": _leash_steps("tilt_kl", 0.0),
+    "fisher_norm_bound_holds": _leash_steps("step_norm", 3.0),
+    "kl_sft_over_rl": _seeds("log", planted_leash.ratio, "sft-teacher", 2.0, log=True),
+    "kl_sft_over_rl_equal_norm": _seeds("log", planted_leash.ratio, "sft-teacher", 1.0, log=True),
+    "kl_rft_over_rl": _seeds("log", planted_leash.ratio, "rft", 0.9, log=True),
+    "kl_without_over_with_term": _seeds("log", planted_leash.without, log=True),
     "sparsity_fall_at_ten_times_rate": _seeds("tensor", planted_rates.at_rate, "5e-05", -1),
     "sparsity_sgd_minus_adamw": _seeds("tensor", planted_rates.at_rate, "0.02", 1),
     "sparsity_sgd_minus_adamw_equal_norm": _seeds("tensor", planted_rates.at_rate, "0.06", 1),

@@ -13,7 +13,7 @@ import pandas as pd
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
-from threegates.study import agreement, drift, emergence, lens, measure, overlap, tensor_table
+from threegates.study import agreement, drift, emergence, fisher, lens, measure, overlap, tensor_table
 from threegates.study.by_tensor import ByTensor
 from threegates.study.provenance import record_provenance
 from threegates.study.sources import Source, StudyPair
@@ -28,6 +28,7 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "principal-overlap": ("overlap",),
     "precision-lens": ("lens",),
     "learning-rate": ("pair",),
+    "kl-leash": ("fisher",),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -56,6 +57,7 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
         "direction_sweep": overlap.DIRECTION_SWEEP_COLUMNS,
     },
     "lens": {"lens": lens.LENS_COLUMNS, "lens_bins": lens.BINS_COLUMNS},
+    "fisher": {"fisher": fisher.FISHER_COLUMNS},
     "table": {"tensor": tensor_table.COLUMNS, "axis": measure.AXIS_COLUMNS},
 }
 _MODULES = {
@@ -65,6 +67,7 @@ _MODULES = {
     "drift": "threegates.study.drift",
     "overlap": "threegates.study.overlap",
     "lens": "threegates.study.lens",
+    "fisher": "threegates.study.fisher",
     "table": "threegates.study.tensor_table",
 }
 #: What measures the kinds of job that are measured tensor by tensor, as `threegates.study.batches` does.
@@ -121,6 +124,7 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
         "drift": drift_jobs,
         "overlap": overlap_jobs,
         "lens": lens_jobs,
+        "fisher": fisher_jobs,
     }
     return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
 
@@ -223,12 +227,25 @@ def lens_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
         yield _job("lens", run, {"base": kept[0].base, **sources}, known)
 
 
+def fisher_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job for every base of the lab's RL runs and the data they were trained on."""
+    bases = {
+        (pair.base.label, pair.facts()["data"]): pair.base
+        for pair in pairs
+        if pair.facts()["method"] == "rl" and pair.tuned.run_folder is not None
+    }
+    for (base, data), source in bases.items():
+        known = {"base": base, "data": data, "seed": options["seed"], "responses": fisher.RESPONSES}
+        yield _job("fisher", f"{base}-{data}", {"base": source}, known)
+
+
 def run_job(job: Job, records: Records) -> None:
     """Measure a job that is not measured by tensor, and write its records."""
     work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
         "group": _measure_group,
         "run": _measure_run,
         "lens": _measure_lens,
+        "fisher": _measure_fisher,
     }
     write_records(job, records, work[job.kind](**job.arguments))
 
@@ -290,6 +307,12 @@ def _measure_lens(
         for number, (name, updates) in enumerate(named)
     ]
     return lens.measure_lens(Checkpoint.open(folders["base"]), kept, run=run, rate=rate, seed=seed)
+
+
+def _measure_fisher(
+    folders: dict[str, str], base: str, data: str, seed: int, responses: int
+) -> dict[str, pd.DataFrame]:
+    return fisher.measure_fisher(folders["base"], base=base, data=data, seed=seed, responses=responses)
 
 
 def _no_run(run: str) -> PairError:
