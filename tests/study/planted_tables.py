@@ -15,7 +15,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from tests.study import planted_curvature, planted_rotation
+from tests.study import planted_curvature, planted_leash, planted_rates, planted_rotation
 from threegates.geometry.principal import TARGETS
 from threegates.study.agreement import AGREEMENT_COLUMNS
 from threegates.study.drift import DRIFT_COLUMNS
@@ -91,6 +91,8 @@ def baseline() -> Mapping[str, pd.DataFrame]:
         "lens": _lens(),
         "curvature": planted_curvature.table(),
         **planted_rotation.tables(),
+        "log": _log(),
+        "fisher": planted_leash.fisher(),
     }
 
 
@@ -137,7 +139,14 @@ def _tensor() -> pd.DataFrame:
             shares = {"sparsity": level, "sparsity_fp32": 0.1, "sparsity_storage_norm": level - 0.2}
             known = {"status": "compared", "stored_dtype_tuned": "F32", "size": size, "tensor": role}
             rows.append({**facts, **known, "role": role, **shares})
-    return _frame(rows, TENSOR_COLUMNS)
+    rows += planted_rates.tensor_rows(_facts, SEEDS)
+    return planted_rates.with_norms(_frame(rows, TENSOR_COLUMNS))
+
+
+def _log() -> pd.DataFrame:
+    """Training logs and evaluations of the chapters that read them."""
+    parts = (planted_rates, planted_leash)
+    return pd.DataFrame([row for part in parts for row in part.log_rows(_facts, SEEDS)])
 
 
 def _variants(facts: Mapping) -> list[dict]:
@@ -519,6 +528,10 @@ def _bounds(*names: str) -> Planter:
     return Planter("drift", (len(RL) + 2) * _BY_SEED, partial(_broken, names), tenths=True)
 
 
+def _leash_steps(column: str, level: float) -> Planter:
+    return Planter("log", _BY_SEED, partial(planted_leash.broken, column, level), tenths=True)
+
+
 def _drifts(measure: str) -> dict[str, Planter]:
     variants = {
         "": ("own", "raw"),
@@ -596,4 +609,13 @@ PLANTERS: dict[str, Planter] = {
         for name, (table, units, plant, exact) in planted_rotation.PLANTERS.items()
     },
     **{name: Planter("curvature", 3, plant, log=True) for name, plant in planted_curvature.PLANTERS.items()},
+    "leash_of_one_step_holds": _leash_steps("tilt_kl", 0.0),
+    "fisher_norm_bound_holds": _leash_steps("step_norm", 3.0),
+    "kl_sft_over_rl": _seeds("log", planted_leash.ratio, "sft-teacher", 2.0, log=True),
+    "kl_sft_over_rl_equal_norm": _seeds("log", planted_leash.ratio, "sft-teacher", 1.0, log=True),
+    "kl_rft_over_rl": _seeds("log", planted_leash.ratio, "rft", 0.9, log=True),
+    "kl_without_over_with_term": _seeds("log", planted_leash.without, log=True),
+    "sparsity_fall_at_ten_times_rate": _seeds("tensor", planted_rates.at_rate, "5e-05", -1),
+    "sparsity_sgd_minus_adamw": _seeds("tensor", planted_rates.at_rate, "0.02", 1),
+    "sparsity_sgd_minus_adamw_equal_norm": _seeds("tensor", planted_rates.at_rate, "0.06", 1),
 }

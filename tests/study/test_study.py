@@ -179,6 +179,22 @@ def test_logs_of_lab_runs_are_read(project):
         study.table("evaluation")
 
 
+def test_a_label_called_like_a_column_of_the_log_stands_beside_it(project):
+    base = planted.base_tensors()
+    entries = {}
+    for name, labels in (("a", {"rate": "reward", "kl": "0.04"}), ("b", {"rate": "reward"})):
+        entry = planted.entry(name, "rl", ["kl-leash"], run=name, labels=labels)
+        entry.source = Folder(path=f"{name}/step-01")
+        entries[name] = (base, entry)
+    manifest = planted.write_study(project / "lab", base, entries)
+    for name in entries:
+        planted.write(project / "lab" / name / "step-01", base)
+        pd.DataFrame({"step": [1], "kl": [0.5]}).to_parquet(project / "lab" / name / "log.parquet")
+    log = Study.open("kl-leash", manifest=manifest).table("log").set_index("run")
+    assert log["kl"].tolist() == [0.5, 0.5] and log.loc["a", "label_kl"] == "0.04"
+    assert pd.isna(log.loc["b", "label_kl"]) and set(log["rate"]) == {"reward"}
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

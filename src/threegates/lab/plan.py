@@ -160,10 +160,10 @@ def _sft(chosen: Profile, source: Source, data: str, seed: int, rate: str, chapt
 
 
 def _without_masters(chosen: Profile) -> Iterator[Draft]:
-    """Pure-bf16 training, for one chapter alone: its masks must not stand among those of float32 masters."""
+    """Pure-bf16 training, kept apart in its chapters: its masks must not stand among those of masters."""
     for seed in chosen.seeds:
         for draft in (
-            _rl(chosen, "grpo", "arith-4", seed, "mask", ["precision-lens"]),
+            _rl(chosen, "grpo", "arith-4", seed, "mask", ["precision-lens", "learning-rate"]),
             _sft(chosen, "teacher", "arith-4", seed, "mask", ["precision-lens"]),
         ):
             name = run_name(draft.algorithm, "arith-4", "bf16-master", seed)

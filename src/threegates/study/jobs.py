@@ -20,6 +20,7 @@ from threegates.study import (
     curvature,
     drift,
     emergence,
+    fisher,
     lens,
     measure,
     overlap,
@@ -41,6 +42,8 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "precision-lens": ("lens",),
     "curvature": ("curvature",),
     "rotation-ablation": ("rotation", "frame"),
+    "learning-rate": ("pair",),
+    "kl-leash": ("fisher",),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -72,6 +75,7 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
     "curvature": {"curvature": curvature.CURVATURE_COLUMNS},
     "rotation": {"rotation": rotation.ROTATION_COLUMNS},
     "frame": {"frame": rotation.FRAME_COLUMNS},
+    "fisher": {"fisher": fisher.FISHER_COLUMNS},
     "table": {"tensor": tensor_table.COLUMNS, "axis": measure.AXIS_COLUMNS},
 }
 _MODULES = {
@@ -84,6 +88,7 @@ _MODULES = {
     "curvature": "threegates.study.curvature",
     "rotation": "threegates.study.rotation",
     "frame": "threegates.study.rotation",
+    "fisher": "threegates.study.fisher",
     "table": "threegates.study.tensor_table",
 }
 #: What measures the kinds of job that are measured tensor by tensor, as `threegates.study.batches` does.
@@ -144,6 +149,7 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
         "curvature": curvature_jobs,
         "rotation": rotation_jobs,
         "frame": frame_jobs,
+        "fisher": fisher_jobs,
     }
     return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
 
@@ -310,6 +316,18 @@ def _in_frames(pairs: Sequence[StudyPair]) -> list[tuple[StudyPair, str]]:
     return found
 
 
+def fisher_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job for every base of the lab's RL runs and the data they were trained on."""
+    bases = {
+        (pair.base.label, pair.facts()["data"]): pair.base
+        for pair in pairs
+        if pair.facts()["method"] == "rl" and pair.tuned.run_folder is not None
+    }
+    for (base, data), source in bases.items():
+        known = {"base": base, "data": data, "seed": options["seed"], "responses": fisher.RESPONSES}
+        yield _job("fisher", f"{base}-{data}", {"base": source}, known)
+
+
 def run_job(job: Job, records: Records) -> None:
     """Measure a job that is not measured by tensor, and write its records."""
     work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
@@ -319,6 +337,7 @@ def run_job(job: Job, records: Records) -> None:
         "curvature": _measure_curvature,
         "rotation": _measure_rotation,
         "frame": _measure_frame,
+        "fisher": _measure_fisher,
     }
     write_records(job, records, work[job.kind](**job.arguments))
 
@@ -429,6 +448,12 @@ def _no_frame() -> PairError:
         expected="a run from a base with a frame.json, and one from the base that this was made of",
         remedy="choose entries of both by --pair, or a chapter that looks at one pair",
     )
+
+
+def _measure_fisher(
+    folders: dict[str, str], base: str, data: str, seed: int, responses: int
+) -> dict[str, pd.DataFrame]:
+    return fisher.measure_fisher(folders["base"], base=base, data=data, seed=seed, responses=responses)
 
 
 def _no_run(run: str) -> PairError:

@@ -165,7 +165,8 @@ class Study:
         """A table of the chapter, measured first if need be, joined with the facts of its pairs or runs.
 
         ``log`` and ``evaluation`` are the training logs and final evaluations of the lab's runs and of their
-        base, which has no facts here because it is the tuned side of no pair.
+        base, which has no facts here because it is the tuned side of no pair. A label whose name the table
+        has for a column of its own is called ``label_…`` there.
 
         Raises
         ------
@@ -277,8 +278,10 @@ class Study:
             facts = self.frame.drop(columns=[c for c in self.frame if c in frame and c != "pair"])
             return frame.merge(facts, on="pair", how="left", validate="many_to_one")
         if "run" in frame:
-            known = [c for c in self.frame if c in _RUN_FACTS or c not in FACTS]
-            facts = self.frame.drop_duplicates("run")[["run", *(c for c in known if c not in frame)]]
+            # A label that is called like one of the table's columns stands beside it: `label_kl`, say.
+            labels = {c: f"label_{c}" if c in frame else c for c in self.frame if c not in FACTS}
+            known = [c for c in self.frame if c in labels or (c in _RUN_FACTS and c not in frame)]
+            facts = self.frame.drop_duplicates("run")[["run", *known]].rename(columns=labels)
             return frame.merge(facts, on="run", how="left", validate="many_to_one")
         if "run_a" in frame:
             # A run is named by its pair where two are compared.
