@@ -15,6 +15,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
+from tests.study import planted_masks
 from threegates.geometry.principal import TARGETS
 from threegates.study.agreement import AGREEMENT_COLUMNS
 from threegates.study.drift import DRIFT_COLUMNS
@@ -86,6 +87,8 @@ def baseline() -> Mapping[str, pd.DataFrame]:
         "agreement": _agreement(),
         "emergence": _emergence(),
         "lens": _lens(),
+        "log": planted_masks.log(),
+        "evaluation": planted_masks.evaluation(),
     }
 
 
@@ -586,4 +589,5 @@ PLANTERS: dict[str, Planter] = {
     "hidden_energy_deficit_over_noise": _seeds("lens", _deficit_over_noise),
     "master_sparsity_gap": _seeds("lens", _master, "grpo"),
     "master_sparsity_gap_sft": _seeds("lens", _master, "sft-teacher"),
+    **{name: Planter(*how) for name, how in planted_masks.PLANTERS.items()},
 }
