@@ -15,7 +15,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from tests.study import planted_masks
+from tests.study import planted_adapters, planted_masks
 from threegates.geometry.principal import TARGETS
 from threegates.study.agreement import AGREEMENT_COLUMNS
 from threegates.study.drift import DRIFT_COLUMNS
@@ -87,8 +87,10 @@ def baseline() -> Mapping[str, pd.DataFrame]:
         "agreement": _agreement(),
         "emergence": _emergence(),
         "lens": _lens(),
-        "log": planted_masks.log(),
-        "evaluation": planted_masks.evaluation(),
+        "log": pd.concat([planted_masks.log(), planted_adapters.log()], ignore_index=True),
+        "evaluation": pd.concat(
+            [planted_masks.evaluation(), planted_adapters.evaluation()], ignore_index=True
+        ),
     }
 
 
@@ -590,4 +592,5 @@ PLANTERS: dict[str, Planter] = {
     "master_sparsity_gap": _seeds("lens", _master, "grpo"),
     "master_sparsity_gap_sft": _seeds("lens", _master, "sft-teacher"),
     **{name: Planter(*how) for name, how in planted_masks.PLANTERS.items()},
+    **{name: Planter(*how) for name, how in planted_adapters.PLANTERS.items()},
 }
