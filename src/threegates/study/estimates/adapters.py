@@ -14,9 +14,9 @@ from threegates.study.estimates.intervals import Estimate, exponential, missing,
 from threegates.study.estimates.masks import HEADLINE_SHARE
 from threegates.study.estimates.rows import Estimator, Tables
 
-#: Token KL to the base, in nats, above which a run has collapsed. Fixed before any
-#: adapter's result in the study was looked at: healthy runs of the lab stay below .2, and at .5 the policy gives its own tokens on
-#: average e^.5 = 1.6 times the base's probability, of tokens that the base itself is mostly sure of.
+#: Token KL to the base, in nats, above which a run has collapsed. Fixed before the result of any adapter of
+#: the study was looked at: healthy runs of the lab stay below .2, and at .5 the policy gives its own tokens
+#: e^.5 = 1.6 times the base's probability (geometric mean), while the base is sure of most tokens.
 COLLAPSE_KL = 0.5
 #: Start of a run that trains the weights themselves: the dense arm of sparse fine-tuning.
 FULL = "full"
