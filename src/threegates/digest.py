@@ -19,7 +19,17 @@ from pydantic import BaseModel
 PACKAGE = Path(__file__).resolve().parent
 
 # Distributions whose version can change a number in a checkpoint or a record.
-_NUMERICAL = ("torch", "numpy", "scipy", "pandas", "pyarrow", "safetensors", "tokenizers", "transformers")
+_NUMERICAL = (
+    "torch",
+    "numpy",
+    "scipy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "transformers",
+    "peft",
+)
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
@@ -92,13 +102,16 @@ def file_digest(path: Path | str) -> str:
 
 def runtime_versions() -> dict[str, str]:
     """Versions that can change numbers: Python and numerical packages, without tags such as +cpu."""
-    versions = {"python": platform.python_version()}
-    for name in _NUMERICAL:
-        try:
-            versions[name] = importlib.metadata.version(name).partition("+")[0]
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
+    return {"python": platform.python_version()} | {name: _version(name) for name in _NUMERICAL}
+
+
+@cache
+def _version(name: str) -> str:
+    """What is installed; a process does not change it."""
+    try:
+        return importlib.metadata.version(name).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "absent"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,23 +8,19 @@ import pytest
 
 from threegates.checkpoints.manifest import Manifest, read_manifest, write_manifest
 from threegates.errors import RecipeError
-from threegates.lab.plan import (
-    BASE,
-    ENCODER_BASE,
-    ENCODER_RATES,
-    PROFILES,
-    RATES,
-    STEP_CHAPTERS,
-    Planned,
-    manifest,
-    plan,
-)
+from threegates.lab.interventions import DATA, intervention_drafts, rotated_name
+from threegates.lab.plan import ENCODER_RATES, STEP_CHAPTERS, Planned, manifest, plan
+from threegates.lab.profiles import BASE, ENCODER_BASE, PROFILES, RATES
 from threegates.lab.recipe import (
+    AdapterRLRecipe,
+    AdapterSFTRecipe,
     AnyRecipe,
     EncoderBaseRecipe,
     LanguageRecipe,
+    MaskedRLRecipe,
     PretrainRecipe,
     RLRecipe,
+    RotatedBaseRecipe,
     SFTRecipe,
     TrainingRecipe,
 )
@@ -43,8 +39,17 @@ def _recipes(planned: list[Planned], chapter: str | None = None) -> list[AnyReci
 
 
 def _of(subject: str, planned: list[Planned]) -> list[Planned]:
-    """The runs of one subject, in the plan's order."""
-    return [item for item in planned if (item.draft.subject or "lab") == subject]
+    """The runs of one subject, in the plan's order, without the interventions."""
+    extra = _interventions(planned)
+    return [
+        item for item in planned if (item.draft.subject or "lab") == subject and item.run.name not in extra
+    ]
+
+
+def _interventions(planned: list[Planned]) -> set[str]:
+    """Names of the interventions' runs in a plan."""
+    every = {draft.recipe.name for profile in PROFILES.values() for draft in intervention_drafts(profile)}
+    return every & {item.run.name for item in planned}
 
 
 @EVERY_PROFILE
@@ -72,7 +77,8 @@ def test_each_subjects_base_comes_first_and_its_other_runs_start_from_its_last_c
 @EVERY_PROFILE
 def test_no_seed_of_the_study_was_used_while_recipes_were_chosen(plans, name):
     trained = [recipe for recipe in _recipes(plans[name]) if isinstance(recipe, TrainingRecipe)]
-    assert len(trained) == len(plans[name]) - 1
+    untrained = 1 + len(PROFILES[name].arms.rotations)
+    assert len(trained) == len(plans[name]) - untrained
     assert min(recipe.seed for recipe in trained) >= 101
 
 
@@ -115,7 +121,8 @@ def test_the_encoder_has_every_method_with_the_profiles_seeds(plans, name):
         rate = [] if draft.rate == "mask" else [draft.rate]
         assert recipe.name == "-".join(["encoder", draft.algorithm, "words", *rate, f"s{recipe.seed}"])
         assert recipe.learning_rate == ENCODER_RATES[draft.rate]
-        assert draft.chapters == ("spectral-drift", "principal-overlap")
+        steep = (draft.method, draft.rate) in (("rl", "mask"), ("sft", "own"))
+        assert draft.chapters == ("spectral-drift", "principal-overlap", *["curvature"] * steep)
         assert recipe.data == "words"
 
 
@@ -135,7 +142,7 @@ def test_runs_without_masters_differ_from_their_partners_in_formats_alone(plans,
 def test_runs_without_masters_stay_in_the_one_chapter_that_is_about_them(plans, name):
     for item in plans[name]:
         if getattr(item.draft.recipe, "master_dtype", "float32") != "float32":
-            assert item.draft.chapters == ("precision-lens",)
+            assert {"precision-lens"} <= {*item.draft.chapters} <= {"precision-lens", "learning-rate"}
 
 
 @EVERY_PROFILE
@@ -172,7 +179,7 @@ def test_principal_weights_are_looked_at_in_the_runs_whose_sparsity_is(plans, na
 
 @EVERY_PROFILE
 def test_every_algorithm_has_a_reward_curve_with_a_final_evaluation(plans, name):
-    curves = [item.draft.recipe for item in plans[name] if item.draft.rate == "reward"]
+    curves = [item.draft.recipe for item in _of("lab", plans[name]) if item.draft.rate == "reward"]
     assert {recipe.algorithm for recipe in curves} == {"grpo", "dapo", "reinforce++"}
     assert all(recipe.final_prompts * recipe.final_samples > 0 for recipe in curves)
     assert plans[name][0].draft.recipe.final_prompts == curves[0].final_prompts
@@ -210,6 +217,94 @@ def test_an_unknown_profile_is_refused_with_the_known_ones():
     assert "smoke | mini" in str(caught.value)
 
 
+# --------------------------------------------------------------------------------------- interventions
+
+
+def _arms(planned: list[Planned], chapter: str) -> list[Planned]:
+    names = _interventions(planned)
+    return [item for item in planned if item.run.name in names and chapter in item.draft.chapters]
+
+
+@EVERY_PROFILE
+def test_every_arm_has_every_seed(plans, name):
+    arms = [item for item in plans[name] if item.run.name in _interventions(plans[name])]
+    seeds = Counter(
+        item.run.name.rsplit("-s", 1)[0]
+        for item in arms
+        if not isinstance(item.draft.recipe, RotatedBaseRecipe)
+    )
+    assert set(seeds.values()) == {len(PROFILES[name].seeds)}
+
+
+@EVERY_PROFILE
+def test_interventions_stay_out_of_the_chapters_on_plain_training(plans, name):
+    own = {"rotation-ablation", "sparse-finetuning", "lora-vs-pissa", "kl-leash", "learning-rate"}
+    for item in plans[name]:
+        if item.run.name in _interventions(plans[name]):
+            assert {*item.draft.chapters} <= own
+
+
+@EVERY_PROFILE
+def test_masked_arms_differ_from_the_dense_one_in_their_mask_alone(plans, name):
+    arms = [item.draft.recipe for item in _arms(plans[name], "sparse-finetuning")]
+    assert {arm.mask for arm in arms} == {"dense", "principal", "off-principal", "low", "safe", "random"}
+    for arm in arms:
+        assert isinstance(arm, MaskedRLRecipe) and arm.weight_decay == 0
+        dense = next(
+            other for other in arms
+            if other.mask == "dense" and other.seed == arm.seed and other.learning_rate == arm.learning_rate
+        )  # fmt: skip
+        differs = {"name": dense.name, "mask": "dense", "share": dense.share, "low_share": dense.low_share}
+        assert arm.model_copy(update=differs) == dense
+
+
+@EVERY_PROFILE
+def test_adapters_are_compared_at_equal_rates_without_a_kl_term(plans, name):
+    recipes = [item.draft.recipe for item in _arms(plans[name], "lora-vs-pissa")]
+    arms = [recipe for recipe in recipes if isinstance(recipe, AdapterRLRecipe | AdapterSFTRecipe)]
+    grids = {
+        init: {(arm.kind, arm.rank, arm.learning_rate) for arm in arms if arm.init == init}
+        for init in PROFILES[name].arms.inits
+    }
+    assert len({frozenset(grid) for grid in grids.values()}) == 1
+    assert {"lora", "pissa", "milora"} <= set(grids)
+    for arm in arms:
+        assert arm.alpha == arm.rank and arm.weight_decay == 0
+        assert not isinstance(arm, AdapterRLRecipe) or arm.kl_weight == 0
+
+
+@EVERY_PROFILE
+def test_rotated_runs_differ_from_the_untouched_ones_in_their_base_alone(plans, name):
+    recipes = {item.run.name: item.draft.recipe for item in plans[name]}
+    turned = [item.draft.recipe for item in _arms(plans[name], "rotation-ablation")]
+    assert turned
+    for recipe in turned:
+        partner = recipes[f"grpo-{DATA}-s{recipe.seed}"]
+        kept = {"name": partner.name, "base": BASE, "checkpoint_steps": partner.checkpoint_steps}
+        assert recipe.model_copy(update=kept) == partner
+
+
+@EVERY_PROFILE
+def test_kl_terms_and_optimisers_are_the_only_difference(plans, name):
+    recipes = {item.run.name: item.draft.recipe for item in plans[name]}
+    for item in _arms(plans[name], "kl-leash"):
+        recipe = item.draft.recipe
+        if isinstance(recipe, RLRecipe):
+            partner = recipes[f"grpo-{DATA}-reward-s{recipe.seed}"]
+            same = {
+                key: getattr(partner, key) for key in ("name", "kl_weight", "kl_estimator", "final_prompts")
+            }
+            assert recipe.model_copy(update=same) == partner
+    for item in _arms(plans[name], "learning-rate"):
+        recipe = item.draft.recipe
+        partner = recipes[f"grpo-{DATA}-s{recipe.seed}"]
+        same = {
+            key: getattr(partner, key)
+            for key in ("name", "learning_rate", "optimiser", "weight_decay", "checkpoint_steps")
+        }
+        assert recipe.model_copy(update=same) == partner
+
+
 # -------------------------------------------------------------------------------------------- manifest
 
 
@@ -232,8 +327,11 @@ def test_the_manifest_has_one_entry_a_saved_step_and_knows_every_base(written):
     steps = {(item.run.name, step) for item in planned for step in item.draft.recipe.saved_steps()}
     assert {(entry.run, entry.step) for entry in read.checkpoints} == steps
     assert [entry.name for entry in read.checkpoints if entry.base is None] == [BASE, ENCODER_BASE]
+    rotated = {rotated_name(kind) for kind in PROFILES[read.profile].arms.rotations}
     for pair in read.pairs():
-        assert pair.base.name == (ENCODER_BASE if pair.name.startswith("encoder-") else BASE)
+        own = ENCODER_BASE if pair.name.startswith("encoder-") else BASE
+        turned = pair.tuned.labels.get("frame") and pair.name not in rotated
+        assert pair.base.name == (rotated_name(pair.tuned.labels["frame"]) if turned else own)
     assert {entry.name for entry in read.checkpoints if entry.final} == {item.run.name for item in planned}
 
 
@@ -250,9 +348,9 @@ def test_entries_say_what_was_trained_and_where_it_lies(written):
         of_encoder = recipe.name.startswith("encoder-")
         master = {"master": "bfloat16"} if "bf16-master" in recipe.name else {}
         subject = {"subject": "encoder"} if of_encoder else {}
-        assert entry.labels == {"rate": item.draft.rate} | subject | master
+        assert entry.labels == {"rate": item.draft.rate} | subject | master | dict(item.draft.labels)
         assert entry.stored_dtype == recipe.save_dtype
-        kind = recipe.kind.removeprefix("encoder-")
+        kind = recipe.kind.split("-", 1)[-1]
         assert entry.method == {"pretrain": "pretrain", "base": "pretrain", "rl": "rl"}.get(
             kind, "rft" if "rft" in recipe.name else "sft"
         )

@@ -14,15 +14,17 @@ from threegates.checkpoints.hub import open_entry
 from threegates.checkpoints.manifest import read_manifest
 from threegates.digest import file_digest
 from threegates.errors import RecipeError
+from threegates.lab import interventions, pretrain, profiles, progress
 from threegates.lab import plan as planning
-from threegates.lab import pretrain, progress
 from threegates.lab import train as module
 from threegates.lab.encoder import base as encoder_base
 from threegates.lab.model import initial_weights
-from threegates.lab.plan import Profile, plan
-from threegates.lab.recipe import PretrainRecipe, RLRecipe, SFTRecipe
+from threegates.lab.plan import plan
+from threegates.lab.profiles import BASE, ENCODER_BASE, Arms, Profile
+from threegates.lab.recipe import AdapterRLRecipe, MaskedRLRecipe, PretrainRecipe, RLRecipe, SFTRecipe
 from threegates.lab.train import train
 
+ARMS = Arms(1, masks=("dense", "random"), inits=("pissa",), ranks=(1,), adapter_rates=(1e-3,), sgd_rates=())
 SMALL = {"evaluate_prompts": 4, "samples": 2, "minibatches": 2}
 
 
@@ -35,10 +37,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
     """
     base = functools.partial(PretrainRecipe, shape=BIGRAM, batch=8, learning_rate=1e-9)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(planning.PROFILES, "tiny", Profile("tiny", 2, 2, 1, (101,), (0.5, 1.0), 4, 1))
+        one = Profile("tiny", 2, 2, 1, (101,), (0.5, 1.0), 4, 1, ARMS)
+        patch.setitem(profiles.PROFILES, "tiny", one)
         patch.setattr(planning, "PretrainRecipe", base)
-        patch.setattr(planning, "RLRecipe", functools.partial(RLRecipe, prompts=2, **SMALL))
-        patch.setattr(planning, "SFTRecipe", functools.partial(SFTRecipe, batch=32, **SMALL))
+        for place in (planning, interventions):
+            patch.setattr(place, "RLRecipe", functools.partial(RLRecipe, prompts=2, **SMALL))
+            patch.setattr(place, "SFTRecipe", functools.partial(SFTRecipe, batch=32, **SMALL))
+        for kind in (MaskedRLRecipe, AdapterRLRecipe):
+            patch.setattr(interventions, kind.__name__, functools.partial(kind, prompts=2, **SMALL))
+        for name in ("ROTATED", "PERMUTED"):
+            patch.setattr(interventions, name, (0,))
         small = {"prompts": 32, "samples": 8, "minibatches": 2}
         for name in ("EncoderRLRecipe", "EncoderSFTRecipe"):
             patch.setattr(planning, name, functools.partial(getattr(planning, name), **small))
@@ -55,7 +63,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
 def build(tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A build in which two workers trained the tiny profile."""
     folder = tmp_path_factory.mktemp("build")
-    train("tiny", folder, workers=1, only=[planning.BASE])
+    train("tiny", folder, workers=1, only=[BASE])
     assert train("tiny", folder, workers=2) == folder / "lab" / "manifest.yaml"
     return folder
 
@@ -95,17 +103,22 @@ def test_training_again_does_nothing_and_says_so(build, monkeypatch, capsys):
 def test_what_needs_no_long_base_trains_beside_it(tiny):
     """Bases without steps; the lab's base with every encoder run; what starts from the lab's base."""
     runs = [item.run for item in plan("tiny")]
-    first, second, third = module._waves(runs)
-    assert [run.name for run in first] == [planning.ENCODER_BASE]
-    assert {run.name for run in second} == {planning.BASE} | {
+    first, second, third, fourth = module._waves(runs)
+    assert [run.name for run in first] == [ENCODER_BASE]
+    assert {run.name for run in second} == {BASE} | {
         run.name for run in runs if run.name.startswith("encoder-") and run not in first
     }
-    assert {run.recipe.base for run in third} == {planning.BASE}
-    assert sorted(run.name for wave in (first, second, third) for run in wave) == sorted(
-        run.name for run in runs
-    )
-    tuned = [run for run in runs if run.base_folder is not None]
-    assert module._waves(tuned) == [[], tuned, []]
+    assert [run.name for run in third] == ["lab-base-haar"]
+    assert {run.recipe.base for run in fourth} == {BASE, "lab-base-haar"}
+    waves = (first, second, third, fourth)
+    assert sorted(run.name for wave in waves for run in wave) == sorted(run.name for run in runs)
+    tuned = [run for run in runs if run.recipe.steps and run.base_folder is not None]
+    assert list(module._waves(tuned)) == [tuned]
+
+
+def test_a_chosen_run_brings_every_base_that_it_starts_from(tiny):
+    chosen = module._selected(plan("tiny"), ["grpo-haar-arith-4-s101"])
+    assert [item.run.name for item in chosen] == [BASE, "lab-base-haar", "grpo-haar-arith-4-s101"]
 
 
 def test_a_missing_run_alone_is_trained_anew_to_the_same_bytes(build, capsys):

@@ -15,7 +15,7 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from tests.study import planted_adapters, planted_masks
+from tests.study import planted_adapters, planted_curvature, planted_masks, planted_rotation
 from threegates.geometry.principal import TARGETS
 from threegates.study.agreement import AGREEMENT_COLUMNS
 from threegates.study.drift import DRIFT_COLUMNS
@@ -55,7 +55,8 @@ class Planter:
     """How to give an estimate a value for each of its units.
 
     log : the estimate is a geometric mean. tenths : it is a share of `TESTED` rows, at most 1. counted : it
-    is the share of the units that are 1 and not 0, without an interval. at : a value that it can have.
+    is the share of the units that are 1 and not 0, without an interval. exact : it is one number, which its
+    units share. at : a value that it can have.
     """
 
     table: str
@@ -64,6 +65,7 @@ class Planter:
     log: bool = False
     tenths: bool = False
     counted: bool = False
+    exact: bool = False
     at: float = 0.3
 
 
@@ -87,6 +89,8 @@ def baseline() -> Mapping[str, pd.DataFrame]:
         "agreement": _agreement(),
         "emergence": _emergence(),
         "lens": _lens(),
+        "curvature": planted_curvature.table(),
+        **planted_rotation.tables(),
         "log": pd.concat([planted_masks.log(), planted_adapters.log()], ignore_index=True),
         "evaluation": pd.concat(
             [planted_masks.evaluation(), planted_adapters.evaluation()], ignore_index=True
@@ -591,6 +595,11 @@ PLANTERS: dict[str, Planter] = {
     "hidden_energy_deficit_over_noise": _seeds("lens", _deficit_over_noise),
     "master_sparsity_gap": _seeds("lens", _master, "grpo"),
     "master_sparsity_gap_sft": _seeds("lens", _master, "sft-teacher"),
+    **{
+        name: Planter(table, units, plant, exact=exact)
+        for name, (table, units, plant, exact) in planted_rotation.PLANTERS.items()
+    },
+    **{name: Planter("curvature", 3, plant, log=True) for name, plant in planted_curvature.PLANTERS.items()},
     **{name: Planter(*how) for name, how in planted_masks.PLANTERS.items()},
     **{name: Planter(*how) for name, how in planted_adapters.PLANTERS.items()},
 }

@@ -36,8 +36,8 @@ def judged(claim: Claim, tables: Given) -> Judgement:
 
 
 def units(name: str) -> np.ndarray:
-    """Values around zero, one for each unit of an estimate."""
-    return SPREAD * np.linspace(-1, 1, PLANTERS[name].units)
+    """Values around zero, one for each unit of an estimate; an exact number has no spread."""
+    return SPREAD * (not PLANTERS[name].exact) * np.linspace(-1, 1, PLANTERS[name].units)
 
 
 def around(name: str, *, low: float = math.nan, high: float = math.nan) -> np.ndarray:

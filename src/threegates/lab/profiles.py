@@ -44,7 +44,7 @@ class Arms:
     sft_rates: tuple[float, ...] = ()
     kl: tuple[tuple[float, Estimator], ...] = ((0.0, "k3"), (0.04, "k3"))
     rates: tuple[float, ...] = (10.0,)
-    sgd_rates: tuple[float, ...] = (0.02, 0.06)
+    sgd_rates: tuple[float, ...] = (0.002, 0.006)
     rotations: tuple[Rotation, ...] = ("haar",)
 
 
@@ -85,7 +85,7 @@ _EVERY_ARM = Arms(
     sft_rates=(1e-3, 1e-2),
     kl=((0.0, "k3"), (0.04, "k1"), (0.04, "k2"), (0.04, "k3"), (0.2, "k3")),
     rates=(2.0, 4.0, 10.0, 40.0),
-    sgd_rates=(0.006, 0.02, 0.06, 0.2),
+    sgd_rates=(0.0006, 0.002, 0.006, 0.02),
     rotations=("haar", "hadamard"),
 )
 PROFILES = {

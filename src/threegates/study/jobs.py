@@ -7,13 +7,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
+from pathlib import Path
 
 import pandas as pd
 
+from threegates.checkpoints.frame import Frame, read_frame
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
-from threegates.study import agreement, drift, emergence, lens, measure, overlap, tensor_table
+from threegates.study import (
+    agreement,
+    curvature,
+    drift,
+    emergence,
+    lens,
+    measure,
+    overlap,
+    rotation,
+    tensor_table,
+)
 from threegates.study.by_tensor import ByTensor
 from threegates.study.provenance import record_provenance
 from threegates.study.sources import Source, StudyPair
@@ -27,6 +39,8 @@ CHAPTERS: dict[str, tuple[str, ...]] = {
     "spectral-drift": ("drift",),
     "principal-overlap": ("overlap",),
     "precision-lens": ("lens",),
+    "curvature": ("curvature",),
+    "rotation-ablation": ("rotation", "frame"),
 }
 #: Tables that each kind of job writes, with their columns and types.
 TABLES: dict[str, dict[str, dict[str, str]]] = {
@@ -55,6 +69,9 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
         "direction_sweep": overlap.DIRECTION_SWEEP_COLUMNS,
     },
     "lens": {"lens": lens.LENS_COLUMNS, "lens_bins": lens.BINS_COLUMNS},
+    "curvature": {"curvature": curvature.CURVATURE_COLUMNS},
+    "rotation": {"rotation": rotation.ROTATION_COLUMNS},
+    "frame": {"frame": rotation.FRAME_COLUMNS},
     "table": {"tensor": tensor_table.COLUMNS, "axis": measure.AXIS_COLUMNS},
 }
 _MODULES = {
@@ -64,6 +81,9 @@ _MODULES = {
     "drift": "threegates.study.drift",
     "overlap": "threegates.study.overlap",
     "lens": "threegates.study.lens",
+    "curvature": "threegates.study.curvature",
+    "rotation": "threegates.study.rotation",
+    "frame": "threegates.study.rotation",
     "table": "threegates.study.tensor_table",
 }
 #: What measures the kinds of job that are measured tensor by tensor, as `threegates.study.batches` does.
@@ -110,7 +130,8 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
 
     Raises
     ------
-    PairError : the chapter follows runs, and a run has fewer than two steps.
+    PairError : the chapter follows runs, and a run has fewer than two steps; or it compares frames, and no
+        run starts from a base with a frame beside one from the base that this was made of.
     """
     options = {"draws": draws, "seed": seed}
     kinds = {
@@ -120,6 +141,9 @@ def chapter_jobs(chapter: str, pairs: Sequence[StudyPair], draws: int, seed: int
         "drift": drift_jobs,
         "overlap": overlap_jobs,
         "lens": lens_jobs,
+        "curvature": curvature_jobs,
+        "rotation": rotation_jobs,
+        "frame": frame_jobs,
     }
     return [job for kind in CHAPTERS.get(chapter, ()) for job in kinds[kind](pairs, options)]
 
@@ -222,12 +246,79 @@ def lens_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
         yield _job("lens", run, {"base": kept[0].base, **sources}, known)
 
 
+def curvature_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job a pair; the draws of its noise are its own."""
+    for pair in pairs:
+        sources = {"base": pair.base, "tuned": pair.tuned}
+        yield _job("curvature", pair.name, sources, {"name": pair.name, "seed": options["seed"]})
+
+
+def rotation_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job for every run from a rotated base, with the untouched runs of its seed and of the next one."""
+    for pair, frame in _in_frames(pairs):
+        partners = untouched_partners(pair, pairs)
+        sources = {"base": _untouched(pair, pairs)[0].base, "rotated": pair.base, "tuned": pair.tuned}
+        sources |= {place: one.tuned for place, one in partners.items()}
+        names = {"tuned": pair.name, **{place: one.name for place, one in partners.items()}}
+        yield _job("rotation", pair.name, sources, {**options, "names": names, "frame": frame})
+
+
+def untouched_partners(pair: StudyPair, pairs: Sequence[StudyPair]) -> dict[str, StudyPair]:
+    """Untouched runs beside a rotated one: `same` has its seed, `other` the next, cyclically, where there is
+    one."""
+    by_seed = {one.facts()["seed"]: one for one in _untouched(pair, pairs)}
+    seed = pair.facts()["seed"]
+    others = sorted((one for one in by_seed if one != seed), key=lambda one: (one < seed, one))
+    found = {"same": by_seed.get(seed), "other": by_seed[others[0]] if others else None}
+    return {place: one for place, one in found.items() if one is not None}
+
+
+def _untouched(pair: StudyPair, pairs: Sequence[StudyPair]) -> list[StudyPair]:
+    """Runs that differ from one of a rotated base in that base and in the seed alone."""
+    entry, own = pair.base.entry, pair.facts()
+    same = ("method", "algorithm", "data", "rate")
+    return [
+        other
+        for other in pairs
+        if entry is not None
+        and other.base.label == entry.base
+        and (facts := other.facts()).get("seed") is not None
+        and all(facts.get(key) == own.get(key) for key in same)
+    ]
+
+
+def frame_jobs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
+    """One job for every rotated base; nothing in it is drawn."""
+    bases = {pair.base.label: (pair, frame) for pair, frame in _in_frames(pairs)}
+    for label, (pair, frame) in bases.items():
+        assert pair.base.entry is not None
+        kind = pair.base.entry.labels.get("frame", label)
+        sources = {"base": _untouched(pair, pairs)[0].base, "rotated": pair.base}
+        yield _job("frame", label, sources, {"frame": frame}, {"base": label, "frame": kind})
+
+
+def _in_frames(pairs: Sequence[StudyPair]) -> list[tuple[StudyPair, str]]:
+    """Runs from rotated bases that have untouched ones beside them, each with the digest of its frame."""
+    known = [(pair, read_frame(pair.base.checkpoint.folder)) for pair in pairs]
+    found = [
+        (pair, value_digest(frame.json()))
+        for pair, frame in known
+        if frame != Frame() and _untouched(pair, pairs)
+    ]
+    if pairs and not found:
+        raise _no_frame()
+    return found
+
+
 def run_job(job: Job, records: Records) -> None:
     """Measure a job that is not measured by tensor, and write its records."""
     work: dict[str, Callable[..., dict[str, pd.DataFrame]]] = {
         "group": _measure_group,
         "run": _measure_run,
         "lens": _measure_lens,
+        "curvature": _measure_curvature,
+        "rotation": _measure_rotation,
+        "frame": _measure_frame,
     }
     write_records(job, records, work[job.kind](**job.arguments))
 
@@ -289,6 +380,55 @@ def _measure_lens(
         for number, (name, updates) in enumerate(named)
     ]
     return lens.measure_lens(Checkpoint.open(folders["base"]), kept, run=run, rate=rate, seed=seed)
+
+
+def _measure_curvature(folders: dict[str, str], name: str, seed: int) -> dict[str, pd.DataFrame]:
+    base, tuned = Checkpoint.open(folders["base"]), Checkpoint.open(folders["tuned"])
+    return curvature.measure_curvature(base, tuned, name=name, seed=seed)
+
+
+def _measure_rotation(
+    folders: dict[str, str], names: dict[str, str], frame: str, draws: int, seed: int
+) -> dict[str, pd.DataFrame]:
+    opened = {place: Checkpoint.open(path) for place, path in folders.items()}
+    found = rotation.Coordinates.of(opened["rotated"], _frame(folders["rotated"], frame))
+    run = rotation.Run(names["tuned"], opened["rotated"], opened["tuned"])
+    same, other = (
+        rotation.Run(names[place], opened["base"], opened[place]) if place in names else None
+        for place in ("same", "other")
+    )
+    rows = rotation.measure_rotation(run, found, same=same, other=other, draws=draws, seed=seed)
+    return {"rotation": rows}
+
+
+def _measure_frame(folders: dict[str, str], frame: str) -> dict[str, pd.DataFrame]:
+    base, rotated = (Checkpoint.open(folders[place]) for place in ("base", "rotated"))
+    return {"frame": rotation.measure_frame(base, rotated, _frame(folders["rotated"], frame))}
+
+
+def _frame(folder: str, digest: str) -> Frame:
+    """The frame of a folder, which no digest of its tensors covers.
+
+    Raises
+    ------
+    PairError : it is not the one that the job was made for.
+    """
+    found = read_frame(Path(folder))
+    if value_digest(found.json()) != digest:
+        raise PairError(
+            "the frame of a rotated base has changed since its job was made",
+            where=folder,
+            remedy="run the chapter again",
+        )
+    return found
+
+
+def _no_frame() -> PairError:
+    return PairError(
+        "this chapter compares runs from a base and from the same base in other coordinates",
+        expected="a run from a base with a frame.json, and one from the base that this was made of",
+        remedy="choose entries of both by --pair, or a chapter that looks at one pair",
+    )
 
 
 def _no_run(run: str) -> PairError:

@@ -35,7 +35,7 @@ def trained(init: Init, size: float = 0.05) -> AdapterWeights:
 
 
 def checkpoint(folder: Path, weights: AdapterWeights, merged: bool) -> Path:
-    """A float32 checkpoint of the base, or of the base with its adapters merged and with the adapters' files."""
+    """A float32 checkpoint of the base, or of the base with its adapters merged, and their files."""
     config = TINY.config(pad=PAD_ID, bos=BOS_ID, eos=EOS_ID, stored_dtype="float32")
     tensors = weights.saved("float32") if merged else weights.base
     files = adapter_files(weights.factors(), weights.starts) if merged else {}

@@ -44,9 +44,7 @@ def rewarded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def rl(init: Init, **changes: Any) -> AdapterRLRecipe:
-    return AdapterRLRecipe(
-        name=f"{init}-rl", algorithm="grpo", init=init, prompts=4, **{**TUNED, **changes}
-    )
+    return AdapterRLRecipe(name=f"{init}-rl", algorithm="grpo", init=init, prompts=4, **{**TUNED, **changes})
 
 
 def sft(init: Init) -> AdapterSFTRecipe:

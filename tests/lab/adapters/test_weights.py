@@ -99,4 +99,6 @@ def test_gradients_reach_both_factors_as_the_chain_rule_has_it(init):
 
 def test_factors_are_not_rounded_to_bf16_while_they_train():
     found = moved("lora")
-    assert torch.equal(found.master.detach(), torch.cat([t.detach().flatten() for t in found._leaves.values()]))
+    assert torch.equal(
+        found.master.detach(), torch.cat([t.detach().flatten() for t in found._leaves.values()])
+    )

@@ -76,13 +76,13 @@ def starts(
 
 
 def _checked(start: Start, weight: Tensor, name: str) -> Start:
-    distance = float((start.effective() - weight.double()).norm() / weight.double().norm())
-    if not distance <= IDENTITY:
+    distance, size = float((start.effective() - weight.double()).norm()), float(weight.double().norm())
+    if not distance <= IDENTITY * size:
         raise RecipeError(
             "an adapter does not start at its base",
             where=name,
             expected=f"‖W_res + s B₀A₀ − W₀‖/‖W₀‖ at most {IDENTITY:g}",
-            found=distance,
+            found=f"{distance:g} over {size:g}",
             remedy="check the start's scaling and residual",
         )
     return start

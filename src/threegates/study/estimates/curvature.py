@@ -2,6 +2,68 @@
 
 from __future__ import annotations
 
-from threegates.study.estimates.rows import Estimator
+from functools import partial
 
-ESTIMATES: dict[str, Estimator] = {}
+import numpy as np
+import pandas as pd
+
+from threegates.study.estimates.intervals import Estimate, exponential, missing, t_estimate
+from threegates.study.estimates.rows import Estimator, Tables, rl_runs, sft_runs
+
+#: The function whose Hessian the claims are about.
+JUDGED = "loss"
+
+
+def run_curvature(curvature: pd.DataFrame, function: str = JUDGED) -> pd.DataFrame:
+    """Curvature of one function along each direction of each run, means over batches and draws.
+
+    Columns: seed, algorithm, pair, rate, method, direction, curvature.
+    """
+    rows = curvature[curvature["function"] == function]
+    keys = ["seed", "algorithm", "pair", "rate", "method", "direction"]
+    return rows.groupby(keys, sort=False)["curvature"].mean().reset_index()
+
+
+def over_runs(rows: pd.DataFrame, direction: str) -> pd.Series:
+    """Per seed, the geometric mean over runs; their mean where one of them is not above zero."""
+    values = rows[rows["direction"] == direction].groupby("seed")["curvature"]
+    return values.agg(lambda of: np.exp(np.log(of).mean()) if (of > 0).all() else of.mean())
+
+
+def ratio(top: pd.Series, bottom: pd.Series, confidence: float) -> Estimate:
+    """Geometric mean over seeds of top over bottom; their mean where a curvature on top is not positive.
+
+    Seeds whose bottom is not positive have no ratio: no statement about steepness compares with them.
+    """
+    found = (top / bottom.where(bottom > 0)).dropna()
+    if found.empty:
+        return missing("no seed with a positive curvature to compare with", "seeds")
+    if (found > 0).all():
+        return exponential(t_estimate(np.log(found), "seeds", confidence))
+    return t_estimate(found, "seeds", confidence)
+
+
+def of_directions(top: str, bottom: str, tables: Tables, confidence: float) -> Estimate:
+    """Of RL, the curvature along one direction over that along another."""
+    rows = rl_runs(run_curvature(tables.table("curvature")))
+    if rows.empty:
+        return missing("no runs of RL at the mask learning rate", "seeds")
+    return ratio(over_runs(rows, top), over_runs(rows, bottom), confidence)
+
+
+def _sft_over_rl(tables: Tables, confidence: float) -> Estimate:
+    rows = run_curvature(tables.table("curvature"))
+    rl, sft = rl_runs(rows), sft_runs(rows)
+    if rl.empty or sft.empty:
+        absent = "RL at the mask learning rate" if rl.empty else "SFT at its own rate"
+        return missing(f"no runs of {absent}", "seeds")
+    return ratio(over_runs(sft, "update"), over_runs(rl, "update"), confidence)
+
+
+ESTIMATES: dict[str, Estimator] = {
+    "curvature_noise_over_rl": partial(of_directions, "noise", "update"),
+    "curvature_masked_noise_over_rl": partial(of_directions, "masked_noise", "update"),
+    "curvature_sft_over_rl": _sft_over_rl,
+    "curvature_principal_over_rest": partial(of_directions, "principal", "off_principal"),
+    "curvature_principal_weights_over_rest": partial(of_directions, "principal_weights", "other_weights"),
+}

@@ -1,0 +1,121 @@
+"""Tidy frames of the chapter on curvature: what is drawn, computed from its table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from threegates.study.curvature import NOISE, PARTS
+from threegates.study.estimates import ESTIMATES
+from threegates.study.estimates.curvature import of_directions, run_curvature
+from threegates.study.estimates.rows import Estimator
+from threegates.study.views import method_name, method_order
+
+#: Directions in the order of the figure, with their names on the page.
+DIRECTIONS: dict[str, str] = {
+    "update": "ΔW",
+    "principal": "ΔW, principal block",
+    "off_principal": "ΔW, off the block",
+    "principal_weights": "ΔW, principal weights",
+    "other_weights": "ΔW, other weights",
+    "noise": "noise of equal norm",
+    "masked_noise": "noise on ΔW's mask",
+    "block_noise": "noise, principal block",
+    "weights_noise": "noise, principal weights",
+}
+FUNCTIONS: dict[str, str] = {
+    "loss": "Hessian of the loss",
+    "fisher": "Fisher matrix",
+    "reward": "Hessian of RL's objective",
+}
+#: What each ratio divides, and what computes it: first what claims and controls are judged by, then the same
+#: of noise, which knows nothing of training, so that it tells what the base's geometry alone does.
+RATIOS: dict[str, Estimator] = {
+    "noise / RL's ΔW": ESTIMATES["curvature_noise_over_rl"],
+    "noise on RL's mask / RL's ΔW": ESTIMATES["curvature_masked_noise_over_rl"],
+    "SFT's ΔW / RL's ΔW": ESTIMATES["curvature_sft_over_rl"],
+    "ΔW: principal block / rest": ESTIMATES["curvature_principal_over_rest"],
+    "ΔW: principal weights / others": ESTIMATES["curvature_principal_weights_over_rest"],
+    "noise: principal block / all": partial(of_directions, "block_noise", "noise"),
+    "noise: principal weights / all": partial(of_directions, "weights_noise", "noise"),
+}
+assert set(DIRECTIONS) == {*PARTS, *NOISE}
+
+
+def curvature_view(curvature: pd.DataFrame) -> pd.DataFrame:
+    """One row a run, function and direction: means over batches and draws, with names for the page.
+
+    Columns: function, method, direction, name (of the direction), seed, pair, curvature (per unit of squared
+    norm), spread (standard deviation over batches), share (of ‖ΔW‖²).
+    """
+    keys = ["function", "algorithm", "learning_rate", "pair", "seed", "direction"]
+    found = curvature.groupby(keys, sort=False)[["curvature", "share"]].mean()
+    spread = curvature.groupby(keys, sort=False)["curvature"].std()
+    rows = found.assign(spread=spread).reset_index()
+    rows = rows.assign(
+        method=rows["algorithm"].map(method_name),
+        name=rows["direction"].map(DIRECTIONS),
+        order=method_order(rows),
+    )
+    place = rows["direction"].map({name: number for number, name in enumerate(DIRECTIONS)})
+    rows = rows.assign(place=place).sort_values(["order", "place", "seed"], kind="stable")
+    columns = ["function", "method", "direction", "name", "seed", "pair", "curvature", "spread", "share"]
+    return rows[columns].reset_index(drop=True)
+
+
+def ratio_view(curvature: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """The ratios that are judged, of the Hessian, and the same of the Fisher matrix.
+
+    Columns: function, name, value, low, high, n.
+    """
+    rows = []
+    for function in ("loss", "fisher"):
+        tables = _One(_as_judged(curvature, function))
+        for name, estimator in RATIOS.items():
+            found = estimator(tables, confidence)
+            numbers = {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
+            rows.append({"function": FUNCTIONS[function], "name": name, **numbers})
+    return pd.DataFrame(rows)
+
+
+def _as_judged(curvature: pd.DataFrame, function: str) -> pd.DataFrame:
+    """The table with a function in the place of the one that claims are judged on."""
+    return curvature[curvature["function"] == function].assign(function="loss")
+
+
+class _One:
+    """A table that stands for the chapter's."""
+
+    def __init__(self, table: pd.DataFrame) -> None:
+        self._table = table
+
+    def table(self, name: str) -> pd.DataFrame:
+        """The table, whatever is asked for."""
+        return self._table
+
+
+def summary_view(curvature: pd.DataFrame) -> pd.DataFrame:
+    """Means over seeds: one row a method and direction, a column a function, and the share of ‖ΔW‖²."""
+    view = curvature_view(curvature)
+    means = view.pivot_table(
+        index=["method", "name"], columns="function", values="curvature", aggfunc="mean", sort=False
+    )
+    shares = view.groupby(["method", "name"], sort=False)["share"].mean()
+    named = means.reindex(columns=[name for name in FUNCTIONS if name in means]).rename(columns=FUNCTIONS)
+    return (
+        named.assign(**{"share of ‖ΔW‖²": shares})
+        .reset_index()
+        .rename(columns={"method": "of", "name": "direction"})
+    )
+
+
+def steepness(curvature: pd.DataFrame) -> Mapping[str, float]:
+    """Of RL, for the prose: means along ΔW and along noise, and the geometric mean of ΔW over noise."""
+    rows = run_curvature(curvature)
+    rl = rows[rows["method"] == "rl"].pivot_table(index="pair", columns="direction", values="curvature")
+    positive = rl[(rl["noise"] > 0) & (rl["update"] > 0)]
+    times = float(np.exp(np.log(positive["update"] / positive["noise"]).mean())) if len(positive) else np.nan
+    return {"update": float(rl["update"].mean()), "noise": float(rl["noise"].mean()), "times": times}
