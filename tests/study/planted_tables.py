@@ -15,7 +15,14 @@ from itertools import combinations, product
 import numpy as np
 import pandas as pd
 
-from tests.study import planted_curvature, planted_leash, planted_rates, planted_rotation
+from tests.study import (
+    planted_adapters,
+    planted_curvature,
+    planted_leash,
+    planted_masks,
+    planted_rates,
+    planted_rotation,
+)
 from threegates.geometry.principal import TARGETS
 from threegates.study.agreement import AGREEMENT_COLUMNS
 from threegates.study.drift import DRIFT_COLUMNS
@@ -91,8 +98,11 @@ def baseline() -> Mapping[str, pd.DataFrame]:
         "lens": _lens(),
         "curvature": planted_curvature.table(),
         **planted_rotation.tables(),
-        "log": _log(),
+        "log": pd.concat([_log(), planted_masks.log(), planted_adapters.log()], ignore_index=True),
         "fisher": planted_leash.fisher(),
+        "evaluation": pd.concat(
+            [planted_masks.evaluation(), planted_adapters.evaluation()], ignore_index=True
+        ),
     }
 
 
@@ -618,4 +628,6 @@ PLANTERS: dict[str, Planter] = {
     "sparsity_fall_at_ten_times_rate": _seeds("tensor", planted_rates.at_rate, "5e-05", -1),
     "sparsity_sgd_minus_adamw": _seeds("tensor", planted_rates.at_rate, "0.02", 1),
     "sparsity_sgd_minus_adamw_equal_norm": _seeds("tensor", planted_rates.at_rate, "0.06", 1),
+    **{name: Planter(*how) for name, how in planted_masks.PLANTERS.items()},
+    **{name: Planter(*how) for name, how in planted_adapters.PLANTERS.items()},
 }

@@ -94,7 +94,9 @@ def _masked(chosen: Profile, seed: int) -> Iterator[Draft]:
             **_common(chosen, seed, arms.steps),
         )
         labels = {"mask": mask, "share": f"{share:g}"}
-        yield Draft(recipe, "rl", "grpo", f"{rate:g}", ("sparse-finetuning",), labels=labels)
+        # Without a mask it is full fine-tuning, which adapters are held against.
+        chapters = ("sparse-finetuning", *["lora-vs-pissa"] * (mask == "dense"))
+        yield Draft(recipe, "rl", "grpo", f"{rate:g}", chapters, labels=labels)
 
 
 def _adapted(chosen: Profile, seed: int) -> Iterator[Draft]:

@@ -2,6 +2,153 @@
 
 from __future__ import annotations
 
-from threegates.study.estimates.rows import Estimator
+import math
+from dataclasses import replace
+from functools import partial
 
-ESTIMATES: dict[str, Estimator] = {}
+import numpy as np
+import pandas as pd
+
+from threegates.study.estimates.accuracy import base_accuracy, final_accuracy, paired_gap, with_labels
+from threegates.study.estimates.intervals import Estimate, exponential, missing, t_estimate
+from threegates.study.estimates.masks import HEADLINE_SHARE
+from threegates.study.estimates.rows import Estimator, Tables
+
+#: Token KL to the base, in nats, above which a run has collapsed. Fixed before the result of any adapter of
+#: the study was looked at: healthy runs of the lab stay below .2, and at .5 the policy gives its own tokens
+#: e^.5 = 1.6 times the base's probability (geometric mean), while the base is sure of most tokens.
+COLLAPSE_KL = 0.5
+#: Start of a run that trains the weights themselves: the dense arm of sparse fine-tuning.
+FULL = "full"
+_COLUMNS = ["run", "seed", "method", "init", "rank", "rate", "learning_rate"]
+NEITHER = "neither start collapsed at any rate of the grid"
+
+
+def collapsed(run_log: pd.DataFrame, final_pass: float, base_pass: float) -> bool:
+    """Whether a run has collapsed: its last token KL is above `COLLAPSE_KL`, or it ends below the base.
+
+    Parameters
+    ----------
+    run_log : a run's log, `step`, `pass_at_1` (missing between evaluations) and `kl` in nats a token.
+    final_pass, base_pass : pass@1 of the run's and of the base's final evaluation, on the same prompts; with
+        no base (NaN) the KL alone decides.
+
+    A KL that is not a number has diverged, and counts as above the threshold.
+    """
+    evaluated = run_log[run_log["pass_at_1"].notna()].sort_values("step")
+    last = float(evaluated["kl"].iloc[-1]) if len(evaluated) else math.nan
+    return not last <= COLLAPSE_KL or final_pass < base_pass
+
+
+def adapter_runs(evaluation: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
+    """One row a run with an adapter, and a run that trains all linear weights in full.
+
+    Columns: run, seed, method, init (of the adapter, or "full"), rank (missing of "full"), rate,
+    learning_rate, pass_at_1 (final), kl and delta_norm (‖ΔW‖_F over all adapted matrices) at the end,
+    collapsed.
+    """
+    runs = with_labels(final_accuracy(evaluation), "init", "rank", "mask", "share")
+    dense = (runs["mask"] == "dense") & (runs["share"] == HEADLINE_SHARE)
+    runs = runs.assign(init=runs["init"].mask(dense, FULL), rank=pd.to_numeric(runs["rank"]).astype("Int64"))
+    runs = runs.loc[runs["init"].notna(), [*_COLUMNS, "pass_at_1"]]
+    base = base_accuracy(evaluation)
+    logs = dict(iter(log[log["pass_at_1"].notna()].sort_values("step").groupby("run")))
+    passed = zip(runs["run"], runs["pass_at_1"], strict=True)
+    ends = [_end(logs.get(run, log.iloc[:0]), final, base) for run, final in passed]
+    columns = ["kl", "delta_norm", "collapsed"]
+    found = runs.join(pd.DataFrame(ends, columns=columns, index=runs.index))
+    return found.sort_values(["init", "rank", "learning_rate", "seed"]).reset_index(drop=True)
+
+
+def _end(run_log: pd.DataFrame, final: float, base: float) -> tuple[float, float, bool]:
+    last = run_log.iloc[-1] if len(run_log) else {"kl": math.nan, "delta_norm": math.nan}
+    return float(last["kl"]), float(last["delta_norm"]), collapsed(run_log, final, base)
+
+
+def best_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
+    """Best pass@1 of RL over the grid of rates: one row a seed and rank, one column a start."""
+    known = runs[(runs["method"] == "rl") & runs["rank"].notna()]
+    return known.pivot_table(index=["seed", "rank"], columns="init", values="pass_at_1", aggfunc="max")
+
+
+def collapses(runs: pd.DataFrame, one: str = "lora", other: str = "pissa") -> pd.DataFrame:
+    """Where the first start collapses over where the second does: one row a seed and rank.
+
+    Columns: seed, rank, log_rate, log_norm (log ratios of the smallest learning rate at which each has
+    collapsed, and of ‖ΔW‖ at the end of that run), which ("both", "neither", or the start that did).
+
+    Where only one has collapsed, the rates count as one step of the grid apart, the least that can be said,
+    and of the other the largest norm on the grid is taken. Where neither has, both log ratios are 0.
+    """
+    known = runs[(runs["method"] == "rl") & runs["init"].isin([one, other])]
+    rows = []
+    for (seed, rank), own in known.groupby(["seed", "rank"]):
+        if own["init"].nunique() == 2:
+            pair = [own[own["init"] == init].sort_values("learning_rate") for init in (one, other)]
+            rows.append({"seed": seed, "rank": rank, **_collapse(pair[0], pair[1], (one, other))})
+    return pd.DataFrame(rows, columns=["seed", "rank", "log_rate", "log_norm", "which"])
+
+
+def _collapse(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> dict:
+    first = [runs[runs["collapsed"]].head(1) for runs in (one, other)]
+    did = [len(found) > 0 for found in first]
+    if not any(did):
+        return {"log_rate": 0.0, "log_norm": 0.0, "which": "neither"}
+    norms = [
+        found["delta_norm"].iloc[0] if len(found) else runs["delta_norm"].max()
+        for found, runs in zip(first, (one, other), strict=True)
+    ]
+    if all(did):
+        rates = [float(found["learning_rate"].iloc[0]) for found in first]
+        log_rate = math.log(rates[0] / rates[1])
+    else:
+        # The grid is never left: a start that did not collapse on it might have far above it.
+        log_rate = _grid_step(pd.concat([one, other])["learning_rate"]) * (-1 if did[0] else 1)
+    which = "both" if all(did) else names[0 if did[0] else 1]
+    return {"log_rate": log_rate, "log_norm": float(np.log(norms[0] / norms[1])), "which": which}
+
+
+def _grid_step(rates: pd.Series) -> float:
+    """Mean log ratio of neighbouring rates; NaN of a grid of one."""
+    grid = np.sort(rates.unique())
+    return math.log(grid[-1] / grid[0]) / (len(grid) - 1) if len(grid) > 1 else math.nan
+
+
+def _runs(tables: Tables) -> pd.DataFrame:
+    return adapter_runs(tables.table("evaluation"), tables.table("log"))
+
+
+def _best_gap(plus: str, minus: str, tables: Tables, confidence: float) -> Estimate:
+    best = best_by_rank(_runs(tables))
+    known = [start for start in (plus, minus) if start in best]
+    # A rank that one start lacks must not weigh on the other alone.
+    means = best[known].dropna().groupby("seed").mean()
+    return paired_gap(means, plus, minus, "of adapters that start as", confidence)
+
+
+def _lora_minus_full(tables: Tables, confidence: float) -> Estimate:
+    runs = _runs(tables)
+    runs = runs[runs["method"] == "rl"]
+    lora = runs[runs["init"] == "lora"]
+    chosen = pd.concat([lora[lora["rank"] == lora["rank"].max()], runs[runs["init"] == FULL]])
+    best = chosen.pivot_table(index="seed", columns="init", values="pass_at_1", aggfunc="max")
+    return paired_gap(best, "lora", FULL, "of adapters, or in full:", confidence)
+
+
+def _collapse_ratio(column: str, tables: Tables, confidence: float) -> Estimate:
+    found = collapses(_runs(tables))
+    if found.empty:
+        return missing("no RL runs of LoRA and PiSSA of one rank and seed", "seeds")
+    ratio = exponential(t_estimate(found.groupby("seed")[column].mean(), "seeds", confidence))
+    if (found["which"] != "neither").any():
+        return ratio
+    return replace(ratio, reason="; ".join(filter(None, [NEITHER, ratio.reason])))
+
+
+ESTIMATES: dict[str, Estimator] = {
+    "best_lora_minus_pissa": partial(_best_gap, "lora", "pissa"),
+    "best_milora_minus_lora": partial(_best_gap, "milora", "lora"),
+    "best_lora_minus_full": _lora_minus_full,
+    "collapse_rate_lora_over_pissa": partial(_collapse_ratio, "log_rate"),
+    "collapse_norm_lora_over_pissa": partial(_collapse_ratio, "log_norm"),
+}

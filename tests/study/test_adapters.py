@@ -1,0 +1,257 @@
+"""Estimates, frames and figures of adapters, on tables whose answers are known."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib import pyplot as plt
+
+from tests.study import planted_adapters, planted_masks
+from tests.study.planted_adapters import BEST, NORM_RATIO, RATE_RATIO
+from threegates.study import adapter_plots, adapter_views, estimates
+from threegates.study.adapter_views import STARTS
+from threegates.study.estimates import adapters
+from threegates.study.estimates.adapters import COLLAPSE_KL, FULL, NEITHER, collapsed
+
+
+class Given:
+    """Tables by name."""
+
+    def __init__(self, **frames: pd.DataFrame) -> None:
+        self.frames = frames
+
+    def table(self, name: str) -> pd.DataFrame:
+        return self.frames[name]
+
+
+def tables(seeds: tuple[int, ...] = (1, 2, 3)) -> dict[str, pd.DataFrame]:
+    """Adapters and full fine-tuning together, as a study has them."""
+    parts = (planted_masks, planted_adapters)
+    return {
+        "evaluation": pd.concat([part.evaluation(seeds=seeds) for part in parts], ignore_index=True),
+        "log": pd.concat([part.log(seeds) for part in parts], ignore_index=True),
+    }
+
+
+@pytest.fixture
+def given():
+    return tables()
+
+
+@pytest.fixture
+def runs(given):
+    return adapter_views.runs_view(given["evaluation"], given["log"])
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    yield
+    plt.close("all")
+
+
+# -------------------------------------------------------------------------------------------- collapse
+
+
+def run_log(*kl: float) -> pd.DataFrame:
+    """A log whose every second step is evaluated; between them the KL is wild."""
+    values = [value for one in kl for value in (99.0, one)]
+    passed = [value for _ in kl for value in (np.nan, 0.5)]
+    return pd.DataFrame({"step": range(1, len(values) + 1), "kl": values, "pass_at_1": passed})
+
+
+def test_a_healthy_run_has_not_collapsed():
+    assert not collapsed(run_log(0.01, 0.05, 0.2), 0.6, 0.35)
+    assert not collapsed(run_log(0.01, COLLAPSE_KL), 0.35, 0.35)
+
+
+@pytest.mark.parametrize(
+    ("kl", "final"), [((0.1, 1.2), 0.6), ((0.1, 0.2), 0.1), ((0.1, math.nan), 0.6), ((0.1, math.inf), 0.6)]
+)
+def test_a_planted_collapse_is_found(kl, final):
+    assert collapsed(run_log(*kl), final, 0.35)
+
+
+def test_a_run_that_came_back_has_not_collapsed_whatever_the_order_of_its_log():
+    log = run_log(0.1, 2.0, 0.2)
+    assert not collapsed(log, 0.6, 0.35)
+    assert not collapsed(log.iloc[::-1], 0.6, 0.35)
+
+
+def test_without_a_base_the_kl_alone_decides():
+    assert not collapsed(run_log(0.1), 0.01, math.nan)
+    assert collapsed(run_log(3.0), 0.99, math.nan)
+
+
+def test_collapses_are_ratios_of_the_first_collapsing_rates_and_of_the_norms_there(runs):
+    found = adapters.collapses(runs)
+    assert len(found) == 9 and set(found["which"]) == {"both"}
+    assert np.exp(found["log_rate"]).tolist() == pytest.approx([RATE_RATIO] * 9)
+    assert np.exp(found["log_norm"]).tolist() == pytest.approx([NORM_RATIO] * 9)
+
+
+def healed(runs: pd.DataFrame, *starts: str) -> pd.DataFrame:
+    return runs.assign(collapsed=runs["collapsed"] & ~runs["init"].isin(starts))
+
+
+def test_one_start_alone_counts_as_one_step_of_the_grid(runs):
+    # The grid is .001, .003, .01: its mean step is √10.
+    lora_healthy = adapters.collapses(healed(runs, "lora"))
+    assert np.exp(lora_healthy["log_rate"]).tolist() == pytest.approx([10**0.5] * 9)
+    assert set(lora_healthy["which"]) == {"pissa"}
+    # LoRA's largest norm is 2.0, and 1.0 is PiSSA's where it collapsed.
+    assert np.exp(lora_healthy["log_norm"]).tolist() == pytest.approx([2.0] * 9)
+    pissa_healthy = adapters.collapses(healed(runs, "pissa"))
+    assert np.exp(pissa_healthy["log_rate"]).tolist() == pytest.approx([10**-0.5] * 9)
+    assert set(pissa_healthy["which"]) == {"lora"}
+
+
+def test_where_neither_collapses_the_ratio_is_one_and_the_reason_says_so(given):
+    log = given["log"].assign(kl=0.1)
+    evaluation = given["evaluation"]
+    evaluation = evaluation.assign(correct=evaluation["correct"].clip(lower=8 * 0.31))
+    for name in ("collapse_rate_lora_over_pissa", "collapse_norm_lora_over_pissa"):
+        found = estimates.estimate(name, Given(evaluation=evaluation, log=log))
+        assert (found.value, found.low, found.high, found.n) == (1, 1, 1, 3)
+        assert found.reason == NEITHER
+    runs = adapter_views.runs_view(evaluation, log)
+    assert "neither" in adapter_views.norm_reading(runs)
+
+
+def test_what_the_norms_say_follows_from_the_runs(runs):
+    assert adapter_views.norm_reading(runs) == "PiSSA collapses earlier in the norm too"
+    assert adapter_views.norm_reading(healed(runs, "pissa")) == "only LoRA collapsed on this grid"
+    larger = runs.assign(delta_norm=runs["delta_norm"].where(runs["init"] != "pissa", 9.0))
+    assert adapter_views.norm_reading(larger).startswith("PiSSA collapses no earlier")
+    assert adapter_views.norm_reading(healed(larger, "lora")).startswith("LoRA never moved as far")
+
+
+def test_one_rate_alone_has_no_step(runs):
+    lone = runs[(runs["learning_rate"] == 0.003)]
+    assert adapters.collapses(lone)["log_rate"].isna().all()
+
+
+# ------------------------------------------------------------------------------------------- estimates
+
+
+def test_runs_hold_the_last_evaluation_and_full_training_stands_among_them(given):
+    runs = adapters.adapter_runs(given["evaluation"], given["log"]).set_index("run")
+    one = runs.loc["lora-r8-0.003-s2"]
+    assert (one["kl"], one["delta_norm"], one["rank"]) == (0.1, 1.5, 8) and not one["collapsed"]
+    assert one["pass_at_1"] == pytest.approx(0.7 + 0.02 - 0.1)
+    full = runs[runs["init"] == FULL]
+    assert len(full) == 6 and full["rank"].isna().all() and set(full["rate"]) == {"0.0002", "0.0001"}
+    assert runs.loc["sft", "method"] == "sft"
+
+
+def test_starts_are_compared_at_their_best_rate_and_over_all_ranks(given):
+    expected = {
+        "best_lora_minus_pissa": BEST["lora"] - BEST["pissa"],
+        "best_milora_minus_lora": BEST["milora"] - BEST["lora"],
+        "best_lora_minus_full": 0.0,
+    }
+    for name, value in expected.items():
+        found = estimates.estimate(name, Given(**given))
+        assert (found.value, found.n, found.unit) == (pytest.approx(value), 3, "seeds"), name
+
+
+def test_a_rank_that_one_start_lacks_weighs_on_neither(given):
+    """LoRA of rank 8 is better than of other ranks; without PiSSA of rank 8 the difference stays."""
+    frame = given["evaluation"]
+    frame = frame[~((frame["init"] == "pissa") & (frame["rank"] == "8"))]
+    found = estimates.estimate("best_lora_minus_pissa", Given(evaluation=frame, log=given["log"]))
+    assert found.value == pytest.approx(0.0)
+
+
+def test_full_training_is_held_against_the_highest_rank_alone(given):
+    frame = given["evaluation"].astype({"correct": float})
+    lower = (frame["init"] == "lora") & (frame["rank"] != "32")
+    frame.loc[lower, "correct"] = 8.0
+    found = estimates.estimate("best_lora_minus_full", Given(evaluation=frame, log=given["log"]))
+    assert found.value == pytest.approx(0.0)
+
+
+def test_starts_that_were_not_run_are_named(given):
+    bare = {
+        "evaluation": planted_masks.evaluation().drop(columns=["mask", "share"]),
+        "log": planted_masks.log(),
+    }
+    for name in adapters.ESTIMATES:
+        found = estimates.estimate(name, Given(**bare))
+        assert not found.has_interval and found.reason.startswith("no RL runs"), name
+    without = given["evaluation"][given["evaluation"]["init"] != "milora"]
+    found = estimates.estimate("best_milora_minus_lora", Given(evaluation=without, log=given["log"]))
+    assert found.reason == "no RL runs of adapters that start as 'milora'"
+
+
+def test_one_seed_gives_a_value_without_an_interval():
+    one = Given(**tables((1,)))
+    for name in adapters.ESTIMATES:
+        found = estimates.estimate(name, one)
+        assert math.isfinite(found.value) and not found.has_interval, name
+
+
+# ------------------------------------------------------------------------------------- views and plots
+
+
+def test_the_grid_has_intervals_and_counts_collapsed_runs(runs):
+    grid = adapter_views.grid_view(runs)
+    assert len(grid) == 3 * 3 * 3 + 2
+    assert list(dict.fromkeys(grid["init"])) == ["lora", "pissa", "milora", FULL]
+    own = grid[(grid["init"] == "pissa") & (grid["rank"] == 2)].set_index("learning_rate")
+    assert own["collapsed"].tolist() == [0, 3, 3] and own["seeds"].eq(3).all()
+    assert own.loc[0.003, "kl"] == pytest.approx(2.0)
+    shown = adapter_views.grid_table(grid)
+    assert "3 of 3" in set(shown["collapsed"]) and set(shown["start"]) < set(STARTS.values())
+    assert set(shown["method"]) == {"RL"}
+
+
+def test_the_best_of_each_start_says_at_which_rates(runs):
+    best = adapter_views.best_view(runs).set_index(["init", "rank"])
+    assert best.loc[("milora", 32), "pass_at_1"] == pytest.approx(0.75)
+    assert best.loc[("milora", 32), "rates"] == "0.001"
+    assert adapter_views.best_table(best.reset_index())["start"].iloc[0] == "LoRA"
+    assert adapter_views.start_rates(runs) == "0.0002"
+
+
+def test_training_is_drawn_for_one_rank_beside_full_training(given, runs):
+    assert adapter_views.shown_rank(runs) == 8
+    assert adapter_views.shown_rank(runs[runs["rank"] != 8]) == 32
+    assert adapter_views.shown_rank(runs[runs["init"] == FULL]) is None
+    course = adapter_views.course_view(given["log"], 8)
+    assert len(course) == 3 * 3 * 3 * 2 + 2 * 3 * 2 and set(course["step"]) == {2, 4}
+    summary = adapter_views.course_summary(course)
+    own = summary[(summary["init"] == "pissa") & (summary["learning_rate"] == 0.003) & (summary["step"] == 4)]
+    assert own.set_index("measure")["value"].to_dict() == pytest.approx({"pass_at_1": 0.52, "kl": 2.0})
+
+
+@pytest.mark.parametrize("seeds", [(1, 2, 3), (1,)])
+def test_figures_are_drawn_from_several_seeds_and_from_one(recwarn, seeds):
+    given = tables(seeds)
+    runs = adapter_views.runs_view(**given)
+    before = runs.copy(deep=True)
+    adapter_plots.over_the_grid(runs, adapter_views.grid_view(runs), 0.3).canvas.draw()
+    summary = adapter_views.course_summary(adapter_views.course_view(given["log"], 8))
+    adapter_plots.learning_curves(summary, adapter_views.start_rates(runs)).canvas.draw()
+    assert [str(w.message) for w in recwarn] == []
+    pd.testing.assert_frame_equal(runs, before)
+
+
+def test_collapsed_runs_are_hollow_in_every_panel(runs):
+    fig = adapter_plots.over_the_grid(runs, adapter_views.grid_view(runs), 0.3)
+    for ax in fig.axes:
+        fills = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() not in ("None", None)]
+        assert len(fills) == len(runs)
+        assert fills.count("white") == int(runs["collapsed"].sum()) == 9 * 4
+
+
+def test_full_training_stands_in_every_column_of_the_curves(given, runs):
+    summary = adapter_views.course_summary(adapter_views.course_view(given["log"], 8))
+    fig = adapter_plots.learning_curves(summary, "0.0002")
+    assert len(fig.axes) == 2 * 3
+    for ax in fig.axes:
+        assert [line.get_marker() for line in ax.lines].count("D") == 1
+    alone = adapter_plots.learning_curves(summary[summary["init"] != FULL], None)
+    assert all("D" not in [line.get_marker() for line in ax.lines] for ax in alone.axes)
