@@ -30,6 +30,12 @@ def _line(ax: Axes, x: pd.Series, rows: pd.DataFrame, tint: Any, **look: Any) ->
         ax.fill_between(x, rows["low"], rows["high"], color=tint, alpha=_BAND, lw=0)
 
 
+def _reach(values: pd.Series) -> tuple[float, float]:
+    """Ends of a logarithmic axis: intervals over few seeds may span decades and would hide what is drawn."""
+    shown = values[values > 0]
+    return float(shown.min()) / 3, float(shown.max()) * 3
+
+
 def over_training(course: pd.DataFrame) -> Figure:
     """Draw KL to the base over training, one colour a method, geometric means over seeds and their intervals.
 
@@ -46,6 +52,7 @@ def over_training(course: pd.DataFrame) -> Figure:
         ax.set(
             yscale="log", xlabel="optimiser updates", ylabel="KL to the base, nats a token", xlim=(0, None)
         )
+        ax.set_ylim(_reach(means["value"]))
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.grid(axis="y")
         fig.legend(loc="outside lower center", ncols=5, handlelength=1.6)
@@ -66,6 +73,7 @@ def over_norm(course: pd.DataFrame) -> Figure:
         _squares(ax, course)
         ax.set(xlabel="‖ΔW‖ over all parameters", ylabel="KL to the base, nats a token")
         _plain_numbers(ax)
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.grid()
         methods = list(dict.fromkeys(course["method"]))
         handles = [Line2D([], [], color=colour(m), marker=_MARKS.get(m, "o"), label=m) for m in methods]
@@ -113,6 +121,8 @@ def terms(course: pd.DataFrame, ratios: pd.DataFrame, within: tuple[float, float
             yscale="log", xlabel="optimiser updates", ylabel="KL to the base, nats a token", xlim=(0, None)
         )
         left.set_title("GRPO over training")
+        left.set_ylim(_reach(course["kl"]))
+        left.yaxis.set_minor_formatter(NullFormatter())
         left.grid(axis="y")
         left.legend(loc="lower right")
         _term_ratios(right, ratios, tints, within)
@@ -161,7 +171,7 @@ def one_step(view: pd.DataFrame) -> Figure:
         )
         for number, method in enumerate(methods):
             _step_column(axes[0, number], axes[1, number], view[view["method"] == method], method)
-        axes[0, 0].set_ylabel("KL, nats")
+        axes[0, 0].set(ylabel="KL, nats", ylim=_reach(view["value"]))
         axes[1, 0].set_ylabel("bound / step")
         fig.legend(handles=_step_key(), loc="outside lower center", ncols=2)
     return fig
@@ -254,6 +264,8 @@ def estimators(view: pd.DataFrame) -> Figure:
         )
         ax.set_yticks(range(len(methods)), methods)
         ax.tick_params(axis="y", length=0)
+        ax.set_xlim(_reach(view["kl"]))
+        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.grid(axis="x")
         handles = [
             Line2D([], [], marker=marker, color=tint, ms=8, mec="white", lw=1.8, label=name)
