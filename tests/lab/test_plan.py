@@ -249,6 +249,8 @@ def test_interventions_stay_out_of_the_chapters_on_plain_training(plans, name):
 def test_masked_arms_differ_from_the_dense_one_in_their_mask_alone(plans, name):
     arms = [item.draft.recipe for item in _arms(plans[name], "sparse-finetuning")]
     assert {arm.mask for arm in arms} == {"dense", "principal", "off-principal", "low", "safe", "random"}
+    sizes = {item.draft.labels["mask"] for item in _arms(plans[name], "sparse-finetuning")}
+    assert sizes == {arm.mask for arm in arms} | {"random-half"}
     for arm in arms:
         assert isinstance(arm, MaskedRLRecipe) and arm.weight_decay == 0
         dense = next(

@@ -114,7 +114,7 @@ def test_where_sft_was_past_rls_norm_when_first_evaluated_nothing_is_compared():
     rows = log()
     rows.loc[rows["algorithm"] == "sft-teacher", "delta_norm"] += 1
     one = found("kl_sft_over_rl_equal_norm", rows)
-    assert one.n == 0 and "past the norm that RL reaches" in one.reason
+    assert one.n == 0 and "evaluated at a norm in common" in one.reason
     matched = leash_views.matched_view(rows)
     assert matched["ratio"].isna().all() and set(matched["first_sft"]) == {2.0}
 

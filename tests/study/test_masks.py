@@ -50,7 +50,7 @@ def closed():
 
 def test_accuracy_is_the_share_of_right_samples_and_the_base_is_no_arm(evaluation):
     runs = final_accuracy(evaluation).set_index("run")
-    assert len(runs) == (6 * 2 + 1) * 3 and planted_masks.BASE not in runs.index
+    assert len(runs) == (7 * 2 + 1) * 3 and planted_masks.BASE not in runs.index
     assert runs.loc["mask-low-0.0001-0.5-s2", "pass_at_1"] == pytest.approx(0.6)
     assert base_accuracy(evaluation) == pytest.approx(0.3)
     assert math.isnan(base_accuracy(evaluation[evaluation["method"].notna()]))
@@ -133,7 +133,7 @@ def test_training_is_drawn_at_the_rate_that_is_best_for_the_dense_run(evaluation
     rate = mask_views.course_rate(mask_views.accuracy_view(evaluation))
     assert rate == "0.0002"
     course = mask_views.course_view(log, rate)
-    assert set(course["step"]) == {2, 4} and len(course) == 6 * 3 * 2
+    assert set(course["step"]) == {2, 4} and len(course) == 7 * 3 * 2
     summary = mask_views.course_summary(course).set_index(["mask", "step", "measure"])["value"]
     assert summary["dense", 4, "kl"] == pytest.approx(0.04)
     assert summary["principal", 2, "log_ratio"] == pytest.approx(math.exp(0.5))
@@ -144,7 +144,7 @@ def test_training_is_drawn_at_the_rate_that_is_best_for_the_dense_run(evaluation
 
 def test_the_papers_averages_are_those_of_its_rows_and_ours_stand_beside_them(evaluation):
     shares = pd.DataFrame(
-        {"mask": list(ARMS), "share": "0.5", "free_share": [1, 0.5, 0.5, 0.5859, 0.75, 0.75]}
+        {"mask": list(ARMS), "share": "0.5", "free_share": [1, 0.5, 0.5, 0.5859, 0.75, 0.75, 0.5]}
     )
     view = mask_views.paper_view(mask_views.accuracy_view(evaluation), shares).set_index("mask")
     for _, row in tables_4_and_5().iterrows():
@@ -158,7 +158,7 @@ def test_the_papers_averages_are_those_of_its_rows_and_ours_stand_beside_them(ev
 
 def test_every_cell_of_the_grid_is_listed_with_its_share(evaluation):
     cells = mask_views.cells_view(evaluation)
-    assert len(cells) == 6 * 2 + 1 and cells["seeds"].eq(3).all()
+    assert len(cells) == 7 * 2 + 1 and cells["seeds"].eq(3).all()
     assert cells[cells["α"] == "0.25"]["pass@1"].tolist() == pytest.approx([0.99])
     assert cells[cells["mask"] == "dense"]["α"].isna().all()
 
@@ -213,7 +213,7 @@ def test_the_figure_of_accuracy_shows_every_seed_and_both_references():
     summary = mask_views.accuracy_summary(accuracy)
     left, right = mask_plots.accuracy_by_arm(accuracy, summary, 0.3, 0.02).axes
     seeds = [line for line in left.lines if line.get_markerfacecolor() == "white"]
-    assert [len(line.get_xdata()) for line in seeds] == [3] * 6
+    assert [len(line.get_xdata()) for line in seeds] == [3] * 7
     vertical = [float(line.get_xdata()[0]) for line in left.lines if line.get_linestyle() in ("--", ":")]
     assert sorted(vertical) == pytest.approx([0.3, 0.7])
     assert [label.get_text() for label in left.get_yticklabels()] == list(ARMS.values())

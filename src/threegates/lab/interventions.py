@@ -13,6 +13,7 @@ from threegates.lab.profiles import BASE, FIRST_SEED, RATES, Draft, Profile, Rot
 from threegates.lab.recipe import (
     AdapterRLRecipe,
     AdapterSFTRecipe,
+    Mask,
     MaskedRLRecipe,
     RLRecipe,
     RotatedBaseRecipe,
@@ -24,6 +25,8 @@ DATA = "arith-4"
 ROTATED, PERMUTED = (1, 2), (2,)
 # Of M_low by the parameter counts of Tables 4 and 5, where M_princ has half of the weights.
 LOW_SHARE = 0.5859
+# A share of M_low that marks no weight of a matrix of the lab.
+NOTHING_LOW = 1e-9
 
 
 def intervention_drafts(chosen: Profile) -> Iterator[Draft]:
@@ -73,7 +76,10 @@ def _from_rotated(chosen: Profile, kind: Rotation, seed: int) -> Draft:
 
 def _masked(chosen: Profile, seed: int) -> Iterator[Draft]:
     arms = chosen.arms
+    cells: list[tuple[Mask, float, float, float]]
     cells = [(mask, rate, 0.5, LOW_SHARE) for rate in arms.mask_rates for mask in arms.masks]
+    # Without low-magnitude weights the safe mask is M_princ's complement, so that this has M_princ's size.
+    cells += [("random", rate, 0.5, NOTHING_LOW) for rate in arms.mask_rates]
     cells += [
         (mask, arms.mask_rates[0], share, min(share * 2 * LOW_SHARE, 0.9))
         for share in arms.shares
@@ -81,9 +87,10 @@ def _masked(chosen: Profile, seed: int) -> Iterator[Draft]:
         if mask != "dense"
     ]
     for mask, rate, share, low in cells:
+        label = "random-half" if low == NOTHING_LOW else mask
         cell = f"{rate:g}" + ("" if share == 0.5 else f"-{share:g}")
         recipe = MaskedRLRecipe(
-            name=run_name(f"mask-{mask}", DATA, cell, seed),
+            name=run_name(f"mask-{label}", DATA, cell, seed),
             algorithm="grpo",
             mask=mask,
             share=share,
@@ -93,7 +100,7 @@ def _masked(chosen: Profile, seed: int) -> Iterator[Draft]:
             evaluate_every=4,
             **_common(chosen, seed, arms.steps),
         )
-        labels = {"mask": mask, "share": f"{share:g}"}
+        labels = {"mask": label, "share": f"{share:g}"}
         # Without a mask it is full fine-tuning, which adapters are held against.
         chapters = ("sparse-finetuning", *["lora-vs-pissa"] * (mask == "dense"))
         yield Draft(recipe, "rl", "grpo", f"{rate:g}", chapters, labels=labels)

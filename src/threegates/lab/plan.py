@@ -98,6 +98,7 @@ def _reinforced(chosen: Profile) -> Iterator[Draft]:
                 "principal-overlap",
                 *["stripe-masks"] * stripes,
                 "curvature",
+                "kl-leash",
                 *[*STEP_CHAPTERS, "rotation-ablation", "learning-rate"] * (algorithm == "grpo"),
             ]
             yield _rl(chosen, algorithm, "arith-4", seed, "mask", chapters)
@@ -138,7 +139,8 @@ def _supervised(chosen: Profile) -> Iterator[Draft]:
                     "principal-overlap",
                     *["stripe-masks"] * stripes,
                     *["precision-lens"] * (source == "teacher"),
-                    *["curvature", "kl-leash"] * (source == "teacher" and rate == "own"),
+                    *["kl-leash"] * (source == "teacher"),
+                    *["curvature"] * (source == "teacher" and rate == "own"),
                 ]
                 yield _sft(chosen, source, "arith-4", seed, rate, chapters)
     for order, (source, data) in enumerate(OTHER_DATA_SFT):

@@ -15,8 +15,10 @@ from threegates.study.estimates.leash import (
     ends,
     equal_norm,
     plain,
+    plain_at_any_rate,
     rft_log,
     rl_log,
+    sft_at_any_rate,
     steps,
     with_weight,
 )
@@ -77,15 +79,16 @@ def course_view(log: pd.DataFrame) -> pd.DataFrame:
 
 
 def norm_view(log: pd.DataFrame) -> pd.DataFrame:
-    """The same at evaluations alone, where all methods are looked at alike."""
-    course = course_view(log)
-    return course[course["pass_at_1"].notna()].reset_index(drop=True)
+    """The same at evaluations alone, where all methods are looked at alike, and at the mask rate too."""
+    rows = pd.concat([plain_at_any_rate(log), rft_log(log), sft_at_any_rate(log)])
+    return _named(rows[(rows["kl"] > 0) & rows["pass_at_1"].notna()])[_COURSE].reset_index(drop=True)
 
 
 def end_summary(log: pd.DataFrame) -> pd.DataFrame:
     """Where each method's runs end: KL with its interval over seeds, means of ‖ΔW‖, pass@1 and updates."""
     rows = []
-    last = norm_view(log).groupby("run", sort=False).tail(1)
+    course = course_view(log)
+    last = course[course["pass_at_1"].notna()].groupby("run", sort=False).tail(1)
     for method, own in last.groupby("method", sort=False):
         means = own[["delta_norm", "pass_at_1", "updates"]].astype(float).mean()
         rows.append({"method": method, **geometric(own["kl"]), **means})

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from threegates.study.figures import style
 from threegates.study.mask_views import ARMS, MEASURES, arms_in
 
-#: Colour (Okabe and Ito) and marker of each mask; the null, a random mask, is grey.
+#: Colour (Okabe and Ito) and marker of each mask; the nulls, random masks, are grey.
 LOOKS = {
     "dense": ("#000000", "D"),
     "principal": ("#D55E00", "^"),
@@ -23,6 +23,7 @@ LOOKS = {
     "low": ("#009E73", "s"),
     "safe": ("#0072B2", "o"),
     "random": ("#7F7F7F", "X"),
+    "random-half": ("#A6A6A6", "P"),
 }
 #: Shares in percent, with as many digits as the ticks need.
 PERCENT = FuncFormatter(lambda v, _: f"{100 * v:g} %")

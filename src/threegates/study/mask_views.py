@@ -19,6 +19,7 @@ ARMS = {
     "low": "M_low",
     "safe": "M_low or not M_princ",
     "random": "random",
+    "random-half": "random half",
 }
 #: Followed over training: column of the views, in the order of the figure's panels.
 MEASURES = ("pass_at_1", "kl", "log_ratio")
@@ -106,7 +107,8 @@ def paper_view(accuracy: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
     """Tables 4 and 5 with their averages computed anew, beside ours: one row a mask, in points.
 
     Columns: mask; of the paper the share of linear weights, and at 320 and 500 steps the average score and
-    its difference from dense; of ours the share, pass@1, its difference from dense with interval, and seeds.
+    its difference from dense, missing where the paper has no such arm; of ours the share, pass@1, its
+    difference from dense with interval, and seeds.
     """
     paper = averages().assign(score=averages()["computed"].astype(float))
     scores = paper.pivot(index="mask", columns="steps", values="score")
@@ -118,10 +120,10 @@ def paper_view(accuracy: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for mask, name in ARMS.items():
         ours = own.loc[mask] if mask in own.index else pd.Series(dtype=float)
-        row = {"mask": name, "paper, share": printed[name]}
+        row = {"mask": name, "paper, share": printed.get(name, np.nan)}
         for steps in gaps.columns:
-            row[f"paper, {steps} steps"] = scores.loc[name, steps]
-            row[f"minus dense, {steps}"] = gaps.loc[name, steps] if mask != "dense" else np.nan
+            row[f"paper, {steps} steps"] = scores[steps].get(name, np.nan)
+            row[f"minus dense, {steps}"] = gaps[steps].get(name, np.nan) if mask != "dense" else np.nan
         row |= {"ours, share": free.get(mask, np.nan), "ours, pass@1": 100 * means.get(mask, np.nan)}
         row["minus dense, ours"] = 100 * ours.get("value", np.nan)
         row |= {end: 100 * ours.get(end, np.nan) for end in ("low", "high")}

@@ -147,7 +147,7 @@ def _collapse_ratio(column: str, tables: Tables, confidence: float) -> Estimate:
 
 ESTIMATES: dict[str, Estimator] = {
     "best_lora_minus_pissa": partial(_best_gap, "lora", "pissa"),
-    "best_milora_minus_lora": partial(_best_gap, "milora", "lora"),
+    "best_lora_minus_milora": partial(_best_gap, "lora", "milora"),
     "best_lora_minus_full": _lora_minus_full,
     "collapse_rate_lora_over_pissa": partial(_collapse_ratio, "log_rate"),
     "collapse_norm_lora_over_pissa": partial(_collapse_ratio, "log_norm"),

@@ -26,6 +26,17 @@ def plain(log: pd.DataFrame) -> pd.DataFrame:
     return rows[_label(rows, "label_kl").isna()]
 
 
+def plain_at_any_rate(log: pd.DataFrame) -> pd.DataFrame:
+    """Those and the same algorithms at the mask rate, whose updates are small."""
+    small = rl_runs(log, "mask")
+    return pd.concat([plain(log), small[_label(small, "label_kl").isna()]])
+
+
+def sft_at_any_rate(log: pd.DataFrame) -> pd.DataFrame:
+    """Rows of SFT at its own rate and at the mask rate."""
+    return pd.concat([sft_runs(log), sft_runs(log, "mask")])
+
+
 def with_weight(log: pd.DataFrame, weight: str, estimator: str | None = None) -> pd.DataFrame:
     """Rows of GRPO whose KL term has that weight, and was estimated so."""
     rows = rl_log(log)
@@ -139,12 +150,19 @@ def at_norm(run: pd.DataFrame, norm: float) -> float:
 
 
 def equal_norm(log: pd.DataFrame) -> pd.DataFrame:
-    """SFT beside every plain RL run of its seed at the largest ‖ΔW‖ that both reach.
+    """SFT beside each algorithm of RL of its seed at the largest ‖ΔW‖ that runs of both reach, at any rate.
 
     Columns: seed, algorithm, norm, kl (RL's), kl_sft, ratio, first_sft (‖ΔW‖ at SFT's first evaluation). The
-    ratio is NaN where one of the two was not evaluated at so small a norm.
+    ratio is NaN where no two runs were evaluated at a norm in common.
     """
-    rl, sft = evaluations(plain(log)), evaluations(sft_runs(log))
+    rows = _norms_in_common(log)
+    rows = rows.assign(known=rows["ratio"].notna()).sort_values(["known", "norm"], kind="stable")
+    return rows.groupby(["seed", "algorithm"], sort=False).tail(1).drop(columns="known").sort_index()
+
+
+def _norms_in_common(log: pd.DataFrame) -> pd.DataFrame:
+    """Every run of RL beside every run of SFT of its seed."""
+    rl, sft = evaluations(plain_at_any_rate(log)), evaluations(sft_at_any_rate(log))
     rows = []
     for _, own in rl.groupby("run", sort=False):
         for _, other in sft[sft["seed"] == own["seed"].iloc[0]].groupby("run", sort=False):
@@ -166,7 +184,7 @@ def _over_rl_equal_norm(tables: Tables, confidence: float) -> Estimate:
     logs = ratios.groupby(rows["seed"]).agg(lambda x: x.mean(skipna=False))
     found = t_estimate(logs.dropna(), "seeds", confidence)
     if not found.n:
-        return missing("at its first evaluation SFT is past the norm that RL reaches", "seeds")
+        return missing("no run of SFT and of RL was evaluated at a norm in common", "seeds")
     return exponential(found)
 
 

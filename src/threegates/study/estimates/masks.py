@@ -66,7 +66,7 @@ def _kl_gap(plus: str, minus: str, tables: Tables, confidence: float) -> Estimat
 
 ESTIMATES: dict[str, Estimator] = {
     "accuracy_dense_minus_principal": partial(_gap, "dense", "principal"),
-    "accuracy_random_minus_principal": partial(_gap, "random", "principal"),
+    "accuracy_random_minus_principal": partial(_gap, "random-half", "principal"),
     "accuracy_safe_minus_dense": partial(_gap, "safe", "dense"),
     "accuracy_low_minus_dense": partial(_gap, "low", "dense"),
     "accuracy_off_minus_principal": partial(_gap, "off-principal", "principal"),
