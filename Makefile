@@ -24,7 +24,7 @@ help:
 	@echo 'make clean      remove what was rendered;  make clean-lab  what was trained and measured'
 	@echo 'make lock       write requirements.lock anew from pyproject.toml (needs uv)'
 	@echo
-	@echo 'PROFILE=smoke|mini|paper   how much is trained and measured (now: $(PROFILE))'
+	@echo 'PROFILE=smoke|mini|full|paper   how much is trained and measured (now: $(PROFILE))'
 	@echo 'BUILD=folder                    where everything that is built goes (now: $(BUILD))'
 	@echo 'PYTHON=python3.12               the Python to start from (now: $(PYTHON))'
 	@echo 'TORCH_INDEX_URL=address         take torch from this index, for example its CPU build'

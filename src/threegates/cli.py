@@ -28,7 +28,7 @@ app = typer.Typer(
 )
 
 Profile = Annotated[
-    str, typer.Option(help="How much is trained: smoke (minutes) or mini (the default study).")
+    str, typer.Option(help="How much is trained: smoke (minutes), mini (the default study) or full (hours).")
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
 _CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
