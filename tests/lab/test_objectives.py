@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threegates.errors import RecipeError
-from threegates.lab.kl import k3
+from threegates.lab.kl import ESTIMATORS, k3
 from threegates.lab.objectives import (
     ALGORITHMS,
     algorithm,
@@ -25,6 +25,8 @@ from threegates.lab.objectives import (
     keep_informative,
     outcome_rewards,
     policy_loss,
+    tilted_kl,
+    with_kl,
 )
 
 # log π, log π_old and log π_ref of every token, response by response.
@@ -317,3 +319,47 @@ def test_k3_grows_away_from_equality():
     for direction in (1.0, -1.0):
         values = [float(k3(torch.tensor(-1.0), torch.tensor(-1.0 + direction * d))) for d in (0, 0.1, 0.5, 1)]
         assert all(a < b for a, b in pairwise(values))
+
+
+# ---------------------------------------------------------------------------------- KL terms, the leash
+
+
+def test_a_kl_term_of_ones_own_replaces_the_algorithms():
+    grpo, dapo = ALGORITHMS["grpo"], ALGORITHMS["dapo"]
+    assert with_kl(grpo, None, "k2") is grpo
+    assert with_kl(grpo, 0.0, "k3").kl == "none"
+    changed = with_kl(dapo, 0.04, "k2")
+    assert (changed.kl, changed.kl_weight, changed.kl_estimator) == ("loss", 0.04, "k2")
+    assert replace(changed, kl="none", kl_weight=0.0, kl_estimator="k3") == dapo
+
+
+@pytest.mark.parametrize("estimator", ["k1", "k2", "k3"])
+def test_the_term_is_that_estimators_mean_times_its_weight(estimator):
+    torch.manual_seed(0)
+    log_probs, reference = (-torch.rand(2, 3) for _ in range(2))
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    rest = (log_probs, log_probs, reference, torch.zeros(2, 3), mask)
+    bare, _ = policy_loss(with_kl(ALGORITHMS["dapo"], 0.0, "k3"), *rest)
+    with_term, _ = policy_loss(with_kl(ALGORITHMS["dapo"], 0.5, estimator), *rest)
+    values = ESTIMATORS[estimator](log_probs, reference)[mask]
+    assert float(with_term - bare) == pytest.approx(0.5 * float(values.mean()), abs=1e-6)
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0, 10.0])
+def test_the_tilted_target_is_as_far_as_the_enumerated_policy_says(weight):
+    """Four samples, two right: the tilted policy over them by its definition."""
+    correct = torch.tensor([True, True, False, False])
+    policy = torch.full((4,), 0.25, dtype=torch.float64)
+    rewards = correct.double() * 2 - 1
+    tilted = policy * (rewards / weight).exp()
+    tilted = tilted / tilted.sum()
+    expected = float((tilted * (tilted / policy).log()).sum())
+    assert tilted_kl(correct, 4, weight) == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_a_weight_the_target_has_only_right_answers():
+    right, wrong = torch.tensor([True, False]), torch.tensor([False, False])
+    assert tilted_kl(right, 2, 0.0) == pytest.approx(math.log(2))
+    assert tilted_kl(right, 2, 1e-3) == pytest.approx(math.log(2))
+    assert tilted_kl(wrong, 2, 0.0) == tilted_kl(torch.tensor([True, True]), 2, 0.5) == 0.0
+    assert tilted_kl(torch.cat([right, wrong]), 2, 0.0) == pytest.approx(math.log(2) / 2)

@@ -344,3 +344,37 @@ def test_no_reward_difference_moves_nothing_without_kl(monkeypatch):
     assert metrics["grad_norm"] == 0
     assert trainer.weights.delta_norm() == 0
     assert metrics["resampled_groups"] == 0
+
+
+def test_the_leash_says_how_far_a_step_went(spy):
+    trainer = _trainer("grpo", leash=True, learning_rate=1e-2)
+    before = {name: tensor.detach().clone() for name, tensor in trainer.weights.named.items()}
+    master = trainer.weights.master.detach().clone()
+    row = trainer.step(1)
+    rollout = spy.rollouts[0]
+    old, new = (
+        module.reference_log_probs(weights, BIGRAM, rollout) for weights in (before, trainer.weights.named)
+    )
+    ratio = (new - old).exp()
+    moved = (ratio * (new - old) - ratio + 1) * rollout.mask
+    assert row["step_kl"] == pytest.approx(float(moved.sum() / rollout.mask.sum()), rel=1e-3)
+    assert row["step_kl_response"] == pytest.approx(float(moved.sum(1).mean()), rel=1e-3)
+    assert row["step_norm"] == pytest.approx(float((trainer.weights.master - master).norm()), rel=1e-6)
+    assert row["step_kl"] > 0 and row["tilt_kl"] > 0
+
+
+def test_without_a_leash_nothing_of_it_is_logged_and_training_is_the_same():
+    with_leash, without = (_trainer("dapo", leash=leash) for leash in (True, False))
+    first, second = with_leash.step(1), without.step(1)
+    extra = {"step_kl", "step_kl_response", "step_norm", "tilt_kl"}
+    assert set(first) - set(second) == extra
+    assert torch.equal(with_leash.weights.master, without.weights.master)
+
+
+def test_sgd_moves_by_the_rate_times_the_clipped_gradient():
+    trainer = _trainer("grpo", optimiser="sgd", weight_decay=0.0, learning_rate=0.1, warmup=1, clip_norm=1e-3)
+    row = trainer.step(1)
+    assert row["grad_norm"] > 1e-3
+    moved = float((trainer.weights.master - trainer.weights.initial).norm())
+    assert 0 < moved <= 2 * 0.1 * 1e-3 * 1.001
+    assert set(trainer.state()) == {"master"}

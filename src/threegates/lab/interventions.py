@@ -134,6 +134,7 @@ def _leashed(chosen: Profile, seed: int) -> Iterator[Draft]:
             algorithm="grpo",
             kl_weight=weight,
             kl_estimator=estimator,
+            leash=True,
             **common,
         )
         labels = {"kl": f"{weight:g}"} | ({"estimator": estimator} if weight else {})

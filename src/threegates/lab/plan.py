@@ -119,6 +119,7 @@ def _rl(chosen: Profile, algorithm: str, data: str, seed: int, rate: str, chapte
         learning_rate=RATES[rate],
         checkpoint_steps=_kept(chosen) if {*STEP_CHAPTERS} & {*chapters} else (),
         final_prompts=chosen.evaluation_prompts if reward else 0,
+        leash=reward,
     )
     return Draft(recipe, "rl", algorithm, rate, tuple(chapters))
 

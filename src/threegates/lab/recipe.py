@@ -84,7 +84,8 @@ class RLRecipe(LanguageRecipe):
     """Reinforcement learning with the verifier's reward.
 
     ``kl_weight`` and ``kl_estimator`` replace the algorithm's own KL term by one in the loss, of that
-    weight β and estimator; a weight of 0 takes the term away.
+    weight β and estimator; a weight of 0 takes the term away. ``leash`` logs how far every step went, in KL
+    and in norm, which costs a forward pass.
     """
 
     kind: Literal["rl"] = "rl"
@@ -95,6 +96,7 @@ class RLRecipe(LanguageRecipe):
     resample_rounds: int = 3
     kl_weight: float | None = Field(default=None, ge=0)
     kl_estimator: Estimator = "k3"
+    leash: bool = False
 
 
 class MaskedRLRecipe(RLRecipe):

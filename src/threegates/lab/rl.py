@@ -51,7 +51,7 @@ class PolicyTrainer(LanguageTrainer):
         self.rules = with_kl(algorithm(recipe.algorithm), recipe.kl_weight, recipe.kl_estimator)
 
     def step(self, index: int) -> Metrics:
-        before = self.weights.effective()
+        before = self.weights.effective() if self.recipe.leash else None
         sampled = self._sample(index, 0)
         rollout, correct, resampled = self._informative_batch(index, sampled)
         reference = reference_log_probs(self.base, self.shape, rollout)
@@ -63,7 +63,7 @@ class PolicyTrainer(LanguageTrainer):
         ]
         means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
         scale = float(advantages[rollout.mask].square().mean().sqrt())
-        leash = self._leash(sampled, before)
+        leash = {} if before is None else self._leash(sampled, before)
         return metrics | means | leash | {"resampled_groups": float(resampled), "advantage_scale": scale}
 
     def _leash(self, sampled: _Group, before: Tensor) -> Metrics:
