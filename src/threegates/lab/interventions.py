@@ -97,7 +97,7 @@ def _masked(chosen: Profile, seed: int) -> Iterator[Draft]:
             low_share=low,
             learning_rate=rate,
             final_prompts=chosen.evaluation_prompts,
-            evaluate_every=4,
+            evaluate_every=6,
             **_common(chosen, seed, arms.steps),
         )
         labels = {"mask": label, "share": f"{share:g}"}
@@ -110,7 +110,7 @@ def _adapted(chosen: Profile, seed: int) -> Iterator[Draft]:
     arms = chosen.arms
     for init in arms.inits:
         for rank in arms.ranks:
-            settings: dict[str, Any] = {"init": init, "rank": rank, "alpha": float(rank), "evaluate_every": 4}
+            settings: dict[str, Any] = {"init": init, "rank": rank, "alpha": float(rank), "evaluate_every": 6}
             settings |= {"final_prompts": chosen.evaluation_prompts}
             settings |= _common(chosen, seed, arms.steps)
             labels = {"init": init, "rank": str(rank)}
