@@ -50,7 +50,7 @@ FUNCTIONS = ("loss", "fisher", "reward")
 PARTS = ("update", "principal", "off_principal", "principal_weights", "other_weights")
 NOISE = ("noise", "masked_noise", "block_noise", "weights_noise")
 #: Batches, averaged before a ratio is taken, and draws of each noise: every pair has its own.
-BATCHES, DRAWS = 3, 1
+BATCHES, DRAWS = 2, 1
 #: Of the surrogate, whose Hessian is noise for the most part, only these are looked at.
 OF_REWARD = ("update", "noise")
 
