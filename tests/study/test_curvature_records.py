@@ -226,6 +226,13 @@ def test_steepness_compares_the_update_with_noise():
     assert found["times"] == pytest.approx(0.5) and found["noise"] == pytest.approx(2 * found["update"])
 
 
+def test_shares_in_the_block_are_rls_own_and_the_noises():
+    table = planted_curvature.table()
+    table.loc[table["direction"] == "principal", "share"] = 0.1
+    table.loc[(table["direction"] == "principal") & (table["method"] == "sft"), "share"] = 0.9
+    assert curvature_views.block_shares(table) == {"update": pytest.approx(0.1), "noise": 0.5}
+
+
 def test_the_figures_draw_every_direction_and_a_value_below_zero():
     table = planted_curvature.table()
     table.loc[table["direction"] == "noise", "curvature"] *= -1

@@ -119,3 +119,10 @@ def steepness(curvature: pd.DataFrame) -> Mapping[str, float]:
     positive = rl[(rl["noise"] > 0) & (rl["update"] > 0)]
     times = float(np.exp(np.log(positive["update"] / positive["noise"]).mean())) if len(positive) else np.nan
     return {"update": float(rl["update"].mean()), "noise": float(rl["noise"].mean()), "times": times}
+
+
+def block_shares(curvature: pd.DataFrame) -> Mapping[str, float]:
+    """Share of squared norm in the principal block, of RL's updates and of noise: means over runs."""
+    rows = curvature[(curvature["method"] == "rl") & (curvature["function"] == "loss")]
+    means = rows.groupby("direction")["share"].mean()
+    return {"update": float(means["principal"]), "noise": float(means["block_noise"])}
