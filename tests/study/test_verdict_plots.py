@@ -35,11 +35,27 @@ def test_effects_of_the_paper_are_drawn_and_checks_ours_and_computed_ones_are_no
 
 def test_a_claim_stands_once_in_its_panel_with_its_controls_in_the_same_row():
     control = CONTROL | {"scale": "log"}
-    rows = drawn(RATIO, control, LOST, CLAIM | {"claim": "g", "title": "G"})
+    rows = drawn(RATIO, control, LOST, CLAIM | {"claim": "g", "title": "G", "neutral": 0.0})
     places = rows.groupby(["claim", "scale"])["row"].unique().to_dict()
     assert [len(found) for found in places.values()] == [1, 1, 1]
     # Among differences the reproduced one comes first.
     assert (places["g", "linear"][0], places["b", "linear"][0]) == (0, 1)
+
+
+def test_a_ratio_that_is_not_above_zero_stands_at_the_left_edge_of_the_ratios():
+    """Curvature along noise may be negative, and its ratio has then no logarithm."""
+    negative = CLAIM | {
+        "claim": "n",
+        "title": "N",
+        "value": -0.1,
+        "low": -0.2,
+        "high": 0.4,
+        "scale": "linear",
+    }
+    rows = drawn(RATIO, negative).set_index("claim")
+    assert set(rows["scale"]) == {"log"}
+    assert rows.loc["n", ["value", "low", "high"]].tolist() == [0.2, 0.2, 0.4]
+    assert rows.loc[RATIO["claim"], "value"] == RATIO["value"]
 
 
 def test_subjects_are_named_where_a_claim_has_several():

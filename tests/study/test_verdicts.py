@@ -101,7 +101,7 @@ def test_the_summary_tells_computed_claims_and_changed_rules_apart():
     text = verdict_page(pd.DataFrame([CLAIM, computed])).split("## Every claim")[0]
     assert "on trained models: **1** reproduced." in text
     assert "arithmetic and theorems, computed: **1** contradicted." in text
-    assert "fixed beforehand (1 changed after a build had been seen, marked as such)" in text
+    assert "fixed beforehand (1 changed later, marked as such, with the reason)" in text
 
 
 def test_a_claim_without_a_page_has_its_card_here():

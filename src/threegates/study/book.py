@@ -169,7 +169,8 @@ def _summary_figure(source: Path, rows: pd.DataFrame) -> Published:
         "matched control. Many effects lie far beyond their tolerance, their controls at no effect.",
         caption="The paper's claims, every effect beside its tolerance and its controls, with 95 % intervals "
         "over seeds. A claim is reproduced where its own interval and those of all controls lie at or beyond "
-        "their tolerances. Differences are on a scale that is linear around zero and logarithmic beyond.",
+        "their tolerances. Differences are on a scale that is linear around zero and logarithmic beyond; "
+        "ratios that are not above zero stand at the left edge.",
         data=rows,
         folder=source / "figures",
     )

@@ -29,10 +29,11 @@ def forest_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
     """The rows that the figure draws: the paper's claims on effects that have an interval, with controls.
 
     Columns: claim, about, label (title and subject), verdict, kind, value, low, high, the tolerance
-    (at_least, or lower and upper), neutral, scale ("log" of ratios), row (its place within its panel).
+    (at_least, or lower and upper), neutral, scale ("log" of ratios), row (its place within its panel). Of a
+    ratio what is not above zero is raised to half of the smallest that is.
     """
     known = verdicts[verdicts["low"].notna() & verdicts["neutral"].notna()]
-    known = known[known["made_by"] == "paper"]
+    known = _ratios_apart(known[known["made_by"] == "paper"])
     rules = known[(known["kind"] == "rule") & (known["error"] != 0)]
     order = {verdict: number for number, verdict in enumerate(ORDER)}
     ranked = rules.assign(rank=rules["verdict"].map(order)).sort_values(["rank"], kind="stable")
@@ -56,6 +57,16 @@ def forest_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
         "upper",
     ]
     return rows.assign(label=labels)[[*columns, "neutral", "scale", "row"]]
+
+
+def _ratios_apart(known: pd.DataFrame) -> pd.DataFrame:
+    """A claim whose neutral value is one is on a ratio, whichever scale its interval was found on."""
+    ratio = known["neutral"] == 1
+    numbers = ["value", "low", "high"]
+    positive = known.loc[ratio, numbers].where(known.loc[ratio, numbers] > 0)
+    raised = known[numbers].clip(lower=float(positive.min().min()) / 2)
+    scale = known["scale"].mask(ratio, "log")
+    return known.assign(scale=scale, **{name: known[name].mask(ratio, raised[name]) for name in numbers})
 
 
 def forest(rows: pd.DataFrame) -> Figure:

@@ -33,7 +33,7 @@ claim fails, or else the one that it passes most narrowly. *How sure* says in ho
 $k$, $\\alpha$ and $\\eta$ the verdict is the same, whether the rule still holds after Holm's adjustment for
 all rules of this build, and, where a verdict is negative, which effect these units could have shown with a
 power of .8. *Prototype* marks a claim whose outcome in a throw-away prototype was known when its rule was
-written, *rule changed* one whose rule was changed after a build had been seen; the card has the reason.
+written, *rule changed* one whose rule was changed since; the card has the reason.
 {doc}`reading` says how a verdict is made.
 
 """
@@ -82,7 +82,7 @@ def _summary(verdicts: pd.DataFrame) -> str:
     return (
         f"The register holds {rules['claim'].nunique()} claims, each judged on its subjects by one rule that "
         f"was fixed beforehand"
-        + (f" ({late} changed after a build had been seen, marked as such)" if late else "")
+        + (f" ({late} changed later, marked as such, with the reason)" if late else "")
         + f": {int((~open_).sum())} verdicts on numbers"
         + (f", {rest}" if rest else "")
         + f". {' '.join(told)}\n\n"
