@@ -36,7 +36,9 @@ TUNED: dict[str, Any] = COMMON | {
     "base": "base", "data": "arith-4", "steps": 4, "learning_rate": 1e-3, "minibatches": 2, "samples": 2,
 }  # fmt: skip
 BASE = PretrainRecipe(name="base", steps=4, batch=8, shape=TINY, final_prompts=8, final_samples=2, **COMMON)
-RL = RLRecipe(name="rl", algorithm="dapo", prompts=4, checkpoint_steps=(1, 3), final_prompts=8, **TUNED)
+RL = RLRecipe(
+    name="rl", algorithm="dapo", prompts=4, checkpoint_steps=(1, 3), final_prompts=8, leash=True, **TUNED
+)
 SFT = SFTRecipe(name="sft", source="same-style", batch=8, **TUNED)
 
 
@@ -395,7 +397,8 @@ def test_a_digest_changes_with_every_field_of_the_recipe():
         "master_dtype": "bfloat16", "storage_dtype": "float32", "save_dtype": "bfloat16",
         "checkpoint_steps": (1,), "evaluate_every": 3, "evaluate_prompts": 9, "evaluation_data": "addsub-4",
         "final_prompts": 9, "final_samples": 9, "base": "other", "algorithm": "grpo", "prompts": 5,
-        "samples": 3, "resample_rounds": 4,
+        "samples": 3, "resample_rounds": 4, "optimiser": "sgd", "kl_weight": 0.1, "kl_estimator": "k2",
+        "leash": False,
     }  # fmt: skip
     assert set(changes) == set(RLRecipe.model_fields) - {"kind"}
     base = make_run(BASE, None)

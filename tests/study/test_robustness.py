@@ -87,7 +87,8 @@ def test_a_storage_null_counts_in_each_cell():
 
 
 def test_a_claim_without_free_choices_and_one_that_awaits_runs_have_no_cells():
-    still = [CLAIMS["rl-keeps-the-spectrum"], CLAIMS["rl-walks-where-it-is-flat"]]
+    awaiting = CLAIMS["rl-walks-where-it-is-flat"].model_copy(update={"awaits": "other runs"})
+    still = [CLAIMS["rl-keeps-the-spectrum"], awaiting]
     given = Given()
     assert cells(still, given, 0.95).empty and not given.asked
     table = counted(verdict_table([judged(still[1], given, "the lab")]), cells(still, given, 0.95))
