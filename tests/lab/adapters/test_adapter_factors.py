@@ -90,6 +90,14 @@ def test_a_start_follows_from_its_generator_whatever_the_global_one_is(init):
     assert torch.equal(first.down, other.down) != drawn
 
 
+@pytest.mark.parametrize("init", INITS)
+def test_a_start_leaves_the_global_generator_as_it_was(init):
+    weight = matrix()
+    before = torch.get_rng_state()
+    starts({NAME: weight}, init, 4, 4.0, generator())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_matrices_of_one_shape_start_with_factors_of_their_own():
     names = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(2)]
     made = starts(dict.fromkeys(names, matrix()), "lora", 4, 4.0, generator())

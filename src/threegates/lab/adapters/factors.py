@@ -90,12 +90,12 @@ def _checked(start: Start, weight: Tensor, name: str) -> Start:
 
 def _by_peft(word: bool | str) -> Callable[[Tensor, int, float, torch.Generator], Start]:
     def start(weight: Tensor, rank: int, alpha: float, generator: torch.Generator) -> Start:
-        layer = nn.ModuleDict({"matrix": nn.Linear(weight.shape[1], weight.shape[0], bias=False)})
-        layer["matrix"].weight.data = weight.clone()
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["matrix"], init_lora_weights=word)  # type: ignore[arg-type]
-        # peft draws from the global generator: it is seeded here and put back as it was.
+        # Modules and peft draw from the global generator: it is seeded here and put back as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            layer = nn.ModuleDict({"matrix": nn.utils.skip_init(nn.Linear, *weight.T.shape, bias=False)})
+            layer["matrix"].weight.data = weight.clone()
             model: Any = get_peft_model(layer, config)  # type: ignore[arg-type]
         adapted = model.base_model.model["matrix"]
         down, up = (side["default"].weight.detach().clone() for side in (adapted.lora_A, adapted.lora_B))
