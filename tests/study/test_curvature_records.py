@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from threegates.checkpoints.writer import write_checkpoint
 from threegates.errors import PairError
 from threegates.lab.model import ModelShape, initial_weights
 from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID
-from threegates.study import curvature, curvature_plots, curvature_views, losses
+from threegates.study import curvature, curvature_plots, curvature_views, encoder_losses, losses
 from threegates.study.curvature import Named, measure_curvature, update_directions
 from threegates.study.estimates import estimate
 from threegates.study.estimates.curvature import over_runs, ratio
@@ -159,10 +161,17 @@ def test_the_encoder_has_its_own_losses(tmp_path):
     found = losses.base_losses(base)
     batch = found.batch(0)
     rows = batch.log_probs(found.point)
-    assert rows.shape == (losses.ITEMS, 8)
+    assert rows.shape == (encoder_losses.ITEMS, 8)
     assert float(batch.loss(found.point)) == pytest.approx(math.log(8), rel=0.5)
     # The expected reward of a right pick with probability p is 2p − 1.
     assert -1 <= -float(batch.reward(found.point)) <= 1
+
+
+def test_a_study_is_opened_without_the_library_of_language_models():
+    """Every notebook starts a process: what only the encoder needs must not be loaded by all of them."""
+    code = "import sys, threegates.study.study; print('transformers' in sys.modules, 'peft' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
 
 
 def test_a_base_whose_loss_nobody_named_is_refused(tmp_path):

@@ -23,8 +23,6 @@ from torch import Tensor
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.lab.averages import average_tokens
-from threegates.lab.encoder.policy import Encoder, log_policy, right_places
-from threegates.lab.encoder.task import split
 from threegates.lab.evaluate import sample_problems, verify
 from threegates.lab.language import load_weights
 from threegates.lab.model import ModelShape, Weights
@@ -35,8 +33,8 @@ from threegates.lab.task import data_set, draw_problems, pretraining_example
 
 #: Of the batches alone; no run of the lab has this seed.
 SEED = 41
-EXAMPLES, PROMPTS, SAMPLES, ITEMS = 24, 8, 8, 12
-DATA, ENCODER_DATA = "arith-4", "words"
+EXAMPLES, PROMPTS, SAMPLES = 24, 8, 8
+DATA = "arith-4"
 
 Function = Callable[[Mapping[str, Tensor]], Tensor]
 
@@ -74,8 +72,10 @@ def base_losses(base: Checkpoint) -> Losses:
         shape, weights = load_weights(base.folder)
         return Losses(weights, lambda number: _language_batch(shape, weights, number))
     if kind == "bert":
-        encoder = Encoder.open(base.folder)
-        return Losses(encoder.trained(), lambda number: _encoder_batch(encoder, number))
+        # The encoder brings transformers along, which every notebook would wait for.
+        from threegates.study.encoder_losses import encoder_losses
+
+        return encoder_losses(base)
     raise PairError(
         "curvature needs a loss and data, and for this base nobody has named them",
         where=base.folder.name,
@@ -111,23 +111,5 @@ def _language_batch(shape: ModelShape, base: Weights, number: int) -> Batch:
         scores = response_log_probs(weights, shape, rollout.prompts, rollout.responses)
         ratio = (token_log_probs(scores, rollout.responses) - rollout.log_probs).exp()
         return -average_tokens(ratio * advantages, rollout.mask, "sequence")
-
-    return Batch(loss, reward, log_probs)
-
-
-def _encoder_batch(encoder: Encoder, number: int) -> Batch:
-    train, _ = split(ENCODER_DATA)
-    places = step_rng(SEED, "curvature/items", number).choice(len(train), ITEMS, replace=False)
-    items = [train[place] for place in places]
-    right = right_places(items)[:, None]
-
-    def log_probs(weights: Mapping[str, Tensor]) -> Tensor:
-        return log_policy(encoder, weights, items)
-
-    def loss(weights: Mapping[str, Tensor]) -> Tensor:
-        return -log_probs(weights).gather(1, right).mean()
-
-    def reward(weights: Mapping[str, Tensor]) -> Tensor:
-        return 1 - 2 * log_probs(weights).gather(1, right).exp().mean()
 
     return Batch(loss, reward, log_probs)
