@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from tests.lab.tiny import TINY, random_weights
-from threegates.checkpoints.roles import role
+from threegates.checkpoints.roles import LINEAR, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
 from threegates.geometry.principal import headline_rank
 from threegates.lab import runs as module
-from threegates.lab.masked import LINEAR, MaskedPolicyTrainer, MaskedWeights, update_mask, update_masks
+from threegates.lab.masked import MaskedPolicyTrainer, MaskedWeights, update_mask, update_masks
 from threegates.lab.recipe import Mask, MaskedRLRecipe, PretrainRecipe
 from threegates.lab.rollout import Rollout
 from threegates.lab.runs import Run, execute, make_run

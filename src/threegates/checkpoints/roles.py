@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
 
 # The last module name before ".weight"; families differ (GPT-NeoX, OPT, Phi), their meaning does not.
 MODULES = {
@@ -19,6 +21,8 @@ MODULES = {
 }
 # BERT and its kin call every layer after the first three "dense"; what stands before it tells them apart.
 DENSE = {"attention.output": "o", "intermediate": "up", "output": "down"}
+#: Roles of the linear layers in blocks.
+LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 ROLE_OF_MODULE = {module: role for role, modules in MODULES.items() for module in modules}
 LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
 
@@ -33,6 +37,11 @@ def role(name: str, shape: Sequence[int]) -> str:
         return known
     # q_norm and input_layernorm are norms; a router or a mixture's "norm"-named matrix is not.
     return "norm" if len(shape) == 1 and "norm" in name.lower() else "other"
+
+
+def linear_layers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The matrices of the linear layers in blocks, by name, in the order of `weights`."""
+    return {name: weight for name, weight in weights.items() if role(name, weight.shape) in LINEAR}
 
 
 def _dense(parts: list[str]) -> str | None:

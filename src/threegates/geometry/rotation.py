@@ -248,6 +248,27 @@ def permute_heads_back(
     return _permuted(tensors, prefix, inverse, heads)
 
 
+def reframed(
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    rotation: Float[Tensor, "d d"] | None,
+    order: Sequence[int] | None,
+    heads: Heads,
+) -> dict[str, Tensor]:
+    """What an attention's frame changes: values rotated first, then heads permuted; None leaves a step out.
+
+    Raises
+    ------
+    GeometryError : as `rotate_values` and `permute_heads`.
+
+    **Source** as those.
+    """
+    changed = {} if rotation is None else rotate_values(tensors, prefix, rotation, heads)
+    if order is None:
+        return changed
+    return changed | permute_heads({**tensors, **changed}, prefix, order, heads)
+
+
 def _rotated(tensors: Mapping[str, Tensor], prefix: str, rotation: Tensor, heads: Heads) -> dict[str, Tensor]:
     matrix = _orthogonal(rotation, heads.head_dim)
 

@@ -9,22 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from threegates.lab.profiles import BASE, FIRST_SEED, RATES, Draft, Profile, Rotation, run_name
+from threegates.lab.profiles import BASE, FIRST_SEED, RATES, Draft, Profile, run_name
 from threegates.lab.recipe import (
+    LOW_SHARE,
     AdapterRLRecipe,
     AdapterSFTRecipe,
     Mask,
     MaskedRLRecipe,
     RLRecipe,
     RotatedBaseRecipe,
+    Rotation,
     SFTRecipe,
 )
 
 DATA = "arith-4"
 # The paper's Qwen3-4B-Base: one layer rotated, another rotated and its heads permuted, all others untouched.
 ROTATED, PERMUTED = (1, 2), (2,)
-# Of M_low by the parameter counts of Tables 4 and 5, where M_princ has half of the weights.
-LOW_SHARE = 0.5859
 # A share of M_low that marks no weight of a matrix of the lab.
 NOTHING_LOW = 1e-9
 
@@ -42,7 +42,7 @@ def intervention_drafts(chosen: Profile) -> Iterator[Draft]:
         yield from _rates(chosen, seed)
 
 
-def _common(chosen: Profile, seed: int, steps: int) -> dict[str, Any]:
+def _common(seed: int, steps: int) -> dict[str, Any]:
     return {"base": BASE, "data": DATA, "seed": seed, "steps": steps}
 
 
@@ -64,7 +64,7 @@ def _rotated_base(kind: Rotation) -> Draft:
 
 
 def _from_rotated(chosen: Profile, kind: Rotation, seed: int) -> Draft:
-    common = _common(chosen, seed, chosen.steps) | {"base": rotated_name(kind)}
+    common = _common(seed, chosen.steps) | {"base": rotated_name(kind)}
     recipe = RLRecipe(
         name=run_name(f"grpo-{kind}", DATA, "mask", seed),
         algorithm="grpo",
@@ -98,7 +98,7 @@ def _masked(chosen: Profile, seed: int) -> Iterator[Draft]:
             learning_rate=rate,
             final_prompts=chosen.evaluation_prompts,
             evaluate_every=6,
-            **_common(chosen, seed, arms.steps),
+            **_common(seed, arms.steps),
         )
         labels = {"mask": label, "share": f"{share:g}"}
         # Without a mask it is full fine-tuning, which adapters are held against.
@@ -112,7 +112,7 @@ def _adapted(chosen: Profile, seed: int) -> Iterator[Draft]:
         for rank in arms.ranks:
             settings: dict[str, Any] = {"init": init, "rank": rank, "alpha": float(rank), "evaluate_every": 6}
             settings |= {"final_prompts": chosen.evaluation_prompts}
-            settings |= _common(chosen, seed, arms.steps)
+            settings |= _common(seed, arms.steps)
             labels = {"init": init, "rank": str(rank)}
             for rate in arms.adapter_rates:
                 name = run_name(f"{init}-r{rank}", DATA, f"{rate:g}", seed)
@@ -126,7 +126,7 @@ def _adapted(chosen: Profile, seed: int) -> Iterator[Draft]:
 
 def _leashed(chosen: Profile, seed: int) -> Iterator[Draft]:
     """GRPO with KL terms of other weights and estimators; RFT at the rate of RL's reward curves."""
-    common = _common(chosen, seed, chosen.reward_steps) | {"learning_rate": RATES["reward"]}
+    common = _common(seed, chosen.reward_steps) | {"learning_rate": RATES["reward"]}
     for weight, estimator in chosen.arms.kl:
         told = f"kl{weight:g}" + (f"-{estimator}" if weight else "")
         recipe = RLRecipe(
@@ -145,7 +145,7 @@ def _leashed(chosen: Profile, seed: int) -> Iterator[Draft]:
 
 def _rates(chosen: Profile, seed: int) -> Iterator[Draft]:
     """GRPO at multiples of the mask rate, and with SGD."""
-    common = _common(chosen, seed, chosen.steps) | {"algorithm": "grpo"}
+    common = _common(seed, chosen.steps) | {"algorithm": "grpo"}
     for factor in chosen.arms.rates:
         rate = factor * RATES["mask"]
         name = run_name("grpo", DATA, f"{rate:g}", seed)

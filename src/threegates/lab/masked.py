@@ -14,25 +14,19 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.roles import role
+from threegates.checkpoints.roles import linear_layers
 from threegates.geometry.decomposition import decompose
 from threegates.geometry.principal import headline_rank, low_magnitude_mask, principal_mask
-from threegates.lab.model import ModelShape, Weights
 from threegates.lab.randomness import step_generator
 from threegates.lab.recipe import MaskedRLRecipe
 from threegates.lab.rl import PolicyTrainer
 from threegates.lab.weights import TrainedWeights
-
-LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 class MaskedPolicyTrainer(PolicyTrainer):
     """RL whose every update is zero outside the recipe's mask."""
 
     recipe: MaskedRLRecipe
-
-    def __init__(self, recipe: MaskedRLRecipe, shape: ModelShape, base: Weights) -> None:
-        super().__init__(recipe, shape, base)
 
     def trained_weights(self, initial: Mapping[str, Tensor]) -> TrainedWeights:
         recipe = self.recipe
@@ -58,8 +52,7 @@ class MaskedWeights(TrainedWeights):
 
 def update_masks(recipe: MaskedRLRecipe, base: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The recipe's mask of every linear layer of a base, by name; bool, of the matrix's shape."""
-    linear = {name: weight for name, weight in base.items() if role(name, weight.shape) in LINEAR}
-    return {name: update_mask(recipe, weight, name) for name, weight in linear.items()}
+    return {name: update_mask(recipe, weight, name) for name, weight in linear_layers(base).items()}
 
 
 def update_mask(recipe: MaskedRLRecipe, weight: Tensor, name: str) -> Tensor:

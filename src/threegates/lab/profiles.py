@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from threegates.checkpoints.manifest import Method
 from threegates.errors import RecipeError
 from threegates.lab.kl import Estimator
-from threegates.lab.recipe import AnyRecipe, Init, Mask
+from threegates.lab.recipe import AnyRecipe, Init, Mask, Rotation
 
 BASE, ENCODER_BASE = "lab-base", "encoder-base"
 FIRST_SEED = 101
 # Learning rates: RL's for masks (reward barely moves, weights move by about one ULP), RL's for reward
 # curves, and SFT's own, of the size that fine-tuning usually takes.
 RATES = {"mask": 5e-6, "reward": 2e-4, "own": 3e-4}
-Rotation = Literal["haar", "hadamard"]
 
 
 @dataclass(frozen=True)

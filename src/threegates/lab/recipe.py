@@ -15,6 +15,9 @@ WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9
 Source = Literal["teacher", "same-style", "rft"]
 Mask = Literal["dense", "principal", "off-principal", "low", "safe", "random"]
 Init = Literal["lora", "pissa", "milora", "orthonormal"]
+Rotation = Literal["haar", "hadamard"]
+# Of M_low by the parameter counts of Tables 4 and 5, where M_princ has half of the weights.
+LOW_SHARE = 0.5859
 
 
 class Recipe(BaseModel):
@@ -109,7 +112,7 @@ class MaskedRLRecipe(RLRecipe):
     kind: Literal["masked-rl"] = "masked-rl"  # type: ignore[assignment]
     mask: Mask
     share: float = Field(default=0.5, gt=0, lt=1)
-    low_share: float = Field(default=0.5859, gt=0, lt=1)
+    low_share: float = Field(default=LOW_SHARE, gt=0, lt=1)
     weight_decay: Literal[0] = 0  # type: ignore[assignment]
 
 
@@ -160,7 +163,7 @@ class RotatedBaseRecipe(Recipe):
     data: str = "pretraining"
     steps: Literal[0] = 0
     seed: int
-    rotation: Literal["haar", "hadamard"] = "haar"
+    rotation: Rotation = "haar"
     rotated: tuple[int, ...]
     permuted: tuple[int, ...] = ()
     save_dtype: Literal["float32", "bfloat16"] = "bfloat16"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from threegates.checkpoints.frame import NAME, Frame
 from threegates.errors import RecipeError
-from threegates.geometry.rotation import Heads, haar, hadamard, permute_heads, random_order, rotate_values
+from threegates.geometry.rotation import Heads, haar, hadamard, random_order, reframed
 from threegates.lab.evaluate import held_out_problems
 from threegates.lab.language import SHARD_BYTES, load_weights
 from threegates.lab.model import ModelShape, forward
@@ -117,10 +117,9 @@ def transformed(
             remedy="name layers that it has",
         )
     changed: dict[str, Tensor] = {}
-    for layer, rotation in frame.rotations.items():
-        changed |= rotate_values(base, attention_prefix(layer), rotation, heads)
-    for layer, order in frame.orders.items():
-        changed |= permute_heads({**base, **changed}, attention_prefix(layer), order, heads)
+    for layer in range(layers):
+        rotation, order = frame.rotations.get(layer), frame.orders.get(layer)
+        changed |= reframed(base, attention_prefix(layer), rotation, order, heads)
     return changed
 
 

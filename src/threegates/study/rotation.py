@@ -36,9 +36,8 @@ from threegates.geometry.precision import to_bf16
 from threegates.geometry.rotation import (
     AXIS_OF_HEADS,
     Heads,
-    permute_heads,
     permute_heads_back,
-    rotate_values,
+    reframed,
     rotate_values_back,
 )
 from threegates.geometry.spectra import normalised_spectral_shift, singular_values
@@ -320,12 +319,8 @@ def _transformed(base: Checkpoint, coordinates: Coordinates, number: int) -> dic
     own = {name: base.bf16(name) for name in base.infos if layer(name) == number and prefix_of(name)}
     if not own:
         raise PairError("the base lacks a layer of the frame", where=base.folder, found=number)
-    prefix, changed = prefix_of(next(iter(own))), dict[str, Tensor]()
-    if number in frame.rotations:
-        changed |= rotate_values(own, prefix, frame.rotations[number], heads)
-    if number in frame.orders:
-        changed |= permute_heads(own | changed, prefix, frame.orders[number], heads)
-    return changed
+    prefix = prefix_of(next(iter(own)))
+    return reframed(own, prefix, frame.rotations.get(number), frame.orders.get(number), heads)
 
 
 def _frame_row(

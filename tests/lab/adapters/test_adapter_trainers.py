@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tests.lab.tiny import TINY, random_weights
+from threegates.checkpoints.roles import LINEAR
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
 from threegates.errors import RecipeError
 from threegates.lab import runs as module
-from threegates.lab.adapters.factors import LINEAR
 from threegates.lab.adapters.files import FOLDER
 from threegates.lab.adapters.trainers import AdapterPolicyTrainer, AdapterSupervisedTrainer
 from threegates.lab.recipe import AdapterRLRecipe, AdapterSFTRecipe, Init, PretrainRecipe

@@ -23,11 +23,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from threegates.checkpoints.roles import role
+from threegates.checkpoints.roles import linear_layers
 from threegates.errors import RecipeError
 from threegates.lab.recipe import Init
 
-LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 IDENTITY = 1e-5
 """Largest ‖W_res + s B₀A₀ − W₀‖_F/‖W₀‖_F that rounding in float32 explains."""
 
@@ -44,11 +43,6 @@ class Start:
     def effective(self) -> Tensor:
         """W_res + s B₀A₀, in float64."""
         return self.residual.double() + self.scaling * self.up.double() @ self.down.double()
-
-
-def linear_layers(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The matrices that get adapters, by name."""
-    return {name: weight for name, weight in weights.items() if role(name, weight.shape) in LINEAR}
 
 
 def starts(

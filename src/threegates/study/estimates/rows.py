@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 import pandas as pd
 
+from threegates.checkpoints.roles import LINEAR
 from threegates.errors import RecordError
 from threegates.study.estimates.intervals import Estimate, missing, t_estimate
 
-LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
 STRIPES = ("q", "k", "v", "o")
 #: Algorithms that stand for SFT in comparisons: on a teacher's traces in the lab, on the encoder plainly.
 SFT = ("sft-teacher", "cross-entropy")
