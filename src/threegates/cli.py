@@ -1,4 +1,4 @@
-"""The command `threegates`: train, measure, run, book, show, reproduce, compare."""
+"""The command `threegates`: train, measure, run, book, release, show, reproduce, compare."""
 
 from __future__ import annotations
 
@@ -30,6 +30,13 @@ app = typer.Typer(
 Profile = Annotated[
     str, typer.Option(help="How much is trained: smoke (minutes), mini (the default study) or full (hours).")
 ]
+BookProfile = Annotated[
+    str,
+    typer.Option(
+        help="How much is trained: smoke (minutes), mini (the default study), full (hours), or nothing: "
+        "released renders the records in results/, paper measures published checkpoints."
+    ),
+]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
 _CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
 
@@ -39,6 +46,10 @@ def train(
     profile: Profile = "mini",
     workers: Workers = 2,
     only: Annotated[list[str] | None, typer.Option(help="Train this run alone; may be repeated.")] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Train this seed of the profile, and what has none of them; may be repeated."),
+    ] = None,
 ) -> None:
     """Train the lab's models: a small base, then RL, SFT and RFT runs from it.
 
@@ -48,7 +59,8 @@ def train(
     from threegates.lab.train import train as train_lab
     from threegates.study.provenance import build_folder
 
-    typer.echo(f"manifest: {train_lab(profile, build_folder(), workers, tuple(only or ()))}")
+    path = train_lab(profile, build_folder(), workers, tuple(only or ()), tuple(seed or ()))
+    typer.echo(f"manifest: {path}")
 
 
 @app.command()
@@ -135,7 +147,7 @@ def run(
 
 @app.command()
 def book(
-    profile: Profile = "mini",
+    profile: BookProfile = "mini",
     workers: Workers = 2,
     from_records: Annotated[
         bool,
@@ -144,7 +156,7 @@ def book(
         ),
     ] = False,
 ) -> None:
-    """Train, measure, run every chapter and render the book into build/html.
+    """Train, measure, run every chapter and render the book into build/html (released: build/released/html).
 
     What has not changed since the last time is not done again.
     """
@@ -152,6 +164,24 @@ def book(
     from threegates.study.provenance import build_folder
 
     typer.echo(f"book: {build_book(profile, build_folder(), workers, measure=not from_records)}")
+
+
+@app.command()
+def release(
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the release, results/PROFILE of the project by default.")
+    ] = None,
+    workers: Workers = 2,
+) -> None:
+    """Pack the records and logs of this build's trained models into results/, for PROFILE=released.
+
+    What the book's chapters lack is measured first. An older release is replaced in one step.
+    """
+    from threegates.study.releasing import release_build
+
+    made = release_build(out, workers)
+    size = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file()) / 1e6
+    typer.echo(f"release: {made.folder} ({size:.1f} MB)")
 
 
 @app.command()

@@ -22,6 +22,8 @@ __all__ = ["Checkpoint", "TensorInfo"]
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# In the place of weights: what a release keeps of a checkpoint.
+WITHOUT_WEIGHTS = "without_weights.json"
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
 DTYPES = {
     "F64": torch.float64,
@@ -55,12 +57,16 @@ class Checkpoint:
 
     `infos` holds every tensor by name, sorted. A head tied to the embedding is listed as an alias of it
     (`alias_of`). `revision` is the commit of a checkpoint of the Hub. Nothing in the folder is executed.
+
+    Of a checkpoint that was released without its weights, `kept_digest` is the digest that it had; config and
+    headers are there, and no tensor can be read.
     """
 
     folder: Path
     config: dict[str, Any]
     infos: dict[str, TensorInfo]
     revision: str | None = None
+    kept_digest: str | None = None
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Checkpoint:
@@ -73,6 +79,8 @@ class Checkpoint:
                 expected="a folder with config.json and model.safetensors",
                 remedy="check the path; the lab's checkpoints are made by `threegates train`",
             )
+        if (folder / WITHOUT_WEIGHTS).is_file():
+            return _read_released(folder)
         infos = _read_tensors(folder)
         config = _read_config(folder)
         return cls(folder, config, dict(sorted(_with_tied_head(config, infos).items())))
@@ -92,6 +100,12 @@ class Checkpoint:
     def stored(self, name: str) -> Tensor:
         """A tensor as stored, mapped from its file: its bytes are read as they are used."""
         info = self.info(name)
+        if self.kept_digest is not None:
+            raise CheckpointError(
+                "this checkpoint was released without its weights",
+                where=f"{self.folder}, tensor '{name}'",
+                remedy="train it: `threegates train --profile full --only NAME-OF-ITS-RUN`",
+            )
         dtype = DTYPES.get(info.dtype)
         if dtype is None:
             raise CheckpointError(
@@ -114,6 +128,8 @@ class Checkpoint:
 
     def digest(self) -> str:
         """sha256 over the names and sha256 of config.json and the tensor files."""
+        if self.kept_digest is not None:
+            return self.kept_digest
         total = hashlib.sha256()
         for file in self.files():
             total.update(f"{file.relative_to(self.folder).as_posix()} {sha256_of(file)}\n".encode())
@@ -131,6 +147,37 @@ def sha256_of(path: Path) -> str:
         with open(path, "rb") as file:
             _SHA256[key] = hashlib.file_digest(file, "sha256").hexdigest()
     return _SHA256[key]
+
+
+def without_weights(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a release keeps of a checkpoint, as JSON: its digest, and its tensors' types and shapes.
+
+    Written as ``without_weights.json`` beside config.json, it opens as the checkpoint did.
+    """
+    tensors = {
+        name: {"dtype": info.dtype, "shape": list(info.shape), "alias_of": info.alias_of}
+        for name, info in checkpoint.infos.items()
+    }
+    return {"digest": checkpoint.digest(), "tensors": tensors}
+
+
+def _read_released(folder: Path) -> Checkpoint:
+    path = folder / WITHOUT_WEIGHTS
+    told = read_json(path)
+    try:
+        infos = {
+            name: TensorInfo(name, one["dtype"], tuple(one["shape"]), path, (0, 0), one["alias_of"])
+            for name, one in told["tensors"].items()
+        }
+        return Checkpoint(folder, _read_config(folder), infos, kept_digest=str(told["digest"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            "what was kept of a released checkpoint cannot be read",
+            where=path,
+            expected="digest, and tensors with dtype, shape and alias_of",
+            found=f"{type(error).__name__}: {error}",
+            remedy="unpack the release again: `threegates book --profile released`",
+        ) from None
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

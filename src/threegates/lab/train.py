@@ -9,6 +9,7 @@ from pathlib import Path
 
 from threegates.checkpoints.manifest import write_manifest
 from threegates.errors import RecipeError
+from threegates.lab import profiles
 from threegates.lab.encoder.package import verified_folder
 from threegates.lab.plan import Planned, manifest, plan
 from threegates.lab.progress import Display
@@ -19,16 +20,21 @@ from threegates.workers import run_parallel
 _KEEP_FREED_MEMORY = ((-1, 2**31 - 1), (-3, 2**31 - 1))
 
 
-def train(profile: str, build: Path, workers: int = 2, only: Sequence[str] = ()) -> Path:
+def train(
+    profile: str, build: Path, workers: int = 2, only: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> Path:
     """Train every run of a profile that is not finished; returns the manifest of its checkpoints.
 
     Parameters
     ----------
     only : names of runs; the base is trained with them, and the manifest is left as it is.
+    seeds : of the profile's seeds those to train now; the manifest lists what is finished then, so that a
+        long profile can be trained, measured and released seed by seed.
     """
     lab = build / "lab"
     planned = plan(profile)
-    runs = [item.run for item in _selected(planned, only)]
+    chosen = _of_seeds(planned, profiles.profile(profile).seeds, seeds)
+    runs = [item.run for item in _selected(chosen, only)]
     missing = [run for run in runs if not is_finished(lab, run)]
     if any(run.recipe.kind == "encoder-base" for run in missing):
         verified_folder()
@@ -36,8 +42,25 @@ def train(profile: str, build: Path, workers: int = 2, only: Sequence[str] = ())
         _execute_all(lab, missing, workers)
     path = lab / "manifest.yaml"
     if not only:
-        write_manifest(path, manifest(profile, planned))
+        write_manifest(path, manifest(profile, [item for item in planned if is_finished(lab, item.run)]))
     return path
+
+
+def _of_seeds(planned: list[Planned], known: Sequence[int], seeds: Sequence[int]) -> list[Planned]:
+    """Without runs of the profile's other seeds; bases, and runs with a seed of their own, always stay."""
+    if unknown := sorted(set(seeds) - set(known)):
+        raise RecipeError(
+            "This profile has no such seed.",
+            expected=", ".join(map(str, known)),
+            found=", ".join(map(str, unknown)),
+            remedy="Choose among the expected seeds.",
+        )
+    others = set(known) - set(seeds) if seeds else set()
+    return [
+        item
+        for item in planned
+        if item.draft.method == "pretrain" or getattr(item.run.recipe, "seed", None) not in others
+    ]
 
 
 def _selected(planned: list[Planned], only: Sequence[str]) -> list[Planned]:

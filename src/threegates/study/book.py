@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,6 +31,9 @@ from threegates.study.evidence import write_evidence
 from threegates.study.figure_cards import PROVENANCE, card, with_cards
 from threegates.study.figures import Published, publish
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
+from threegates.study.release import Release
+from threegates.study.release_notes import freshness, release_note, with_note
+from threegates.study.releasing import unpacked
 from threegates.study.runner import NotebookRun, sidecar
 from threegates.study.sources import MANIFEST_VARIABLE
 from threegates.study.stated import stated_values
@@ -44,6 +47,8 @@ from threegates.study.verdicts import PAGE, verdict_page
 from threegates.study.views import gain_view, pass_view
 
 LAB_CHAPTER = "miniature-lab"
+#: The profile that trains and measures nothing, and its folder below the build's.
+RELEASED = "released"
 #: What became of each page.
 Runs = dict[Page, NotebookRun | NotRun]
 
@@ -55,17 +60,23 @@ def build_book(profile: str, build: Path, workers: int = 2, measure: bool = True
 
     Parameters
     ----------
-    profile : "smoke" or "mini" train the lab; "paper" takes the paper's own checkpoints from the Hub.
+    profile : "smoke", "mini" or "full" train the lab; "paper" takes the paper's own checkpoints from the Hub;
+        "released" renders the records of results/, in a folder of its own below `build`.
     build : folder of everything that is built.
     workers : processes that train, measure and execute.
     measure : whether to train and measure what is missing; if not, claims that rest on it are not run.
     """
     root = project_root()
+    if profile == RELEASED:
+        build, measure = build / RELEASED, False
+        os.environ["THREEGATES_BUILD"] = str(build)
     build.mkdir(parents=True, exist_ok=True)
     with _only_one(build):
-        _prepare(profile, build, root, workers, measure)
+        release = unpacked(build) if profile == RELEASED else None
+        if release is None:
+            _prepare(profile, build, root, workers, measure)
         runs = {page: _run(page, workers, measure) for page in book_pages(root)}
-        source = _assemble(build, root, profile, runs)
+        source = _assemble(build, root, profile, runs, release)
         return _render(build, source)
 
 
@@ -109,20 +120,22 @@ def _run(page: Page, workers: int, measure: bool = True) -> NotebookRun | NotRun
     return result
 
 
-def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
+def _assemble(build: Path, root: Path, profile: str, runs: Runs, release: Release | None = None) -> Path:
     """Put prose, executed notebooks, figures, values and the verdicts' page into one fresh folder."""
     source = build / "book-src"
     forget(build)
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root / "book", source)
     for page, result in runs.items():
-        _add_page(source, page, result)
+        _add_page(source, page, result, _note(release, [page]))
     table = _verdicts(runs)
-    _add_verdicts(source, table, runs)
+    _add_verdicts(source, table, runs, _note(release, list(runs)))
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     stated = stated_values(read_claims(root / "claims.yaml"))
-    values = {"profile": profile} | stated | verdict_values(table) | _lab_values(runs)
+    values = (
+        {"profile": profile, "origin": _origin(release)} | stated | verdict_values(table) | _lab_values(runs)
+    )
     write_values(source / FILE, values)
     write_summary(build, source, profile, table, values)
     mathjax = source / "_static" / "mathjax"
@@ -131,11 +144,26 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs) -> Path:
     return source
 
 
-def _add_verdicts(source: Path, table: pd.DataFrame, runs: Runs) -> None:
+def _origin(release: Release | None) -> str:
+    """On what the build's numbers rest, for the prose."""
+    if release is None:
+        return "on models trained on the spot"
+    return f"from released records of the profile {release.profile}, whose models are not trained again"
+
+
+def _note(release: Release | None, pages: Sequence[Page]) -> str:
+    """What pages of a released build say of their records; nothing in any other build."""
+    if release is None:
+        return ""
+    studies = [page_study(page, measure=False) for page in pages if page_looks(page)]
+    return release_note(release, freshness(studies, release.profile)) if studies else ""
+
+
+def _add_verdicts(source: Path, table: pd.DataFrame, runs: Runs, note: str) -> None:
     """The verdicts' page with its figure, and the evidence of every claim."""
     rows = forest_rows(table)
     figure = _with_card(source, _summary_figure(source, rows), runs) if len(rows) else ""
-    (source / f"{PAGE}.md").write_text(verdict_page(table, figure), encoding="utf-8")
+    (source / f"{PAGE}.md").write_text(verdict_page(table, note + figure), encoding="utf-8")
     write_evidence(source / "extra", table, _cells(runs), {page.name: _read(runs[page]) for page in runs})
 
 
@@ -213,14 +241,18 @@ def _read(result: NotebookRun | NotRun) -> list[dict]:
     return [{"record": f"{f.parent.name}/{f.name}", "sha256": record_digest(f)} for f in files]
 
 
-def _add_page(source: Path, page: Page, result: NotebookRun | NotRun) -> None:
-    """The executed notebook with its figures, or a page that says why it was not run, with its verdicts."""
+def _add_page(source: Path, page: Page, result: NotebookRun | NotRun, note: str = "") -> None:
+    """The executed notebook with its figures, or a page that says why it was not run, with its verdicts.
+
+    `note` stands below the title.
+    """
     if isinstance(result, NotRun):
         text = f"# {page.name}\n\nNot run: {result.reason}.\n\n{VerdictCards(result.verdicts).html()}\n"
         (source / f"{page.name}.md").write_text(text, encoding="utf-8")
         return
     facts = sidecar(result.page).get("figures", {})
     shown = with_cards(nbformat.read(result.page, as_version=4), facts)
+    shown = with_note(shown, note) if note else shown
     nbformat.write(shown, source / f"{page.name}.ipynb")
     _write_facts(source, facts)
     figures = result.page.parent / "figures" / page.name

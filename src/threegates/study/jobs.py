@@ -107,7 +107,8 @@ _RUN, _STEP = "run:", "step:"
 class Job:
     """One unit of measuring.
 
-    `facts` become columns when its tables are read; `inputs` go into the records' provenance.
+    `facts` become columns when its tables are read; `inputs` go into the records' provenance. `stale` says
+    that its records are released ones, which other code or other versions made.
     """
 
     kind: str
@@ -116,6 +117,7 @@ class Job:
     arguments: dict
     facts: dict = field(default_factory=dict)
     inputs: dict = field(default_factory=dict)
+    stale: bool = False
 
     def __hash__(self) -> int:
         return hash(self.digest)

@@ -66,9 +66,14 @@ class Records:
 
 def write_parquet(path: Path, frame: pd.DataFrame, provenance: dict) -> None:
     """Write a frame atomically; equal frames and provenance give equal bytes."""
-    table = _bare_table(frame).replace_schema_metadata({_METADATA_KEY: _json(provenance)})
+    write_table(path, _bare_table(frame), provenance)
+
+
+def write_table(path: Path, table: pa.Table, provenance: dict) -> None:
+    """Write an Arrow table as `write_parquet` writes a frame."""
+    told = table.replace_schema_metadata({_METADATA_KEY: _json(provenance)})
     with atomic_path(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
+        pq.write_table(told, temporary, compression="zstd")
 
 
 def read_parquet(path: Path) -> pd.DataFrame:

@@ -22,6 +22,7 @@ from threegates.study.by_tensor import typed
 from threegates.study.estimates.rows import MissingRecordError
 from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs
 from threegates.study.provenance import build_folder, project_root, record_provenance
+from threegates.study.released import as_released
 from threegates.study.robustness import COLUMNS, cells, counted
 from threegates.study.sources import StudyPair, chapter_pairs, lab_manifest, named_pairs, own_pair
 from threegates.study.store import Records, read_parquet, record_digest, remove_leftovers
@@ -121,7 +122,8 @@ class Study:
     @cached_property
     def jobs(self) -> list[Job]:
         """Everything that has to be measured for the chapter, done or not."""
-        return chapter_jobs(self.chapter, self.pairs, self.draws, self.seed)
+        jobs = chapter_jobs(self.chapter, self.pairs, self.draws, self.seed)
+        return as_released(jobs, self.records)
 
     def missing(self) -> list[Job]:
         """Jobs some of whose records are not there yet."""
@@ -271,6 +273,13 @@ class Study:
 
     def _read(self, job: Job, table: str) -> pd.DataFrame:
         frame = self.records.read(table, job.name, job.digest)
+        if job.stale and (lost := sorted(set(TABLES[job.kind][table]) - set(frame))):
+            raise MissingRecordError(
+                "a released record is too old for this chapter",
+                where=f"{table}/{job.name}",
+                expected=f"the columns {', '.join(lost)}",
+                remedy="pack the release again",
+            )
         return frame.assign(**{key: value for key, value in job.facts.items() if key not in frame})
 
     def _joined(self, frame: pd.DataFrame) -> pd.DataFrame:

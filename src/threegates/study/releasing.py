@@ -1,0 +1,50 @@
+"""Making a release from a build, and laying one out to be rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from threegates.errors import RecordError
+from threegates.study.contents import book_pages
+from threegates.study.provenance import build_folder, project_root
+from threegates.study.release import Release, pack, read_release, unpack
+from threegates.study.runner import notebook_path, page_studies
+from threegates.study.sources import lab_manifest
+from threegates.study.study import Study
+
+#: Folder of the project that holds releases, one a profile.
+RESULTS = "results"
+#: The profile whose release the book is rendered from.
+RELEASED_PROFILE = "full"
+
+
+def release_build(target: Path | None = None, workers: int = 1) -> Release:
+    """Pack what this build's checkpoints gave; what a chapter lacks is measured first.
+
+    Raises
+    ------
+    RecordError : the build's checkpoints are of no profile of the lab.
+    """
+    manifest = lab_manifest()
+    if manifest.profile is None:
+        raise RecordError(
+            "only checkpoints of a profile can be released",
+            where=build_folder() / "lab",
+            expected="a manifest that `threegates train` wrote",
+        )
+    studies = [study.ensure(workers) for study in _studies() if study.pairs]
+    return pack(studies, manifest, target or project_root() / RESULTS / manifest.profile)
+
+
+def _studies() -> Iterator[Study]:
+    """Every study that a page of the book opens, as the page opens it."""
+    for page in book_pages(project_root()):
+        yield from page_studies(notebook_path(page.notebook), page.parameters)
+
+
+def unpacked(build: Path) -> Release:
+    """The release that the book is rendered from, laid out in a build's folder."""
+    release = read_release(project_root() / RESULTS / RELEASED_PROFILE)
+    unpack(release, build)
+    return release

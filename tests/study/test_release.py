@@ -1,0 +1,274 @@
+"""Releases: what is unpacked reads as what was packed, what is stale says so, damage is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.study import planted
+from tests.study.test_runner import write_notebook
+from tests.study.test_study import noisy_runs
+from threegates.checkpoints.manifest import Folder, read_manifest, write_manifest
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.errors import CheckpointError, RecordError
+from threegates.study import book, jobs, released
+from threegates.study.estimates.rows import MissingRecordError
+from threegates.study.release import _short, pack, read_release, unpack
+from threegates.study.release_notes import freshness, release_note
+from threegates.study.released import stale_runs
+from threegates.study.releasing import release_build
+from threegates.study.store import record_digest, write_parquet
+from threegates.study.study import Study
+
+CHAPTER = "stripe-masks"
+TABLES = (
+    "tensor",
+    "axis",
+    "agreement",
+    "rates",
+    "map",
+    "axis_sweep",
+    "agreement_sweep",
+    "tensor_sweep",
+    "log",
+)
+
+
+@pytest.fixture(scope="module")
+def released_once(tmp_path_factory):
+    """A project whose build has five runs laid out as the lab lays them out, one notebook, a book, a release."""
+    project = tmp_path_factory.mktemp("released") / "project"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in planted.make_project(project).items():
+            patch.setenv(name, value)
+        patch.setenv("THREEGATES_SOURCES", "{}")
+        _lay_out(project)
+        release_build()
+    return project
+
+
+@pytest.fixture
+def trained(project, released_once):
+    shutil.rmtree(project)
+    shutil.copytree(released_once, project)
+    return project
+
+
+@pytest.fixture
+def packed(trained):
+    return read_release(trained / "results" / "full")
+
+
+def _lay_out(project):
+    lab = project / "build" / "lab"
+    base = planted.base_tensors()
+    manifest = read_manifest(planted.write_study(lab, base, noisy_runs(base)))
+    entries = []
+    for number, entry in enumerate(manifest.checkpoints):
+        run, step = f"{entry.name}-0123456789ab", "step-000002"
+        (lab / "runs" / run).mkdir(parents=True)
+        shutil.move(lab / entry.name, lab / "runs" / run / step)
+        (lab / "runs" / run / "run.json").write_text(json.dumps({"name": entry.name}))
+        (lab / "runs" / run / "when.json").write_text(json.dumps({"seconds": number}))
+        log = pd.DataFrame({"step": [1, 2], "reward": [0.25, np.nan]})
+        write_parquet(
+            lab / "runs" / run / "log.parquet", log.assign(**{"own": [1.5, 2.5]} if number else {}), {}
+        )
+        entries.append(entry.model_copy(update={"source": Folder(path=f"runs/{run}/{step}")}))
+    write_manifest(
+        lab / "manifest.yaml", manifest.model_copy(update={"profile": "full", "checkpoints": entries})
+    )
+    write_notebook(
+        project,
+        CHAPTER,
+        "from threegates.study.study import Study\nstudy = Study.open('stripe-masks', draws=draws)",
+        "study.table('agreement')['jaccard'].mean()",
+        parameters="draws: int = 3  # masks",
+    )
+    (project / "book").mkdir()
+    contents = {"root": "intro", "parts": [{"chapters": [{"file": CHAPTER}, {"file": "verdicts"}]}]}
+    (project / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
+    (project / "book" / "intro.md").write_text("# Title\n\nComputed {val}`origin`.\n")
+
+
+def opened(build, monkeypatch, draws=3):
+    monkeypatch.setenv("THREEGATES_BUILD", str(build))
+    return Study.open(CHAPTER, draws=draws, measure=False)
+
+
+def test_unpacked_records_logs_and_headers_are_those_that_were_packed(trained, packed, monkeypatch):
+    before = Study.open(CHAPTER, draws=3)
+    tables = {name: before.table(name) for name in TABLES}
+    verdicts, models = before.verdicts(), [pair.tuned.checkpoint.digest() for pair in before.pairs]
+    digests = {path.name: record_digest(path) for path in before.files()}
+    build = trained / "elsewhere"
+    unpack(packed, build)
+    shutil.rmtree(trained / "build")
+    after = opened(build, monkeypatch)
+    assert [pair.tuned.checkpoint.digest() for pair in after.pairs] == models
+    assert {path.name: record_digest(path) for path in after.files()} == digests
+    for name, table in tables.items():
+        pd.testing.assert_frame_equal(after.table(name), table)
+    pd.testing.assert_frame_equal(after.verdicts(), verdicts)
+    assert not any(job.stale for job in after.jobs) and after.missing() == []
+    when = {path.parent.name: json.loads(path.read_text()) for path in build.rglob("when.json")}
+    assert when["grpo-s1-0123456789ab"] == {"seconds": 2}
+
+
+def test_a_column_that_only_some_runs_log_is_not_given_to_the_others(trained, packed, monkeypatch):
+    unpack(packed, trained / "elsewhere")
+    found = {path.parent.name: pd.read_parquet(path) for path in (trained / "elsewhere").rglob("log.parquet")}
+    assert list(found["base-0123456789ab"]) == ["step", "reward"]
+    assert list(found["grpo-s0-0123456789ab"]) == ["step", "reward", "own"]
+
+
+def test_only_the_base_keeps_its_weights_and_the_others_say_so(trained, packed, monkeypatch):
+    unpack(packed, trained / "elsewhere")
+    study = opened(trained / "elsewhere", monkeypatch)
+    base, tuned = study.pairs[0].base.checkpoint, study.pairs[0].tuned.checkpoint
+    original = Checkpoint.open(trained / "build" / "lab" / "runs" / "base-0123456789ab" / "step-000002")
+    name = next(iter(original.infos))
+    assert base.stored(name).equal(original.stored(name))
+    assert {n: (i.dtype, i.shape) for n, i in tuned.infos.items()}.keys() == original.infos.keys()
+    with pytest.raises(CheckpointError, match="released without its weights"):
+        tuned.stored(name)
+
+
+def test_records_of_other_code_stand_in_and_are_marked(trained, packed, monkeypatch):
+    unpack(packed, trained / "elsewhere")
+    monkeypatch.setattr(jobs, "_decides", lambda kind, _: {"code": "another", "versions": {}})
+    study = opened(trained / "elsewhere", monkeypatch)
+    assert all(job.stale for job in study.jobs) and study.missing() == []
+    assert len(study.table("agreement"))
+    monkeypatch.setattr("threegates.study.release_notes.stale_runs", lambda *_: ["grpo-s1"])
+    found = freshness([study], "full")
+    assert (found.records, found.runs) == (len(study.jobs), 6)
+    note = release_note(packed, found)
+    assert "class: warning" in note and f"{len(study.jobs)} of {len(study.jobs)} records" in note
+    assert "1 of 6 runs" in note and "`pair grpo-s0`" in note and "Runs: `grpo-s1`." in note
+
+
+def test_other_parameters_have_no_released_records(trained, packed, monkeypatch):
+    unpack(packed, trained / "elsewhere")
+    study = opened(trained / "elsewhere", monkeypatch, draws=4)
+    assert {job.kind for job in study.missing()} == {"group"}
+    with pytest.raises(MissingRecordError):
+        study.table("agreement")
+
+
+def test_a_stale_record_without_a_column_of_today_is_refused_by_name(trained, packed, monkeypatch):
+    unpack(packed, trained / "elsewhere")
+    monkeypatch.setattr(jobs, "_decides", lambda kind, _: {"code": "another", "versions": {}})
+    columns = jobs.TABLES["group"]["agreement"] | {"novel": "float64"}
+    monkeypatch.setitem(jobs.TABLES["group"], "agreement", columns)
+    with pytest.raises(MissingRecordError, match="too old") as failure:
+        opened(trained / "elsewhere", monkeypatch).table("agreement")
+    assert failure.value.expected == "the columns novel"
+
+
+def test_runs_are_stale_where_the_plan_would_train_others(trained, monkeypatch):
+    entries = read_manifest(trained / "build" / "lab" / "manifest.yaml").checkpoints
+
+    class Planned:
+        def __init__(self, name, digest):
+            self.run = self
+            self.name, self.folder = name, f"{name}-{digest}"
+
+    same = [Planned(entry.run or entry.name, "0123456789ab") for entry in entries]
+    monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: same)
+    assert stale_runs(entries, "full") == []
+    moved = [Planned("grpo-s3", "ffffffffffff") if one.name == "grpo-s3" else one for one in same]
+    monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: moved[:-1])
+    assert stale_runs(entries, "full") == ["grpo-s3", "grpo-s4"]
+
+
+def test_unpacking_again_does_nothing_until_the_release_changes(trained, packed):
+    build = trained / "elsewhere"
+    unpack(packed, build)
+    first = {path: path.stat().st_mtime_ns for path in build.rglob("*") if path.is_file()}
+    unpack(packed, build)
+    assert {path: path.stat().st_mtime_ns for path in build.rglob("*") if path.is_file()} == first
+    changed = read_release(packed.folder)
+    changed.files["manifest.yaml"] = "0" * 64
+    unpack(changed, build)
+    again = {path: path.stat().st_mtime_ns for path in build.rglob("*") if path.is_file()}
+    assert again.keys() == first.keys() and again != first
+
+
+@pytest.mark.parametrize("name", ["records/agreement.parquet", "provenance.json", "base/config.json"])
+def test_a_damaged_file_is_named(packed, name):
+    path = packed.folder / name
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(RecordError, match="not as it was packed") as failure:
+        read_release(packed.folder)
+    assert failure.value.where == path
+
+
+def test_without_a_release_and_with_one_of_another_version_it_says_what_to_do(trained, packed):
+    with pytest.raises(RecordError, match="no released records") as failure:
+        read_release(trained / "nothing")
+    assert "threegates release" in failure.value.remedy
+    told = json.loads((packed.folder / released.FILE).read_text())
+    (packed.folder / released.FILE).write_text(json.dumps(told | {"version": 99}))
+    with pytest.raises(RecordError, match="another version"):
+        read_release(packed.folder)
+    (packed.folder / released.FILE).write_text("{}")
+    with pytest.raises(RecordError, match="cannot be read"):
+        read_release(packed.folder)
+
+
+def test_a_release_that_fails_leaves_the_last_one(trained, packed, monkeypatch):
+    before = {path: path.read_bytes() for path in packed.folder.rglob("*") if path.is_file()}
+    manifest = read_manifest(trained / "build" / "lab" / "manifest.yaml")
+    bare = Study.open(CHAPTER, draws=7, measure=False)
+    with pytest.raises(MissingRecordError):
+        pack([bare], manifest, packed.folder)
+    assert {path: path.read_bytes() for path in packed.folder.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in packed.folder.parent.iterdir()) == [packed.folder.name]
+
+
+def test_a_release_has_one_base(trained, packed):
+    manifest = read_manifest(trained / "build" / "lab" / "manifest.yaml")
+    extra = manifest.checkpoints[0].model_copy(update={"name": "another"})
+    two = manifest.model_copy(update={"checkpoints": [*manifest.checkpoints, extra]})
+    with pytest.raises(RecordError, match="one base"):
+        pack([], two, packed.folder)
+
+
+def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from(
+    trained, packed, monkeypatch
+):
+    shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
+    shutil.rmtree(trained / "build")
+    monkeypatch.setattr(book, "_render", lambda build, source: source)
+    monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: [])
+    monkeypatch.setattr("threegates.lab.train.train", None)
+    monkeypatch.setattr("threegates.study.study.run_jobs", None)
+    source = book.build_book("released", trained / "build", 1)
+    assert source == trained / "build" / "released" / "book-src"
+    page = (source / f"{CHAPTER}.ipynb").read_text()
+    assert "6 of 6 runs" in page and "Stale released records" in page
+    assert "Stale released records" in (source / "verdicts.md").read_text()
+    values = json.loads((source / "_values.json").read_text())
+    assert values["profile"] == "released" and "profile full" in values["origin"]
+    assert values["masks-agree-across-runs.verdict"] != "not run"
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e30, max_value=1e30), st.integers(8, 20))
+def test_shortened_numbers_keep_their_leading_bits(value, bits):
+    short = float(_short(np.array([value]), bits)[0])
+    if abs(value) > 1e-30:
+        assert abs(short - value) <= 2.0 ** -(bits + 1) * abs(value) * (1 + 1e-9)
+        assert np.frexp(short)[0] * 2 ** (bits + 1) == np.round(np.frexp(short)[0] * 2 ** (bits + 1))
+
+
+def test_shortened_numbers_keep_what_is_no_number():
+    given_values = np.array([np.nan, np.inf, -np.inf, 0.0, 0.5])
+    np.testing.assert_array_equal(_short(given_values, 13), given_values.astype(np.float32))
