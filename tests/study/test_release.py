@@ -43,7 +43,7 @@ TABLES = (
 
 @pytest.fixture(scope="module")
 def released_once(tmp_path_factory):
-    """A project whose build has five runs laid out as the lab lays them out, a notebook, a book, a release."""
+    """A project whose build has five runs, laid out as the lab does it, a notebook, a book, a release."""
     project = tmp_path_factory.mktemp("released") / "project"
     with pytest.MonkeyPatch.context() as patch:
         for name, value in planted.make_project(project).items():
