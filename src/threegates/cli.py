@@ -28,7 +28,11 @@ app = typer.Typer(
 )
 
 Profile = Annotated[
-    str, typer.Option(help="How much is trained: smoke (minutes), mini (the default study) or full (hours).")
+    str,
+    typer.Option(
+        help="How much is trained: smoke (minutes), mini (the default study), full (hours), or gpu (a larger "
+        "model, trained alone)."
+    ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
 _CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."

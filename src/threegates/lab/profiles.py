@@ -11,6 +11,8 @@ from threegates.lab.kl import Estimator
 from threegates.lab.recipe import AnyRecipe, Init, Mask, Rotation
 
 BASE, ENCODER_BASE = "lab-base", "encoder-base"
+#: The profile of `threegates.lab.larger`, which has runs of its own.
+GPU = "gpu"
 FIRST_SEED = 101
 # Learning rates: RL's for masks (reward barely moves, weights move by about one ULP), RL's for reward
 # curves, and SFT's own, of the size that fine-tuning usually takes.
@@ -117,7 +119,7 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise RecipeError(
             f"There is no lab profile {name!r}.",
-            expected=" | ".join(PROFILES),
+            expected=" | ".join([*PROFILES, GPU]),
             found=name,
             remedy="Choose one of the expected profiles.",
         )
