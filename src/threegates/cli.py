@@ -28,7 +28,11 @@ app = typer.Typer(
 )
 
 Profile = Annotated[
-    str, typer.Option(help="How much is trained: smoke (minutes), mini (the default study) or full (hours).")
+    str,
+    typer.Option(
+        help="How much is trained: smoke (minutes), mini (the default study), full (hours), or gpu (a larger "
+        "model, trained alone)."
+    ),
 ]
 BookProfile = Annotated[
     str,

@@ -14,7 +14,7 @@ from tests.lab.tiny import TINY, random_weights
 from threegates.checkpoints.writer import write_checkpoint
 from threegates.lab.objectives import ALGORITHMS, Algorithm, group_advantages, policy_loss
 from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
-from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID, Problem
+from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID, Problem, data_set
 from threegates.lab.tokenizer import tokenizer_files
 
 pytestmark = [
@@ -46,7 +46,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny checkpoint in Hub format, written by our own writer."""
     path = tmp_path_factory.mktemp("trl") / "policy"
     config = TINY.config(pad=PAD_ID, bos=BOS_ID, eos=EOS_ID, stored_dtype="float32")
-    write_checkpoint(path, random_weights(seed=1, sharpness=2.0), config, tokenizer_files(), 8000)
+    write_checkpoint(
+        path, random_weights(seed=1, sharpness=2.0), config, tokenizer_files(data_set("arith-4")), 8000
+    )
     return path
 
 

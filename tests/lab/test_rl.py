@@ -17,7 +17,7 @@ from threegates.lab.objectives import ALGORITHMS
 from threegates.lab.recipe import RLRecipe
 from threegates.lab.rl import PolicyTrainer
 from threegates.lab.rollout import Rollout, pad_prompts
-from threegates.lab.task import TOKEN_ID, is_held_out
+from threegates.lab.task import TOKEN_ID, DataSet, is_held_out
 
 PROMPTS, SAMPLES = 6, 4
 
@@ -193,7 +193,7 @@ def test_other_algorithms_sample_once(monkeypatch, spy, algorithm):
 
 def test_groups_of_equal_answers_and_unequal_lengths_are_not_informative(monkeypatch, spy):
     """The overlong penalty tells their rewards apart, but they say nothing about right and wrong."""
-    monkeypatch.setattr(module, "RESPONSE_LENGTH", 3)
+    monkeypatch.setattr(DataSet, "response_length", 3)
     _script(monkeypatch, [["wrong"] * PROMPTS, ["mixed"] * PROMPTS])
     metrics = _trainer("dapo").step(1)
     lengths = spy.rollouts[0].lengths.view(PROMPTS, SAMPLES)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from tests.lab.tiny import earns_reward, left_to_right
 from threegates.errors import RecipeError
+from threegates.lab.model import ModelShape
 from threegates.lab.task import (
     BASE_STYLES,
     DATA_SETS,
@@ -261,6 +262,7 @@ def test_side_tasks_are_solved(seed):
         ("arith-4", {4}, {"+", "-", "*"}),
         ("addsub-4", {4}, {"+", "-"}),
         ("arith-3to5", {3, 4, 5}, {"+", "-", "*"}),
+        ("arith-8", {8}, {"+", "-", "*"}),
     ],
 )
 def test_data_sets_draw_what_their_names_say(name, operations, operators):
@@ -268,6 +270,19 @@ def test_data_sets_draw_what_their_names_say(name, operations, operators):
     assert {len(p.operators) for p in drawn} == operations
     assert {operator for p in drawn for operator in p.operators} == operators
     assert {digit for p in drawn for digit in p.digits} == set(range(10))
+
+
+def test_lengths_follow_from_the_longest_chain():
+    """Those of the lab's data sets are what its checkpoints say; longer chains have room for their own."""
+    for name, data in DATA_SETS.items():
+        expected = (52, 96) if name.endswith("-8") else (34, 64)
+        assert (data.response_length, data.positions) == expected
+        assert max(data.operations) <= data.longest
+    assert ModelShape().positions == data_set("pretraining").positions
+    longest = Problem((1,) * 9, ("*",) * 8)
+    responses = [style(longest, 0.0, np.random.default_rng(0)) for style in STYLES]
+    assert max(map(len, responses)) < 52
+    assert len(longest.prompt()) + 52 <= 96
 
 
 def test_an_unknown_data_set_is_refused_with_the_known_ones():

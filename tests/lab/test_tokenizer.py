@@ -15,7 +15,7 @@ from threegates.lab.tokenizer import tokenizer_files
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokenizer")
-    for name, text in tokenizer_files().items():
+    for name, text in tokenizer_files(data_set("arith-4")).items():
         (path / name).write_text(text)
     (path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     return path
@@ -48,4 +48,4 @@ def test_generation_ends_where_the_lab_ends(folder):
 
 
 def test_the_files_are_the_same_text_each_time():
-    assert tokenizer_files() == tokenizer_files()
+    assert tokenizer_files(data_set("arith-4")) == tokenizer_files(data_set("arith-4"))

@@ -77,6 +77,20 @@ def test_steps_are_logged_with_evaluations_where_due(kind):
         assert all({"reward", "kl", "entropy", "length", "clip_fraction"} <= set(row) for row in rows)
 
 
+@pytest.mark.parametrize("kind", ["grpo", "teacher"])
+def test_an_evaluations_row_holds_what_held_out_prompts_say(kind):
+    """RL measures reward and KL on its own samples, before the step: they are not the evaluation's."""
+    trainer, again = trainers()[kind], trainers()[kind]
+    for index in range(1, 5):
+        row = trainer.logged_step(index)
+        sampled = again.step(index)
+    measured = trainer.evaluate(4)
+    assert {"reward", "pass_at_1", "kl", "kl_k1", "kl_k2", "entropy", "length"} <= set(measured)
+    assert {name: row[name] for name in measured} == measured
+    assert kind == "teacher" or sampled["kl"] != measured["kl"]
+    assert row["loss"] == sampled["loss"]
+
+
 def test_the_learning_rate_warms_up_and_then_stays():
     trainer = trainers()["teacher"]
     rates = []

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from threegates.lab.kl import ESTIMATORS
-from threegates.lab.model import ModelShape, Weights
+from threegates.lab.model import ModelShape, Weights, device_of
 from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
-from threegates.lab.task import Problem, data_set, draw_problems, is_correct
+from threegates.lab.task import RESPONSE_LENGTH, Problem, data_set, draw_problems, is_correct
 
 # One fixed set of held-out prompts for every run, so that runs are compared on the same questions.
 EVALUATION_SEED = 20_251_111
@@ -28,15 +28,21 @@ def held_out_problems(data: str, count: int) -> list[Problem]:
 def verify(rollout: Rollout, problems: Sequence[Problem], samples: int) -> Tensor:
     """Whether each response is right; ``samples`` consecutive rows belong to one problem. (batch,) bool."""
     rows = rollout.responses.tolist()
-    return torch.tensor([is_correct(row, problems[i // samples].answer) for i, row in enumerate(rows)])
+    right = [is_correct(row, problems[i // samples].answer) for i, row in enumerate(rows)]
+    return torch.tensor(right, device=rollout.responses.device)
 
 
 def sample_problems(
-    weights: Weights, shape: ModelShape, problems: Sequence[Problem], samples: int, generator: torch.Generator
+    weights: Weights,
+    shape: ModelShape,
+    problems: Sequence[Problem],
+    samples: int,
+    generator: torch.Generator,
+    length: int = RESPONSE_LENGTH,
 ) -> Rollout:
-    """``samples`` responses to every problem, in consecutive rows."""
-    prompts = pad_prompts([problem.prompt() for problem in problems])
-    return sample(weights, shape, prompts.repeat_interleave(samples, 0), generator)
+    """``samples`` responses of at most ``length`` tokens to every problem, in consecutive rows."""
+    prompts = pad_prompts([problem.prompt() for problem in problems]).to(generator.device)
+    return sample(weights, shape, prompts.repeat_interleave(samples, 0), generator, length=length)
 
 
 @torch.no_grad()
@@ -73,7 +79,9 @@ def evaluate(
 ) -> dict[str, float]:
     """One sample a held-out prompt: the metrics of `rollout_metrics` and pass@1."""
     problems = held_out_problems(data, prompts)
-    rollout = sample_problems(weights, shape, problems, 1, step_generator(seed, "evaluation", step))
+    generator = step_generator(seed, "evaluation", step, device_of(weights))
+    length = data_set(data).response_length
+    rollout = sample_problems(weights, shape, problems, 1, generator, length)
     correct = verify(rollout, problems, 1)
     reference = None if base is None else reference_log_probs(base, shape, rollout)
     return rollout_metrics(rollout, correct, reference) | {"pass_at_1": float(correct.float().mean())}
@@ -84,11 +92,12 @@ def final_evaluation(
 ) -> pd.DataFrame:
     """How many of ``samples`` responses to each held-out prompt are right: one row a prompt."""
     problems = held_out_problems(data, prompts)
+    length = data_set(data).response_length
     counts: list[int] = []
     for start in range(0, prompts, CHUNK // samples):
         chunk = problems[start : start + CHUNK // samples]
-        generator = step_generator(seed, "final-evaluation", start)
-        rollout = sample_problems(weights, shape, chunk, samples, generator)
+        generator = step_generator(seed, "final-evaluation", start, device_of(weights))
+        rollout = sample_problems(weights, shape, chunk, samples, generator, length)
         counts += verify(rollout, chunk, samples).view(-1, samples).sum(1).tolist()
     return pd.DataFrame(
         {

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, Self
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.lab.averages import average_tokens
+from threegates.lab.device import require_device
 from threegates.lab.evaluate import evaluate, final_evaluation
 from threegates.lab.model import ModelShape, Weights
 from threegates.lab.recipe import LanguageRecipe
 from threegates.lab.rollout import response_log_probs, token_log_probs
-from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID
+from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID, data_set
 from threegates.lab.tokenizer import tokenizer_files
 from threegates.lab.trainer import Contents, Metrics, Trainer
 
@@ -31,8 +33,15 @@ class LanguageTrainer(Trainer):
     def __init__(
         self, recipe: LanguageRecipe, shape: ModelShape, initial: Mapping[str, Tensor], base: Weights | None
     ) -> None:
-        super().__init__(recipe, initial)
-        self.shape, self.base = shape, base
+        require_device(recipe.device, recipe.name)
+        super().__init__(recipe, _moved(initial, recipe.device))
+        self.shape = shape
+        self.base: Weights | None = None if base is None else _moved(base, recipe.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights, samples and losses are."""
+        return self.weights.master.device
 
     @classmethod
     def start(cls, recipe: Any, base: Path | None) -> Self:
@@ -57,7 +66,8 @@ class LanguageTrainer(Trainer):
         recipe = self.recipe
         if not recipe.final_prompts:
             return None
-        weights = {name: tensor.float() for name, tensor in self.weights.saved("bfloat16").items()}
+        saved = self.weights.saved("bfloat16")
+        weights = {name: tensor.to(self.device).float() for name, tensor in saved.items()}
         return final_evaluation(
             weights,
             self.shape,
@@ -70,12 +80,18 @@ class LanguageTrainer(Trainer):
     def contents(self) -> Contents:
         stored = self.recipe.save_dtype
         config = self.shape.config(pad=PAD_ID, bos=BOS_ID, eos=EOS_ID, stored_dtype=stored)
-        return Contents(self.weights.saved(stored), config, tokenizer_files(), SHARD_BYTES)
+        files = tokenizer_files(data_set(self.recipe.data))
+        return Contents(self.weights.saved(stored), config, files, SHARD_BYTES)
 
     def negative_log_likelihood(self, prompts: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
-        """Mean over response tokens of −log π, a scalar."""
+        """Mean over response tokens of −log π, a scalar; the batch is moved to the weights."""
+        prompts, responses, mask = (tensor.to(self.device) for tensor in (prompts, responses, mask))
         log_probs = response_log_probs(self.weights.named, self.shape, prompts, responses)
         return -average_tokens(token_log_probs(log_probs, responses), mask, "token")
+
+
+def _moved(weights: Weights, device: str) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in weights.items()}
 
 
 def load_weights(folder: Path) -> tuple[ModelShape, dict[str, Tensor]]:

@@ -30,9 +30,9 @@ class MaskedPolicyTrainer(PolicyTrainer):
 
     def trained_weights(self, initial: Mapping[str, Tensor]) -> TrainedWeights:
         recipe = self.recipe
-        return MaskedWeights(
-            initial, update_masks(recipe, initial), master=recipe.master_dtype, storage=recipe.storage_dtype
-        )
+        # Masks are those that the study measures: found on the CPU, wherever training is.
+        masks = update_masks(recipe, {name: tensor.cpu() for name, tensor in initial.items()})
+        return MaskedWeights(initial, masks, master=recipe.master_dtype, storage=recipe.storage_dtype)
 
 
 class MaskedWeights(TrainedWeights):
@@ -42,8 +42,9 @@ class MaskedWeights(TrainedWeights):
         self, initial: Mapping[str, Tensor], masks: Mapping[str, Tensor], *, master: str, storage: str
     ) -> None:
         super().__init__(initial, master=master, storage=storage)
-        closed = {name: torch.zeros_like(tensor, dtype=torch.bool) for name, tensor in initial.items()}
-        self._free = torch.cat([mask.flatten() for mask in (closed | dict(masks)).values()])
+        closed = {name: torch.zeros(tensor.shape, dtype=torch.bool) for name, tensor in initial.items()}
+        free = torch.cat([mask.flatten() for mask in (closed | dict(masks)).values()])
+        self._free = free.to(self._gradient.device)
 
     def hand_over_gradient(self, clip: float) -> float:
         self._gradient.mul_(self._free)

@@ -10,14 +10,20 @@ arXiv 2305.13245; rotary positions after Su et al. (2021), arXiv 2104.09864.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 Weights = Mapping[str, Tensor]
+
+
+def device_of(weights: Weights) -> torch.device:
+    """Where the weights are: all of a model's are in one place."""
+    return next(iter(weights.values())).device
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,13 @@ def initial_weights(shape: ModelShape, generator: torch.Generator) -> dict[str, 
     return weights
 
 
+class Memory(Protocol):
+    """What holds the keys and values of earlier tokens."""
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Take in a layer's new ones, and return all that the new tokens may look at."""
+
+
 @dataclass
 class Cache:
     """Keys and values, (layers, batch, kv_heads, length, head_dim), valid up to ``filled``."""
@@ -104,9 +117,9 @@ class Cache:
     filled: int = 0
 
     @classmethod
-    def empty(cls, shape: ModelShape, batch: int, length: int) -> Cache:
+    def empty(cls, shape: ModelShape, batch: int, length: int, device: torch.device | str = "cpu") -> Cache:
         size = (shape.layers, batch, shape.kv_heads, length, shape.head_dim)
-        return cls(torch.zeros(size), torch.zeros(size))
+        return cls(torch.zeros(size, device=device), torch.zeros(size, device=device))
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Append at ``filled`` and return everything up to the new end."""
@@ -116,9 +129,30 @@ class Cache:
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
 
+@dataclass
+class FixedCache:
+    """Keys and values of one length from the first token on, so that every decoding step has one shape.
+
+    keys, values : a tensor (batch, kv_heads, length, head_dim) for each layer: a compiled step writes to
+        whole arguments in place, and would copy one that holds all layers. columns : (time,) where the
+        present tokens stand.
+    """
+
+    keys: Sequence[Tensor]
+    values: Sequence[Tensor]
+    columns: Tensor
+
+    def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write at the columns and return everything, what is not yet written too: the bias hides it."""
+        self.keys[layer].index_copy_(2, self.columns, key)
+        self.values[layer].index_copy_(2, self.columns, value)
+        return self.keys[layer], self.values[layer]
+
+
 def rotary_tables(shape: ModelShape, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of every position's rotary angles, (batch, 1, time, head_dim)."""
-    exponents = torch.arange(0, shape.head_dim, 2, dtype=torch.float32) / shape.head_dim
+    steps = torch.arange(0, shape.head_dim, 2, dtype=torch.float32, device=positions.device)
+    exponents = steps / shape.head_dim
     angles = positions[:, None, :, None].float() * shape.rope_theta**-exponents
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos(), angles.sin()
@@ -137,10 +171,19 @@ def attention_bias(valid: Tensor, queries: int) -> Tensor:
     position may see itself, so that no row of the softmax is empty.
     """
     keys = valid.shape[1]
-    asks = torch.arange(keys - queries, keys)[:, None]
-    column = torch.arange(keys)[None, :]
+    return bias_at(valid, torch.arange(keys - queries, keys, device=valid.device))
+
+
+def bias_at(valid: Tensor, columns: Tensor) -> Tensor:
+    """`attention_bias` where the positions that ask stand at the given (queries,) columns."""
+    asks, column = columns[:, None], torch.arange(valid.shape[1], device=valid.device)[None, :]
     allowed = (column <= asks)[None] & (valid[:, None, :] | (column == asks)[None])
-    return torch.zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)[:, None]
+    return torch.zeros(allowed.shape, device=valid.device).masked_fill_(~allowed, -torch.inf)[:, None]
+
+
+def counted(valid: Tensor) -> Tensor:
+    """Positions of (batch, keys) columns: valid tokens alone are counted, from 0."""
+    return (valid.long().cumsum(-1) - 1).clamp_(min=0)
 
 
 def _split(x: Tensor, weight: Tensor, heads: int, head_dim: int) -> Tensor:
@@ -155,7 +198,7 @@ def _attend(
     x: Tensor,
     rotary: tuple[Tensor, Tensor],
     bias: Tensor,
-    cache: Cache | None,
+    cache: Memory | None,
     layer: int,
 ) -> Tensor:
     query = rotate(_split(x, weights[prefix + "q_proj.weight"], shape.heads, shape.head_dim), *rotary)
@@ -198,8 +241,27 @@ def forward(
     (batch, time, vocabulary) float32 logits.
     """
     time = tokens.shape[1]
-    positions = (valid.long().cumsum(-1) - 1).clamp_(min=0)[:, -time:]
-    rotary, bias = rotary_tables(shape, positions), attention_bias(valid, time)
+    logits = _logits(weights, shape, tokens, counted(valid)[:, -time:], attention_bias(valid, time), cache)
+    if cache is not None:
+        cache.filled += time
+    return logits
+
+
+def forward_at(
+    weights: Weights, shape: ModelShape, tokens: Tensor, valid: Tensor, cache: FixedCache
+) -> Tensor:
+    """`forward` on tokens that stand at the cache's columns, with ``valid`` (batch, length) over all of it.
+
+    No shape depends on how many tokens came before, so that a compiled step serves every one of them.
+    """
+    positions = counted(valid).index_select(1, cache.columns)
+    return _logits(weights, shape, tokens, positions, bias_at(valid, cache.columns), cache)
+
+
+def _logits(
+    weights: Weights, shape: ModelShape, tokens: Tensor, positions: Tensor, bias: Tensor, cache: Memory | None
+) -> Tensor:
+    rotary = rotary_tables(shape, positions)
     width, epsilon = (shape.width,), shape.norm_epsilon
     hidden = F.embedding(tokens, weights["model.embed_tokens.weight"])
     for i in range(shape.layers):
@@ -208,7 +270,5 @@ def forward(
         hidden = hidden + _attend(weights, layer + "self_attn.", shape, normed, rotary, bias, cache, i)
         normed = F.rms_norm(hidden, width, weights[layer + "post_attention_layernorm.weight"], epsilon)
         hidden = hidden + _feed_forward(weights, layer + "mlp.", normed)
-    if cache is not None:
-        cache.filled += time
     hidden = F.rms_norm(hidden, width, weights["model.norm.weight"], epsilon)
     return F.linear(hidden, weights["lm_head.weight"])

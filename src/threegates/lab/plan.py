@@ -6,16 +6,19 @@ that informed a recipe is evidence for a claim.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, Method
 from threegates.lab.interventions import intervention_drafts
+from threegates.lab.larger import PROFILE as LARGER
+from threegates.lab.larger import larger_drafts
 from threegates.lab.profiles import (
     BASE,
     ENCODER_BASE,
     FIRST_SEED,
+    GPU,
     RATES,
     Draft,
     Profile,
@@ -67,14 +70,32 @@ class Planned:
 
 def plan(name: str) -> list[Planned]:
     """Every run of a profile, each after its base."""
-    chosen = profile(name)
-    drafts = [_base(chosen), *_reinforced(chosen), *_supervised(chosen), *_without_masters(chosen)]
-    drafts += [*_encoder(chosen), *intervention_drafts(chosen)]
+    drafts = larger_drafts(_drafts(LARGER)) if name == GPU else _drafts(profile(name))
+    return _planned(drafts)
+
+
+def seeds_of(name: str) -> tuple[int, ...]:
+    """Seeds that every arm of a profile is trained with; some runs have others of their own."""
+    return LARGER.seeds if name == GPU else profile(name).seeds
+
+
+def _planned(drafts: Iterable[Draft]) -> list[Planned]:
     made: dict[str, Run] = {}
+    planned = []
     for draft in drafts:
         recipe = draft.recipe
         made[recipe.name] = make_run(recipe, None if recipe.base is None else made[recipe.base])
-    return [Planned(draft, made[draft.recipe.name]) for draft in drafts]
+        planned.append(Planned(draft, made[recipe.name]))
+    return planned
+
+
+def _drafts(chosen: Profile) -> Iterator[Draft]:
+    yield _base(chosen)
+    yield from _reinforced(chosen)
+    yield from _supervised(chosen)
+    yield from _without_masters(chosen)
+    yield from _encoder(chosen)
+    yield from intervention_drafts(chosen)
 
 
 def _base(chosen: Profile) -> Draft:
@@ -234,7 +255,7 @@ def _entries(draft: Draft, run: Run) -> Iterator[Entry]:
             chapters=[c for c in draft.chapters if final or c in STEP_CHAPTERS],
             labels=_labels(draft),
             checked=True,
-            note=None if trained else ENCODER_NOTE,
+            note=ENCODER_NOTE if recipe.kind == "encoder-base" else None,
         )
 
 

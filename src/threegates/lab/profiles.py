@@ -11,6 +11,8 @@ from threegates.lab.kl import Estimator
 from threegates.lab.recipe import AnyRecipe, Init, Mask, Rotation
 
 BASE, ENCODER_BASE = "lab-base", "encoder-base"
+#: The profile of `threegates.lab.larger`, which has runs of its own.
+GPU = "gpu"
 FIRST_SEED = 101
 # Learning rates: RL's for masks (reward barely moves, weights move by about one ULP), RL's for reward
 # curves, and SFT's own, of the size that fine-tuning usually takes.
@@ -90,8 +92,8 @@ PROFILES = {
     profile.name: profile
     for profile in (
         Profile("smoke", 300, 12, 8, (101,), (1 / 6, 1 / 3, 2 / 3, 1.0), 64, 8, Arms(4)),
-        Profile("mini", 1600, 60, 40, (101, 102, 103), _KEPT, 512, 40, Arms(24)),
-        Profile("full", 1600, 60, 40, (101, 102, 103, 104, 105, 106), _KEPT, 512, 40, _EVERY_ARM),
+        Profile("mini", 1600, 48, 40, (101, 102, 103), _KEPT, 512, 24, Arms(24)),
+        Profile("full", 1600, 48, 40, (101, 102, 103, 104, 105, 106), _KEPT, 512, 24, _EVERY_ARM),
     )
 }
 
@@ -117,7 +119,7 @@ def profile(name: str) -> Profile:
     if name not in PROFILES:
         raise RecipeError(
             f"There is no lab profile {name!r}.",
-            expected=" | ".join(PROFILES),
+            expected=" | ".join([*PROFILES, GPU]),
             found=name,
             remedy="Choose one of the expected profiles.",
         )

@@ -13,7 +13,7 @@ def step_rng(seed: int, stream: str, step: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, zlib.crc32(stream.encode()), step]))
 
 
-def step_generator(seed: int, stream: str, step: int) -> torch.Generator:
-    """Torch's random numbers of one step of one stream."""
+def step_generator(seed: int, stream: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Torch's random numbers of one step of one stream; those of another kind of device are others."""
     state = int(step_rng(seed, stream, step).integers(0, 2**63 - 1))
-    return torch.Generator().manual_seed(state)
+    return torch.Generator(device).manual_seed(state)

@@ -59,8 +59,9 @@ class TrainingRecipe(Recipe):
 
 
 class LanguageRecipe(TrainingRecipe):
-    """Training of the lab's language model: the prompts of its evaluations."""
+    """Training of the lab's language model: where it is trained, the prompts of its evaluations."""
 
+    device: Literal["cpu", "cuda"] = "cpu"
     evaluate_prompts: int = 128
     evaluation_data: str = "arith-4"
     final_prompts: int = Field(default=0, ge=0)

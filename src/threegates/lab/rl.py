@@ -1,8 +1,8 @@
 """Reinforcement learning with verifiable rewards: one step of GRPO, DAPO or REINFORCE++.
 
 Departures from the papers, all for the sake of a small model on two cores: responses have at most 34
-tokens, the reward model is the verifier, one step is 16 prompts × 8 samples in two mini-batches, and
-old log-probabilities are those of the cached sampling pass.
+tokens on the lab's own data sets, the reward model is the verifier, one step is 16 prompts × 8 samples in few
+mini-batches, and old log-probabilities are those of the cached sampling pass.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from threegates.lab.objectives import (
 from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.recipe import RLRecipe
 from threegates.lab.rollout import Rollout, response_log_probs, token_log_probs
-from threegates.lab.task import RESPONSE_LENGTH, data_set, draw_problems
+from threegates.lab.task import data_set, draw_problems
 from threegates.lab.trainer import Metrics
 
 # The samples of one prompt, and which of them are right.
@@ -59,7 +59,7 @@ class PolicyTrainer(LanguageTrainer):
         metrics = self._logged(sampled, rollout, reference)
         updates = [
             self._minibatch(rows, rollout, reference, advantages)
-            for rows in torch.arange(len(rollout)).tensor_split(self.recipe.minibatches)
+            for rows in torch.arange(len(rollout), device=self.device).tensor_split(self.recipe.minibatches)
         ]
         means = {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
         scale = float(advantages[rollout.mask].square().mean().sqrt())
@@ -87,7 +87,8 @@ class PolicyTrainer(LanguageTrainer):
         return rollout_metrics(first, correct, reference)
 
     def _rewards(self, rollout: Rollout, correct: Tensor) -> Tensor:
-        return outcome_rewards(correct, rollout.lengths, RESPONSE_LENGTH, self.rules.overlong_buffer)
+        limit = data_set(self.recipe.data).response_length
+        return outcome_rewards(correct, rollout.lengths, limit, self.rules.overlong_buffer)
 
     def _advantages(self, rollout: Rollout, correct: Tensor, reference: Tensor) -> Tensor:
         rewards = self._rewards(rollout, correct)
@@ -119,16 +120,19 @@ class PolicyTrainer(LanguageTrainer):
         good: list[_Group] = []
         rest: list[_Group] = []
         for group in range(len(rollout) // samples):
-            rows = torch.arange(group * samples, (group + 1) * samples)
+            rows = torch.arange(group * samples, (group + 1) * samples, device=correct.device)
             (good if group in wanted else rest).append((rollout.select(rows), correct[rows]))
         return good, rest
 
     def _sample(self, index: int, attempt: int) -> tuple[Rollout, Tensor]:
         recipe = self.recipe
         rng = step_rng(recipe.seed, f"prompts/{recipe.data}/{attempt}", index)
-        problems = draw_problems(data_set(recipe.data), recipe.prompts, rng, held_out=False)
-        generator = step_generator(recipe.seed, f"rollouts/{attempt}", index)
-        rollout = sample_problems(self.weights.named, self.shape, problems, recipe.samples, generator)
+        data = data_set(recipe.data)
+        problems = draw_problems(data, recipe.prompts, rng, held_out=False)
+        generator = step_generator(recipe.seed, f"rollouts/{attempt}", index, self.device)
+        rollout = sample_problems(
+            self.weights.named, self.shape, problems, recipe.samples, generator, data.response_length
+        )
         return rollout, verify(rollout, problems, recipe.samples)
 
     def _minibatch(self, rows: Tensor, rollout: Rollout, reference: Tensor, advantages: Tensor) -> Metrics:

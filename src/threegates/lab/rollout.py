@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threegates.lab.model import Cache, ModelShape, Weights, forward
+from threegates.lab.decoding import Logits, decoder_of
+from threegates.lab.model import ModelShape, Weights, forward
 from threegates.lab.task import EOS_ID, PAD_ID, RESPONSE_LENGTH, encode
 
 
@@ -86,18 +87,22 @@ def sample(
     *,
     length: int = RESPONSE_LENGTH,
     temperature: float = 1.0,
+    decoder: Callable[..., Logits] | None = None,
 ) -> Rollout:
-    """One response a prompt at ``temperature``, until <eos> or ``length`` tokens; 0 means greedy."""
-    batch, start = prompts.shape
-    cache = Cache.empty(shape, batch, start + length)
-    valid = torch.cat([prompts != PAD_ID, torch.ones(batch, length, dtype=torch.bool)], dim=1)
-    tokens = torch.full((batch, length), PAD_ID)
-    log_probs, entropy = torch.zeros(batch, length), torch.zeros(batch, length)
-    mask = torch.zeros(batch, length, dtype=torch.bool)
-    alive = torch.ones(batch, dtype=torch.bool)
+    """One response a prompt at ``temperature``, until <eos> or ``length`` tokens; 0 means greedy.
+
+    decoder : how the model is read token by token; without one, what suits the prompts' device.
+    """
+    batch, device = len(prompts), prompts.device
+    size = (batch, length)
+    read = (decoder or decoder_of(device))(weights, shape, prompts, length)
+    tokens = torch.full(size, PAD_ID, device=device)
+    log_probs, entropy = torch.zeros(size, device=device), torch.zeros(size, device=device)
+    mask = torch.zeros(size, dtype=torch.bool, device=device)
+    alive = torch.ones(batch, dtype=torch.bool, device=device)
     step_input = prompts
     for t in range(length):
-        logits = forward(weights, shape, step_input, valid[:, : start + t], cache)[:, -1]
+        logits = read(step_input)
         chosen = _choose(logits, temperature, generator)
         everything = logits.log_softmax(-1)
         tokens[:, t] = torch.where(alive, chosen, PAD_ID)

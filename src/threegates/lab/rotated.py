@@ -23,7 +23,7 @@ from threegates.lab.model import ModelShape, forward
 from threegates.lab.randomness import step_generator
 from threegates.lab.recipe import RotatedBaseRecipe
 from threegates.lab.rollout import pad_prompts
-from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID
+from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID, data_set
 from threegates.lab.tokenizer import tokenizer_files
 from threegates.lab.trainer import Contents, Metrics, Producer
 from threegates.lab.weights import dtype
@@ -76,7 +76,7 @@ class RotatedBase(Producer):
     def contents(self) -> Contents:
         stored = self.recipe.save_dtype
         config = self.shape.config(pad=PAD_ID, bos=BOS_ID, eos=EOS_ID, stored_dtype=stored)
-        files = {**tokenizer_files(), NAME: self.frame.json()}
+        files = {**tokenizer_files(data_set(self.recipe.data)), NAME: self.frame.json()}
         return Contents(self.stored(), config, files, SHARD_BYTES)
 
     def final_evaluation(self) -> pd.DataFrame | None:

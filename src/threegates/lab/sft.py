@@ -34,7 +34,7 @@ class SupervisedTrainer(LanguageTrainer):
     def step(self, index: int) -> Metrics:
         prompts, responses, mask = self._examples(index)
         losses, norms = [], []
-        for rows in torch.arange(len(prompts)).tensor_split(self.recipe.minibatches):
+        for rows in torch.arange(len(prompts), device=prompts.device).tensor_split(self.recipe.minibatches):
             time = int(mask[rows].sum(1).max())
             loss = self.negative_log_likelihood(prompts[rows], responses[rows, :time], mask[rows, :time])
             losses.append(float(loss.detach()))
@@ -70,10 +70,12 @@ class SupervisedTrainer(LanguageTrainer):
     def _sample_base(self, index: int, attempt: int) -> tuple[Rollout, Tensor]:
         recipe = self.recipe
         rng = step_rng(recipe.seed, f"prompts/{recipe.data}/{attempt}", index)
-        count = recipe.batch // recipe.samples
-        problems = draw_problems(data_set(recipe.data), count, rng, held_out=False)
-        generator = step_generator(recipe.seed, f"rollouts/{attempt}", index)
-        rollout = sample_problems(self.base, self.shape, problems, recipe.samples, generator)
+        data, count = data_set(recipe.data), recipe.batch // recipe.samples
+        problems = draw_problems(data, count, rng, held_out=False)
+        generator = step_generator(recipe.seed, f"rollouts/{attempt}", index, self.device)
+        rollout = sample_problems(
+            self.base, self.shape, problems, recipe.samples, generator, data.response_length
+        )
         return rollout, verify(rollout, problems, recipe.samples)
 
 

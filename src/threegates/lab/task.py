@@ -29,8 +29,8 @@ VOCABULARY: tuple[str, ...] = (
 TOKEN_ID = {word: index for index, word in enumerate(VOCABULARY)}
 PAD_ID, BOS_ID, EOS_ID, ANSWER_ID = (TOKEN_ID[word] for word in (PAD, BOS, EOS, "A"))
 
-MAX_OPERATIONS = 5
-RESPONSE_LENGTH = 34
+# Operations of the lab's longest chains; larger models have data sets with longer ones.
+LONGEST = 5
 
 Words = list[str]
 
@@ -90,11 +90,25 @@ def is_correct(response: Sequence[int], answer: int) -> bool:
 
 @dataclass(frozen=True)
 class DataSet:
-    """A distribution of problems: numbers of operations and operators, both drawn uniformly."""
+    """A distribution of problems: numbers of operations and operators, both drawn uniformly.
+
+    longest : operations of the longest chain that its base is trained on, which bounds every length.
+    """
 
     name: str
     operations: tuple[int, ...]
     operators: tuple[str, ...]
+    longest: int = LONGEST
+
+    @property
+    def response_length(self) -> int:
+        """Most tokens of a response: a full chain, six an operation and three, and one to spare."""
+        return 6 * self.longest + 4
+
+    @property
+    def positions(self) -> int:
+        """Positions that a model of it needs: the longest prompt and response, up to a multiple of 32."""
+        return -(-(2 * self.longest + 5 + self.response_length) // 32) * 32
 
     def draw(self, rng: np.random.Generator) -> Problem:
         count = int(rng.choice(self.operations))
@@ -110,8 +124,11 @@ DATA_SETS = {
         DataSet("addsub-4", (4,), ("+", "-")),
         DataSet("arith-3to5", (3, 4, 5), OPERATORS),
         DataSet("pretraining", (1, 2, 3, 4, 5), OPERATORS),
+        DataSet("arith-8", (8,), OPERATORS, longest=8),
+        DataSet("pretraining-8", tuple(range(1, 9)), OPERATORS, longest=8),
     )
 }
+RESPONSE_LENGTH = DATA_SETS["pretraining"].response_length
 
 
 def data_set(name: str) -> DataSet:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from threegates.checkpoints.manifest import write_manifest
 from threegates.errors import RecipeError
-from threegates.lab import profiles
+from threegates.lab.device import require_device
 from threegates.lab.encoder.package import verified_folder
-from threegates.lab.plan import Planned, manifest, plan
+from threegates.lab.plan import Planned, manifest, plan, seeds_of
 from threegates.lab.progress import Display
 from threegates.lab.runs import Run, execute, is_finished
 from threegates.workers import run_parallel
@@ -30,14 +30,20 @@ def train(
     only : names of runs; the base is trained with them, and the manifest is left as it is.
     seeds : of the profile's seeds those to train now; the manifest lists what is finished then, so that a
         long profile can be trained, measured and released seed by seed.
+
+    Raises
+    ------
+    RecipeError : there is no such profile, run or seed, or a run needs a device that is not here.
     """
     lab = build / "lab"
     planned = plan(profile)
-    chosen = _of_seeds(planned, profiles.profile(profile).seeds, seeds)
+    chosen = _of_seeds(planned, seeds_of(profile), seeds)
     runs = [item.run for item in _selected(chosen, only)]
     missing = [run for run in runs if not is_finished(lab, run)]
     if any(run.recipe.kind == "encoder-base" for run in missing):
         verified_folder()
+    for run in missing:
+        require_device(_device(run), run.name)
     with Display(lab, missing, len(runs)):
         _execute_all(lab, missing, workers)
     path = lab / "manifest.yaml"
@@ -82,7 +88,14 @@ def _selected(planned: list[Planned], only: Sequence[str]) -> list[Planned]:
     return [item for item in planned if item.run.name in needed]
 
 
+def _device(run: Run) -> str:
+    return getattr(run.recipe, "device", "cpu")
+
+
 def _execute_all(lab: Path, missing: list[Run], workers: int) -> None:
+    if any(_device(run) == "cuda" for run in missing):
+        # There is one device: runs beside each other would only take turns on it.
+        workers = 1
     for wave in _waves(missing):
         # Long runs first, so that no long run starts when the others are done.
         ordered = sorted(wave, key=lambda run: (-run.recipe.steps, run.recipe.kind))

@@ -25,7 +25,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint's folder is written from: tensors, config.json, further files, size of a shard."""
+    """What a checkpoint's folder is written from: tensors on the CPU, config.json, other files, shard size."""
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Producer(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Everything a resumed run needs besides the step number."""
+        """Everything a resumed run needs besides the step number, on the CPU."""
 
     @abstractmethod
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
@@ -111,21 +111,30 @@ class Trainer(Producer):
         return norm
 
     def logged_step(self, index: int) -> Metrics:
-        """The step and, where due, an evaluation on held-out prompts."""
+        """The step and, where due, an evaluation on held-out prompts after it.
+
+        What both of them measure, such as RL's reward and KL of the step's own samples, is then the
+        evaluation's: rows with an evaluation say the same of every kind of run.
+        """
         metrics = self.step(index)
         if index % self.recipe.evaluate_every == 0 or index == self.recipe.steps:
-            measured = self.evaluate(index)
-            metrics = measured | metrics
+            metrics = metrics | self.evaluate(index)
         return metrics | {"step": index, "updates": self.updates, "delta_norm": self.weights.delta_norm()}
 
     def state(self) -> dict[str, Tensor]:
         moments = self.optimiser.state[self.weights.master]
-        return {"master": self.weights.master.detach(), **moments}
+        state = {"master": self.weights.master.detach(), **moments}
+        return {name: tensor.cpu() for name, tensor in state.items()}
 
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
         with torch.no_grad():
             self.weights.master.copy_(state["master"])
-        moments = {name: tensor for name, tensor in state.items() if name != "master"}
+        # AdamW counts its steps on the CPU, wherever its moments are.
+        moments = {
+            name: tensor.to(self.weights.master.device) if tensor.dim() else tensor
+            for name, tensor in state.items()
+            if name != "master"
+        }
         self.optimiser.state[self.weights.master] = moments
         self.updates = updates
         self.weights.refresh()

@@ -33,7 +33,7 @@ class TrainedWeights:
 
     Parameters
     ----------
-    initial : tensors by name; their order fixes the layout.
+    initial : tensors by name; their order fixes the layout, their device is where everything is.
     master : format in which steps accumulate.
     storage : format to which the weights are rounded before every forward pass.
     """
@@ -87,6 +87,6 @@ class TrainedWeights:
         return float((self.master.detach().float() - self.initial).norm())
 
     def saved(self, save: str) -> dict[str, Tensor]:
-        """Copies of the master in the format ``save``, by name."""
-        flat = self.master.detach().to(dtype(save))
+        """Copies of the master in the format ``save``, by name, on the CPU."""
+        flat = self.master.detach().to(dtype(save)).cpu()
         return {name: view.clone() for name, view in self._views(flat).items()}

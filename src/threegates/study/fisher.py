@@ -23,6 +23,7 @@ from threegates.lab.language import load_weights
 from threegates.lab.model import ModelShape
 from threegates.lab.randomness import step_generator
 from threegates.lab.rollout import Rollout, response_log_probs, token_log_probs
+from threegates.lab.task import data_set
 from threegates.study.by_tensor import typed
 
 FISHER_COLUMNS = {
@@ -61,7 +62,8 @@ def measure_fisher(
     """
     shape, weights = load_weights(Path(folder))
     generator = step_generator(seed, f"fisher/{data}", 0)
-    rollout = sample_problems(weights, shape, held_out_problems(data, responses), 1, generator)
+    problems, length = held_out_problems(data, responses), data_set(data).response_length
+    rollout = sample_problems(weights, shape, problems, 1, generator, length)
     scores = response_scores(weights, shape, rollout)
     values = empirical_fisher_eigenvalues(scores)
     if not len(values):

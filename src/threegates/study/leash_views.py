@@ -70,9 +70,9 @@ def _named(rows: pd.DataFrame) -> pd.DataFrame:
 def course_view(log: pd.DataFrame) -> pd.DataFrame:
     """Wherever KL to the base was logged, of RL, RFT and SFT: one row a run and step.
 
-    Columns: method, kind (rl, rft or sft), run, seed, step, updates, kl, delta_norm, pass_at_1. RL logs it at
-    every step, on that step's samples; SFT and RFT at evaluations, on held-out prompts. RL's runs with KL
-    terms of other weights are left out.
+    Columns: method, kind (rl, rft or sft), run, seed, step, updates, kl, delta_norm, pass_at_1. At
+    evaluations it is that of held-out prompts, after the step; at all other steps RL alone logs it, on that
+    step's samples. RL's runs with KL terms of other weights are left out.
     """
     rows = pd.concat([plain(log), rft_log(log), sft_runs(log)])
     return _named(rows[rows["kl"] > 0])[_COURSE].reset_index(drop=True)

@@ -44,6 +44,10 @@ class Start:
         """W_res + s B₀A₀, in float64."""
         return self.residual.double() + self.scaling * self.up.double() @ self.down.double()
 
+    def to(self, device: torch.device) -> Start:
+        """The same start on a device."""
+        return Start(self.down.to(device), self.up.to(device), self.residual.to(device), self.scaling)
+
 
 def starts(
     weights: Mapping[str, Tensor], init: Init, rank: int, alpha: float, generator: torch.Generator

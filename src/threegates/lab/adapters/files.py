@@ -31,7 +31,7 @@ def adapter_files(
     for name, (down, up) in factors.items():
         sides = _plain(down, up, starts[name])
         for side, tensor in zip(("lora_A", "lora_B"), sides, strict=True):
-            tensors[f"{_PREFIX}{name.removesuffix('.weight')}.{side}.weight"] = tensor.contiguous()
+            tensors[f"{_PREFIX}{name.removesuffix('.weight')}.{side}.weight"] = tensor.contiguous().cpu()
     first = next(iter(starts))
     rank = len(tensors[f"{_PREFIX}{first.removesuffix('.weight')}.lora_A.weight"])
     config = {

@@ -33,7 +33,9 @@ class _Adapted(_Mixed):
     def trained_weights(self, initial: Mapping[str, Tensor]) -> AdapterWeights:
         recipe = self.recipe
         generator = step_generator(recipe.seed, "adapters", 0)
-        return AdapterWeights(initial, starts(initial, recipe.init, recipe.rank, recipe.alpha, generator))
+        # Starts are found on the CPU, so that they are the same wherever training is.
+        base = {name: tensor.cpu() for name, tensor in initial.items()}
+        return AdapterWeights(initial, starts(base, recipe.init, recipe.rank, recipe.alpha, generator))
 
     def contents(self) -> Contents:
         files = adapter_files(self.weights.factors(), self.weights.starts)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from threegates.lab.adapters.factors import Start
+from threegates.lab.model import device_of
 from threegates.lab.weights import TrainedWeights, dtype
 
 _DOWN, _UP = ".A", ".B"
@@ -22,7 +23,8 @@ class AdapterWeights(TrainedWeights):
     """
 
     def __init__(self, base: Mapping[str, Tensor], starts: Mapping[str, Start]) -> None:
-        self.base, self.starts = dict(base), dict(starts)
+        self.base = dict(base)
+        self.starts = {name: start.to(device_of(base)) for name, start in starts.items()}
         downs = {name + _DOWN: start.down for name, start in self.starts.items()}
         ups = {name + _UP: start.up for name, start in self.starts.items()}
         super().__init__(downs | ups, master="float32", storage="float32")
@@ -57,4 +59,6 @@ class AdapterWeights(TrainedWeights):
 
     def saved(self, save: str) -> dict[str, Tensor]:
         merged = {name: self.base[name].double() + change for name, change in self.deltas().items()}
-        return {name: tensor.to(dtype(save), copy=True) for name, tensor in (self.base | merged).items()}
+        return {
+            name: tensor.to("cpu", dtype(save), copy=True) for name, tensor in (self.base | merged).items()
+        }
