@@ -47,7 +47,7 @@ class _Spy:
         self.rollouts: list[Rollout] = []
         self.losses: list[tuple] = []
         self.trained: list[Tensor] = []
-        sample, loss, score = module.sample_problems, module.policy_loss, module.response_log_probs
+        sample, loss, score = module.sample_problems, module.policy_loss, module.sampled_log_probs
 
         def sampled(*arguments):
             self.rollouts.append(sample(*arguments))
@@ -62,7 +62,7 @@ class _Spy:
             return score(*arguments)
 
         monkeypatch.setattr(module, "sample_problems", sampled)
-        monkeypatch.setattr(module, "response_log_probs", scored)
+        monkeypatch.setattr(module, "sampled_log_probs", scored)
         monkeypatch.setattr(module, "policy_loss", judged)
 
     def prompts(self) -> list[list[str]]:

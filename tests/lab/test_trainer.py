@@ -113,7 +113,7 @@ def test_pretraining_ends_its_cosine_at_a_tenth():
 def test_an_update_reports_the_norm_before_clipping_and_moves_by_the_clipped_gradient():
     trainer = trainers()["teacher"]
     weight = trainer.weights.named["model.norm.weight"]
-    norm = trainer.update([1000 * weight.sum()])
+    norm = trainer.update(1000 * weight.sum())
     assert norm == pytest.approx(1000 * len(weight) ** 0.5, rel=1e-5)
     assert float(trainer.weights.master.grad.norm()) == pytest.approx(1.0, rel=1e-4)
 

@@ -23,7 +23,7 @@ class Quadratic(Trainer):
 
     def step(self, index: int) -> dict[str, float]:
         loss = sum(((self.weights.named[name] - TARGET[name]) ** 2).sum() for name in TARGET)
-        return {"loss": float(loss.detach()), "grad_norm": self.update([loss])}
+        return {"loss": float(loss.detach()), "grad_norm": self.update(loss)}
 
     @classmethod
     def start(cls, recipe: Any, base: Path | None) -> Self:

@@ -10,7 +10,7 @@ import functools
 import importlib.util
 import shutil
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,48 +18,67 @@ from torch import Tensor
 from threegates.lab.model import Cache, FixedCache, ModelShape, Weights, forward, forward_at
 from threegates.lab.task import PAD_ID
 
-Logits = Callable[[Tensor], Tensor]
-"""From the next tokens (batch, time) to the logits after the last of them, (batch, vocabulary)."""
 Step = Callable[..., Tensor]
 
 
-def decoder_of(device: torch.device) -> Callable[..., Logits]:
+class Reader(Protocol):
+    """A model that is read token by token."""
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """From the next tokens (batch, time) to the logits after the last of them, (batch, vocabulary)."""
+
+    def keep(self, rows: Tensor) -> bool:
+        """Go on with these rows alone, where that saves work; False goes on with all."""
+
+
+def decoder_of(device: torch.device) -> Callable[..., Reader]:
     """How a model on that device is read."""
-    return static if device.type == "cuda" else growing
+    return Static if device.type == "cuda" else Growing
 
 
-def growing(weights: Weights, shape: ModelShape, prompts: Tensor, length: int) -> Logits:
+class Growing:
     """A reader whose cache holds what was read; ``length`` tokens may follow the prompts."""
-    valid = _valid(prompts, length)
-    cache = Cache.empty(shape, len(prompts), valid.shape[1], prompts.device)
 
-    def read(tokens: Tensor) -> Tensor:
-        seen = valid[:, : cache.filled + tokens.shape[1]]
-        return forward(weights, shape, tokens, seen, cache)[:, -1]
+    def __init__(self, weights: Weights, shape: ModelShape, prompts: Tensor, length: int) -> None:
+        self.weights, self.shape, self.valid = weights, shape, _valid(prompts, length)
+        self.cache = Cache.empty(shape, len(prompts), self.valid.shape[1], prompts.device)
 
-    return read
+    def __call__(self, tokens: Tensor) -> Tensor:
+        seen = self.valid[:, : self.cache.filled + tokens.shape[1]]
+        return forward(self.weights, self.shape, tokens, seen, self.cache)[:, -1]
+
+    def keep(self, rows: Tensor) -> bool:
+        """Responses that have ended cost nothing more."""
+        self.valid, self.cache = self.valid[rows], self.cache.select(rows)
+        return True
 
 
-def static(
-    weights: Weights, shape: ModelShape, prompts: Tensor, length: int, step: Step | None = None
-) -> Logits:
+class Static:
     """A reader whose shapes are the same at every token; ``step`` is `forward_at`, as a rule compiled."""
-    # Trained weights and a base's would else be two kinds of arguments, and be compiled twice.
-    frozen = {name: tensor.detach() for name, tensor in weights.items()}
-    valid = _valid(prompts, length)
-    size = (len(prompts), shape.kv_heads, valid.shape[1], shape.head_dim)
-    keys, values = ([torch.zeros(size, device=prompts.device) for _ in range(shape.layers)] for _ in range(2))
-    columns = torch.arange(prompts.shape[1], device=prompts.device)
-    once, step = forward_at, step or compiled_step()
 
-    def read(tokens: Tensor) -> Tensor:
-        nonlocal once, columns
-        logits = once(frozen, shape, tokens, valid, FixedCache(keys, values, columns))
+    def __init__(
+        self, weights: Weights, shape: ModelShape, prompts: Tensor, length: int, step: Step | None = None
+    ) -> None:
+        # Trained weights and a base's would else be two kinds of arguments, and be compiled twice.
+        self.weights = {name: tensor.detach() for name, tensor in weights.items()}
+        self.shape, self.valid = shape, _valid(prompts, length)
+        size = (len(prompts), shape.kv_heads, self.valid.shape[1], shape.head_dim)
+        self.keys, self.values = (
+            [torch.zeros(size, device=prompts.device) for _ in range(shape.layers)] for _ in range(2)
+        )
+        self.columns = torch.arange(prompts.shape[1], device=prompts.device)
         # The prompts are read as they are: theirs is one step of another shape.
-        once, columns = step, columns[-1:] + 1
+        self.step, self.later = forward_at, step or compiled_step()
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        cache = FixedCache(self.keys, self.values, self.columns)
+        logits = self.step(self.weights, self.shape, tokens, self.valid, cache)
+        self.step, self.columns = self.later, self.columns[-1:] + 1
         return logits[:, -1]
 
-    return read
+    def keep(self, rows: Tensor) -> bool:
+        """Fewer rows would be another shape."""
+        return False
 
 
 def _valid(prompts: Tensor, length: int) -> Tensor:

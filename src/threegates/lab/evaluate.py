@@ -11,7 +11,7 @@ from torch import Tensor
 from threegates.lab.kl import ESTIMATORS
 from threegates.lab.model import ModelShape, Weights, device_of
 from threegates.lab.randomness import step_generator, step_rng
-from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
+from threegates.lab.rollout import Rollout, pad_prompts, sample, sampled_log_probs
 from threegates.lab.task import RESPONSE_LENGTH, Problem, data_set, draw_problems, is_correct
 
 # One fixed set of held-out prompts for every run, so that runs are compared on the same questions.
@@ -48,8 +48,7 @@ def sample_problems(
 @torch.no_grad()
 def reference_log_probs(weights: Weights, shape: ModelShape, rollout: Rollout) -> Tensor:
     """Log-probabilities of the sampled tokens under another model, zero outside the mask."""
-    log_probs = response_log_probs(weights, shape, rollout.prompts, rollout.responses)
-    return token_log_probs(log_probs, rollout.responses) * rollout.mask
+    return sampled_log_probs(weights, shape, rollout.prompts, rollout.responses, rollout.mask)
 
 
 def rollout_metrics(rollout: Rollout, correct: Tensor, reference: Tensor | None) -> dict[str, float]:

@@ -16,7 +16,7 @@ from threegates.lab.device import require_device
 from threegates.lab.evaluate import evaluate, final_evaluation
 from threegates.lab.model import ModelShape, Weights
 from threegates.lab.recipe import LanguageRecipe
-from threegates.lab.rollout import response_log_probs, token_log_probs
+from threegates.lab.rollout import sampled_log_probs
 from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID, data_set
 from threegates.lab.tokenizer import tokenizer_files
 from threegates.lab.trainer import Contents, Metrics, Trainer
@@ -86,8 +86,8 @@ class LanguageTrainer(Trainer):
     def negative_log_likelihood(self, prompts: Tensor, responses: Tensor, mask: Tensor) -> Tensor:
         """Mean over response tokens of −log π, a scalar; the batch is moved to the weights."""
         prompts, responses, mask = (tensor.to(self.device) for tensor in (prompts, responses, mask))
-        log_probs = response_log_probs(self.weights.named, self.shape, prompts, responses)
-        return -average_tokens(token_log_probs(log_probs, responses), mask, "token")
+        log_probs = sampled_log_probs(self.weights.named, self.shape, prompts, responses, mask)
+        return -average_tokens(log_probs, mask, "token")
 
 
 def _moved(weights: Weights, device: str) -> dict[str, Tensor]:

@@ -128,6 +128,10 @@ class Cache:
         self.values[layer, :, :, self.filled : end] = value
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
+    def select(self, rows: Tensor) -> Cache:
+        """What was read of these rows of the batch."""
+        return Cache(self.keys[:, rows], self.values[:, rows], self.filled)
+
 
 @dataclass
 class FixedCache:

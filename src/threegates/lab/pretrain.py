@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
-
-from torch import Tensor
 
 from threegates.lab.language import LanguageTrainer
 from threegates.lab.model import initial_weights
 from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.recipe import PretrainRecipe
 from threegates.lab.rollout import pad_prompts, pad_responses
-from threegates.lab.task import Words, data_set, pretraining_example
+from threegates.lab.task import data_set, pretraining_example
 from threegates.lab.trainer import Metrics
-
-Pair = tuple[Words, Words]
 
 
 class Pretrainer(LanguageTrainer):
@@ -41,19 +36,7 @@ class Pretrainer(LanguageTrainer):
         rng = step_rng(self.recipe.seed, "pretraining", index)
         data = data_set(self.recipe.data)
         examples = [pretraining_example(data, rng) for _ in range(self.recipe.batch)]
-        losses = [self._loss(part, examples) for part in _by_length(examples)]
-        norm = self.update(losses)
-        return {"loss": float(sum(loss.detach() for loss in losses)), "grad_norm": norm}
-
-    def _loss(self, part: Sequence[Pair], whole: Sequence[Pair]) -> Tensor:
-        prompts = pad_prompts([prompt for prompt, _ in part])
-        responses, mask = pad_responses([response for _, response in part])
-        share = float(mask.sum()) / sum(len(response) for _, response in whole)
-        return self.negative_log_likelihood(prompts, responses, mask) * share
-
-
-def _by_length(examples: Sequence[Pair]) -> list[Sequence[Pair]]:
-    """Short and long halves: a direct answer of three tokens need not be padded to a chain's thirty."""
-    ordered = sorted(examples, key=lambda example: len(example[1]))
-    half = len(ordered) // 2
-    return [ordered[:half], ordered[half:]]
+        prompts = pad_prompts([prompt for prompt, _ in examples])
+        responses, mask = pad_responses([response for _, response in examples])
+        loss = self.negative_log_likelihood(prompts, responses, mask)
+        return {"loss": float(loss.detach()), "grad_norm": self.update(loss)}

@@ -32,7 +32,7 @@ from threegates.lab.objectives import (
 )
 from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.recipe import RLRecipe
-from threegates.lab.rollout import Rollout, response_log_probs, token_log_probs
+from threegates.lab.rollout import Rollout, sampled_log_probs
 from threegates.lab.task import data_set, draw_problems
 from threegates.lab.trainer import Metrics
 
@@ -138,8 +138,7 @@ class PolicyTrainer(LanguageTrainer):
     def _minibatch(self, rows: Tensor, rollout: Rollout, reference: Tensor, advantages: Tensor) -> Metrics:
         part = rollout.select(rows)
         time = part.responses.shape[1]
-        everything = response_log_probs(self.weights.named, self.shape, part.prompts, part.responses)
-        log_probs = token_log_probs(everything, part.responses)
+        log_probs = sampled_log_probs(self.weights.named, self.shape, part.prompts, part.responses, part.mask)
         loss, clipped = policy_loss(
             self.rules,
             log_probs,
@@ -148,4 +147,4 @@ class PolicyTrainer(LanguageTrainer):
             advantages[rows, :time],
             part.mask,
         )
-        return {"loss": float(loss.detach()), "grad_norm": self.update([loss]), "clip_fraction": clipped}
+        return {"loss": float(loss.detach()), "grad_norm": self.update(loss), "clip_fraction": clipped}

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threegates.lab.decoding import Logits, decoder_of
+from threegates.lab.decoding import Reader, decoder_of
 from threegates.lab.model import ModelShape, Weights, forward
 from threegates.lab.task import EOS_ID, PAD_ID, RESPONSE_LENGTH, encode
+
+# Groups of like length in which responses are read, and the ratio of lengths that is not worth a group.
+GROUPS, NEARLY = 4, 1.25
 
 
 @dataclass
@@ -87,7 +90,7 @@ def sample(
     *,
     length: int = RESPONSE_LENGTH,
     temperature: float = 1.0,
-    decoder: Callable[..., Logits] | None = None,
+    decoder: Callable[..., Reader] | None = None,
 ) -> Rollout:
     """One response a prompt at ``temperature``, until <eos> or ``length`` tokens; 0 means greedy.
 
@@ -99,20 +102,24 @@ def sample(
     tokens = torch.full(size, PAD_ID, device=device)
     log_probs, entropy = torch.zeros(size, device=device), torch.zeros(size, device=device)
     mask = torch.zeros(size, dtype=torch.bool, device=device)
-    alive = torch.ones(batch, dtype=torch.bool, device=device)
+    # Rows that are still read, and which of them go on.
+    rows, alive = torch.arange(batch, device=device), torch.ones(batch, dtype=torch.bool, device=device)
     step_input = prompts
     for t in range(length):
         logits = read(step_input)
         chosen = _choose(logits, temperature, generator)
         everything = logits.log_softmax(-1)
-        tokens[:, t] = torch.where(alive, chosen, PAD_ID)
-        log_probs[:, t] = torch.where(alive, everything.gather(1, chosen[:, None])[:, 0], 0.0)
-        entropy[:, t] = torch.where(alive, -(everything.exp() * everything).sum(-1), 0.0)
-        mask[:, t] = alive
+        tokens[rows, t] = torch.where(alive, chosen, PAD_ID)
+        log_probs[rows, t] = torch.where(alive, everything.gather(1, chosen[:, None])[:, 0], 0.0)
+        entropy[rows, t] = torch.where(alive, -(everything.exp() * everything).sum(-1), 0.0)
+        mask[rows, t] = alive
         alive = alive & (chosen != EOS_ID)
         step_input = chosen[:, None]
-        if not alive.any():
+        left = alive.nonzero()[:, 0]
+        if not len(left):
             break
+        if 2 * len(left) <= len(rows) and read.keep(left):
+            rows, alive, step_input = rows[left], alive[left], step_input[left]
     end = t + 1
     return Rollout(prompts, tokens[:, :end], mask[:, :end], log_probs[:, :end], entropy[:, :end])
 
@@ -130,6 +137,37 @@ def response_log_probs(weights: Weights, shape: ModelShape, prompts: Tensor, res
     valid = torch.cat([prompts != PAD_ID, torch.ones_like(responses, dtype=torch.bool)], dim=1)
     logits = forward(weights, shape, tokens[:, :-1], valid[:, :-1])
     return logits[:, prompts.shape[1] - 1 :].log_softmax(-1)
+
+
+def sampled_log_probs(
+    weights: Weights, shape: ModelShape, prompts: Tensor, responses: Tensor, mask: Tensor
+) -> Tensor:
+    """Log-probabilities of the response tokens, (batch, time), zero outside the mask.
+
+    Rows are read in groups of like length, each without padding that all of its rows share: of answers in
+    three tokens and chains of thirty most would else be padding.
+    """
+    lengths = mask.sum(1)
+    order = lengths.argsort(stable=True)
+    parts = []
+    for rows in _alike(lengths, order):
+        asked, own = prompts[rows], responses[rows, : max(1, int(lengths[rows[-1]]))]
+        asked = asked[:, int((asked != PAD_ID).any(0).int().argmax()) :]
+        found = token_log_probs(response_log_probs(weights, shape, asked, own), own)
+        parts.append(F.pad(found, (0, responses.shape[1] - own.shape[1])))
+    return torch.where(mask, torch.cat(parts)[order.argsort()], 0.0)
+
+
+def _alike(lengths: Tensor, order: Tensor) -> list[Tensor]:
+    """Rows in `GROUPS` groups by length at most; neighbours of nearly one length are one group."""
+    groups: list[Tensor] = []
+    for rows in order.tensor_split(min(GROUPS, len(order))):
+        longest = int(lengths[rows[-1]])
+        if groups and longest <= NEARLY * int(lengths[groups[-1][-1]]):
+            groups[-1] = torch.cat([groups[-1], rows])
+        else:
+            groups.append(rows)
+    return groups
 
 
 def token_log_probs(log_probs: Tensor, responses: Tensor) -> Tensor:

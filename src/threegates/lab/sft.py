@@ -38,7 +38,7 @@ class SupervisedTrainer(LanguageTrainer):
             time = int(mask[rows].sum(1).max())
             loss = self.negative_log_likelihood(prompts[rows], responses[rows, :time], mask[rows, :time])
             losses.append(float(loss.detach()))
-            norms.append(self.update([loss]))
+            norms.append(self.update(loss))
         return {"loss": float(np.mean(losses)), "grad_norm": float(np.mean(norms))}
 
     def _examples(self, index: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ and the step number.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -25,7 +25,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint's folder is written from: tensors on the CPU, config.json, other files, shard size."""
+    """What a checkpoint's folder is written from: tensors on the CPU, config.json, files, shard size."""
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
@@ -99,10 +99,9 @@ class Trainer(Producer):
         """Linear warm-up over the first updates, then constant."""
         return self.recipe.learning_rate * min(1.0, (self.updates + 1) / max(1, self.recipe.warmup))
 
-    def update(self, losses: Sequence[Tensor]) -> float:
-        """Back-propagate each loss, then one optimiser step; returns the gradient norm before clipping."""
-        for loss in losses:
-            loss.backward()
+    def update(self, loss: Tensor) -> float:
+        """Back-propagate, then one optimiser step; returns the gradient norm before clipping."""
+        loss.backward()
         norm = self.weights.hand_over_gradient(self.recipe.clip_norm)
         self.optimiser.param_groups[0]["lr"] = self.learning_rate()
         self.optimiser.step()

@@ -61,7 +61,7 @@ class EncoderPolicyTrainer(EncoderTrainer):
 
     def _minibatch(self, places: Tensor, actions: Tensor, old: Tensor, advantages: Tensor) -> Metrics:
         loss, clipped = self.loss(self.log_policy(places), places, actions, old, advantages)
-        return {"loss": float(loss.detach()), "grad_norm": self.update([loss]), "clip_fraction": clipped}
+        return {"loss": float(loss.detach()), "grad_norm": self.update(loss), "clip_fraction": clipped}
 
     def _logged(self, old: Tensor, places: Tensor, rewards: Tensor, advantages: Tensor) -> Metrics:
         """Reward of the drawn candidates; KL and entropy of the sampling policy on the step's items."""

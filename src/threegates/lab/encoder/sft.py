@@ -22,7 +22,7 @@ class EncoderSupervisedTrainer(EncoderTrainer):
         updates = []
         for rows in parts:
             loss = self.loss(self.log_policy(places[rows]), places[rows], weights[rows])
-            updates.append({"loss": float(loss.detach()), "grad_norm": self.update([loss])})
+            updates.append({"loss": float(loss.detach()), "grad_norm": self.update(loss)})
         return mean(updates)
 
     def examples(self, index: int) -> tuple[Tensor, Tensor]:
