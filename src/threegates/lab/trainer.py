@@ -25,7 +25,7 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint's folder is written from: tensors on the CPU, config.json, other files, shard size."""
+    """What a checkpoint's folder is written from: tensors on the CPU, config.json, files, size of a shard."""
 
     tensors: Mapping[str, Tensor]
     config: Mapping[str, Any]
