@@ -102,7 +102,7 @@ def test_counts_are_filed_under_their_prompts(monkeypatch):
     problems = held_out_problems("arith-4", 17)
     number = {" ".join(problem.prompt()): n for n, problem in enumerate(problems)}
 
-    def scripted(weights, shape, prompts, generator):
+    def scripted(weights, shape, prompts, generator, length):
         responses = []
         for row in range(len(prompts)):
             text = " ".join(VOCABULARY[t] for t in prompts[row].tolist() if t)
@@ -112,7 +112,7 @@ def test_counts_are_filed_under_their_prompts(monkeypatch):
         return _rollout(responses)
 
     monkeypatch.setattr(module, "sample", scripted)
-    frame = final_evaluation({}, TINY, "arith-4", 17, 8, seed=0)
+    frame = final_evaluation(random_weights(), TINY, "arith-4", 17, 8, seed=0)
     assert frame["correct"].tolist() == [n % 9 for n in range(17)]
     assert frame["prompt"].tolist() == list(number)
     assert list(frame) == ["data", "prompt", "samples", "correct"]

@@ -398,7 +398,7 @@ def test_a_digest_changes_with_every_field_of_the_recipe():
         "checkpoint_steps": (1,), "evaluate_every": 3, "evaluate_prompts": 9, "evaluation_data": "addsub-4",
         "final_prompts": 9, "final_samples": 9, "base": "other", "algorithm": "grpo", "prompts": 5,
         "samples": 3, "resample_rounds": 4, "optimiser": "sgd", "kl_weight": 0.1, "kl_estimator": "k2",
-        "leash": False,
+        "leash": False, "device": "cuda",
     }  # fmt: skip
     assert set(changes) == set(RLRecipe.model_fields) - {"kind"}
     base = make_run(BASE, None)
