@@ -1,4 +1,4 @@
-"""Decoding over static shapes against the cache that grows: the same law, and one compilation."""
+"""Decoding over Static shapes against the cache that grows: the same law, and one compilation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.lab.tiny import BIGRAM, guessing_weights, random_weights
-from threegates.lab.decoding import Step, compiled_step, decoder_of, growing, static
+from threegates.lab.decoding import Step, compiled_step, decoder_of, Growing, Static
 from threegates.lab.model import ModelShape, forward_at
 from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
 from threegates.lab.task import EOS_ID, Problem
@@ -31,7 +31,7 @@ def _prompts() -> torch.Tensor:
 
 
 def _sampled(step: Step | None, temperature: float = 1.0, length: int = 34) -> Rollout:
-    decoder = growing if step is None else functools.partial(static, step=step)
+    decoder = Growing if step is None else functools.partial(Static, step=step)
     generator = torch.Generator().manual_seed(3)
     return sample(
         _weights(), SHAPE, _prompts(), generator, length=length, temperature=temperature, decoder=decoder
@@ -66,7 +66,7 @@ def test_one_compilation_serves_every_token_of_every_run():
     step = compiled_step(backend=counting)
     prompts, generator = _prompts(), torch.Generator().manual_seed(0)
     trained = {name: tensor.clone().requires_grad_() for name, tensor in _weights().items()}
-    decoder = functools.partial(static, step=step)
+    decoder = functools.partial(Static, step=step)
     # Every run loads a shape of its own.
     for weights, shape in ((_weights(), SHAPE), (trained, dataclasses.replace(SHAPE))):
         sample(weights, shape, prompts, generator, length=6, decoder=decoder)
@@ -74,8 +74,8 @@ def test_one_compilation_serves_every_token_of_every_run():
 
 
 def test_the_cpu_reads_with_a_cache_that_grows_and_cuda_over_static_shapes():
-    assert decoder_of(torch.device("cpu")) is growing
-    assert decoder_of(torch.device("cuda")) is static
+    assert decoder_of(torch.device("cpu")) is Growing
+    assert decoder_of(torch.device("cuda")) is Static
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from threegates.lab.profiles import BASE, FIRST_SEED, RATES, Draft, Profile, run_name
+from threegates.lab.profiles import BASE, FIRST_SEED, RANK, RATES, Draft, Profile, run_name
 from threegates.lab.recipe import (
     LOW_SHARE,
     AdapterRLRecipe,
     AdapterSFTRecipe,
+    Init,
     Mask,
     MaskedRLRecipe,
     RLRecipe,
@@ -109,19 +110,35 @@ def _masked(chosen: Profile, seed: int) -> Iterator[Draft]:
 def _adapted(chosen: Profile, seed: int) -> Iterator[Draft]:
     arms = chosen.arms
     for init in arms.inits:
-        for rank in arms.ranks:
-            settings: dict[str, Any] = {"init": init, "rank": rank, "alpha": float(rank), "evaluate_every": 6}
-            settings |= {"final_prompts": chosen.evaluation_prompts}
-            settings |= _common(seed, arms.steps)
-            labels = {"init": init, "rank": str(rank)}
+        compared = init in ("lora", "pissa")
+        for rank in (RANK, *(arms.ranks if compared else ())):
             for rate in arms.adapter_rates:
-                name = run_name(f"{init}-r{rank}", DATA, f"{rate:g}", seed)
-                tuned = AdapterRLRecipe(name=name, algorithm="grpo", learning_rate=rate, **settings)
-                yield Draft(tuned, "rl", "grpo", f"{rate:g}", ("lora-vs-pissa",), labels=labels)
-            for rate in arms.sft_rates:
-                name = run_name(f"{init}-r{rank}-sft", DATA, f"{rate:g}", seed)
-                taught = AdapterSFTRecipe(name=name, source="teacher", learning_rate=rate, **settings)
-                yield Draft(taught, "sft", "sft-teacher", f"{rate:g}", ("lora-vs-pissa",), labels=labels)
+                yield _adapter(chosen, seed, init, rank, "grpo", rate)
+        if compared:
+            for method, rates in (("dapo", arms.dapo_rates), ("sft", arms.sft_rates)):
+                for rate in rates:
+                    yield _adapter(chosen, seed, init, RANK, method, rate)
+
+
+def _adapter(chosen: Profile, seed: int, init: Init, rank: int, method: str, rate: float) -> Draft:
+    settings: dict[str, Any] = {
+        "name": run_name(
+            "-".join([init, f"r{rank}", *[method] * (method != "grpo")]), DATA, f"{rate:g}", seed
+        ),
+        "init": init,
+        "rank": rank,
+        "alpha": float(rank),
+        "learning_rate": rate,
+        "evaluate_every": 6,
+        "final_prompts": chosen.evaluation_prompts,
+        **_common(seed, chosen.arms.steps),
+    }
+    told: dict[str, Any] = {"chapters": ("lora-vs-pissa",), "labels": {"init": init, "rank": str(rank)}}
+    if method == "sft":
+        return Draft(
+            AdapterSFTRecipe(source="teacher", **settings), "sft", "sft-teacher", f"{rate:g}", **told
+        )
+    return Draft(AdapterRLRecipe(algorithm=method, **settings), "rl", method, f"{rate:g}", **told)
 
 
 def _leashed(chosen: Profile, seed: int) -> Iterator[Draft]:

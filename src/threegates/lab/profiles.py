@@ -14,6 +14,8 @@ BASE, ENCODER_BASE = "lab-base", "encoder-base"
 #: The profile of `threegates.lab.larger`, which has runs of its own.
 GPU = "gpu"
 FIRST_SEED = 101
+#: Rank of the adapters that every start has.
+RANK = 8
 # Learning rates: RL's for masks (reward barely moves, weights move by about one ULP), RL's for reward
 # curves, and SFT's own, of the size that fine-tuning usually takes.
 RATES = {"mask": 5e-6, "reward": 2e-4, "own": 3e-4}
@@ -28,7 +30,9 @@ class Arms:
     steps : length of runs under masks and of adapters; they stop before the reward is at its ceiling.
     masks, mask_rates : arms and learning rates of sparse fine-tuning. shares : the α of M_princ beside the
         headline's, at the first rate alone.
-    inits, ranks, adapter_rates, sft_rates : starts, ranks and learning rates of adapters, under RL and SFT.
+    inits, adapter_rates : starts and learning rates of adapters of rank `RANK`, under GRPO.
+    ranks, dapo_rates, sft_rates : of LoRA and PiSSA alone: further ranks, at all rates of GRPO; learning
+        rates of rank `RANK` under DAPO and under SFT.
     kl : weight β and estimator of KL terms in the loss; a weight of 0 is the run without one.
     rates : learning rates of GRPO beside the mask rate, times that rate. sgd_rates : of SGD.
     rotations : kinds of rotated bases.
@@ -39,8 +43,9 @@ class Arms:
     mask_rates: tuple[float, ...] = (2e-4,)
     shares: tuple[float, ...] = ()
     inits: tuple[Init, ...] = ("lora", "pissa", "milora")
-    ranks: tuple[int, ...] = (8,)
     adapter_rates: tuple[float, ...] = (1e-3, 3e-3)
+    ranks: tuple[int, ...] = ()
+    dapo_rates: tuple[float, ...] = ()
     sft_rates: tuple[float, ...] = ()
     kl: tuple[tuple[float, Estimator], ...] = ((0.0, "k3"), (0.04, "k3"))
     rates: tuple[float, ...] = (10.0,)
@@ -77,15 +82,16 @@ class Profile:
 _KEPT = (1 / 12, 1 / 6, 1 / 3, 2 / 3, 1.0)
 _EVERY_ARM = Arms(
     24,
-    mask_rates=(2e-4, 1e-4, 4e-4),
+    mask_rates=(2e-4, 4e-4),
     shares=(0.25, 0.75),
     inits=("lora", "pissa", "milora", "orthonormal"),
-    ranks=(2, 8, 32),
-    adapter_rates=(3e-4, 1e-3, 3e-3, 1e-2),
+    adapter_rates=(1e-3, 3e-3, 1e-2),
+    ranks=(2, 32),
+    dapo_rates=(1e-3, 3e-3),
     sft_rates=(1e-3, 1e-2),
     kl=((0.0, "k3"), (0.04, "k1"), (0.04, "k2"), (0.04, "k3"), (0.2, "k3")),
-    rates=(2.0, 4.0, 10.0, 40.0),
-    sgd_rates=(0.0006, 0.002, 0.006, 0.02),
+    rates=(2.0, 10.0, 40.0),
+    sgd_rates=(0.0006, 0.002, 0.006),
     rotations=("haar", "hadamard"),
 )
 PROFILES = {
