@@ -1,4 +1,4 @@
-"""Decoding over Static shapes against the cache that grows: the same law, and one compilation."""
+"""Decoding over static shapes against the cache that grows: the same law, and one compilation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.lab.tiny import BIGRAM, guessing_weights, random_weights
-from threegates.lab.decoding import Step, compiled_step, decoder_of, Growing, Static
+from threegates.lab.decoding import Growing, Static, Step, compiled_step, decoder_of
 from threegates.lab.model import ModelShape, forward_at
 from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
 from threegates.lab.task import EOS_ID, Problem
@@ -30,8 +30,15 @@ def _prompts() -> torch.Tensor:
     return pad_prompts([chain.prompt() for chain in chains * 8])
 
 
+class _Whole(Growing):
+    """Reads every row to the end, as static shapes do: random numbers then fall to the same rows."""
+
+    def keep(self, rows: torch.Tensor) -> bool:
+        return False
+
+
 def _sampled(step: Step | None, temperature: float = 1.0, length: int = 34) -> Rollout:
-    decoder = Growing if step is None else functools.partial(Static, step=step)
+    decoder = _Whole if step is None else functools.partial(Static, step=step)
     generator = torch.Generator().manual_seed(3)
     return sample(
         _weights(), SHAPE, _prompts(), generator, length=length, temperature=temperature, decoder=decoder
@@ -47,6 +54,24 @@ def test_static_shapes_give_the_same_tokens_and_log_probs(backend, temperature):
     assert torch.equal(fixed.responses, grown.responses) and torch.equal(fixed.mask, grown.mask)
     torch.testing.assert_close(fixed.log_probs, grown.log_probs, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(fixed.entropy, grown.entropy, atol=1e-5, rtol=1e-5)
+
+
+def test_rows_that_have_ended_are_read_no_more_and_the_others_go_on_as_before():
+    reads: list[int] = []
+
+    class Counting(Growing):
+        def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+            reads.append(len(tokens))
+            return super().__call__(tokens)
+
+    prompts, generator = _prompts(), torch.Generator().manual_seed(3)
+    short = sample(_weights(), SHAPE, prompts, generator, length=34, temperature=0, decoder=Counting)
+    whole = _sampled(None, temperature=0)
+    assert torch.equal(short.responses, whole.responses) and torch.equal(short.mask, whole.mask)
+    torch.testing.assert_close(short.log_probs, whole.log_probs, atol=1e-5, rtol=1e-5)
+    alive = [int((short.lengths > t).sum()) for t in range(len(reads))]
+    assert len(prompts) == reads[0] > reads[-1] > 0
+    assert all(rows >= left > rows / 2 for rows, left in zip(reads, alive, strict=True))
 
 
 def test_log_probs_over_static_shapes_are_those_of_a_whole_pass():

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from tests.lab.tiny import BIGRAM, TINY, guessing_weights, random_weights, transformers_model, words
+from threegates.lab import rollout as rollout_module
 from threegates.lab.model import ModelShape, forward
 from threegates.lab.rollout import (
     Rollout,
@@ -15,6 +16,7 @@ from threegates.lab.rollout import (
     pad_responses,
     response_log_probs,
     sample,
+    sampled_log_probs,
     token_log_probs,
 )
 from threegates.lab.task import EOS_ID, PAD_ID, RESPONSE_LENGTH, Problem
@@ -73,6 +75,42 @@ def test_log_probs_of_sampling_equal_those_of_a_second_pass():
     again = token_log_probs(everything, rollout.responses) * rollout.mask
     torch.testing.assert_close(again, rollout.log_probs, atol=1e-5, rtol=1e-5)
     assert (rollout.log_probs[rollout.mask] < 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 3, 16])
+def test_groups_of_like_length_change_neither_log_probs_nor_gradients(rows):
+    weights, drawn = _drawn()
+    rollout = drawn.select(torch.arange(rows))
+    leaves = {name: tensor.clone().requires_grad_() for name, tensor in weights.items()}
+
+    def gradients(log_probs: torch.Tensor) -> list[torch.Tensor]:
+        return list(torch.autograd.grad((log_probs * rollout.mask).square().sum(), list(leaves.values())))
+
+    grouped = sampled_log_probs(leaves, TINY, rollout.prompts, rollout.responses, rollout.mask)
+    everything = response_log_probs(leaves, TINY, rollout.prompts, rollout.responses)
+    whole = token_log_probs(everything, rollout.responses) * rollout.mask
+    torch.testing.assert_close(grouped, whole, atol=1e-5, rtol=1e-5)
+    for ours, theirs in zip(gradients(grouped), gradients(whole), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_short_answers_are_not_read_as_if_they_were_long(monkeypatch):
+    read: list[tuple[int, int]] = []
+    original = rollout_module.response_log_probs
+
+    def counted(weights, shape, prompts, responses):
+        read.append((prompts.shape[1], responses.shape[1]))
+        return original(weights, shape, prompts, responses)
+
+    monkeypatch.setattr(rollout_module, "response_log_probs", counted)
+    weights = _ending_weights()
+    responses, mask = pad_responses([["A"] * 3] * 8 + [["A"] * 4] * 4 + [["A"] * 30] * 4)
+    prompts = _prompts()[[0, 3] * 8]
+    sampled_log_probs(weights, TINY, prompts, responses, mask)
+    assert [time for _, time in read] == [3, 4, 30]
+    read.clear()
+    sampled_log_probs(weights, TINY, prompts[::2], responses[::2], mask[::2])
+    assert {width for width, _ in read} == {int((prompts[0] != PAD_ID).sum())} != {prompts.shape[1]}
 
 
 def test_log_probs_and_entropy_equal_formulas_on_transformers_logits():
