@@ -41,12 +41,16 @@ def _runs(seeds: tuple[int, ...]) -> list[tuple[dict, float, bool, float]]:
 
 
 def evaluation(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
-    """One prompt a run; SFT that no estimate of RL may count is right on it every time."""
+    """One prompt a run; runs under SFT and DAPO, which no estimate may count, are right on it every time."""
     rows = [
         {**known, "prompt": "a", "samples": 8, "correct": 8 * passed} for known, passed, _, _ in _runs(seeds)
     ]
-    taught = {"run": "sft", "method": "sft", "init": "pissa", "rank": "2", "seed": 1, "learning_rate": 0.001}
-    return pd.DataFrame([*rows, {**taught, "prompt": "a", "samples": 8, "correct": 8}])
+    others = [
+        {"run": name, "method": method, "algorithm": algorithm, "init": "pissa", "rank": "2", "seed": 1}
+        for name, method, algorithm in (("sft", "sft", "sft-teacher"), ("dapo", "rl", "dapo"))
+    ]
+    own = {"learning_rate": 0.001, "prompt": "a", "samples": 8, "correct": 8}
+    return pd.DataFrame([*rows, *({**facts, **own} for facts in others)])
 
 
 def log(seeds: tuple[int, ...] = SEEDS) -> pd.DataFrame:
@@ -68,7 +72,7 @@ def _values(frame: pd.DataFrame, values: np.ndarray) -> pd.Series:
 def _best(own: str, other: float, sign: int, frame: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
     """A start's accuracy, at every rank and rate, so that its difference from another has the values."""
     moved = 8 * (other - BEST[own] + sign * _values(frame, values))
-    is_own = (frame["init"] == own) & (frame["method"] == "rl")
+    is_own = (frame["init"] == own) & (frame["algorithm"] == "grpo")
     frame["correct"] = frame["correct"].astype(float).where(~is_own, frame["correct"] + moved)
     return frame
 

@@ -205,7 +205,15 @@ def test_the_grid_has_intervals_and_counts_collapsed_runs(runs):
     assert own.loc[0.003, "kl"] == pytest.approx(2.0)
     shown = adapter_views.grid_table(grid)
     assert "3 of 3" in set(shown["collapsed"]) and set(shown["start"]) < set(STARTS.values())
-    assert set(shown["method"]) == {"RL"}
+    assert set(shown["under"]) == {"GRPO"}
+
+
+def test_other_objectives_stand_apart(given, runs):
+    others = adapter_views.others_view(given["evaluation"], given["log"])
+    assert others["run"].tolist() == ["dapo", "sft"] and not set(others["run"]) & set(runs["run"])
+    shown = adapter_views.grid_table(adapter_views.grid_view(others))
+    assert shown["under"].tolist() == ["DAPO", "SFT"] and shown["pass@1"].tolist() == [1.0, 1.0]
+    assert adapter_views.grid_view(others.iloc[:0]).empty
 
 
 def test_the_best_of_each_start_says_at_which_rates(runs):

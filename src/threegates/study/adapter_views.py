@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from threegates.study.estimates.accuracy import with_labels
-from threegates.study.estimates.adapters import FULL, adapter_runs, collapses
+from threegates.study.estimates.adapters import FULL, JUDGED, adapter_runs, collapses
 from threegates.study.estimates.intervals import t_estimate
 from threegates.study.estimates.masks import HEADLINE_SHARE
 
@@ -18,6 +18,8 @@ STARTS = {
     "orthonormal": "orthonormal LoRA",
     FULL: "all linear weights",
 }
+#: Names of what adapters are trained with.
+ALGORITHMS = {"grpo": "GRPO", "dapo": "DAPO", "sft-teacher": "SFT"}
 CONFIDENCE = 0.95
 #: Rank whose training is drawn, where it was trained.
 HEADLINE_RANK = 8
@@ -38,27 +40,37 @@ def ordered(rows: pd.DataFrame, *by: str) -> pd.DataFrame:
 
 
 def runs_view(evaluation: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
-    """The RL runs: columns of `estimates.adapters.adapter_runs`."""
+    """The runs under GRPO, which are judged: columns of `estimates.adapters.adapter_runs`."""
     runs = adapter_runs(evaluation, log)
-    return ordered(runs[runs["method"] == "rl"], "rank", "learning_rate", "seed")
+    return ordered(runs[runs["algorithm"] == JUDGED], "rank", "learning_rate", "seed")
+
+
+def others_view(evaluation: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
+    """Adapters under other algorithms and under SFT, where they were trained: columns as in `runs_view`."""
+    runs = adapter_runs(evaluation, log)
+    own = (runs["algorithm"] != JUDGED) & (runs["init"] != FULL)
+    return ordered(runs[own], "algorithm", "rank", "learning_rate", "seed")
 
 
 def grid_view(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a start, rank and learning rate, over seeds.
 
-    Columns: method, init, rank, learning_rate, seeds, collapsed (how many), pass_at_1, low, high (t interval
-    over seeds), kl and delta_norm (geometric means).
+    Columns: algorithm, init, rank, learning_rate, seeds, collapsed (how many), pass_at_1, low, high (t
+    interval over seeds), kl and delta_norm (geometric means).
 
     **Source** Student (1908).
     """
     rows = []
-    keys = ["method", "init", "rank", "learning_rate"]
-    for key, own in ordered(runs, "method", "rank", "learning_rate").groupby(keys, dropna=False, sort=False):
+    keys = ["algorithm", "init", "rank", "learning_rate"]
+    for key, own in ordered(runs, "algorithm", "rank", "learning_rate").groupby(
+        keys, dropna=False, sort=False
+    ):
         found = t_estimate(own["pass_at_1"], "seeds", CONFIDENCE)
         row = dict(zip(keys, key, strict=True)) | {"seeds": found.n, "collapsed": int(own["collapsed"].sum())}
         row |= {"pass_at_1": found.value, "low": found.low, "high": found.high}
         rows.append(row | {name: _geometric(own[name]) for name in ("kl", "delta_norm")})
-    return pd.DataFrame(rows).astype({"rank": "Int64"})
+    numbers = ["seeds", "collapsed", "pass_at_1", "low", "high", "kl", "delta_norm"]
+    return pd.DataFrame(rows, columns=[*keys, *numbers]).astype({"rank": "Int64"})
 
 
 def _geometric(values: pd.Series) -> float:
@@ -69,9 +81,9 @@ def _geometric(values: pd.Series) -> float:
 def grid_table(grid: pd.DataFrame) -> pd.DataFrame:
     """The grid as it is shown: names of starts, collapsed runs out of all."""
     of_all = [f"{count} of {seeds}" for count, seeds in zip(grid["collapsed"], grid["seeds"], strict=True)]
-    methods = grid["method"].map({"rl": "RL", "sft": "SFT"})
-    named = grid.assign(init=grid["init"].map(STARTS), collapsed=of_all, method=methods)
-    names = {"init": "start", "learning_rate": "learning rate", "pass_at_1": "pass@1"}
+    methods = grid["algorithm"].map(lambda name: ALGORITHMS.get(name, name))
+    named = grid.assign(init=grid["init"].map(STARTS), collapsed=of_all, algorithm=methods)
+    names = {"algorithm": "under", "init": "start", "learning_rate": "learning rate", "pass_at_1": "pass@1"}
     names |= {"kl": "token KL", "delta_norm": "‖ΔW‖"}
     return named.drop(columns="seeds").rename(columns=names)
 
@@ -126,7 +138,7 @@ def course_view(log: pd.DataFrame, rank: int | None) -> pd.DataFrame:
     dense = (rows["mask"] == "dense") & (rows["share"] == HEADLINE_SHARE)
     rows = rows.assign(init=rows["init"].mask(dense, FULL))
     own = (rows["rank"] == str(rank)) | (rows["init"] == FULL)
-    rows = rows[own & (rows["method"] == "rl") & rows["pass_at_1"].notna()]
+    rows = rows[own & (rows["algorithm"] == JUDGED) & rows["pass_at_1"].notna()]
     rows = rows.assign(kl=rows["kl"].where(rows["kl"] > 0))
     columns = ["init", "learning_rate", "seed", "step", *MEASURES]
     return ordered(rows[columns], "learning_rate", "seed", "step")

@@ -20,7 +20,9 @@ from threegates.study.estimates.rows import Estimator, Tables
 COLLAPSE_KL = 0.5
 #: Start of a run that trains the weights themselves: the dense arm of sparse fine-tuning.
 FULL = "full"
-_COLUMNS = ["run", "seed", "method", "init", "rank", "rate", "learning_rate"]
+#: The algorithm whose runs the estimates compare; under others there are fewer starts and rates.
+JUDGED = "grpo"
+_COLUMNS = ["run", "seed", "method", "algorithm", "init", "rank", "rate", "learning_rate"]
 NEITHER = "neither start collapsed at any rate of the grid"
 
 
@@ -43,7 +45,7 @@ def collapsed(run_log: pd.DataFrame, final_pass: float, base_pass: float) -> boo
 def adapter_runs(evaluation: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
     """One row a run with an adapter, and a run that trains all linear weights in full.
 
-    Columns: run, seed, method, init (of the adapter, or "full"), rank (missing of "full"), rate,
+    Columns: run, seed, method, algorithm, init (of the adapter, or "full"), rank (missing of "full"), rate,
     learning_rate, pass_at_1 (final), kl and delta_norm (‖ΔW‖_F over all adapted matrices) at the end,
     collapsed.
     """
@@ -66,8 +68,8 @@ def _end(run_log: pd.DataFrame, final: float, base: float) -> tuple[float, float
 
 
 def best_by_rank(runs: pd.DataFrame) -> pd.DataFrame:
-    """Best pass@1 of RL over the grid of rates: one row a seed and rank, one column a start."""
-    known = runs[(runs["method"] == "rl") & runs["rank"].notna()]
+    """Best pass@1 of GRPO over the grid of rates: one row a seed and rank, one column a start."""
+    known = runs[(runs["algorithm"] == JUDGED) & runs["rank"].notna()]
     return known.pivot_table(index=["seed", "rank"], columns="init", values="pass_at_1", aggfunc="max")
 
 
@@ -80,7 +82,7 @@ def collapses(runs: pd.DataFrame, one: str = "lora", other: str = "pissa") -> pd
     Where only one has collapsed, the rates count as one step of the grid apart, the least that can be said,
     and of the other the largest norm on the grid is taken. Where neither has, both log ratios are 0.
     """
-    known = runs[(runs["method"] == "rl") & runs["init"].isin([one, other])]
+    known = runs[(runs["algorithm"] == JUDGED) & runs["init"].isin([one, other])]
     rows = []
     for (seed, rank), own in known.groupby(["seed", "rank"]):
         if own["init"].nunique() == 2:
@@ -128,7 +130,7 @@ def _best_gap(plus: str, minus: str, tables: Tables, confidence: float) -> Estim
 
 def _lora_minus_full(tables: Tables, confidence: float) -> Estimate:
     runs = _runs(tables)
-    runs = runs[runs["method"] == "rl"]
+    runs = runs[runs["algorithm"] == JUDGED]
     lora = runs[runs["init"] == "lora"]
     chosen = pd.concat([lora[lora["rank"] == lora["rank"].max()], runs[runs["init"] == FULL]])
     best = chosen.pivot_table(index="seed", columns="init", values="pass_at_1", aggfunc="max")
