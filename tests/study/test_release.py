@@ -19,7 +19,9 @@ from threegates.checkpoints.manifest import Folder, read_manifest, write_manifes
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError, RecordError
 from threegates.study import book, jobs, released
+from threegates.study.cards import number
 from threegates.study.estimates.rows import MissingRecordError
+from threegates.study.larger_page import larger_page
 from threegates.study.release import _short, pack, read_release, unpack
 from threegates.study.release_notes import freshness, release_note
 from threegates.study.released import stale_runs
@@ -71,15 +73,15 @@ def _lay_out(project):
     base = planted.base_tensors()
     manifest = read_manifest(planted.write_study(lab, base, noisy_runs(base)))
     entries = []
-    for number, entry in enumerate(manifest.checkpoints):
+    for order, entry in enumerate(manifest.checkpoints):
         run, step = f"{entry.name}-0123456789ab", "step-000002"
         (lab / "runs" / run).mkdir(parents=True)
         shutil.move(lab / entry.name, lab / "runs" / run / step)
         (lab / "runs" / run / "run.json").write_text(json.dumps({"name": entry.name}))
-        (lab / "runs" / run / "when.json").write_text(json.dumps({"seconds": number}))
+        (lab / "runs" / run / "when.json").write_text(json.dumps({"seconds": order}))
         log = pd.DataFrame({"step": [1, 2], "reward": [0.25, np.nan]})
         write_parquet(
-            lab / "runs" / run / "log.parquet", log.assign(**{"own": [1.5, 2.5]} if number else {}), {}
+            lab / "runs" / run / "log.parquet", log.assign(**{"own": [1.5, 2.5]} if order else {}), {}
         )
         entries.append(entry.model_copy(update={"source": Folder(path=f"runs/{run}/{step}")}))
     write_manifest(
@@ -238,7 +240,7 @@ def test_a_release_has_one_base(trained, packed):
     manifest = read_manifest(trained / "build" / "lab" / "manifest.yaml")
     extra = manifest.checkpoints[0].model_copy(update={"name": "another"})
     two = manifest.model_copy(update={"checkpoints": [*manifest.checkpoints, extra]})
-    with pytest.raises(RecordError, match="one base"):
+    with pytest.raises(RecordError, match="weights of one base"):
         pack([], two, packed.folder)
 
 
@@ -272,3 +274,24 @@ def test_shortened_numbers_keep_their_leading_bits(value, bits):
 def test_shortened_numbers_keep_what_is_no_number():
     given_values = np.array([np.nan, np.inf, -np.inf, 0.0, 0.5])
     np.testing.assert_array_equal(_short(given_values, 13), given_values.astype(np.float32))
+
+
+def test_the_larger_model_is_not_run_until_its_records_are_released(trained, monkeypatch):
+    judged = Study.open(CHAPTER, draws=3).verdicts().assign(page=CHAPTER)
+    page = larger_page(trained, trained / "build", judged)
+    assert "Not run" in page and "23.7 million" in page and "`larger-grpo-arith-8-s101`" in page
+    assert "Beside the lab" not in page
+    manifest = read_manifest(trained / "build" / "lab" / "manifest.yaml")
+    labelled = [
+        entry.model_copy(update={"labels": {**entry.labels, "subject": "larger"}})
+        for entry in manifest.checkpoints
+    ]
+    changed = manifest.model_copy(update={"profile": "gpu", "checkpoints": labelled})
+    write_manifest(trained / "build" / "lab" / "manifest.yaml", changed)
+    release = release_build()
+    assert release.folder == trained / "results" / "gpu" and not (release.folder / "base").exists()
+    page = larger_page(trained, trained / "build", judged)
+    assert "Not run" not in page and "Stale released records" in page and "Beside the lab" in page
+    ours = judged[judged["estimate"] == "jaccard_excess_bernoulli"].iloc[0]
+    row = next(line for line in page.splitlines() if "`jaccard_excess_bernoulli`" in line)
+    assert number(ours["value"]) in row

@@ -30,6 +30,8 @@ from threegates.study.contents import Page, book_pages
 from threegates.study.evidence import write_evidence
 from threegates.study.figure_cards import PROVENANCE, card, with_cards
 from threegates.study.figures import Published, publish
+from threegates.study.larger_page import PAGE as LARGER
+from threegates.study.larger_page import larger_page
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.release import Release
 from threegates.study.release_notes import freshness, release_note, with_note
@@ -132,6 +134,7 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs, release: Releas
     _add_verdicts(source, table, runs, _note(release, list(runs)))
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
+    (source / f"{LARGER}.md").write_text(larger_page(root, build, table), encoding="utf-8")
     stated = stated_values(read_claims(root / "claims.yaml"))
     values = (
         {"profile": profile, "origin": _origin(release)} | stated | verdict_values(table) | _lab_values(runs)

@@ -16,7 +16,7 @@ from threegates.errors import ClaimError
 from threegates.study.estimates import ESTIMATES, estimate
 from threegates.study.estimates.intervals import Estimate, missing
 from threegates.study.estimates.rows import MissingRecordError, Tables
-from threegates.study.subjects import COMPUTED, LAB
+from threegates.study.subjects import COMPUTED, JUDGED_AS, LAB
 
 
 class Judgement(StrEnum):
@@ -145,6 +145,7 @@ class Claims(_Strict):
 
     def of(self, chapter: str, subject: str = "") -> list[Claim]:
         """The claims that a chapter judges, of any subject or of the one that is named."""
+        subject = JUDGED_AS.get(subject, subject)
         own = [claim for claim in self.claims if claim.chapter == chapter]
         return [claim for claim in own if not subject or subject in claim.subjects]
 

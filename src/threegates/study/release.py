@@ -112,21 +112,22 @@ def _pack_lab(manifest: Manifest, work: Path) -> None:
     for log in _LOGS:
         found = [(name, folder / f"{log}.parquet") for name, folder in sorted(runs.items())]
         _write_table(work / "logs" / f"{log}.parquet", [one for one in found if one[1].is_file()])
-    shutil.copytree(folders[_base(manifest).name], work / BASE)
+    if (base := _base(manifest)) is not None:
+        shutil.copytree(folders[base.name], work / BASE)
 
 
-def _base(manifest: Manifest) -> Entry:
-    """The checkpoint whose weights a release keeps: what the lab's language model starts from."""
+def _base(manifest: Manifest) -> Entry | None:
+    """The checkpoint whose weights a release keeps: what the lab's runs start from, if it is there."""
     found = [entry for entry in manifest.checkpoints if entry.method == "pretrain" and entry.base is None]
     own = [entry for entry in found if "subject" not in entry.labels]
-    if len(own) != 1:
+    if len(own) > 1:
         raise RecordError(
-            "a release has one base whose weights it keeps",
+            "a release keeps the weights of one base",
             where=MANIFEST,
             expected="one pre-trained entry without a base and without a subject of its own",
             found=[entry.name for entry in own],
         )
-    return own[0]
+    return own[0] if own else None
 
 
 def _told(folder: Path) -> dict[str, Any]:
@@ -275,9 +276,9 @@ def _unpack_lab(release: Release, lab: Path) -> None:
         write_json(folder / WITHOUT_WEIGHTS, {"digest": kept["digest"], "tensors": layout["tensors"]})
         if FRAME in kept:
             write_text(folder / FRAME, kept[FRAME])
-    base = lab / place_of(_base(manifest))
-    shutil.rmtree(base)
-    shutil.copytree(release.folder / BASE, base)
+    if (base := _base(manifest)) is not None:
+        shutil.rmtree(lab / place_of(base))
+        shutil.copytree(release.folder / BASE, lab / place_of(base))
     for name, known in _json(release, RUNS).items():
         for part, value in known.items():
             write_json(lab / "runs" / name / f"{part}.json", value)

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from threegates.errors import RecordError
+from threegates.lab.larger import SUBJECT
+from threegates.lab.profiles import GPU
 from threegates.study.contents import book_pages
+from threegates.study.jobs import CHAPTERS
 from threegates.study.provenance import build_folder, project_root
 from threegates.study.release import Release, pack, read_release, unpack
 from threegates.study.runner import notebook_path, page_studies
@@ -33,11 +36,17 @@ def release_build(target: Path | None = None, workers: int = 1) -> Release:
             where=build_folder() / "lab",
             expected="a manifest that `threegates train` wrote",
         )
-    studies = [study.ensure(workers) for study in _studies() if study.pairs]
+    opened = _larger() if manifest.profile == GPU else _of_pages()
+    studies = [study.ensure(workers) for study in opened if study.pairs]
     return pack(studies, manifest, target or project_root() / RESULTS / manifest.profile)
 
 
-def _studies() -> Iterator[Study]:
+def _larger() -> Iterator[Study]:
+    """The larger model's study of every chapter."""
+    return (Study.open(chapter, subject=SUBJECT) for chapter in CHAPTERS)
+
+
+def _of_pages() -> Iterator[Study]:
     """Every study that a page of the book opens, as the page opens it."""
     for page in book_pages(project_root()):
         yield from page_studies(notebook_path(page.notebook), page.parameters)

@@ -45,6 +45,13 @@ SUBJECTS = {
         "made; a matrix of a language model as the paper has them is larger and was trained for longer. "
         "The learning rates are ours, and with them every raw ratio of SFT to RL.",
     ),
+    "larger": Subject(
+        "larger",
+        "the larger model",
+        "the larger model of profile gpu, one seed",
+        "**The subject** of this page is a model of the lab's kind, forty times as large, on longer chains.",
+        "**Of this subject.** One base and one seed, so that nothing has an interval.",
+    ),
     "encoder": Subject(
         "encoder",
         "the encoder",
@@ -63,6 +70,8 @@ SUBJECTS = {
         "SFT to RL.",
     ),
 }
+#: Subjects that have the claims of another one.
+JUDGED_AS = {"larger": LAB}
 _PAPER = Subject(
     LAB,
     "published checkpoints",
