@@ -24,7 +24,7 @@ help:
 	@echo 'make clean      remove what was rendered;  make clean-lab  what was trained and measured'
 	@echo 'make lock       write requirements.lock anew from pyproject.toml (needs uv)'
 	@echo
-	@echo 'PROFILE=smoke|mini|full|paper   how much is trained and measured (now: $(PROFILE))'
+	@echo 'PROFILE=smoke|mini|full|released|paper   how much is trained and measured (now: $(PROFILE))'
 	@echo 'BUILD=folder                    where everything that is built goes (now: $(BUILD))'
 	@echo 'PYTHON=python3.12               the Python to start from (now: $(PYTHON))'
 	@echo 'TORCH_INDEX_URL=address         take torch from this index, for example its CPU build'
@@ -57,7 +57,7 @@ bench: setup
 	@OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/python -m benchmarks --json $(BUILD)/benchmarks.json $(BENCH_ARGS)
 
 clean:
-	rm -rf $(BUILD)/notebooks $(BUILD)/book-src $(BUILD)/html
+	rm -rf $(BUILD)/notebooks $(BUILD)/book-src $(BUILD)/html $(BUILD)/released
 
 clean-lab:
 	rm -rf $(BUILD)/lab $(BUILD)/records

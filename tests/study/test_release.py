@@ -23,7 +23,7 @@ from threegates.study.cards import number
 from threegates.study.estimates.rows import MissingRecordError
 from threegates.study.larger_page import larger_page
 from threegates.study.release import _short, pack, read_release, unpack
-from threegates.study.release_notes import freshness, release_note
+from threegates.study.release_notes import freshness, release_note, wider_note
 from threegates.study.released import stale_runs
 from threegates.study.releasing import release_build
 from threegates.study.store import record_digest, write_parquet
@@ -295,3 +295,20 @@ def test_the_larger_model_is_not_run_until_its_records_are_released(trained, mon
     ours = judged[judged["estimate"] == "jaccard_excess_bernoulli"].iloc[0]
     row = next(line for line in page.splitlines() if "`jaccard_excess_bernoulli`" in line)
     assert number(ours["value"]) in row
+
+
+def test_a_smaller_build_says_which_arms_only_the_released_records_have():
+    note = wider_note("learning-rate", "smoke", "full")
+    assert "further seeds (102, 103, 104, 105, 106)" in note and "`grpo-sgd-arith-4-0.0006`" in note
+    assert "`grpo-sgd-arith-4-0.002`" not in note
+    assert wider_note("learning-rate", "full", "full") == "" == wider_note("errata", "mini", "full")
+
+
+def test_the_note_stands_at_the_end_of_the_page_of_a_smaller_build(trained, packed, monkeypatch):
+    shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
+    monkeypatch.setattr(book, "_render", lambda build, source: source)
+    monkeypatch.setattr("threegates.lab.train.train", lambda *_: None)
+    for profile, shown in (("mini", True), ("full", False)):
+        source = book.build_book(profile, trained / "build", 1)
+        last = json.loads((source / f"{CHAPTER}.ipynb").read_text())["cells"][-1]
+        assert ("further seeds" in "".join(last["source"])) == shown

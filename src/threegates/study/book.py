@@ -34,8 +34,9 @@ from threegates.study.larger_page import PAGE as LARGER
 from threegates.study.larger_page import larger_page
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.release import Release
-from threegates.study.release_notes import freshness, release_note, with_note
-from threegates.study.releasing import unpacked
+from threegates.study.release_notes import freshness, release_note, wider_note, with_note
+from threegates.study.released import FILE as RELEASE_FILE
+from threegates.study.releasing import RELEASED_PROFILE, RESULTS, unpacked
 from threegates.study.runner import NotebookRun, sidecar
 from threegates.study.sources import MANIFEST_VARIABLE
 from threegates.study.stated import stated_values
@@ -51,6 +52,8 @@ from threegates.study.views import gain_view, pass_view
 LAB_CHAPTER = "miniature-lab"
 #: The profile that trains and measures nothing, and its folder below the build's.
 RELEASED = "released"
+#: Profiles of which the released one is a wider form.
+WIDENED = ("smoke", "mini")
 #: What became of each page.
 Runs = dict[Page, NotebookRun | NotRun]
 
@@ -130,6 +133,8 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs, release: Releas
     shutil.copytree(root / "book", source)
     for page, result in runs.items():
         _add_page(source, page, result, _note(release, [page]))
+        if release is None and _is_released(root):
+            _add_wider(source, page, profile)
     table = _verdicts(runs)
     _add_verdicts(source, table, runs, _note(release, list(runs)))
     speed = benchmark_page(benchmark_file(build, root))
@@ -160,6 +165,19 @@ def _note(release: Release | None, pages: Sequence[Page]) -> str:
         return ""
     studies = [page_study(page, measure=False) for page in pages if page_looks(page)]
     return release_note(release, freshness(studies, release.profile)) if studies else ""
+
+
+def _is_released(root: Path) -> bool:
+    return (root / RESULTS / RELEASED_PROFILE / RELEASE_FILE).is_file()
+
+
+def _add_wider(source: Path, page: Page, profile: str) -> None:
+    """At a page's end, which arms of its chapter only the released records have."""
+    place = source / f"{page.name}.ipynb"
+    note = wider_note(page.notebook, profile, RELEASED_PROFILE) if profile in WIDENED else ""
+    if note and place.is_file() and page.name == page.notebook:
+        notebook = nbformat.read(place, as_version=4)
+        nbformat.write(with_note(notebook, note, len(notebook.cells)), place)
 
 
 def _add_verdicts(source: Path, table: pd.DataFrame, runs: Runs, note: str) -> None:

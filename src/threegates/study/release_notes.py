@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
 
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
@@ -11,6 +13,9 @@ from nbformat.v4 import new_markdown_cell
 from threegates.study.release import Release
 from threegates.study.released import stale_runs
 from threegates.study.study import Study
+
+if TYPE_CHECKING:
+    from threegates.lab.plan import Planned
 
 #: More names than this are told by their number.
 LONGEST = 12
@@ -65,10 +70,45 @@ def release_note(release: Release, found: Freshness) -> str:
     return _admonition("Stale released records", "warning", [about, state, *filter(None, names)])
 
 
-def with_note(notebook: NotebookNode, note: str) -> NotebookNode:
-    """The notebook with the note below its title."""
-    cell = new_markdown_cell(note, id="released-records")
-    notebook.cells.insert(1, cell)
+def wider_note(chapter: str, profile: str, released: str) -> str:
+    """What the released profile has for a chapter and this build's has not: seeds, arms; empty if nothing."""
+    from threegates.lab.plan import seeds_of
+
+    own, wider = (_arms(chapter, name) for name in (profile, released))
+    seeds = sorted(set(seeds_of(released)) - set(seeds_of(profile)))
+    arms = sorted(wider - own)
+    if not wider or not (seeds or arms):
+        return ""
+    more = ["further seeds (" + ", ".join(map(str, seeds)) + ")"] if seeds else []
+    more += (
+        [f"{len(arms)} further arm{'s' * (len(arms) != 1)} (" + ", ".join(f"`{arm}`" for arm in arms) + ")"]
+        if arms
+        else []
+    )
+    text = (
+        f"The profile `{released}` has " + " and ".join(more) + " for this page. They are not in this build; "
+        "their records are released, and `make book PROFILE=released` renders them."
+    )
+    return f"```{{admonition}} In the released records\n:class: note, dropdown\n{text}\n```\n"
+
+
+def _arms(chapter: str, profile: str) -> set[str]:
+    """Names of a chapter's runs without their seeds."""
+    runs = (item for item in _plan(profile) if chapter in item.draft.chapters)
+    return {item.run.name.rpartition("-s")[0] for item in runs}
+
+
+@cache
+def _plan(profile: str) -> list[Planned]:
+    """A profile's plan: its digests take a while, and a process does not change its code."""
+    from threegates.lab.plan import plan
+
+    return plan(profile)
+
+
+def with_note(notebook: NotebookNode, note: str, place: int = 1) -> NotebookNode:
+    """The notebook with the note as a cell of its own, below its title by default."""
+    notebook.cells.insert(place, new_markdown_cell(note, id="released-records"))
     return notebook
 
 
