@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from threegates.study.estimates.accuracy import with_labels
 from threegates.study.estimates.adapters import FULL, JUDGED, adapter_runs, collapses
 from threegates.study.estimates.intervals import t_estimate
 from threegates.study.estimates.masks import HEADLINE_SHARE
+from threegates.study.estimates.rows import with_labels
 
 #: Starts in the order of the figures, and their names.
 STARTS = {

@@ -28,11 +28,6 @@ def base_accuracy(evaluation: pd.DataFrame) -> float:
     return float((rows["correct"] / rows["samples"]).mean()) if len(rows) else math.nan
 
 
-def with_labels(rows: pd.DataFrame, *labels: str) -> pd.DataFrame:
-    """The rows with these columns, all missing where none of the chapter's runs has such a label."""
-    return rows.reindex(columns=[*rows.columns, *(label for label in labels if label not in rows)])
-
-
 def paired_gap(wide: pd.DataFrame, plus: str, minus: str, what: str, confidence: float) -> Estimate:
     """Mean over seeds of one column minus another, of seeds that have both.
 

@@ -9,10 +9,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from threegates.study.estimates.accuracy import base_accuracy, final_accuracy, paired_gap, with_labels
+from threegates.study.estimates.accuracy import base_accuracy, final_accuracy, paired_gap
 from threegates.study.estimates.intervals import Estimate, exponential, missing, t_estimate
 from threegates.study.estimates.masks import HEADLINE_SHARE
-from threegates.study.estimates.rows import Estimator, Tables
+from threegates.study.estimates.rows import Estimator, Tables, with_labels
 
 #: Token KL to the base, in nats, above which a run has collapsed. Fixed before the result of any adapter of
 #: the study was looked at: healthy runs of the lab stay below .2, and at .5 the policy gives its own tokens

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from threegates.study.estimates.intervals import Estimate, exponential, missing, t_estimate
-from threegates.study.estimates.rows import Estimator, Tables, over_seeds, rl_runs, sft_runs
+from threegates.study.estimates.rows import Estimator, Tables, label, over_seeds, rl_runs, sft_runs
 
 #: The KL term whose effect is looked at, by its labels, and the run without one.
 WITH_TERM, WITHOUT_TERM = ("0.04", "k3"), "0"
@@ -23,13 +23,13 @@ def rl_log(log: pd.DataFrame) -> pd.DataFrame:
 def plain(log: pd.DataFrame) -> pd.DataFrame:
     """Of those, the runs whose algorithm has the KL term it comes with."""
     rows = rl_log(log)
-    return rows[_label(rows, "label_kl").isna()]
+    return rows[label(rows, "label_kl").isna()]
 
 
 def plain_at_any_rate(log: pd.DataFrame) -> pd.DataFrame:
     """Those and the same algorithms at the mask rate, whose updates are small."""
     small = rl_runs(log, "mask")
-    return pd.concat([plain(log), small[_label(small, "label_kl").isna()]])
+    return pd.concat([plain(log), small[label(small, "label_kl").isna()]])
 
 
 def sft_at_any_rate(log: pd.DataFrame) -> pd.DataFrame:
@@ -40,17 +40,13 @@ def sft_at_any_rate(log: pd.DataFrame) -> pd.DataFrame:
 def with_weight(log: pd.DataFrame, weight: str, estimator: str | None = None) -> pd.DataFrame:
     """Rows of GRPO whose KL term has that weight, and was estimated so."""
     rows = rl_log(log)
-    chosen = (_label(rows, "label_kl") == weight) & (rows["algorithm"] == "grpo")
-    return rows[chosen & (_label(rows, "estimator") == estimator)] if estimator else rows[chosen]
+    chosen = (label(rows, "label_kl") == weight) & (rows["algorithm"] == "grpo")
+    return rows[chosen & (label(rows, "estimator") == estimator)] if estimator else rows[chosen]
 
 
 def rft_log(log: pd.DataFrame) -> pd.DataFrame:
     """Rows of RFT at the rate of the reward curves."""
     return log[(log["algorithm"] == "rft") & (log["rate"] == "reward")]
-
-
-def _label(rows: pd.DataFrame, name: str) -> pd.Series:
-    return rows[name] if name in rows else pd.Series(index=rows.index, dtype="str")
 
 
 def evaluations(rows: pd.DataFrame) -> pd.DataFrame:

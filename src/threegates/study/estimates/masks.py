@@ -7,9 +7,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from threegates.study.estimates.accuracy import final_accuracy, paired_gap, with_labels
+from threegates.study.estimates.accuracy import final_accuracy, paired_gap
 from threegates.study.estimates.intervals import Estimate
-from threegates.study.estimates.rows import Estimator, Tables
+from threegates.study.estimates.rows import Estimator, Tables, with_labels
 
 #: α of M_princ in the headline, as the label `share` has it.
 HEADLINE_SHARE = "0.5"

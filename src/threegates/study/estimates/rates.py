@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from threegates.study.estimates.intervals import Estimate, missing, t_estimate
-from threegates.study.estimates.rows import Estimator, Tables, pair_sparsity
+from threegates.study.estimates.rows import Estimator, Tables, label, pair_sparsity
 
 #: By how much AdamW's norm may lie outside those of SGD before nothing is compared.
 REACH = 1.5
@@ -30,10 +30,13 @@ def rate_runs(tensor: pd.DataFrame) -> pd.DataFrame:
     pairs = pair_sparsity(rows)
     squares = rows["norm_delta"].astype(float).pow(2).groupby(rows["pair"]).sum(min_count=1)
     norms = squares.pow(0.5)
-    labels = {"optimiser": "adamw", "master": "float32"}
+    labels, known = (
+        {"optimiser": "adamw", "master": "float32"},
+        rows.drop_duplicates("pair").set_index("pair"),
+    )
     return pairs.assign(
         norm=pairs["pair"].map(norms),
-        **{name: pairs["pair"].map(_label(rows, name)).fillna(usual) for name, usual in labels.items()},
+        **{name: pairs["pair"].map(label(known, name)).fillna(usual) for name, usual in labels.items()},
     )
 
 
@@ -41,11 +44,6 @@ def last_evaluations(log: pd.DataFrame) -> pd.DataFrame:
     """By run, pass@1 and KL to the base at its last held-out evaluation."""
     rows = log[log["pass_at_1"].notna()].sort_values("step")
     return rows.groupby("run")[["pass_at_1", "kl"]].last()
-
-
-def _label(rows: pd.DataFrame, name: str) -> pd.Series:
-    known = rows.drop_duplicates("pair").set_index("pair")
-    return known[name] if name in known else pd.Series(index=known.index, dtype="str")
 
 
 def with_masters(runs: pd.DataFrame, optimiser: str) -> pd.DataFrame:

@@ -51,6 +51,16 @@ class Tables(Protocol):
 Estimator = Callable[[Tables, float], Estimate]
 
 
+def with_labels(rows: pd.DataFrame, *labels: str) -> pd.DataFrame:
+    """The rows with these columns, all missing where none of the chapter's runs has such a label."""
+    return rows.reindex(columns=[*rows.columns, *(label for label in labels if label not in rows)])
+
+
+def label(rows: pd.DataFrame, name: str) -> pd.Series:
+    """A label by row, all missing where none of the chapter's runs has it."""
+    return with_labels(rows, name)[name].astype("str")
+
+
 def pair_sparsity(tensor: pd.DataFrame) -> pd.DataFrame:
     """Sparsity of whole models: one row a pair, over all parameters and over linear layers alone.
 
