@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
 from threegates.study.curvature import NOISE, PARTS
-from threegates.study.estimates import ESTIMATES
+from threegates.study.estimates.curvature import RATIOS as JUDGED_RATIOS
 from threegates.study.estimates.curvature import of_directions, run_curvature
-from threegates.study.estimates.rows import Estimator
+from threegates.study.estimates.intervals import Estimate
 from threegates.study.views import method_name, method_order
 
 #: Directions in the order of the figure, with their names on the page.
@@ -33,12 +33,12 @@ FUNCTIONS: dict[str, str] = {
 }
 #: What each ratio divides, and what computes it: first what claims and controls are judged by, then the same
 #: of noise, which knows nothing of training, so that it tells what the base's geometry alone does.
-RATIOS: dict[str, Estimator] = {
-    "noise / RL's ΔW": ESTIMATES["curvature_noise_over_rl"],
-    "noise on RL's mask / RL's ΔW": ESTIMATES["curvature_masked_noise_over_rl"],
-    "SFT's ΔW / RL's ΔW": ESTIMATES["curvature_sft_over_rl"],
-    "ΔW: principal block / rest": ESTIMATES["curvature_principal_over_rest"],
-    "ΔW: principal weights / others": ESTIMATES["curvature_principal_weights_over_rest"],
+RATIOS: dict[str, Callable[..., Estimate]] = {
+    "noise / RL's ΔW": JUDGED_RATIOS["curvature_noise_over_rl"],
+    "noise on RL's mask / RL's ΔW": JUDGED_RATIOS["curvature_masked_noise_over_rl"],
+    "SFT's ΔW / RL's ΔW": JUDGED_RATIOS["curvature_sft_over_rl"],
+    "ΔW: principal block / rest": JUDGED_RATIOS["curvature_principal_over_rest"],
+    "ΔW: principal weights / others": JUDGED_RATIOS["curvature_principal_weights_over_rest"],
     "noise: principal block / all": partial(of_directions, "block_noise", "noise"),
     "noise: principal weights / all": partial(of_directions, "weights_noise", "noise"),
 }
@@ -73,28 +73,11 @@ def ratio_view(curvature: pd.DataFrame, confidence: float = 0.95) -> pd.DataFram
     """
     rows = []
     for function in ("loss", "fisher"):
-        tables = _One(_as_judged(curvature, function))
-        for name, estimator in RATIOS.items():
-            found = estimator(tables, confidence)
+        for name, compute in RATIOS.items():
+            found = compute(curvature, confidence, function)
             numbers = {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
             rows.append({"function": FUNCTIONS[function], "name": name, **numbers})
     return pd.DataFrame(rows)
-
-
-def _as_judged(curvature: pd.DataFrame, function: str) -> pd.DataFrame:
-    """The table with a function in the place of the one that claims are judged on."""
-    return curvature[curvature["function"] == function].assign(function="loss")
-
-
-class _One:
-    """A table that stands for the chapter's."""
-
-    def __init__(self, table: pd.DataFrame) -> None:
-        self._table = table
-
-    def table(self, name: str) -> pd.DataFrame:
-        """The table, whatever is asked for."""
-        return self._table
 
 
 def summary_view(curvature: pd.DataFrame) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -43,16 +44,19 @@ def ratio(top: pd.Series, bottom: pd.Series, confidence: float) -> Estimate:
     return t_estimate(found, "seeds", confidence)
 
 
-def of_directions(top: str, bottom: str, tables: Tables, confidence: float) -> Estimate:
-    """Of RL, the curvature along one direction over that along another."""
-    rows = rl_runs(run_curvature(tables.table("curvature")))
+def of_directions(
+    top: str, bottom: str, curvature: pd.DataFrame, confidence: float, function: str = JUDGED
+) -> Estimate:
+    """Of RL, the curvature of a function along one direction over that along another."""
+    rows = rl_runs(run_curvature(curvature, function))
     if rows.empty:
         return missing("no runs of RL at the mask learning rate", "seeds")
     return ratio(over_runs(rows, top), over_runs(rows, bottom), confidence)
 
 
-def _sft_over_rl(tables: Tables, confidence: float) -> Estimate:
-    rows = run_curvature(tables.table("curvature"))
+def sft_over_rl(curvature: pd.DataFrame, confidence: float, function: str = JUDGED) -> Estimate:
+    """The curvature of a function along SFT's updates over that along RL's."""
+    rows = run_curvature(curvature, function)
     rl, sft = rl_runs(rows), sft_runs(rows)
     if rl.empty or sft.empty:
         absent = "RL at the mask learning rate" if rl.empty else "SFT at its own rate"
@@ -60,10 +64,18 @@ def _sft_over_rl(tables: Tables, confidence: float) -> Estimate:
     return ratio(over_runs(sft, "update"), over_runs(rl, "update"), confidence)
 
 
-ESTIMATES: dict[str, Estimator] = {
+#: What computes each estimate from the chapter's table, at a confidence and of a function.
+RATIOS: dict[str, Callable[..., Estimate]] = {
     "curvature_noise_over_rl": partial(of_directions, "noise", "update"),
     "curvature_masked_noise_over_rl": partial(of_directions, "masked_noise", "update"),
-    "curvature_sft_over_rl": _sft_over_rl,
+    "curvature_sft_over_rl": sft_over_rl,
     "curvature_principal_over_rest": partial(of_directions, "principal", "off_principal"),
     "curvature_principal_weights_over_rest": partial(of_directions, "principal_weights", "other_weights"),
 }
+
+
+def _judged(compute: Callable[..., Estimate], tables: Tables, confidence: float) -> Estimate:
+    return compute(tables.table("curvature"), confidence)
+
+
+ESTIMATES: dict[str, Estimator] = {name: partial(_judged, compute) for name, compute in RATIOS.items()}
