@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import re
 import shutil
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from tests.study import planted
 from tests.study.test_cards import CLAIM
+from tests.study.test_runner import write_notebook
 from threegates.errors import NotebookError
 from threegates.study import book
 from threegates.study.chapters import NotRun
@@ -163,7 +165,7 @@ def test_a_page_without_checkpoints_says_so_and_judges_nothing(project, tmp_path
     planted.write_study(project / "build" / "lab", base, {})
     shutil.copy(planted.ROOT / "notebooks" / "spectral-drift.ipynb", project / "notebooks")
     page = Page("spectral-drift-encoder", "spectral-drift", {"subject": "encoder"})
-    result = book._run(page, 1)
+    result = book._run(page)
     assert isinstance(result, NotRun)
     book._add_page(tmp_path, page, result)
     shown = (tmp_path / "spectral-drift-encoder.md").read_text()
@@ -191,3 +193,54 @@ def test_two_books_of_the_same_sources_differ_in_no_page(tmp_path, source):
     assert b'alt="Two dots."' in one
     assert b'<span class="caption-number">Fig. 1' in one
     assert len(re.findall(rb'<a class="reference download internal"', one)) == 3
+
+
+MEETS = """import os, time
+from pathlib import Path
+here = Path(os.environ["THREEGATES_BUILD"])
+Path("own.txt").write_text(name)
+(here / f"{name}.there").touch()
+deadline = time.monotonic() + 60
+while not (here / f"{other}.there").exists():
+    assert time.monotonic() < deadline, "the other notebook never ran"
+    time.sleep(0.05)
+assert Path("own.txt").read_text() == name"""
+
+
+def test_notebooks_run_beside_each_other_each_in_a_folder_of_its_own(project):
+    (project / "build").mkdir()
+    names = ("one", "two")
+    for name, other in zip(names, reversed(names), strict=True):
+        write_notebook(
+            project, name, f"name, other = {name!r}, {other!r}", MEETS, parameters="draws: int = 3"
+        )
+    here = os.getcwd()
+    runs = book._run_all([Page(name, name) for name in names], 2, measure=True)
+    assert [page.name for page in runs] == list(names)
+    assert all(isinstance(run, NotebookRun) and run.executed for run in runs.values())
+    assert os.getcwd() == here
+    assert not list((project / "build" / "notebooks").glob(".running-*"))
+
+
+def test_a_page_is_measured_before_it_runs_and_a_failure_ends_the_build(monkeypatch):
+    seen = []
+
+    def run(page, measure):
+        seen.append(f"run {page.name}")
+        if page.name == "bad":
+            raise NotebookError("a cell failed", where=page.name)
+        return NotRun("tried", pd.DataFrame())
+
+    def measured(page, workers):
+        seen.append(f"measure {page.name}")
+        time.sleep(0.2)
+
+    monkeypatch.setattr(book, "_measure", measured)
+    monkeypatch.setattr(book, "_run", run)
+    pages = [Page(name, name) for name in ("good", "bad", "later", "last")]
+    with pytest.raises(NotebookError, match="a cell failed"):
+        book._run_all(pages, 2, measure=True)
+    assert seen.index("measure bad") < seen.index("run bad")
+    assert "run last" not in seen
+    seen.clear()
+    assert len(book._run_all(pages[:1], 2, measure=False)) == 1 and seen == ["run good"]

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import nbformat
@@ -21,12 +22,13 @@ import pandas as pd
 
 from threegates.atomic import write_json
 from threegates.digest import code_digest, file_digest, runtime_versions, value_digest
-from threegates.errors import NotebookError
+from threegates.errors import CheckpointError, NotebookError
 from threegates.study.benchmark_page import benchmark_file, benchmark_page
 from threegates.study.cards import VerdictCards
 from threegates.study.chapters import NotRun, page_looks, page_study, run_page
 from threegates.study.claims import Claims, NoTables, judge, read_claims, verdict_table
 from threegates.study.contents import Page, book_pages
+from threegates.study.estimates.rows import MissingRecordError
 from threegates.study.evidence import write_evidence
 from threegates.study.figure_cards import PROVENANCE, card, with_cards
 from threegates.study.figures import Published, publish
@@ -37,7 +39,7 @@ from threegates.study.release import Release
 from threegates.study.release_notes import freshness, release_note, wider_note, with_note
 from threegates.study.released import FILE as RELEASE_FILE
 from threegates.study.releasing import RELEASED_PROFILE, RESULTS, unpacked
-from threegates.study.runner import NotebookRun, sidecar
+from threegates.study.runner import NotebookRun, notebook_path, page_studies, sidecar
 from threegates.study.sources import MANIFEST_VARIABLE
 from threegates.study.stated import stated_values
 from threegates.study.statistics import with_statistics
@@ -54,6 +56,8 @@ LAB_CHAPTER = "miniature-lab"
 RELEASED = "released"
 #: Profiles of which the released one is a wider form.
 WIDENED = ("smoke", "mini")
+# Measuring that took less goes without saying.
+TOLD_SECONDS = 5
 #: What became of each page.
 Runs = dict[Page, NotebookRun | NotRun]
 
@@ -80,7 +84,7 @@ def build_book(profile: str, build: Path, workers: int = 2, measure: bool = True
         release = unpacked(build) if profile == RELEASED else None
         if release is None:
             _prepare(profile, build, root, workers, measure)
-        runs = {page: _run(page, workers, measure) for page in book_pages(root)}
+        runs = _run_all(book_pages(root), workers, measure)
         source = _assemble(build, root, profile, runs, release)
         return _render(build, source)
 
@@ -113,10 +117,37 @@ def _prepare(profile: str, build: Path, root: Path, workers: int, measure: bool)
     train(profile, build, workers)
 
 
-def _run(page: Page, workers: int, measure: bool = True) -> NotebookRun | NotRun:
+def _run_all(pages: Sequence[Page], workers: int, measure: bool) -> Runs:
+    """Measure page by page over processes, and execute notebooks beside: a kernel keeps but one core busy."""
+    futures: dict[Page, Future[NotebookRun | NotRun]] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for page in pages:
+                # What has failed ends the build before more is measured.
+                _ = [future.result() for future in futures.values() if future.done()]
+                if measure:
+                    _measure(page, workers)
+                futures[page] = pool.submit(_run, page, measure)
+            return {page: future.result() for page, future in futures.items()}
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _measure(page: Page, workers: int) -> None:
+    """Measure what a page lacks; what cannot be opened is the page's own to say."""
+    started = time.monotonic()
+    with suppress(CheckpointError, MissingRecordError):
+        for study in page_studies(notebook_path(page.notebook), page.parameters):
+            study.ensure(workers)
+    if (seconds := time.monotonic() - started) >= TOLD_SECONDS:
+        _say(f"{page.name} measured ({seconds:.0f} s)")
+
+
+def _run(page: Page, measure: bool = True) -> NotebookRun | NotRun:
     """Run a page, and say what became of it."""
     started = time.monotonic()
-    result = run_page(page, workers, measure)
+    result = run_page(page, 1, measure)
     seconds = time.monotonic() - started
     if isinstance(result, NotRun):
         _say(f"{page.name} not run: {result.reason}")

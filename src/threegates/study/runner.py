@@ -361,9 +361,8 @@ def _papermill(plan: _Plan, work: Path, source: Path | None = None) -> NotebookN
                 parameters=plan.parameters,
                 kernel_name="python3",
                 language="python",
-                cwd=str(work),
                 progress_bar=sys.stderr.isatty(),
-                kernel_manager_class=_kernel_manager(Path(scratch), plan),
+                kernel_manager_class=_kernel_manager(Path(scratch), plan, work),
                 record_timing=False,
             )
         except PapermillExecutionError as error:
@@ -375,8 +374,11 @@ def _papermill(plan: _Plan, work: Path, source: Path | None = None) -> NotebookN
             ) from None
 
 
-def _kernel_manager(scratch: Path, plan: _Plan) -> type:
-    """A kernel of this interpreter, whatever kernels and profiles the user has installed."""
+def _kernel_manager(scratch: Path, plan: _Plan, work: Path) -> type:
+    """A kernel of this interpreter, whatever kernels and profiles the user has installed, in a folder.
+
+    papermill would change the folder of this whole process, in which other notebooks may run.
+    """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -398,6 +400,9 @@ def _kernel_manager(scratch: Path, plan: _Plan) -> type:
         def __init__(self, **options: Any) -> None:
             # Sockets in the file system: no port that another kernel could take, and nothing on the network.
             super().__init__(**options, connection_file=str(scratch / "kernel.json"), transport="ipc")
+
+        async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
+            await super().start_kernel(**{**options, "cwd": str(work)})
 
     return OwnKernel
 
