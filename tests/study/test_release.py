@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 import yaml
 from hypothesis import given
@@ -22,7 +23,7 @@ from threegates.study import book, jobs, released
 from threegates.study.cards import number
 from threegates.study.estimates.rows import MissingRecordError
 from threegates.study.larger_page import larger_page
-from threegates.study.release import _short, pack, read_release, unpack
+from threegates.study.release import _rounded, _short, pack, read_release, unpack
 from threegates.study.release_notes import freshness, release_note, wider_note
 from threegates.study.released import stale_runs
 from threegates.study.releasing import release_build
@@ -269,6 +270,17 @@ def test_shortened_numbers_keep_their_leading_bits(value, bits):
     if abs(value) > 1e-30:
         assert abs(short - value) <= 2.0 ** -(bits + 1) * abs(value) * (1 + 1e-9)
         assert np.frexp(short)[0] * 2 ** (bits + 1) == np.round(np.frexp(short)[0] * 2 ** (bits + 1))
+
+
+def test_choices_stay_exact_and_measures_are_shortened():
+    alpha = np.tile([0.05, 0.1, 0.3], 50)
+    measured = np.random.default_rng(0).random(150)
+    table = pa.table({"alpha": alpha, "overlap": measured, "name": ["a"] * 150, "missing": [None, 0.7] * 75})
+    short = _rounded(table, 10)
+    assert short.column("alpha").to_pylist() == alpha.tolist()
+    assert short.column("missing").to_pylist() == [None, 0.7] * 75
+    found = np.array(short.column("overlap").to_pylist())
+    assert 0 < np.abs(found / measured - 1).max() <= 2.0**-11
 
 
 def test_shortened_numbers_keep_what_is_no_number():

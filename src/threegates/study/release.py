@@ -46,8 +46,16 @@ MANIFEST, RUNS = "manifest.yaml", "runs.json"
 CHECKPOINTS, PROVENANCE, BASE = "checkpoints.json", "provenance.json", "base"
 _LOGS = ("log", "evaluation")
 _OF = "_of"
-#: Bits of the mantissa that are kept of a table's numbers, where all of them would make most of the release.
-_MANTISSA = {"sweep": 13}
+#: Bits of the mantissa that are kept of the sweeps' numbers, which would else be most of a release: they say
+#: how verdicts depend on free choices, and are never judged themselves.
+_MANTISSA = {
+    "sweep": 10,
+    **dict.fromkeys(
+        ("agreement_sweep", "axis_sweep", "direction_sweep", "drift_sweep", "emergence_sweep"), 13
+    ),
+}
+#: A column of no more values than these is a choice, such as k or α, by which rows are found: it stays exact.
+_CHOICES = 64
 _LEVEL = 19
 
 
@@ -201,7 +209,7 @@ def _named(table: pa.Table, name: str) -> pa.Table:
 
 def _rounded(table: pa.Table, bits: int) -> pa.Table:
     for number, field in enumerate(table.schema):
-        if pa.types.is_float64(field.type):
+        if pa.types.is_float64(field.type) and table.column(number).unique().length() > _CHOICES:
             values = _short(table.column(number).to_numpy(), bits)
             missing = table.column(number).is_null().to_numpy()
             table = table.set_column(number, field.name, pa.array(values, pa.float32(), mask=missing))
