@@ -209,7 +209,7 @@ def _named(table: pa.Table, name: str) -> pa.Table:
 
 def _rounded(table: pa.Table, bits: int) -> pa.Table:
     for number, field in enumerate(table.schema):
-        if pa.types.is_float64(field.type) and table.column(number).unique().length() > _CHOICES:
+        if pa.types.is_float64(field.type) and len(table.column(number).unique()) > _CHOICES:
             values = _short(table.column(number).to_numpy(), bits)
             missing = table.column(number).is_null().to_numpy()
             table = table.set_column(number, field.name, pa.array(values, pa.float32(), mask=missing))
