@@ -77,3 +77,19 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
     (tmp_path / "x.parquet").write_text("whole")
     remove_leftovers(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {f".x.parquet.{os.getpid()}.partial", "x.parquet"}
+
+
+def test_a_folder_that_vanishes_while_leftovers_are_sought_is_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / ".a.parquet.999999999.partial").touch()
+    (tmp_path / "gone").mkdir()
+    original = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("gone"):
+            (tmp_path / "gone").rmdir()
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "here"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,10 +115,12 @@ def record_digest(path: Path) -> str:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left half written below a folder; those that still write keep theirs."""
-    for path in folder.rglob(".*.partial"):
-        process = path.name.split(".")[-2]
-        if process.isdigit() and not is_running(int(process)):
-            path.unlink(missing_ok=True)
+    # Folders may vanish meanwhile, when another notebook of this process has run: os.walk passes over them.
+    for place, _, names in os.walk(folder):
+        for name in fnmatch.filter(names, ".*.partial"):
+            process = name.split(".")[-2]
+            if process.isdigit() and not is_running(int(process)):
+                Path(place, name).unlink(missing_ok=True)
 
 
 def _bare_table(frame: pd.DataFrame) -> pa.Table:
