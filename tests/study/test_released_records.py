@@ -21,6 +21,8 @@ from threegates.study.study import Study
 SAMPLE = ("grpo-arith-4-s102", "rft-arith-4-s103", "sft-same-style-arith-4-s101")
 MEASURES = ("sparsity", "sparsity_fp32", "delta_norm", "pass_at_1", "kl")
 CONFIDENCE = 0.99
+# Fewer would give intervals that hold nearly everything.
+SEEDS = 4
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +65,11 @@ def within(value: float, others: pd.Series) -> bool:
     return abs(value - others.mean()) <= reach
 
 
-def test_the_release_is_small_and_holds_six_seeds_of_every_arm(release, kept):
+def test_the_release_is_small_and_holds_the_same_seeds_of_every_arm(release, kept):
     size = sum(path.stat().st_size for path in release.folder.rglob("*") if path.is_file())
     assert size < 25e6
-    own = kept.frame[kept.frame["rate"] == "mask"]
-    assert own.groupby("algorithm")["seed"].nunique().min() >= 6
+    seeds = kept.frame[kept.frame["rate"].isin(["mask", "own"])].groupby(["algorithm", "rate"])["seed"]
+    assert seeds.apply(frozenset).nunique() == 1 and seeds.nunique().min() >= SEEDS
 
 
 @pytest.mark.slow
@@ -84,7 +86,7 @@ def test_a_run_trained_again_lies_among_the_released_ones(name, kept, trained, t
     found = numbers(again.table("tensor"), log).iloc[0]
     alike = kept.frame[(kept.frame["run"].str.rpartition("-s")[0] == name.rpartition("-s")[0])]["run"]
     others = numbers(kept.table("tensor"), kept.table("log")).loc[alike]
-    assert len(others) >= 6
+    assert len(others) >= SEEDS
     for measure in MEASURES:
         assert within(found[measure], others[measure]), (measure, found[measure], others[measure].tolist())
         # An interval that holds everything would say nothing.

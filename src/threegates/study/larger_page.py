@@ -76,14 +76,12 @@ def _parameters(shape: ModelShape) -> int:
 
 
 def _runs() -> str:
-    head = "| run | method | steps | learning rate | device |\n|---|---|---|---|---|\n"
+    head = "| run | method | steps | learning rate |\n|---|---|---|---|\n"
     rows = []
     for item in plan(GPU):
         recipe = item.run.recipe
-        trained = isinstance(recipe, TrainingRecipe)
         rate = f"{recipe.learning_rate:g}" if isinstance(recipe, TrainingRecipe) else "–"
-        device = getattr(recipe, "device", "cpu") if trained else "cpu"
-        rows.append(f"| `{recipe.name}` | {item.draft.algorithm} | {recipe.steps} | {rate} | {device} |\n")
+        rows.append(f"| `{recipe.name}` | {item.draft.algorithm} | {recipe.steps} | {rate} |\n")
     return "## The runs\n\n" + head + "".join(rows)
 
 
