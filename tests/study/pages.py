@@ -19,6 +19,8 @@ from threegates.study.cards import VerdictCards
 from threegates.study.claims import not_run, read_claims, verdict_table
 from threegates.study.contents import Page, book_pages
 from threegates.study.figures import publish, table
+from threegates.study.larger_page import PAGE as LARGER
+from threegates.study.larger_page import larger_page
 from threegates.study.provenance import project_root
 from threegates.study.subjects import LAB
 from threegates.study.values import FILE, write_values
@@ -50,6 +52,8 @@ def assemble(source: Path) -> Path:
     (source / "verdicts.md").write_text(verdict_page(verdicts), encoding="utf-8")
     speed = benchmark_page(benchmark_file(source, ROOT))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
+    larger = larger_page(source, source, verdicts)
+    (source / f"{LARGER}.md").write_text(larger, encoding="utf-8")
     write_values(source / FILE, dict.fromkeys(quoted_keys(), "0.123 [0.1, 0.2]"))
     mathjax = source / "_static" / "mathjax"
     mathjax.mkdir(parents=True)

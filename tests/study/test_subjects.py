@@ -10,7 +10,7 @@ from threegates.errors import ManifestError
 from threegates.study.claims import read_claims
 from threegates.study.sources import chapter_pairs
 from threegates.study.study import Study
-from threegates.study.subjects import COMPUTED, SUBJECTS, described, subject_of
+from threegates.study.subjects import COMPUTED, JUDGED_AS, SUBJECTS, described, subject_of
 
 CHAPTER = "spectral-drift"
 
@@ -39,7 +39,7 @@ def test_entries_without_the_label_belong_to_the_lab(manifest):
 def test_an_unknown_subject_is_refused_and_a_known_one_without_pairs_is_not(manifest, project):
     with pytest.raises(ManifestError, match="no such subject") as failure:
         chapter_pairs(CHAPTER, read_manifest(manifest), "encodr")
-    assert "encoder, lab, mine" in str(failure.value)
+    assert "encoder, lab, larger, mine" in str(failure.value)
     bare = planted.write_study(project / "bare", planted.base_tensors(), {})
     study = Study.open(CHAPTER, manifest=bare, subject="encoder")
     assert study.pairs == [] and set(study.verdicts()["verdict"]) == {"not run"}
@@ -83,4 +83,8 @@ def test_a_claim_is_judged_on_the_subjects_that_it_names():
         both = [[claim.id for claim in claims.of(chapter, name)] for name in ("lab", "encoder", "")]
         assert both[0] == both[1] == both[2] != []
     assert claims.of("stripe-masks", "lab") and not claims.of("stripe-masks", "encoder")
-    assert {name for claim in claims.claims for name in claim.subjects} == {*SUBJECTS, COMPUTED}
+    assert {name for claim in claims.claims for name in claim.subjects} == {*SUBJECTS, COMPUTED} - {
+        *JUDGED_AS
+    }
+    for name, other in JUDGED_AS.items():
+        assert name in SUBJECTS and claims.of("stripe-masks", name) == claims.of("stripe-masks", other) != []

@@ -60,7 +60,10 @@ def test_values_of_the_lab_are_what_the_pages_quote():
 
 def test_every_value_of_the_pages_has_a_claim_or_is_the_labs():
     planted = set(verdict_values(pages.planted_verdicts()))
-    lab = set(rate_values(views.pass_view(evaluation()), views.gain_view(evaluation()))) | {"profile"}
+    lab = set(rate_values(views.pass_view(evaluation()), views.gain_view(evaluation()))) | {
+        "profile",
+        "origin",
+    }
     stated = set(stated_values(read_claims(pages.ROOT / "claims.yaml")))
     assert pages.quoted_keys() <= planted | lab | stated
 
