@@ -57,6 +57,14 @@ def released_once(tmp_path_factory):
     return project
 
 
+@pytest.fixture(autouse=True)
+def planned_anew():
+    """Tests put other plans in the place of the lab's."""
+    released._present.cache_clear()
+    yield
+    released._present.cache_clear()
+
+
 @pytest.fixture
 def trained(project, released_once):
     shutil.rmtree(project)
@@ -196,6 +204,7 @@ def test_runs_are_stale_where_the_plan_would_train_others(trained, monkeypatch):
     assert stale_runs(entries, "full") == []
     moved = [Planned("grpo-s3", "ffffffffffff") if one.name == "grpo-s3" else one for one in same]
     monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: moved[:-1])
+    released._present.cache_clear()
     assert stale_runs(entries, "full") == ["grpo-s3", "grpo-s4"]
 
 

@@ -49,11 +49,17 @@ def _index(path: Path, mtime_ns: int, size: int) -> Mapping[str, Sequence[Mappin
 
 def stale_runs(entries: Sequence[Entry], profile: str) -> list[str]:
     """Names of the lab's runs among these entries that present code, recipes or versions train otherwise."""
-    from threegates.lab.plan import plan
-
-    present = {item.run.name: item.run.folder for item in plan(profile)}
+    present = _present(profile)
     made = {entry.run or entry.name: place_of(entry).split("/")[1] for entry in entries}
     return sorted(name for name, folder in made.items() if present.get(name) != folder)
+
+
+@cache
+def _present(profile: str) -> Mapping[str, str]:
+    """Folders of a profile's runs by name: their digests take seconds, and a process keeps its code."""
+    from threegates.lab.plan import plan
+
+    return {item.run.name: item.run.folder for item in plan(profile)}
 
 
 def place_of(entry: Entry) -> str:
