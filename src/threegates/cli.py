@@ -42,7 +42,40 @@ BookProfile = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
+Layers = Annotated[
+    str | None, typer.Option(help="Only these blocks, such as 0,13,27 or 0-3,27; all of them by default.")
+]
+Matrices = Annotated[
+    str | None,
+    typer.Option(
+        help="Only tensors of these roles: q, k, v, o, gate, up, down, embedding, head, norm, bias, other."
+    ),
+]
+Ranged = Annotated[
+    bool,
+    typer.Option(
+        "--ranged",
+        help="Read checkpoints of the Hub tensor by tensor, without ever having them on disk.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="Device to measure on: cpu, cuda or cuda:N.")]
+Backend = Annotated[
+    str | None, typer.Option(help="Where tensors are measured: processes of this machine, or dask.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786; none starts one here."),
+]
+Memory = Annotated[
+    str | None, typer.Option(help="Most memory of all processes that measure together, such as 4GiB.")
+]
+Licences = Annotated[
+    list[str] | None,
+    typer.Option("--accept-licence", help="A licence, or an entry's name, that you accept; may be repeated."),
+]
 _CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
+Base = Annotated[str | None, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)]
+Tuned = Annotated[str | None, typer.Option(help="The checkpoint that training ended with, given likewise.")]
 
 
 @app.command()
@@ -69,9 +102,17 @@ def train(
 
 @app.command()
 def measure(
-    base: Annotated[str, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)],
-    tuned: Annotated[str, typer.Option(help="The checkpoint that training ended with, given likewise.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write, one row a tensor.")],
+    base: Base = None,
+    tuned: Tuned = None,
+    pair: Annotated[
+        str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet file to write, one row a tensor; of --pair NAME build/pairs/NAME.parquet."
+        ),
+    ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="Also write the packed update masks, as safetensors.")
     ] = None,
@@ -94,6 +135,14 @@ def measure(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that work at once, each on one tensor and one thread.")
     ] = 1,
+    layers: Layers = None,
+    matrices: Matrices = None,
+    ranged: Ranged = False,
+    memory: Memory = None,
+    device: Device = None,
+    backend: Backend = None,
+    scheduler: Scheduler = None,
+    accept_licence: Licences = None,
 ) -> None:
     """Compare two checkpoints tensor by tensor: what changed, how far spectra moved, on which weights.
 
@@ -105,13 +154,68 @@ def measure(
     A measurement that is killed continues where it was when the same command is given again. When the
     checkpoints cannot be compared, the reason is printed and no file is written.
     """
-    from threegates.study.files import measure_to_files
+    from threegates.study.files import default_output, measure_to_files
+    from threegates.study.settings import export
+    from threegates.study.sources import narrowed, one_pair
 
+    export(
+        ranged=ranged,
+        device=device,
+        backend=backend,
+        scheduler=scheduler,
+        memory=memory,
+        licences=accept_licence or (),
+    )
+    target = out or default_output(pair)
+    (chosen,) = narrowed([one_pair(pair, base, tuned)], *_choice(layers, matrices))
     options = {"masks": masks, "axis": axis}
     written = measure_to_files(
-        base, tuned, out, **options, draws=draws, seed=seed, spectra=spectra, workers=workers
+        chosen, target, **options, draws=draws, seed=seed, spectra=spectra, workers=workers
     )
     typer.echo(written.summary())
+
+
+@app.command()
+def preflight(
+    base: Base = None,
+    tuned: Tuned = None,
+    pair: Annotated[
+        str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")
+    ] = None,
+    diagnostic: Annotated[
+        list[str] | None,
+        typer.Option(help="What is to be run: measure (default), or a chapter; may be repeated."),
+    ] = None,
+    layers: Layers = None,
+    matrices: Matrices = None,
+    draws: Annotated[int, typer.Option(min=0, help="Masks under each null.")] = 49,
+    workers: Workers = 2,
+    device: Device = None,
+    time: Annotated[bool, typer.Option(help="Estimate minutes, which takes some seconds.")] = True,
+    json: Annotated[Path | None, typer.Option(help="Also write what was found as JSON.")] = None,
+    accept_licence: Licences = None,
+) -> None:
+    """Look at a pair before it is measured: what can be compared, bytes to fetch, memory, minutes.
+
+    Reads configs and headers alone. Ends with status 1, and says what to change, where it cannot be measured.
+    """
+    from threegates.study.preflight import preflight_of
+    from threegates.study.settings import export
+
+    export(device=device, licences=accept_licence or ())
+    found = preflight_of(
+        (pair, base, tuned),
+        _choice(layers, matrices),
+        diagnostics=diagnostic or ["measure"],
+        draws=draws,
+        workers=workers,
+        timed=time,
+    )
+    typer.echo(found.text())
+    if json is not None:
+        found.write(json)
+    if not found.possible:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -127,15 +231,21 @@ def run(
         list[str] | None,
         typer.Option(help="Show this pair of the manifest, by its tuned entry; may be repeated."),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base of a pair of your own. " + _CHECKPOINT)] = None,
-    tuned: Annotated[
-        str | None, typer.Option(help="Tuned side of a pair of your own, given likewise.")
-    ] = None,
+    base: Base = None,
+    tuned: Tuned = None,
+    layers: Layers = None,
+    matrices: Matrices = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option("--parameter", "-p", help="key=value for the notebook; may be repeated."),
     ] = None,
     workers: Workers = 2,
+    ranged: Ranged = False,
+    memory: Memory = None,
+    device: Device = None,
+    backend: Backend = None,
+    scheduler: Scheduler = None,
+    accept_licence: Licences = None,
 ) -> None:
     """Run a chapter's notebook, on the study's pairs or on a pair of your own.
 
@@ -144,9 +254,19 @@ def run(
     """
     from threegates.study.chapters import run_chapter
     from threegates.study.runner import results_text
+    from threegates.study.settings import export
 
+    export(
+        ranged=ranged,
+        device=device,
+        backend=backend,
+        scheduler=scheduler,
+        memory=memory,
+        licences=accept_licence or (),
+    )
     texts = dict(_key_value(text) for text in parameter or ())
-    typer.echo(results_text(run_chapter(notebook, texts, pair or (), base, tuned, workers)))
+    choice = _choice(layers, matrices)
+    typer.echo(results_text(run_chapter(notebook, texts, pair or (), base, tuned, workers, choice)))
 
 
 @app.command()
@@ -248,6 +368,16 @@ def reproduce(
     typer.echo(f"figure:  {made.place}\n{made.name}: {made.verdict}")
     if not made.same:
         raise typer.Exit(1)
+
+
+def _choice(layers: str | None, matrices: str | None) -> tuple[list[int] | None, list[str] | None]:
+    """Blocks and roles as they were typed."""
+    from threegates.checkpoints.views import parse_layers, parse_matrices
+
+    return (
+        parse_layers(layers) if layers is not None else None,
+        parse_matrices(matrices) if matrices is not None else None,
+    )
 
 
 def _key_value(text: str) -> tuple[str, str]:
