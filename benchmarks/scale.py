@@ -406,6 +406,9 @@ def _independent(row: dict, draws: int) -> bool:
 
 def main() -> None:
     """One way, in this process."""
+    # Worker processes find functions by the module's name, which this one does not go by.
+    from benchmarks import scale
+
     parser = argparse.ArgumentParser()
     parser.add_argument("way", choices=("measure", "tensor", "load"))
     parser.add_argument("folder", type=Path)
@@ -414,11 +417,11 @@ def main() -> None:
     os.environ.pop("THREEGATES_CACHE", None)
     if chosen.way == "measure":
         cap, draws, workers = chosen.more
-        found = measured(chosen.folder, parse_size(cap), int(draws), int(workers))
+        found = scale.measured(chosen.folder, parse_size(cap), int(draws), int(workers))
     elif chosen.way == "tensor":
-        found = one_tensor(chosen.folder, chosen.more[0], int(chosen.more[1]))
+        found = scale.one_tensor(chosen.folder, chosen.more[0], int(chosen.more[1]))
     else:
-        found = loaded(chosen.folder, int(chosen.more[0]))
+        found = scale.loaded(chosen.folder, int(chosen.more[0]))
     print(json.dumps(found))
 
 

@@ -373,7 +373,7 @@ def as_stored(pair: TensorPair) -> tuple[Tensor, Tensor]:
 
 
 def difference(after: Tensor, before: Tensor) -> Tensor:
-    """ΔW in float64, by blocks of rows: neither side is ever held in float64 as a whole."""
+    """ΔW of a matrix in float64, by blocks of rows: neither side is ever held in float64 as a whole."""
     delta = torch.empty(after.shape, dtype=torch.float64, device=after.device)
     for start, stop in row_ranges(tuple(after.shape)):
         delta[start:stop] = after[start:stop].double() - before[start:stop].double()
