@@ -77,6 +77,12 @@ def test_a_tensor_outside_blocks_needs_no_more_however_long_it_is():
     assert embedding == longer < GIB / 2
 
 
+def test_a_block_of_one_long_row_is_counted_as_it_is():
+    facts = {"spectra": False, "draws": 0}
+    stacked, flat = (estimate(shape, "BF16", "BF16", **facts) for shape in ((8, 6000, 6000), (288_000, 1000)))
+    assert stacked > 2 * flat
+
+
 @given(st.integers(1, 9000), st.integers(1, 9000), st.booleans(), st.booleans(), st.integers(0, 3))
 def test_more_of_anything_never_needs_less(rows, columns, spectra, axes, draws):
     def of(shape=(rows, columns), types=("BF16", "BF16"), **more):

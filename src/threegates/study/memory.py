@@ -21,6 +21,7 @@ from threegates.checkpoints.pairs import BLOCK, Status
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import ThreeGatesError
 from threegates.study.bases import REFERENCE_SIDE
+from threegates.study.draws import SAMPLE
 from threegates.study.measure import is_block_matrix
 from threegates.study.tensor_table import PairTable
 from threegates.workers import run_parallel
@@ -104,8 +105,10 @@ def estimate(
     size = math.prod(shape)
     stored = sum(BITS[dtype] // 8 for dtype in (dtype_base, dtype_tuned))
     whole = spectra or (axes and draws > 0)
-    held = 0 if mapped else stored * (size if whole else min(size, BLOCK))
-    counting = max(_COUNTING * min(size, BLOCK), _NOISE * min(size, BLOCK))
+    # A block has at least one row.
+    block = min(size, max(BLOCK, size // shape[0] if shape and shape[0] else 0))
+    held = 0 if mapped else stored * (size if whole else block)
+    counting = max(_COUNTING * block, _NOISE * min(size, SAMPLE))
     if not whole:
         return LEAST + held + counting
     held += 2 * size * sum(dtype != "BF16" for dtype in (dtype_base, dtype_tuned))
