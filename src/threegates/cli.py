@@ -370,7 +370,9 @@ def reproduce(
         raise typer.Exit(1)
 
 
-def _choice(layers: str | None, matrices: str | None) -> tuple[list[int] | None, list[str] | None]:
+def _choice(
+    layers: str | None, matrices: str | None
+) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
     """Blocks and roles as they were typed."""
     from threegates.checkpoints.views import parse_layers, parse_matrices
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from threegates.checkpoints.pairs import align, load_pair
 from threegates.checkpoints.roles import layer, role
+from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import DTYPES, SINGLE, Checkpoint
 from threegates.checkpoints.views import (
     ROLES,
@@ -24,7 +25,6 @@ from threegates.checkpoints.views import (
     on_device,
     parse_layers,
     parse_matrices,
-    rows_of,
 )
 from threegates.errors import CheckpointError
 

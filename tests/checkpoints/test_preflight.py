@@ -81,11 +81,11 @@ def test_matrices_with_spectra_are_those_in_blocks(untied):
 
 
 def test_a_head_that_one_side_ties_and_a_resized_vocabulary_are_noted(qwen2, copy_of, tied):
-    own = rewritten(copy_of(qwen2[0], "own"), **{"lm_head__weight": torch.zeros(48, 16)})
+    own = rewritten(copy_of(qwen2[0], "own"), lm_head__weight=torch.zeros(48, 16))
     notes = findings(tied, own).notes
     assert "the head is tied in the base and stored in the tuned checkpoint" in notes
     assert f"1 only-in-tuned, reported and not compared: {HEAD}" in notes
-    grown = rewritten(copy_of(qwen2[0], "grown"), **{"model__embed_tokens__weight": torch.zeros(64, 16)})
+    grown = rewritten(copy_of(qwen2[0], "grown"), model__embed_tokens__weight=torch.zeros(64, 16))
     notes = findings(tied, grown).notes
     assert "the tuned's embedding has 64 rows, its config says 48" in notes
     assert f"1 resized, reported and not compared: {EMBEDDING}" in notes

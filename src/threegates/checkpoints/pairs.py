@@ -13,6 +13,7 @@ from torch import Tensor
 from threegates.checkpoints.headers import TensorInfo
 from threegates.checkpoints.roles import role
 from threegates.checkpoints.rounding import round_to_bf16
+from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 
@@ -209,8 +210,8 @@ def check_finite(checkpoint: Checkpoint, name: str, side: str) -> None:
 
 
 def _rows_of(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Tensor:
-    """Some rows of a tensor as stored: their bytes are read, those of the others are not."""
-    return _cut(checkpoint.stored(name), start, stop)
+    """Some rows of a tensor as stored, or all of one without rows."""
+    return rows_of(checkpoint, name, start, stop) if checkpoint.info(name).shape else checkpoint.stored(name)
 
 
 def _cut(x: Tensor, start: int, stop: int) -> Tensor:

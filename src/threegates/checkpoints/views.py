@@ -17,6 +17,7 @@ from torch import Tensor
 from threegates.checkpoints.families import naming
 from threegates.checkpoints.headers import TensorInfo
 from threegates.checkpoints.roles import LINEAR, layer, role
+from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError
@@ -94,27 +95,11 @@ class DeviceView(View):
         return super().stored_rows(name, start, stop).to(self.device)
 
 
-def rows_of(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Tensor:
-    """Rows `start` to `stop` - 1 of a tensor as stored, of any kind of checkpoint.
-
-    A checkpoint with a `stored_rows` of its own reads no more than these; a local file is mapped, and its
-    bytes are read as they are used. Rows are along the first axis.
-
-    Raises
-    ------
-    CheckpointError : there is no such tensor, it has no such rows, or it cannot be read.
-    """
-    info = checkpoint.info(name)
-    if not info.shape or not 0 <= start <= stop <= info.shape[0]:
-        raise CheckpointError(
-            f"tensor '{name}' has no rows {start} to {stop}",
-            where=f"{info.file}, tensor '{name}'",
-            expected=f"rows from 0 to {info.shape[0]}" if info.shape else "a tensor with rows",
-            found=f"{start} to {stop} of shape {list(info.shape)}",
-            remedy="ask for rows inside the tensor's shape, which is in Checkpoint.infos",
-        )
-    own = getattr(checkpoint, "stored_rows", None)
-    return own(name, start, stop) if own is not None else checkpoint.stored(name)[start:stop]
+def is_renamed(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint is looked at under other names than those it is stored under."""
+    if isinstance(checkpoint, CanonicalView):
+        return True
+    return isinstance(checkpoint, View) and is_renamed(checkpoint.inner)
 
 
 def canonical(checkpoint: Checkpoint) -> Checkpoint:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from threegates.checkpoints import families
 from threegates.checkpoints.frame import Frame, read_frame
 from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.views import is_renamed
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
 from threegates.study import (
@@ -104,7 +106,7 @@ _PARTNERS = ("grpo", "dapo", "reinforce++")
 _RUN, _STEP = "run:", "step:"
 _CPU = "cpu"
 #: What beside the files decides numbers, where it is not as it always was: keys of a job's inputs.
-NARROWED = ("layers", "matrices", "device")
+NARROWED = ("layers", "matrices", "device", "names")
 
 
 @dataclass(frozen=True)
@@ -359,13 +361,13 @@ def _job(
     kind: str, name: str, sources: Mapping[str, Source], options: dict, facts: dict | None = None
 ) -> Job:
     checkpoints = {place: source.checkpoint for place, source in sources.items()}
-    inputs = {
+    inputs: dict[str, object] = {
         "checkpoints": {place: one.digest() for place, one in checkpoints.items()},
         "revisions": {place: one.revision for place, one in checkpoints.items() if one.revision},
         "parameters": options,
     }
     places = {place: place_of(one) for place, one in checkpoints.items()}
-    inputs |= _narrowed(places)
+    inputs |= _narrowed(places) | _renamed(checkpoints)
     decided = {"kind": kind, "inputs": inputs, **_decides(kind, code_digest)}
     texts = {place: where.text() for place, where in places.items()}
     return Job(kind, name, value_digest(decided), {"places": texts, **options}, facts or {}, inputs)
@@ -373,8 +375,16 @@ def _job(
 
 def _narrowed(places: Mapping[str, Place]) -> dict[str, object]:
     """Which tensors are looked at, and the device they are on; both sides of a pair have the same choice."""
-    (choice,) = {(where.layers, where.matrices, where.device) for where in places.values()}
-    return {key: value for key, value in zip(NARROWED, choice, strict=True) if value not in (None, _CPU)}
+    ((layers, matrices, device),) = {(one.layers, one.matrices, one.device) for one in places.values()}
+    named = {"layers": layers, "matrices": matrices, "device": device}
+    return {key: value for key, value in named.items() if value not in (None, _CPU)}
+
+
+def _renamed(checkpoints: Mapping[str, Checkpoint]) -> dict[str, object]:
+    """What decides the names of tensors that are not looked at under those they are stored under."""
+    if not any(map(is_renamed, checkpoints.values())):
+        return {}
+    return {"names": value_digest([code_digest("threegates.checkpoints.families"), families.table()])}
 
 
 @cache
