@@ -93,7 +93,7 @@ def colour(method: str) -> str:
 
 
 def pair_colours(pairs: Iterable[str]) -> dict[str, str]:
-    """Give each pair a colour of its own, in the order in which pairs first come; beyond ten, evenly in hue."""
+    """Give each pair a colour of its own, in the order they first come in; beyond ten, even in hue."""
     names = list(dict.fromkeys(map(str, pairs)))
     more = sns.color_palette("husl", max(0, len(names) - len(PAIR_COLOURS))).as_hex()
     return dict(zip(names, [*PAIR_COLOURS, *more], strict=False))

@@ -38,7 +38,7 @@ def method_name(algorithm: Any) -> str:
 
 
 def group_label(name: str, rate: float, pair: str) -> str:
-    """Label of a method at a learning rate; the name of a pair that stands for itself or has no known rate."""
+    """Label of a method at a learning rate; of a pair that stands for itself its name."""
     if name == pair:
         return pair
     return f"{name}, lr {rate:.0e}" if rate == rate else f"{name}, {pair}"
