@@ -230,12 +230,20 @@ class NoTables:
 
 
 def judge_computed(claims: Claims, chapter: str) -> pd.DataFrame:
-    """The verdict table of a chapter's claims that need no checkpoint, with `about` beside it."""
+    """Verdicts of a chapter that looks at no checkpoint of the study, with `about` beside them.
+
+    Those are of its claims that need none, and, as not run, of those that await runs or checkpoints.
+    """
+    own = [claim for claim in claims.claims if claim.chapter == chapter]
+    about = {claim.id: name for claim in own for name in claim.subjects if name == COMPUTED or claim.awaits}
+    subjects = {COMPUTED: "computed, no checkpoint"}
     judged = [
-        judge(claim, NoTables(), "computed, no checkpoint", claims.confidence)
-        for claim in claims.of(chapter, COMPUTED)
+        judge(claim, NoTables(), subjects.get(about[claim.id], "no checkpoint here"), claims.confidence)
+        for claim in own
+        if claim.id in about
     ]
-    return verdict_table(judged).assign(about=COMPUTED)
+    table = verdict_table(judged)
+    return table.assign(about=[about[name] for name in table.get("claim", ())])
 
 
 def not_run(claim: Claim, reason: str, subject: str = "nothing") -> Verdict:

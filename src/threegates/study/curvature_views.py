@@ -52,8 +52,8 @@ def curvature_view(curvature: pd.DataFrame) -> pd.DataFrame:
     norm), spread (standard deviation over batches), share (of ‖ΔW‖²).
     """
     keys = ["function", "algorithm", "learning_rate", "pair", "seed", "direction"]
-    found = curvature.groupby(keys, sort=False)[["curvature", "share"]].mean()
-    spread = curvature.groupby(keys, sort=False)["curvature"].std()
+    found = curvature.groupby(keys, sort=False, dropna=False)[["curvature", "share"]].mean()
+    spread = curvature.groupby(keys, sort=False, dropna=False)["curvature"].std()
     rows = found.assign(spread=spread).reset_index()
     rows = rows.assign(
         method=rows["algorithm"].map(method_name),

@@ -10,7 +10,7 @@ import pandas as pd
 from threegates.study.drift import MATCHED, MATCHED_ROUNDED, NOISE, RAW, ROUNDED
 from threegates.study.estimates.intervals import t_estimate
 from threegates.study.estimates.rows import LINEAR, SFT
-from threegates.study.views import method_name, method_order
+from threegates.study.views import group_label, method_name, method_order
 
 #: Where a variant is drawn; an RL run is its own partner, so that it stands beside the scaled runs as it is.
 PANELS = {RAW: "as trained", MATCHED: "at equal ‖ΔW‖"}
@@ -19,11 +19,7 @@ PANELS = {RAW: "as trained", MATCHED: "at equal ‖ΔW‖"}
 def labelled(drift: pd.DataFrame) -> pd.DataFrame:
     """The rows of the drift or spectrum table with the names of method and learning rate, in page order."""
     names = drift["algorithm"].map(method_name)
-    rates = drift["learning_rate"]
-    labels = [
-        f"{name}, lr {rate:.0e}" if rate == rate else f"{name}, {pair}"
-        for name, rate, pair in zip(names, rates, drift["pair"], strict=True)
-    ]
+    labels = [group_label(*facts) for facts in zip(names, drift["learning_rate"], drift["pair"], strict=True)]
     rows = drift.assign(method=names, family=drift["method"], label=labels, order=method_order(drift))
     return rows.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
 

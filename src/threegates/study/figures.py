@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
@@ -19,6 +19,7 @@ from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -48,6 +49,14 @@ NULLS: dict[str, tuple[str, str, str]] = {
 }
 #: Colour maps: one-sided quantities, and quantities with a meaningful zero.
 SEQUENTIAL, DIVERGING = "cividis", "vlag"
+
+#: Colours of pairs that stand beside each other, in their order (Okabe and Ito 2008, then Tol 2021).
+PAIR_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#332288", "#882255", "#999933", "#117733"),
+)
+# Colours of the pairs that this page shows one by one; a kernel makes one page.
+_PAIRS: dict[str, str] = {}
 
 _NAME = re.compile(r"[a-z0-9-]+/[a-z0-9-]+")
 _STYLE: dict[Any, Any] = {
@@ -79,8 +88,33 @@ def style() -> Iterator[None]:
 
 
 def colour(method: str) -> str:
-    """Give the colour of a method, black for one that has none."""
-    return METHOD_COLOURS.get(method, "#000000")
+    """Give the colour of a method, or of a pair that this page shows by itself; black for any other."""
+    return _PAIRS.get(method, METHOD_COLOURS.get(method, "#000000"))
+
+
+def pair_colours(pairs: Iterable[str]) -> dict[str, str]:
+    """Give each pair a colour of its own, in the order they first come in; beyond ten, even in hue."""
+    names = list(dict.fromkeys(map(str, pairs)))
+    more = sns.color_palette("husl", max(0, len(names) - len(PAIR_COLOURS))).as_hex()
+    return dict(zip(names, [*PAIR_COLOURS, *more], strict=False))
+
+
+def one_colour_each(table: pd.DataFrame, chosen: object = True, name: str = "pair") -> pd.DataFrame:
+    """Give the table of pairs that a reader has chosen, each pair as a method of its own with its own colour.
+
+    Then `algorithm` is the pair's name, and neither seeds nor rates put pairs together any more; a column
+    `alone` says so. `colour` knows the pairs from then on.
+
+    Parameters
+    ----------
+    table : rows with a column of names.
+    chosen : what the reader has chosen; where that is empty, the table stays as it is.
+    name : the column that names what has a colour of its own: pairs, or runs where several pairs are one.
+    """
+    if not chosen:
+        return table
+    _PAIRS.update(pair_colours([*_PAIRS, *table[name]]))
+    return table.assign(algorithm=table[name], seed=np.nan, rate=np.nan, alone=True)
 
 
 @dataclass(frozen=True)

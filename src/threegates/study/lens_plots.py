@@ -151,17 +151,13 @@ def _first_key() -> list[Line2D | Patch]:
 def displacement(frame: pd.DataFrame) -> Figure:
     """Draw how far weights have moved in half gaps at every checkpoint; right of one they show.
 
-    Columns: those of `lens_views.ratio_view`.
+    Columns: those of `lens_views.ratio_view`; one curve a number of updates, or a pair where they are named.
     """
-    steps = sorted(frame["updates"].dropna().unique()) or [None]
-    tints = matplotlib.colormaps[SEQUENTIAL](np.linspace(0.88, 0.0, len(steps)))
     with style():
         fig, ax = plt.subplots(figsize=(8.6, 4.4))
-        for step, tint in zip(steps, tints, strict=True):
-            rows = frame if step is None else frame[frame["updates"] == step]
+        for name, tint, rows in _checkpoints(frame):
             rows = rows.sort_values("ratio")
             visible = rows["shown"].sum()
-            name = "tuned" if step is None else f"{int(step)} updates"
             centre = rows["ratio"] * 2 ** (1 / 8)
             ax.plot(centre, rows["share"], color=tint, lw=2.2, label=f"{name}: {visible:.0%} visible")
             right = np.geomspace(1, centre.max(), 200) if centre.max() > 1 else np.ones(1)
@@ -183,6 +179,20 @@ def displacement(frame: pd.DataFrame) -> Figure:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
         ax.legend(loc="upper left")
     return fig
+
+
+def _checkpoints(frame: pd.DataFrame) -> list[tuple[str, Any, pd.DataFrame]]:
+    """Name, colour and rows of every curve: checkpoints along training, or the pairs that a reader chose."""
+    if "pair" in frame:
+        return [(str(pair), colour(str(pair)), rows) for pair, rows in frame.groupby("pair", sort=False)]
+    steps = sorted(frame["updates"].dropna().unique())
+    if not steps:
+        return [("tuned", matplotlib.colormaps[SEQUENTIAL](0.88), frame)]
+    tints = matplotlib.colormaps[SEQUENTIAL](np.linspace(0.88, 0.0, len(steps)))
+    return [
+        (f"{int(step)} updates", tint, frame[frame["updates"] == step])
+        for step, tint in zip(steps, tints, strict=True)
+    ]
 
 
 def _drawn_range(frame: pd.DataFrame) -> tuple[float, float]:

@@ -114,7 +114,8 @@ def followed(totals: pd.DataFrame) -> pd.DataFrame:
 def ratio_view(bins: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
     """How far weights moved, in half gaps: updates, ratio (left end of a bin), share and shown share of all.
 
-    Means over the runs shown; the shares of one checkpoint sum to that of the weights which moved.
+    Means over the runs shown; the shares of one checkpoint sum to that of the weights which moved. Pairs that
+    a reader has chosen are not averaged: a column `pair` names them.
     """
     rows = bins[(bins["quantity"] == "ratio") & bins["pair"].isin(shown["pair"])]
     sums = rows.groupby(["pair", "log2"])[["count", "changed"]].sum().reset_index()
@@ -123,10 +124,17 @@ def ratio_view(bins: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
     sums = sums.assign(
         updates=sums["pair"].map(facts["updates"]), share=sums["count"] / whole, shown=sums["changed"] / whole
     )
+    if "alone" in shown:
+        return sums.assign(ratio=2.0 ** sums["log2"])[["pair", "updates", "ratio", "share", "shown"]]
     runs = facts.groupby("updates", dropna=False)["run"].nunique()
     view = sums.groupby(["updates", "log2"], dropna=False)[["share", "shown"]].sum().reset_index()
     view[["share", "shown"]] = view[["share", "shown"]].div(view["updates"].map(runs), axis=0)
     return view.assign(ratio=2.0 ** view["log2"]).drop(columns="log2")
+
+
+def along_training(shown: pd.DataFrame) -> bool:
+    """Whether several checkpoints of one run are among those shown."""
+    return bool((shown.groupby("run")["updates"].nunique() > 1).any())
 
 
 def path_view(shown: pd.DataFrame) -> pd.DataFrame:

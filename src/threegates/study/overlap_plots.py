@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from threegates.study.figures import DIVERGING, METHOD_COLOURS, NULLS, style
+from threegates.study.figures import DIVERGING, NULLS, colour, style
 from threegates.study.plots import ROLES
 
 #: Targets with their names on the page.
@@ -25,8 +25,8 @@ _RL = "#0072B2"
 
 
 def group_colour(group: str) -> str:
-    """Colour of a group: RL's blue, or that of its method."""
-    return METHOD_COLOURS.get(group.removesuffix(", own rate"), _RL if group == "RL" else "#000000")
+    """Colour of a group: RL's blue, that of its method, or that of a pair which is shown by itself."""
+    return _RL if group == "RL" else colour(group.removesuffix(", own rate"))
 
 
 def overlaps_against_nulls(frame: pd.DataFrame) -> Figure:

@@ -22,10 +22,14 @@ _ENDS = ("mean", "low", "high")
 
 
 def grouped(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of linear matrices as trained with their group, RL first, then by method and by rate."""
+    """Rows of linear matrices as trained with their group, RL first, then by method and by rate.
+
+    Pairs that a reader has chosen are groups of their own.
+    """
     rows = table[table["role"].isin(LINEAR) & (table["variant"] == RAW)]
     facts = zip(rows["method"], rows["algorithm"], rows["rate"], strict=True)
-    names = pd.Series([group_name(*fact) for fact in facts], index=rows.index, dtype="str")
+    named = list(rows["pair"]) if "alone" in rows else [group_name(*fact) for fact in facts]
+    names = pd.Series(named, index=rows.index, dtype="str")
     return rows.assign(group=names).sort_values("group", key=_group_order, kind="stable")
 
 
@@ -42,8 +46,10 @@ def _group_order(names: pd.Series) -> pd.Series:
 
 
 def shown_groups(table: pd.DataFrame) -> list[str]:
-    """Groups for the figures: RL and SFT at RL's learning rate, or whatever there is."""
+    """Groups for the figures: RL and SFT at RL's learning rate, or whatever there is; every chosen pair."""
     groups = list(dict.fromkeys(grouped(table)["group"]))
+    if "alone" in table:
+        return groups
     usual = [group for group in groups if group in ("RL", *map(method_name, (*SFT, "sft-same-style")))]
     return usual or groups[:1]
 

@@ -347,19 +347,27 @@ def emergence_correlation(frame: pd.DataFrame) -> Figure:
                 low, high = run["storage_path_low"], run["storage_path_high"]
                 ax.fill_between(run["step"], low, high, color="#BDBDBD", alpha=0.45, lw=0)
                 ax.plot(run["step"], run["storage_path_mean"], color="#6E6E6E", lw=1.2, ls="--")
-                ax.plot(run["step"], run["spearman"], "o-", color="#0072B2", ms=4.5, lw=1.8)
+                tint = _run_colour(run)
+                ax.plot(run["step"], run["spearman"], "o-", color=tint, ms=4.5, lw=1.8)
             ax.axhline(0, color="#444444", lw=0.8)
             ax.set(title=ROLES[role], xlabel="training step", ylim=(-0.25, 1.05))
             ax.grid(axis="y")
         axes[0, 0].set_ylabel("Spearman with the final ratios")
-        fig.legend(handles=_emergence_key(), loc="outside lower center", ncols=3)
+        fig.legend(handles=_emergence_key(frame), loc="outside lower center", ncols=3)
     return fig
 
 
-def _emergence_key() -> list[Line2D | Patch]:
+def _run_colour(rows: pd.DataFrame) -> str:
+    """Colour of a run that stands by itself, RL's blue for any other."""
+    return colour(str(rows["run"].iloc[0])) if "alone" in rows else "#0072B2"
+
+
+def _emergence_key(frame: pd.DataFrame) -> list[Line2D | Patch]:
     """Explain the marks of the emergence figure."""
+    runs = {str(run): _run_colour(own) for run, own in frame.groupby("run", sort=True)}
+    named = runs if "alone" in frame else {"RL run": "#0072B2"}
     return [
-        Line2D([], [], marker="o", color="#0072B2", ms=4.5, label="RL run"),
+        *(Line2D([], [], marker="o", color=tint, ms=4.5, label=name) for name, tint in named.items()),
         Line2D([], [], color="#6E6E6E", lw=1.2, ls="--", label="Gaussian walk, equal densities: mean"),
         Patch(color="#BDBDBD", alpha=0.45, lw=0, label="its 95 % range"),
     ]

@@ -13,7 +13,7 @@ from scipy import stats
 from threegates.study.estimates.intervals import t_estimate
 from threegates.study.estimates.rows import LINEAR, pair_sparsity
 from threegates.study.estimates.stripes import excess_spread
-from threegates.study.figures import METHOD_COLOURS
+from threegates.study.figures import colour
 from threegates.study.plots import ROLES
 
 #: Names on the page of the algorithms in the manifest.
@@ -37,8 +37,20 @@ def method_name(algorithm: Any) -> str:
     return METHODS.get(str(algorithm).lower(), str(algorithm))
 
 
+def group_label(name: str, rate: float, pair: str) -> str:
+    """Label of a method at a learning rate; of a pair that stands for itself its name."""
+    if name == pair:
+        return pair
+    return f"{name}, lr {rate:.0e}" if rate == rate else f"{name}, {pair}"
+
+
 def run_labels(frame: pd.DataFrame) -> dict[str, str]:
-    """Label of each pair or run by its name: method, data, seed, and the name where that is not unique."""
+    """Label of each pair or run by its name: method, data, seed, and the name where that is not unique.
+
+    Pairs that a reader has chosen go by their names.
+    """
+    if "alone" in frame:
+        return {pair: pair for pair in dict.fromkeys(frame["pair"])}
     rows = frame.drop_duplicates("pair").to_dict("records")
     labels = {row["pair"]: f"{method_name(row['algorithm'])} · {row['data']} · {row['seed']}" for row in rows}
     taken = Counter(labels.values())
@@ -50,10 +62,7 @@ def run_colours(frame: pd.DataFrame) -> dict[str, str]:
     order = {"rl": 0, "rft": 1, "sft": 2}
     rows = frame.drop_duplicates("pair").sort_values("method", key=lambda m: m.map(order), kind="stable")
     labels = run_labels(rows)
-    return {
-        labels[row["pair"]]: METHOD_COLOURS.get(method_name(row["algorithm"]), "#000000")
-        for row in rows.to_dict("records")
-    }
+    return {labels[row["pair"]]: colour(method_name(row["algorithm"])) for row in rows.to_dict("records")}
 
 
 def head_size(config: Mapping[str, Any]) -> int | None:
@@ -68,10 +77,7 @@ def sparsity_view(tensor: pd.DataFrame) -> pd.DataFrame:
     """Whole-model sparsities, one row a pair, with the label of method and learning rate."""
     pairs = pair_sparsity(tensor)
     names = pairs["algorithm"].map(method_name)
-    labels = [
-        f"{name}, lr {rate:.0e}" if rate == rate else f"{name}, {pair}"
-        for name, rate, pair in zip(names, pairs["learning_rate"], pairs["pair"], strict=True)
-    ]
+    labels = [group_label(*facts) for facts in zip(names, pairs["learning_rate"], pairs["pair"], strict=True)]
     view = pairs.assign(method=names, label=labels, order=method_order(pairs))
     return view.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
 
@@ -163,6 +169,18 @@ def stripe_view(axis: pd.DataFrame, method: str = "rl") -> pd.DataFrame:
     means = logs.groupby(["role", "axis"])[columns].mean().apply(np.exp).reset_index()
     order = {role: number for number, role in enumerate(ROLES)}
     return means.sort_values(["role", "axis"], key=lambda c: c.map(order) if c.name == "role" else c)
+
+
+def stripes_by_pair(axis: pd.DataFrame) -> pd.DataFrame:
+    """Dispersion of each pair's row and column ratios beside storage null 1a's, geometric means over blocks.
+
+    Columns: pair, role, axis, dispersion, storage_density_mean.
+    """
+    parts = [
+        stripe_view(own.assign(method=""), "").assign(pair=pair)
+        for pair, own in axis.groupby("pair", sort=False)
+    ]
+    return pd.concat(parts, ignore_index=True)[["pair", "role", "axis", "dispersion", "storage_density_mean"]]
 
 
 def ratio_view(emergence: pd.DataFrame, layer: int, run: str) -> pd.DataFrame:
