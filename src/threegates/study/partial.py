@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -77,6 +78,6 @@ def _read(path: Path) -> dict[str, list[dict]]:
         ) from error
 
 
-def _place(row: dict) -> tuple[int, str, str]:
+def _place(row: Mapping) -> tuple[int, str, str]:
     number = layer(row["tensor"])
     return -1 if number is None else number, row["tensor"], row.get("axis", "")
