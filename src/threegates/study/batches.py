@@ -2,30 +2,35 @@
 
 A batch is one base tensor and every missing job's tuned tensor beside it. It is one task of one worker, which
 gets names of files and tensors, never tensors, and holds one base and one tuned tensor at a time. What a
-record holds depends neither on the batch it came from nor on the number of workers.
+record holds depends neither on the batch it came from nor on the number of workers, nor on where they run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import os
+import platform
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from threegates.backends import run_parallel
 from threegates.checkpoints.headers import TensorInfo
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.study.by_tensor import ByTensor, Parts, Shared, as_tables
+from threegates.study.by_tensor import ByTensor, Parts, Rows, Shared, as_tables
 from threegates.study.jobs import BY_TENSOR, Job, run_job, write_records
 from threegates.study.store import Records
-from threegates.workers import run_parallel
 
 # Pairs that a process keeps open: headers and names, no tensors.
 _OPEN = 512
 _PARTIAL = "partial"
+# Lies in a folder of parts for as long as somebody waits for them.
+_AWAITED = "awaited"
 
 
 @dataclass(frozen=True)
@@ -37,30 +42,73 @@ class Piece:
     parts: Parts
 
 
-def run_jobs(jobs: Sequence[Job], records: Records, workers: int, label: str | None = None) -> None:
-    """Measure jobs and write their records, over processes of one thread each.
+def run_jobs(
+    jobs: Sequence[Job],
+    records: Records,
+    workers: int,
+    label: str | None = None,
+    *,
+    backend: str | None = None,
+    scheduler: str | None = None,
+) -> None:
+    """Measure jobs and write their records, over workers of one thread each.
 
     What a killed or failed run has measured is kept in parts; the next one with the same jobs goes on there.
+    `backend` and `scheduler` are those of `threegates.backends.run_parallel`; the workers of a cluster have
+    to share the records' folder.
     """
     whole = [(run_job, (job, records)) for job in jobs if job.kind not in BY_TENSOR]
     places = {job: parts_of(job, records) for job in jobs if job.kind in BY_TENSOR}
+    cluster = {"shared": [records.folder], "files": _files(jobs)}
     try:
-        run_parallel(_call, [*whole, *_tasks(places)], workers, label)
+        tasks = [*whole, *_tasks(places)]
+        run_parallel(_call, tasks, workers, label, backend=backend, scheduler=scheduler, **cluster)
     finally:
         for job, parts in places.items():
             _finish(job, parts, records)
         _remove_empty(records.folder / _PARTIAL)
 
 
-def measure_parts(places: Mapping[Job, Parts], workers: int, label: str | None = None) -> None:
-    """Measure what jobs lack, each tensor into its part."""
-    run_parallel(_call, _tasks(places), workers, label)
+def measure_parts(
+    places: Mapping[Job, Parts],
+    workers: int,
+    label: str | None = None,
+    *,
+    backend: str | None = None,
+    scheduler: str | None = None,
+) -> None:
+    """Measure what jobs lack, each tensor into its part, where `threegates.backends.run_parallel` says.
+
+    The workers of a cluster have to share the folders of the parts.
+    """
+    cluster = {"shared": sorted({parts.folder for parts in places.values()}), "files": _files(places)}
+    tasks = _tasks(places)
+    run_parallel(_call, tasks, workers, label, backend=backend, scheduler=scheduler, **cluster)
+    _arrive(places)
 
 
 def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:
     for parts in places.values():
         parts.drop_others()
-    return [(measure_batch, (batch,)) for batch in batches(places)]
+    found = batches(places)
+    for parts in {piece.parts for batch in found for piece in batch}:
+        parts.folder.mkdir(parents=True, exist_ok=True)
+        (parts.folder / _AWAITED).touch()
+    return [(measure_batch, (batch,)) for batch in found]
+
+
+def _files(jobs: Iterable[Job]) -> list[Path]:
+    """The files of the checkpoints that lie in folders."""
+    folders = {Path(path) for job in jobs for path in job.arguments["folders"].values()}
+    kept = [path for folder in sorted(folders) for path in folder.glob("*.safetensors")]
+    return sorted(kept)
+
+
+def _arrive(places: Mapping[Job, Parts]) -> None:
+    """Look into the folders of parts, because a shared one tells of other machines' new files only then."""
+    for parts in places.values():
+        if parts.folder.is_dir():
+            os.listdir(parts.folder)
 
 
 def parts_of(job: Job, records: Records) -> Parts:
@@ -94,7 +142,27 @@ def measure_batch(batch: Sequence[Piece]) -> None:
     shared = Shared()
     for piece in batch:
         if not piece.parts.has(piece.tensor):
-            piece.parts.write(piece.tensor, opened(piece.job).rows(piece.tensor, shared))
+            keep(piece.parts, piece.tensor, opened(piece.job).rows(piece.tensor, shared))
+
+
+def keep(parts: Parts, tensor: str, rows: Rows) -> None:
+    """Keep a tensor's rows, whole or not at all, if somebody still waits for them.
+
+    A worker of a cluster may outlive the process that gave it the tensor: what that one's successor has
+    merged and removed is not made anew. Processes of two machines may have one number, hence the name.
+    """
+    path, text = parts.path(tensor), json.dumps(rows)
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
+    if not (parts.folder / _AWAITED).exists():
+        return
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        # The folder went away meanwhile.
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=_OPEN)
@@ -118,6 +186,7 @@ def _call(work: Callable[..., None], arguments: tuple) -> None:
 
 def _finish(job: Job, parts: Parts, records: Records) -> None:
     """Write a job's records if all of its parts are there; then the parts have served."""
+    _arrive({job: parts})
     pair = opened(job)
     if all(parts.has(tensor) for tensor in pair.names):
         tables = as_tables(pair, [parts.read(tensor) for tensor in pair.names])
