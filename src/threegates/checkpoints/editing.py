@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -193,9 +192,9 @@ def _flow(value: Any) -> str:
         return "{" + ", ".join(f"{_flow(key)}: {_flow(one)}" for key, one in value.items()) + "}"
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_flow, value)) + "]"
-    if isinstance(value, str) and (_LIKE_A_NUMBER.fullmatch(value) or not value.isprintable()):
-        return json.dumps(value)
-    line = yaml.safe_dump([value], default_flow_style=True, allow_unicode=True, width=_WIDE)
+    quoted = isinstance(value, str) and (_LIKE_A_NUMBER.fullmatch(value) or not value.isprintable())
+    options = {"default_style": '"'} if quoted else {"allow_unicode": True}
+    line = yaml.safe_dump([value], default_flow_style=True, width=_WIDE, **options)
     return line.strip()[1:-1]
 
 
