@@ -15,7 +15,9 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from threegates.backends import run_parallel
 from threegates.checkpoints.headers import BITS
 from threegates.checkpoints.pairs import BLOCK, Status
 from threegates.checkpoints.tensors import Checkpoint
@@ -24,7 +26,6 @@ from threegates.study.bases import REFERENCE_SIDE
 from threegates.study.draws import SAMPLE
 from threegates.study.measure import is_block_matrix
 from threegates.study.tensor_table import PairTable
-from threegates.workers import run_parallel
 
 MIB = 1 << 20
 #: A process that has done some work: interpreter, libraries, memory that was freed but not given back.
@@ -211,19 +212,22 @@ def run_within(
     cap: int | None,
     workers: int,
     label: str | None = None,
+    **where: Any,
 ) -> None:
-    """`threegates.workers.run_parallel` with no more tasks at once than a cap on memory allows.
+    """`threegates.backends.run_parallel` with no more tasks at once than a cap on memory allows.
 
     Parameters
     ----------
-    needs : of each task, in their order. cap : bytes; None for no cap.
+    needs : of each task, in their order. cap : bytes; None for no cap. where : backend, scheduler and what
+    workers share. Workers of a scheduler that runs already are as many as they are, on machines of their own:
+    of a cap only that is kept there that no task is larger.
 
     Raises
     ------
     MemoryCapError : before anything runs, one task alone needs more than the cap.
     """
     for group in plan(needs, cap, workers):
-        run_parallel(work, [tasks[number] for number in group.tasks], group.workers, label)
+        run_parallel(work, [tasks[number] for number in group.tasks], group.workers, label, **where)
 
 
 def is_mapped(checkpoint: Checkpoint) -> bool:

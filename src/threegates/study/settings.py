@@ -1,6 +1,7 @@
-"""How tensors are reached and where they are measured: settings that change no number but device and reads.
+"""How tensors are reached and where they are measured; of these settings only the device changes a number.
 
-They stand in the environment, so that kernels that papermill starts and worker processes have them too.
+They stand in the environment, so that kernels that papermill starts and worker processes have them too. Those
+of the backend are `threegates.backends`'s, accepted licences `threegates.checkpoints.licences`'s.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from threegates.backends import choose_backend
+from threegates.checkpoints.licences import accept_licences
 from threegates.errors import ThreeGatesError
+from threegates.study.memory import parse_size
 
 #: "download" takes a Hub repository whole; "ranged" reads one tensor at a time and keeps nothing but a cache.
 READS = "THREEGATES_READS"
@@ -18,12 +22,8 @@ HEADERS = "headers"
 #: "cpu", "cuda" or "cuda:N"; what is measured on a GPU has digests of its own.
 DEVICE = "THREEGATES_DEVICE"
 CPU = "cpu"
-#: "processes" on this machine, or "dask"; and the address of its scheduler.
-BACKEND, SCHEDULER = "THREEGATES_BACKEND", "THREEGATES_SCHEDULER"
-#: Most memory of all processes that measure together, such as 4GiB.
+#: Most memory of all processes that measure together, such as 4GiB; none stands for as much as it takes.
 MEMORY = "THREEGATES_MEMORY"
-#: Licences, or names of entries, that the user accepts, with commas between them.
-LICENCES = "THREEGATES_ACCEPT_LICENCE"
 
 
 def reads() -> str:
@@ -50,9 +50,15 @@ def device() -> str:
     return os.environ.get(DEVICE) or CPU
 
 
-def accepted() -> tuple[str, ...]:
-    """Licences, or names of entries, that the user has accepted."""
-    return tuple(name.strip() for name in os.environ.get(LICENCES, "").split(",") if name.strip())
+def memory_cap() -> int | None:
+    """Bytes that all processes which measure may take together, None for no cap.
+
+    Raises
+    ------
+    ThreeGatesError : the environment names no amount of memory.
+    """
+    text = os.environ.get(MEMORY)
+    return parse_size(text) if text else None
 
 
 def export(
@@ -64,13 +70,16 @@ def export(
     memory: str | None = None,
     licences: Sequence[str] = (),
 ) -> None:
-    """Put what a command was given into the environment; what it was not given stays as it is."""
-    given = {
-        READS: RANGED if ranged else None,
-        DEVICE: device,
-        BACKEND: backend,
-        SCHEDULER: scheduler,
-        MEMORY: memory,
-        LICENCES: ",".join(dict.fromkeys([*accepted(), *licences])) or None,
-    }
+    """Put what a command was given into the environment; what it was not given stays as it is.
+
+    Raises
+    ------
+    ThreeGatesError : there is no such backend, or no such amount of memory.
+    """
+    if backend or scheduler:
+        choose_backend(backend, scheduler)
+    if memory:
+        parse_size(memory)
+    accept_licences(licences)
+    given = {READS: RANGED if ranged else None, DEVICE: device, MEMORY: memory}
     os.environ.update({name: value for name, value in given.items() if value})
