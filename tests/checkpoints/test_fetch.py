@@ -1,4 +1,4 @@
-"""Whole downloads: what they check, how they go on after a kill, and that the installed client accepts them."""
+"""Whole downloads: what they check, how they go on after a kill, that the client accepts them as its own."""
 
 from __future__ import annotations
 
