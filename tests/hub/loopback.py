@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import close_session
 from safetensors.torch import load_file, save_file
 
 ROUTES = {
@@ -106,6 +107,8 @@ class LoopbackHub:
         return self
 
     def __exit__(self, *_: object) -> None:
+        # The client keeps connections; the next server may have the same port.
+        close_session()
         for server, thread in zip(self._servers, self._threads, strict=True):
             server.shutdown()
             server.server_close()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
-from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from tqdm.auto import tqdm
 
 from threegates.atomic import write_text
@@ -20,7 +20,7 @@ from threegates.checkpoints.download import download, link, storage_of
 from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest
 from threegates.checkpoints.repository import commit_of, listed
 from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
-from threegates.checkpoints.transfer import ask, hub_error
+from threegates.checkpoints.transfer import hub_error
 from threegates.errors import CheckpointError
 
 # Not "*.safetensors": some repositories hold the same weights a second time as consolidated.safetensors.
@@ -99,31 +99,28 @@ def _in_cache(source: Hub, cache: Path | None, offline: bool) -> Path | None:
     """The snapshot if all of it is in the cache; a newest commit is looked for there only without network."""
     if source.revision is None and not offline:
         return None
-    try:
-        if not offline:
-            # Without the commit's listing the client cannot tell a whole snapshot from a part of one.
-            get_cached_repo_tree(source.repo, revision=source.revision, cache_dir=cache)
-        return _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
-    except (CachedRepoTreeNotFoundError, LocalEntryNotFoundError) as error:
-        missing = error
     if offline:
-        raise hub_error(source.repo, _named(source), missing) from None
-    return None
+        return _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
+    try:
+        # Without the commit's listing the client cannot tell a whole snapshot from a part of one.
+        get_cached_repo_tree(source.repo, revision=source.revision, cache_dir=cache)
+        return _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
+    except (CachedRepoTreeNotFoundError, CheckpointError):
+        return None
 
 
 def _downloaded(source: Hub, cache: Path | None, endpoint: str | None) -> Path:
     repo, commit = source.repo, commit_of(source.repo, source.revision, endpoint)
     repository = listed(repo, commit, endpoint)
     storage = storage_of(repo, cache)
-    where = str(repository)
     # First a small file: the client keeps the listing with it, and so knows a snapshot that is not whole.
-    ask(where, repo, lambda: _client(repo, commit, cache, ("config.json",), endpoint=endpoint))
+    _client(repo, commit, cache, ("config.json",), endpoint=endpoint)
     wanted = [file for name, file in repository.files.items() if any(fnmatch(name, p) for p in PATTERNS)]
     large = [file for file in wanted if file.sha256]
     download(large, storage)
     for file in large:
         link(file, storage)
-    folder = ask(where, repo, lambda: _client(repo, commit, cache, PATTERNS, endpoint=endpoint))
+    folder = _client(repo, commit, cache, PATTERNS, endpoint=endpoint)
     if source.revision is None:
         write_text(storage / "refs" / "main", commit)
     return folder
@@ -132,15 +129,12 @@ def _downloaded(source: Hub, cache: Path | None, endpoint: str | None) -> Path:
 def _client(
     repo: str, revision: str | None, cache: Path | None, patterns: Sequence[str], **settings: Any
 ) -> Path:
-    folder = snapshot_download(
-        repo,
-        revision=revision,
-        cache_dir=cache,
-        allow_patterns=list(patterns),
-        tqdm_class=_Silent,
-        **settings,
-    )
-    return Path(folder)
+    settings |= {"revision": revision, "cache_dir": cache, "allow_patterns": list(patterns)}
+    try:
+        return Path(snapshot_download(repo, tqdm_class=_Silent, **settings))
+    except Exception as error:
+        # The client lets its HTTP library's errors through, and that library changes between versions.
+        raise hub_error(repo, f"{repo} at {revision or 'its newest commit'}", error) from None
 
 
 class _Silent(tqdm):

@@ -122,11 +122,11 @@ class RangeCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError):
-            path.unlink(missing_ok=True)
+            _drop(path)
             return None
         seal = hashlib.sha256(memoryview(pages)[_SEAL:])
         if seal.digest() != pages[:_SEAL] or self.digest(key) not in (None, seal.hexdigest()):
-            path.unlink(missing_ok=True)
+            _drop(path)
             return None
         with suppress(OSError):
             os.utime(path)  # the time of last use, by which ranges are evicted
@@ -134,7 +134,7 @@ class RangeCache:
 
     def _in_memory(self, key: str, size: int, chunks: Chunks) -> Tensor:
         content, at, seal = torch.empty(size, dtype=torch.uint8), 0, hashlib.sha256()
-        view = memoryview(content.numpy())
+        view = content.numpy().data
         for chunk in chunks():
             view[at : at + len(chunk)] = chunk
             at += len(chunk)
@@ -229,6 +229,12 @@ class RangeCache:
             path.unlink(missing_ok=True)
             total -= held
         return total + size <= self.limit
+
+
+def _drop(path: Path) -> None:
+    """Remove a damaged file, where that is allowed."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def _claim(file: BinaryIO, size: int) -> None:

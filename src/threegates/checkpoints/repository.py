@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass
+from functools import partial
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants, get_session
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers, fix_hf_endpoint_in_url, hf_raise_for_status
 
 from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.transfer import RemoteFile, ask
 from threegates.errors import CheckpointError
 
+# Seconds without an answer to a question about a repository.
+TIMEOUT = 30.0
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -54,7 +58,9 @@ def commit_of(repo: str, revision: str | None = None, endpoint: str | None = Non
     if revision is not None and COMMIT.fullmatch(revision):
         return revision
     where = f"{repo} at {revision or 'its newest commit'}"
-    info = ask(where, repo, lambda: HfApi(endpoint=endpoint).model_info(repo, revision=revision, timeout=30))
+    info = ask(
+        where, repo, lambda: HfApi(endpoint=endpoint).model_info(repo, revision=revision, timeout=TIMEOUT)
+    )
     return str(info.sha)
 
 
@@ -66,12 +72,21 @@ def listed(repo: str, commit: str, endpoint: str | None = None) -> Repository:
     CheckpointError : there is no such repository or commit, or the Hub cannot be asked.
     """
 
-    def question() -> list[RepoFile]:
-        tree = HfApi(endpoint=endpoint).list_repo_tree(repo, recursive=True, revision=commit)
-        return [entry for entry in tree if isinstance(entry, RepoFile)]
-
-    entries = ask(f"{repo}@{commit}", repo, question)
+    where, entries = f"{repo}@{commit}", []
+    url = f"{endpoint or constants.ENDPOINT}/api/models/{repo}/tree/{commit}?recursive=true"
+    while url:
+        page, url = ask(where, repo, partial(_page, url))
+        entries += [RepoFile(**entry) for entry in page if entry["type"] == "file"]
+        url = fix_hf_endpoint_in_url(url, endpoint)
     return Repository(repo, commit, {e.path: _remote(repo, commit, e, endpoint) for e in entries})
+
+
+def _page(url: str) -> tuple[list[dict], str]:
+    """A page of a listing and where the next one is; the client's own listing waits without an end."""
+    headers = build_hf_headers(library_name="threegates")
+    answer = get_session().get(url, headers=headers, timeout=TIMEOUT)
+    hf_raise_for_status(answer)
+    return answer.json(), answer.links.get("next", {}).get("url", "")
 
 
 def _remote(repo: str, commit: str, entry: RepoFile, endpoint: str | None) -> RemoteFile:

@@ -18,13 +18,20 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from threegates.backends import run_parallel
+import torch
+from torch import Tensor
+
 from threegates.checkpoints.headers import TensorInfo
+from threegates.checkpoints.places import Place
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.study.by_tensor import ByTensor, Parts, Rows, Shared, as_tables
 from threegates.study.jobs import BY_TENSOR, Job, run_job, write_records
+from threegates.study.memory import LEAST, Need, need_of, run_within
+from threegates.study.settings import memory_cap
 from threegates.study.store import Records
+from threegates.study.tensor_table import PairTable
 
 # Pairs that a process keeps open: headers and names, no tensors.
 _OPEN = 512
@@ -61,8 +68,7 @@ def run_jobs(
     places = {job: parts_of(job, records) for job in jobs if job.kind in BY_TENSOR}
     cluster = {"shared": [records.folder], "files": _files(jobs)}
     try:
-        tasks = [*whole, *_tasks(places)]
-        run_parallel(_call, tasks, workers, label, backend=backend, scheduler=scheduler, **cluster)
+        _run([*whole, *_tasks(places)], workers, label, backend=backend, scheduler=scheduler, **cluster)
     finally:
         for job, parts in places.items():
             _finish(job, parts, records)
@@ -82,9 +88,32 @@ def measure_parts(
     The workers of a cluster have to share the folders of the parts.
     """
     cluster = {"shared": sorted({parts.folder for parts in places.values()}), "files": _files(places)}
-    tasks = _tasks(places)
-    run_parallel(_call, tasks, workers, label, backend=backend, scheduler=scheduler, **cluster)
+    _run(_tasks(places), workers, label, backend=backend, scheduler=scheduler, **cluster)
     _arrive(places)
+
+
+def _run(tasks: Sequence[tuple], workers: int, label: str | None, **where: Any) -> None:
+    """Run tasks within the cap on memory, if there is one."""
+    cap = memory_cap()
+    needs = [Need("", 0) if cap is None else _need(*arguments) for _, arguments in tasks]
+    run_within(_call, tasks, needs, cap, workers, label, **where)
+
+
+def _need(first: object, *_: object) -> Need:
+    """What a task takes: a batch what its largest piece does. Jobs that are not by tensor are small ones."""
+    if isinstance(first, Job):
+        return Need(first.name, LEAST)
+    assert isinstance(first, tuple)
+    return max(map(_need_of_piece, first), key=lambda need: need.size)
+
+
+def _need_of_piece(piece: Piece) -> Need:
+    """What a piece takes, as a row of the table with everything that is measured would."""
+    arguments, pair = piece.job.arguments, opened(piece.job)
+    spectra = piece.job.kind != "pair" and arguments.get("spectra", True)
+    draws, axes = arguments.get("draws", 0), arguments.get("axes", False)
+    table = PairTable(pair.base, pair.tuned, piece.job.name, draws, axes=axes, spectra=spectra)
+    return need_of(table, piece.tensor)
 
 
 def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:
@@ -99,7 +128,8 @@ def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:
 
 def _files(jobs: Iterable[Job]) -> list[Path]:
     """The files of the checkpoints that lie in folders."""
-    folders = {Path(path) for job in jobs for path in job.arguments["folders"].values()}
+    places = {Place.parse(text) for job in jobs for text in job.arguments["places"].values()}
+    folders = {Path(place.folder) for place in places if place.folder}
     kept = [path for folder in sorted(folders) for path in folder.glob("*.safetensors")]
     return sorted(kept)
 
@@ -168,16 +198,16 @@ def keep(parts: Parts, tensor: str, rows: Rows) -> None:
 @lru_cache(maxsize=_OPEN)
 def opened(job: Job) -> ByTensor:
     """The pair that a job measures by tensor."""
-    arguments = {name: value for name, value in job.arguments.items() if name != "folders"}
+    arguments = {name: value for name, value in job.arguments.items() if name != "places"}
     digests = job.inputs["checkpoints"]
-    sides = {place: _open(path, digests[place]) for place, path in job.arguments["folders"].items()}
+    sides = {place: _open(path, digests[place]) for place, path in job.arguments["places"].items()}
     return BY_TENSOR[job.kind](**sides, **arguments)
 
 
 @lru_cache(maxsize=_OPEN)
-def _open(folder: str, digest: str) -> Checkpoint:
+def _open(place: str, digest: str) -> Checkpoint:
     """A checkpoint, opened once in a process for as long as its content stays the same."""
-    return Checkpoint.open(folder)
+    return Place.parse(place).open()
 
 
 def _call(work: Callable[..., None], arguments: tuple) -> None:
@@ -213,7 +243,7 @@ def _base_info(piece: Piece) -> TensorInfo | None:
 
 
 def _base(piece: Piece) -> Checkpoint:
-    return _open(piece.job.arguments["folders"]["base"], _base_digest(piece))
+    return _open(piece.job.arguments["places"]["base"], _base_digest(piece))
 
 
 def _base_digest(piece: Piece) -> str:
@@ -231,26 +261,26 @@ def _shapes_of_several_bases(pieces: Sequence[Piece]) -> set[tuple[str, tuple[in
 
 
 def _content(piece: Piece) -> str:
-    return _content_of(piece.job.arguments["folders"]["base"], _base_digest(piece), piece.tensor)
+    return _content_of(piece.job.arguments["places"]["base"], _base_digest(piece), piece.tensor)
 
 
 @lru_cache(maxsize=1 << 16)
-def _content_of(folder: str, digest: str, tensor: str) -> str:
-    """sha256 over type, shape and bytes of a base's tensor."""
-    info = _open(folder, digest).info(tensor)
+def _content_of(place: str, digest: str, tensor: str) -> str:
+    """sha256 over type, shape and bytes of a base's tensor.
+
+    Over the network nothing is read only to be compared: there, tensors are one if their checkpoints are.
+    """
+    if Place.parse(place).repo:
+        return f"{digest} {tensor}"
+    checkpoint = _open(place, digest)
+    info = checkpoint.info(tensor)
     total = hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())
-    for chunk in _bytes_of(info):
+    for chunk in _bytes_of(checkpoint.stored(tensor)):
         total.update(chunk)
     return total.hexdigest()
 
 
-def _bytes_of(info: TensorInfo, at_once: int = 1 << 24) -> Iterator[bytes]:
-    start, end = info.offsets
-    with open(info.file, "rb") as file:
-        file.seek(start)
-        while start < end:
-            chunk = file.read(min(at_once, end - start))
-            if not chunk:
-                return
-            start += len(chunk)
-            yield chunk
+def _bytes_of(stored: Tensor, at_once: int = 1 << 24) -> Iterator[memoryview]:
+    content = stored.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    for start in range(0, len(content), at_once):
+        yield content[start : start + at_once]
