@@ -1,4 +1,4 @@
-"""A GPU that is not there: tensors that live on the processor, say they do not, and refuse what a GPU's would.
+"""A GPU that is not there: its tensors live on the processor, say that they do not, and refuse the same.
 
 It catches what breaks code on a GPU: operations on tensors of two devices, numpy on a tensor that is not on
 the processor, and tensors made on the processor that should be on the device. Numbers are the processor's.

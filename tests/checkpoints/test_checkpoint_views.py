@@ -281,6 +281,8 @@ def test_layers_and_roles_choose_tensors(write, layers, matrices, expected):
     view = chosen(canonical(write(phi_3())), layers, matrices)
     assert names_of(view) == expected
     assert len(view.infos) == len(expected)
+    assert view.layers == (None if layers is None else tuple(layers))
+    assert view.matrices == (None if matrices is None else tuple(matrices))
     assert list(view.infos) == sorted(view.infos)
 
 

@@ -77,7 +77,10 @@ class CanonicalView(View):
 
 @dataclass(frozen=True)
 class ChosenView(View):
-    """Some tensors of a checkpoint: those in `infos`."""
+    """Some tensors of a checkpoint, those in `infos`, and what they were chosen by."""
+
+    layers: tuple[int, ...] | None = field(kw_only=True)
+    matrices: tuple[str, ...] | None = field(kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,8 @@ def chosen(
         checkpoint.revision,
         checkpoint.kept_digest,
         inner=checkpoint,
+        layers=None if layers is None else tuple(layers),
+        matrices=None if matrices is None else tuple(matrices),
     )
 
 
