@@ -85,7 +85,7 @@ def fetch(
     CheckpointError : the disk is too small, which is looked at before anything is fetched; the repository
         cannot be had, has no safetensors weights, or holds a file that is not the one that is listed.
     """
-    source = _parsed(source) if isinstance(source, str) else source
+    source = hub_named(source) if isinstance(source, str) else source
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
     offline = offline or is_offline_mode()
     folder = _in_cache(source, cache, offline) or _downloaded(source, cache, endpoint)
@@ -208,12 +208,18 @@ def open_named(
     """Open what a user typed: a folder if there is one of that name, else ORG/REPO or ORG/REPO@COMMIT."""
     if Path(text).is_dir():
         return Checkpoint.open(text)
-    source = _parsed(text)
+    source = hub_named(text)
     snapshot = fetch(source, cache_dir, offline, endpoint)
     return replace(Checkpoint.open(snapshot.folder), revision=snapshot.revision)
 
 
-def _parsed(text: str) -> Hub:
+def hub_named(text: str) -> Hub:
+    """The repository that ORG/REPO or ORG/REPO@COMMIT names.
+
+    Raises
+    ------
+    CheckpointError : it is neither.
+    """
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([0-9a-f]{40}))?", text)
     if match is None:
         raise CheckpointError(

@@ -23,8 +23,9 @@ from huggingface_hub.utils import (
 )
 
 from threegates.checkpoints.headers import LARGEST_HEADER
-from threegates.checkpoints.hub import PATTERNS, REMEDIES
+from threegates.checkpoints.hub import PATTERNS
 from threegates.checkpoints.paths import stays_inside
+from threegates.checkpoints.transfer import REMEDIES
 from threegates.errors import CheckpointError
 
 # How often to ask again, with pauses, after too many requests or a connection that broke.

@@ -13,6 +13,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import (
     ROLES,
     CanonicalView,
+    ChosenView,
     DeviceView,
     View,
     canonical,
@@ -108,10 +109,12 @@ def place_of(checkpoint: Checkpoint) -> Place:
     CheckpointError : the tensors are not those of some layers and roles.
     """
     device, named = "cpu", checkpoint
+    choices: list[tuple[tuple[int, ...] | None, tuple[str, ...] | None]] = []
     while isinstance(named, View) and not isinstance(named, CanonicalView):
         device = named.device if isinstance(named, DeviceView) else device
+        choices += [(named.layers, named.matrices)] if isinstance(named, ChosenView) else []
         named = named.inner
-    layers, matrices = _selection(checkpoint, named)
+    layers, matrices = choices[0] if len(choices) == 1 else _selection(checkpoint, named)
     raw = named.inner if isinstance(named, CanonicalView) else named
     if isinstance(raw, RangedCheckpoint):
         return Place("", raw.repo, str(raw.revision), layers, matrices, device)
@@ -119,7 +122,7 @@ def place_of(checkpoint: Checkpoint) -> Place:
 
 
 def _selection(part: Checkpoint, whole: Checkpoint) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
-    """Layers and roles that choose these tensors; a view does not remember what it was asked for."""
+    """Layers and roles that choose these tensors, where they were chosen in several steps or in none."""
     if part.infos.keys() == whole.infos.keys():
         return None, None
     numbers = tuple(sorted(number for number in map(layer, part.infos) if number is not None))

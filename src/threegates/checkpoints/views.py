@@ -98,13 +98,6 @@ class DeviceView(View):
         return super().stored_rows(name, start, stop).to(self.device)
 
 
-def is_renamed(checkpoint: Checkpoint) -> bool:
-    """Whether a checkpoint is looked at under other names than those it is stored under."""
-    if isinstance(checkpoint, CanonicalView):
-        return True
-    return isinstance(checkpoint, View) and is_renamed(checkpoint.inner)
-
-
 def canonical(checkpoint: Checkpoint) -> Checkpoint:
     """A checkpoint under canonical names, fused tensors cut; the same object where all names are canonical.
 

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from threegates.checkpoints import families
 from threegates.checkpoints.frame import Frame, read_frame
 from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.checkpoints.views import is_renamed
+from threegates.checkpoints.views import naming_digest
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
 from threegates.study import (
@@ -382,9 +381,8 @@ def _narrowed(places: Mapping[str, Place]) -> dict[str, object]:
 
 def _renamed(checkpoints: Mapping[str, Checkpoint]) -> dict[str, object]:
     """What decides the names of tensors that are not looked at under those they are stored under."""
-    if not any(map(is_renamed, checkpoints.values())):
-        return {}
-    return {"names": value_digest([code_digest("threegates.checkpoints.families"), families.table()])}
+    found = {place: digest for place, one in checkpoints.items() if (digest := naming_digest(one))}
+    return {"names": found} if found else {}
 
 
 @cache

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from threegates.checkpoints.hub import hub_named, open_entry, open_named
+from threegates.checkpoints.licences import accepted_licences, check_allowed
+from threegates.checkpoints.locking import check_listed, check_locked
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
 from threegates.checkpoints.ranged import open_ranged
 from threegates.checkpoints.tensors import Checkpoint
@@ -24,6 +26,8 @@ VARIABLE = "THREEGATES_SOURCES"
 # The manifest that chapters take their pairs from, where it is not the lab's: the paper profile sets it.
 MANIFEST_VARIABLE = "THREEGATES_MANIFEST"
 
+#: Profile of manifests whose checkpoints have to be locked before they are measured.
+PAPER = "paper"
 
 # Chapters that look at every kept step of a run.
 _FOLLOWING = ("emergence", "precision-lens")
@@ -137,12 +141,18 @@ def _of_entry(manifest: Manifest, entry: Entry, way: str | None = None) -> Check
     if isinstance(source, Folder):
         return seen(open_entry(manifest, entry))
     way = way or reads()
+    check_allowed(entry, accepted=accepted_licences())
     if way == HEADERS:
         with suppress(CheckpointError):
             return seen(open_entry(manifest, entry, offline=True))
+    elif manifest.profile == PAPER:
+        check_locked(entry)
     if way == DOWNLOAD:
         return seen(open_entry(manifest, entry))
-    return seen(open_ranged(source.repo, source.revision, files=entry.files))
+    opened = open_ranged(source.repo, source.revision)
+    if entry.files:
+        check_listed(entry, opened.sha256)
+    return seen(opened)
 
 
 def _of_hub(text: str, way: str | None = None) -> Checkpoint:
