@@ -1,4 +1,4 @@
-"""The command `threegates`: train, measure, run, book, release, show, reproduce, compare."""
+"""The command `threegates`: from training and measuring to the book, and from the Hub to a manifest."""
 
 from __future__ import annotations
 
@@ -279,6 +279,8 @@ def book(
             "--from-records", help="Train and measure nothing: a claim whose record is missing is not run."
         ),
     ] = False,
+    ranged: Ranged = False,
+    accept_licence: Licences = None,
 ) -> None:
     """Train, measure, run every chapter and render the book into build/html (released: build/released/html).
 
@@ -286,7 +288,9 @@ def book(
     """
     from threegates.study.book import build_book
     from threegates.study.provenance import build_folder
+    from threegates.study.settings import export
 
+    export(ranged=ranged, licences=accept_licence or ())
     typer.echo(f"book: {build_book(profile, build_folder(), workers, measure=not from_records)}")
 
 
@@ -306,6 +310,118 @@ def release(
     made = release_build(out, workers)
     size = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file()) / 1e6
     typer.echo(f"release: {made.folder} ({size:.1f} MB)")
+
+
+_MANIFEST = typer.Option(help="The manifest, data_manifest.yaml of the project by default.")
+_NAMES = typer.Argument(help="Entries of the manifest; all of them by default.")
+
+
+@app.command()
+def fetch(
+    names: Annotated[
+        list[str], typer.Argument(help="Entries of a manifest, or ORG/REPO or ORG/REPO@COMMIT on the Hub.")
+    ],
+    accept_licence: Licences = None,
+) -> None:
+    """Download checkpoints whole into the Hub's cache, and check every file's sha256.
+
+    The disk's free space is looked at first. A download that was killed goes on where it was.
+    """
+    from threegates.study.settings import DOWNLOAD, export
+    from threegates.study.sources import known_manifests, open_source
+
+    export(licences=accept_licence or ())
+    for name in names:
+        source = open_source(name, known_manifests(), way=DOWNLOAD)
+        at = f" at {source.checkpoint.revision}" if source.checkpoint.revision else ""
+        typer.echo(f"here and whole: {name}{at}, {len(source.checkpoint.infos)} tensors")
+
+
+@app.command()
+def lock(
+    names: Annotated[list[str] | None, _NAMES] = None,
+    manifest: Annotated[Path | None, _MANIFEST] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Move every entry to the newest commit, locked ones too.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit in place of the newest, for one entry.")
+    ] = None,
+) -> None:
+    """Tie Hub entries of the manifest to a commit and the sha256 of their files, and write that down.
+
+    Comments and layout are kept. An entry that cannot be resolved stays as it was, and is listed at the end
+    with what to do; the command then ends with status 1.
+    """
+    from threegates.checkpoints.locking import lock as lock_entries
+
+    done = lock_entries(
+        manifest or _tracked(), names or None, update=update, revision=revision, progress=_progress
+    )
+    typer.echo(done.text())
+    if not done.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, _NAMES] = None,
+    manifest: Annotated[Path | None, _MANIFEST] = None,
+) -> None:
+    """Hold the files on this machine against the sha256 that the manifest lists; asks no network.
+
+    Ends with status 1 where a file differs.
+    """
+    from threegates.checkpoints.verifying import verify as verify_entries
+
+    report = verify_entries(manifest or _tracked(), names or None, progress=_progress)
+    typer.echo(report.text())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def add_pair(
+    base: Annotated[
+        str,
+        typer.Option(help="Where training started: an entry's name, ORG/REPO[@COMMIT], or a folder."),
+    ],
+    tuned: Annotated[str, typer.Option(help="Where it ended: ORG/REPO[@COMMIT], or a folder.")],
+    method: Annotated[str, typer.Option(help="pretrain, sft, rft, rl, dpo, simpo or mixed.")],
+    name: Annotated[str | None, typer.Option(help="Name of the pair; the repository's by default.")] = None,
+    base_name: Annotated[str | None, typer.Option(help="Name of the base's entry, if it is new.")] = None,
+    base_method: Annotated[
+        str, typer.Option(help="How the base was trained, if its entry is new.")
+    ] = "mixed",
+    algorithm: Annotated[str | None, typer.Option(help="Such as GRPO or DAPO.")] = None,
+    data: Annotated[str | None, typer.Option(help="What it was trained on, such as math.")] = None,
+    chapter: Annotated[
+        list[str] | None, typer.Option(help="A chapter that takes the pair; may be repeated.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the tuned checkpoint.")] = None,
+    gated: Annotated[bool, typer.Option("--gated", help="The Hub asks for an agreement first.")] = False,
+    manifest: Annotated[Path | None, _MANIFEST] = None,
+) -> None:
+    """Write a pair of checkpoints into the manifest, so that chapters take it by --pair NAME."""
+    from threegates.checkpoints.adding import add_pair as add
+    from threegates.study.jobs import CHAPTERS
+
+    added = add(
+        manifest or _tracked(),
+        base,
+        tuned,
+        method=method,
+        name=name,
+        base_name=base_name,
+        base_method=base_method,
+        algorithm=algorithm,
+        data=data,
+        chapters=chapter or (),
+        licence=licence,
+        gated=gated,
+        known_chapters=[*CHAPTERS, "agents-rlhf"],
+    )
+    typer.echo(added.text())
 
 
 @app.command()
@@ -368,6 +484,17 @@ def reproduce(
     typer.echo(f"figure:  {made.place}\n{made.name}: {made.verdict}")
     if not made.same:
         raise typer.Exit(1)
+
+
+def _tracked() -> Path:
+    """The manifest that people write."""
+    from threegates.study.provenance import project_root
+
+    return project_root() / "data_manifest.yaml"
+
+
+def _progress(line: str) -> None:
+    typer.echo(line, err=True)
 
 
 def _choice(

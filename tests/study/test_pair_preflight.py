@@ -25,8 +25,8 @@ def pair(tmp_path) -> tuple[Path, Path]:
     """Two blocks, a tied embedding; the tuned side is stored in fp32."""
     generator = torch.Generator().manual_seed(3)
     names = [f"model.layers.{block}.mlp.{kind}_proj.weight" for block in (0, 1) for kind in ("up", "down")]
-    tensors = {name: torch.randn(48, 32, generator=generator) for name in names}
-    tensors["model.embed_tokens.weight"] = torch.randn(64, 32, generator=generator)
+    tensors = {name: torch.randn(480, 320, generator=generator) for name in names}
+    tensors["model.embed_tokens.weight"] = torch.randn(64, 320, generator=generator)
     write_checkpoint(tmp_path / "base", {name: x.bfloat16() for name, x in tensors.items()}, CONFIG)
     write_checkpoint(tmp_path / "tuned", {name: x + 1e-4 for name, x in tensors.items()}, CONFIG)
     return tmp_path / "base", tmp_path / "tuned"
@@ -94,18 +94,18 @@ def test_minutes_are_given_for_each_diagnostic_that_is_measured_by_tensor(pair, 
     from threegates.study.costs import Costs
 
     def costs(kinds, device):
-        return dict.fromkeys(kinds, Costs(entry=60.0 / 1000, draw=0.0, product=0.0, cube=0.0, outside=0.0))
+        return dict.fromkeys(kinds, Costs(entry=60.0 / 1e5, draw=0.0, product=0.0, cube=0.0, outside=0.0))
 
     monkeypatch.setattr("threegates.study.preflight.measured_costs", costs)
     found = looked(*pair, timed=True, diagnostics=["measure", "spectral-drift", "precision-lens"], workers=1)
-    # Four matrices of 48 × 32 entries, a minute for each thousand.
-    assert found.minutes["measure"] == pytest.approx(4 * 48 * 32 / 1000)
+    # Four matrices of 480 × 320 entries, a minute for each hundred thousand.
+    assert found.minutes["measure"] == pytest.approx(4 * 480 * 320 / 1e5)
     assert found.minutes["spectral-drift"] == found.minutes["measure"]
     assert found.minutes["precision-lens"] is None
     assert "precision-lens: not estimated" in found.text()
-    assert looked(*pair, timed=True, workers=4).minutes["measure"] == pytest.approx(48 * 32 / 1000)
+    assert looked(*pair, timed=True, workers=4).minutes["measure"] == pytest.approx(480 * 320 / 1e5)
     # More workers than matrices do not make the longest one shorter.
-    assert looked(*pair, timed=True, workers=99).minutes["measure"] == pytest.approx(48 * 32 / 1000)
+    assert looked(*pair, timed=True, workers=99).minutes["measure"] == pytest.approx(480 * 320 / 1e5)
 
 
 def test_an_unknown_diagnostic_is_refused_by_name(pair):
@@ -118,12 +118,13 @@ def test_of_the_hub_only_headers_are_read(pair, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with LoopbackHub({"org/base": pair[0], "org/tuned": pair[1]}) as hub:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
         found = looked("org/base", "org/tuned", choice=([0], ["up"]))
-        served = sum(size for _, size in hub.served) if hasattr(hub, "served") else None
     sizes = [sum(path.stat().st_size for path in side.glob("*.safetensors")) for side in pair]
     assert found.findings.fetch_whole == sum(sizes)
-    assert found.findings.fetch_ranges == 48 * 32 * (2 + 4)
+    assert found.findings.fetch_ranges == 480 * 320 * (2 + 4)
     assert found.findings.base.revision == hub.commit("org/base")
     assert "on the Hub" in found.text()
     assert "read by ranges" in found.text()
-    assert served is None or served < sum(sizes) / 2
+    assert 0 < hub.served[SINGLE] < sum(sizes) / 2

@@ -90,6 +90,30 @@ def known_manifests() -> list[Manifest]:
     return [read_manifest(path) for path in paths if path.is_file()]
 
 
+def manifest_of(names: Sequence[str], path: Path | None = None) -> Manifest:
+    """The manifest that has entries of these names: the given or chosen one, else the lab's or the tracked one.
+
+    Raises
+    ------
+    ManifestError : none has them all.
+    """
+    if path or os.environ.get(MANIFEST_VARIABLE):
+        return lab_manifest(path)
+    known = known_manifests()
+    entries = [{entry.name for entry in manifest.checkpoints} for manifest in known]
+    for manifest, held in zip(known, entries, strict=True):
+        if set(names) <= held:
+            return manifest
+    missing = [name for name in names if not any(name in held for held in entries)]
+    if missing or not known:
+        raise _nothing((missing or list(names))[0], known)
+    raise ManifestError(
+        "pairs of two manifests cannot be shown at once",
+        where=", ".join(names),
+        remedy="choose pairs of the lab, or pairs of data_manifest.yaml",
+    )
+
+
 def open_source(name: str, known: Iterable[Manifest], way: str | None = None) -> Source:
     """Open what a name stands for: a folder, else an entry of a manifest, else ORG/REPO or ORG/REPO@COMMIT.
 
@@ -237,11 +261,7 @@ def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | N
         return own_pair(base, tuned, way)
     if base or tuned:
         raise PairError("give either --pair, or --base and --tuned", found="both")
-    known = known_manifests()
-    for manifest in known:
-        if any(entry.name == pair for entry in manifest.checkpoints):
-            return named_pairs([pair], manifest, way)[0]
-    raise _nothing(pair, known)
+    return named_pairs([pair], manifest_of([pair]), way)[0]
 
 
 def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None = None) -> list[StudyPair]:

@@ -24,7 +24,15 @@ from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs
 from threegates.study.provenance import build_folder, project_root, record_provenance
 from threegates.study.released import as_released
 from threegates.study.robustness import COLUMNS, cells, counted
-from threegates.study.sources import StudyPair, chapter_pairs, lab_manifest, named_pairs, narrowed, own_pair
+from threegates.study.sources import (
+    StudyPair,
+    chapter_pairs,
+    lab_manifest,
+    manifest_of,
+    named_pairs,
+    narrowed,
+    own_pair,
+)
 from threegates.study.store import Records, read_parquet, record_digest, remove_leftovers
 from threegates.study.subjects import LAB, Subject, described, foreign, of_pairs
 
@@ -106,7 +114,7 @@ class Study:
             found, about = [own_pair(base, tuned)], foreign(base, tuned)
             told = about.short
         else:
-            known = lab_manifest(manifest)
+            known = manifest_of(pairs, manifest) if pairs else lab_manifest(manifest)
             found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known, subject)
             about = of_pairs(_entries(found), known.profile) if pairs else described(subject, known.profile)
             told = f"{about.short}: {_checkpoints(found, known.profile, chosen=bool(pairs))}"
