@@ -57,7 +57,10 @@ class CardHandler(loopback._Handler):
                 self.path = self.path.replace(repo, alias)
         if self.hub.busy:
             self.hub.busy -= 1
-            return self._send(429, b"", {"Retry-After": "0"})
+            self.send_response(429)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         super()._answer()
 
     def _info(self, repo: str, revision: str | None) -> None:
