@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from threegates.checkpoints.headers import TensorInfo
+from threegates.checkpoints.places import Place
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.study.by_tensor import ByTensor, Parts, Shared, as_tables
 from threegates.study.jobs import BY_TENSOR, Job, run_job, write_records
@@ -107,9 +111,9 @@ def opened(job: Job) -> ByTensor:
 
 
 @lru_cache(maxsize=_OPEN)
-def _open(folder: str, digest: str) -> Checkpoint:
+def _open(place: str, digest: str) -> Checkpoint:
     """A checkpoint, opened once in a process for as long as its content stays the same."""
-    return Checkpoint.open(folder)
+    return Place.parse(place).open()
 
 
 def _call(work: Callable[..., None], arguments: tuple) -> None:
@@ -166,22 +170,22 @@ def _content(piece: Piece) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _content_of(folder: str, digest: str, tensor: str) -> str:
-    """sha256 over type, shape and bytes of a base's tensor."""
-    info = _open(folder, digest).info(tensor)
+def _content_of(place: str, digest: str, tensor: str) -> str:
+    """sha256 over type, shape and bytes of a base's tensor.
+
+    Over the network nothing is read only to be compared: there, tensors are one if their checkpoints are.
+    """
+    if Place.parse(place).repo:
+        return f"{digest} {tensor}"
+    checkpoint = _open(place, digest)
+    info = checkpoint.info(tensor)
     total = hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())
-    for chunk in _bytes_of(info):
+    for chunk in _bytes_of(checkpoint.stored(tensor)):
         total.update(chunk)
     return total.hexdigest()
 
 
-def _bytes_of(info: TensorInfo, at_once: int = 1 << 24) -> Iterator[bytes]:
-    start, end = info.offsets
-    with open(info.file, "rb") as file:
-        file.seek(start)
-        while start < end:
-            chunk = file.read(min(at_once, end - start))
-            if not chunk:
-                return
-            start += len(chunk)
-            yield chunk
+def _bytes_of(stored: Tensor, at_once: int = 1 << 24) -> Iterator[memoryview]:
+    content = stored.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    for start in range(0, len(content), at_once):
+        yield content[start : start + at_once]
