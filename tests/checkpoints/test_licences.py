@@ -10,11 +10,12 @@ from threegates.checkpoints.licences import (
     accept_licences,
     accepted_licences,
     check_allowed,
+    check_repository,
     conditions_of,
     is_noncommercial,
     licence_name,
 )
-from threegates.checkpoints.manifest import Entry, Folder, Hub
+from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +84,15 @@ def test_accepting_nothing_leaves_the_environment_alone(monkeypatch):
 
     assert accept_licences([]) == frozenset()
     assert VARIABLE not in os.environ
+
+
+def test_a_repository_that_is_typed_has_the_conditions_of_its_entry():
+    known = [Manifest(version=1, checkpoints=[entry(), LIMITED.model_copy(update={"name": "other"})])]
+    check_repository("org/another", known, accepted=())
+    check_repository("org/tuned", [], accepted=())
+    with pytest.raises(LicenceError, match="checkpoint 'other' is non-commercial"):
+        check_repository("Org/Tuned", known, accepted=())
+    check_repository("org/tuned", known, accepted=["org/tuned"])
 
 
 @pytest.mark.parametrize(

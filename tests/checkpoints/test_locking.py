@@ -57,7 +57,10 @@ class CardHandler(loopback._Handler):
                 self.path = self.path.replace(repo, alias)
         if self.hub.busy:
             self.hub.busy -= 1
-            return self._send(429, b"", {"Retry-After": "0"})
+            self.send_response(429)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         super()._answer()
 
     def _info(self, repo: str, revision: str | None) -> None:
@@ -271,15 +274,16 @@ def test_two_entries_trained_apart_cannot_be_one_commit(hub, manifest, copy_of):
 
 
 def test_what_the_card_says_fills_gaps_and_contradictions_are_told(hub, manifest):
-    hub.cards["org/qwen"] = {"cardData": {"license": "apache-2.0"}, "gated": "manual"}
+    hub.cards["org/qwen"] = {"cardData": {"license": "cc-by-nc-sa-4.0"}, "gated": "manual"}
     hub.cards[REPO] = {"cardData": {"license": "cc-by-nc-4.0"}, "gated": False}
     manifest.write_text(
         TEXT.replace("    note: kept\n", "    stored_dtype: fp32\n    gated: true\n    note: kept\n")
     )
     summary = lock(manifest, endpoint=hub.url)
     base, tuned = read_manifest(manifest).checkpoints
-    assert (base.licence, base.stored_dtype, base.gated) == ("Apache-2.0", "fp32", True)
+    assert (base.licence, base.stored_dtype, base.gated) == ("CC-BY-NC-SA-4.0", "fp32", True)
     assert (tuned.licence, tuned.stored_dtype, tuned.gated) == ("MIT", "fp32", True)
+    assert (base.noncommercial, tuned.noncommercial) == (True, False)
     assert summary.remarks == {
         "tuned": [
             "the manifest says licence MIT, the Hub's card cc-by-nc-4.0",
@@ -293,11 +297,12 @@ def test_what_the_card_says_fills_gaps_and_contradictions_are_told(hub, manifest
 @pytest.mark.parametrize(
     ("card", "licence"),
     [
+        ({"license": "apache-2.0", "base_model": 7}, "apache-2.0"),
         ({"license": "other", "license_name": "llama3.1"}, "llama3.1"),
         ({"license": "other"}, None),
         ({"license": ["mit", "gpl"]}, None),
         ({"license": "a\nfiles: {}"}, None),
-        ({"license": 7, "base_model": 7}, None),
+        ({"license": 7}, None),
         ([], None),
         (None, None),
     ],
@@ -503,8 +508,11 @@ def test_a_repository_that_changed_is_found_by_asking_the_hub(hub, manifest):
     assert read_manifest(manifest).entry("tuned").files == locked.files
     # And a commit that is gone.
     (hub.repos[REPO] / "config.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no such commit"):
+    with pytest.raises(CheckpointError, match="is not what the manifest locked") as caught:
         check_unchanged(locked, hub.url)
+    assert caught.value.found == "no such commit"
+    told = lock(manifest, endpoint=hub.url).text()
+    assert "failed  tuned: the repository of 'tuned' is not what the manifest locked" in told
     check_unchanged(Entry(name="a", source=Folder(path="a"), method="rl"), hub.url)
 
 

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Iterable
 
-from threegates.checkpoints.manifest import Entry, Hub
+from threegates.checkpoints.manifest import Entry, Hub, Manifest
 from threegates.errors import CheckpointError
 
 #: Licences and checkpoints that are accepted, with commas between; notebooks and workers inherit it.
@@ -45,6 +45,14 @@ def check_allowed(entry: Entry, *, accepted: Collection[str]) -> None:
         remedy=f"read the licence{f' {entry.licence}' if entry.licence else ''}; if you accept it, {first}"
         f"give --accept-licence {name}, or set {VARIABLE}={name}",
     )
+
+
+def check_repository(repo: str, known: Iterable[Manifest], *, accepted: Collection[str]) -> None:
+    """Refuse a repository, typed as ORG/REPO, that manifests mark as having conditions; see check_allowed."""
+    for manifest in known:
+        for entry in manifest.checkpoints:
+            if (_repository(entry) or "").casefold() == repo.casefold():
+                check_allowed(entry, accepted=accepted)
 
 
 def conditions_of(entry: Entry) -> tuple[str, ...]:

@@ -52,7 +52,6 @@ class Card:
     commit: str
     gated: bool = False
     licence: str | None = None
-    bases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,9 +85,7 @@ def read_card(repo: str, revision: str | None = None, endpoint: str | None = Non
         )
     card = told.get("cardData")
     card = card if isinstance(card, dict) else {}
-    bases = card.get("base_model") or []
-    bases = [bases] if isinstance(bases, str) else bases if isinstance(bases, list) else []
-    return Card(repo, commit, bool(told.get("gated")), _licence(card), tuple(filter(_is_text, bases)))
+    return Card(repo, commit, bool(told.get("gated")), _licence(card))
 
 
 def list_files(repo: str, commit: str, endpoint: str | None = None) -> dict[str, ListedFile]:
@@ -208,7 +205,8 @@ def _sizes(where: str, header: bytes) -> list[tuple[str, int]]:
 
 def _range(address: str, first: int, last: int) -> bytes:
     """Bytes of a file. The status is looked at before the body: a server without ranges sends it all."""
-    headers = {**build_hf_headers(), "Range": f"bytes={first}-{last}"}
+    wanted = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
+    headers = {**build_hf_headers(), **wanted}
     for attempt in range(_RETRIES + 1):
         try:
             with get_session().stream("GET", address, headers=headers, timeout=_SECONDS) as response:
@@ -328,11 +326,7 @@ def _licence(card: Mapping[str, Any]) -> str | None:
     """The licence as the manifest writes it; a card says "other" where its own name stands beside."""
     told = card.get("license")
     told = card.get("license_name") if told == "other" else told
-    return told if _is_text(told) and re.fullmatch(r"[\w.+ -]{1,80}", told) else None
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
+    return told if isinstance(told, str) and re.fullmatch(r"[\w.+ -]{1,80}", told) else None
 
 
 def _blob(content: bytes) -> str:

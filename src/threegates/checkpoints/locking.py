@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import RevisionNotFoundError
 from pydantic import ValidationError
 
 from threegates.checkpoints.editing import edit_manifest
-from threegates.checkpoints.licences import check_allowed, licence_name
+from threegates.checkpoints.licences import check_allowed, is_noncommercial, licence_name
 from threegates.checkpoints.listing import (
     Card,
     HubUnreachableError,
@@ -185,7 +186,7 @@ def check_unchanged(entry: Entry, endpoint: str | None = None) -> None:
         return
     check_locked(entry)
     source = entry.source
-    listed = model_files(source.repo, list_files(source.repo, str(source.revision), endpoint))
+    listed = _at_commit(entry, source.repo, str(source.revision), endpoint)
     check_listed(entry, {name: file.sha256 for name, file in listed.items() if file.sha256})
 
 
@@ -228,7 +229,7 @@ def _resolved(entry: Entry, named: bool, update: bool, revision: str | None, end
     # A commit without files was written by a person, and says which weights are meant.
     moves = revision is not None or update or source.revision is None or (named and whole)
     commit = card.commit if moves else str(source.revision)
-    listed = model_files(source.repo, list_files(source.repo, commit, endpoint))
+    listed = _at_commit(entry, source.repo, commit, endpoint)
     if whole and not moves:
         check_listed(entry, {name: file.sha256 for name, file in listed.items() if file.sha256})
         found = _Found(entry, commit, dict(entry.files), moved=False)
@@ -239,6 +240,16 @@ def _resolved(entry: Entry, named: bool, update: bool, revision: str | None, end
             f"the Hub has a newer commit, {card.commit}; `threegates lock {entry.name}` moves to it"
         )
     return found
+
+
+def _at_commit(entry: Entry, repo: str, commit: str, endpoint: str | None) -> dict[str, ListedFile]:
+    """The model's files at a commit; one that is gone is said with the way to take the newest."""
+    try:
+        return model_files(repo, list_files(repo, commit, endpoint))
+    except CheckpointError as error:
+        if isinstance(error.__cause__, RevisionNotFoundError):
+            raise _repository_changed(entry, f"commit {commit}", "no such commit") from error
+        raise
 
 
 def _taken(
@@ -287,6 +298,8 @@ def _changes(found: _Found) -> dict[str, Any]:
         keys["licence"] = licence_name(card.licence)
     if card and card.gated and not entry.gated:
         keys["gated"] = True
+    if is_noncommercial(keys.get("licence")) and not entry.noncommercial:
+        keys["noncommercial"] = True
     return keys
 
 

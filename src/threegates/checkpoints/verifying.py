@@ -45,8 +45,10 @@ class Verified:
         }
         lines = [f"{self.status:<11} {self.name}: {told[self.status]}"]
         for name, place, expected, found in self.differing:
+            # In the Hub's cache the place holds a link; unless its target goes too, it is taken again.
+            places = " and ".join(dict.fromkeys([str(place), str(place.resolve())]))
             lines += [
-                f"    {name}: {place}",
+                f"    {name}: {places}",
                 f"      expected: sha256 {expected}",
                 f"      found: sha256 {found}",
             ]
