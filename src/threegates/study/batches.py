@@ -19,8 +19,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from threegates.backends import run_parallel
 from threegates.checkpoints.headers import TensorInfo
+from threegates.checkpoints.places import Place
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.study.by_tensor import ByTensor, Parts, Rows, Shared, as_tables
 from threegates.study.jobs import BY_TENSOR, Job, run_job, write_records
@@ -99,9 +103,8 @@ def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:
 
 def _files(jobs: Iterable[Job]) -> list[Path]:
     """The files of the checkpoints that lie in folders."""
-    folders = {Path(path) for job in jobs for path in job.arguments["folders"].values()}
-    kept = [path for folder in sorted(folders) for path in folder.glob("*.safetensors")]
-    return sorted(kept)
+    folders = {Place.parse(place).folder for job in jobs for place in job.arguments["folders"].values()}
+    return sorted(file for folder in folders if folder for file in Path(folder).glob("*.safetensors"))
 
 
 def _arrive(places: Mapping[Job, Parts]) -> None:
@@ -175,9 +178,9 @@ def opened(job: Job) -> ByTensor:
 
 
 @lru_cache(maxsize=_OPEN)
-def _open(folder: str, digest: str) -> Checkpoint:
+def _open(place: str, digest: str) -> Checkpoint:
     """A checkpoint, opened once in a process for as long as its content stays the same."""
-    return Checkpoint.open(folder)
+    return Place.parse(place).open()
 
 
 def _call(work: Callable[..., None], arguments: tuple) -> None:
@@ -235,22 +238,22 @@ def _content(piece: Piece) -> str:
 
 
 @lru_cache(maxsize=1 << 16)
-def _content_of(folder: str, digest: str, tensor: str) -> str:
-    """sha256 over type, shape and bytes of a base's tensor."""
-    info = _open(folder, digest).info(tensor)
+def _content_of(place: str, digest: str, tensor: str) -> str:
+    """sha256 over type, shape and bytes of a base's tensor.
+
+    Over the network nothing is read only to be compared: there, tensors are one if their checkpoints are.
+    """
+    if Place.parse(place).repo:
+        return f"{digest} {tensor}"
+    checkpoint = _open(place, digest)
+    info = checkpoint.info(tensor)
     total = hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())
-    for chunk in _bytes_of(info):
+    for chunk in _bytes_of(checkpoint.stored(tensor)):
         total.update(chunk)
     return total.hexdigest()
 
 
-def _bytes_of(info: TensorInfo, at_once: int = 1 << 24) -> Iterator[bytes]:
-    start, end = info.offsets
-    with open(info.file, "rb") as file:
-        file.seek(start)
-        while start < end:
-            chunk = file.read(min(at_once, end - start))
-            if not chunk:
-                return
-            start += len(chunk)
-            yield chunk
+def _bytes_of(stored: Tensor, at_once: int = 1 << 24) -> Iterator[memoryview]:
+    content = stored.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    for start in range(0, len(content), at_once):
+        yield content[start : start + at_once]
