@@ -42,7 +42,7 @@ class DaskProcesses:
 
     def _start(self, what: str, *arguments: object, path: Path = ROOT / "src") -> subprocess.Popen:
         command = [sys.executable, "-m", "dask", what, *map(str, arguments), "--no-dashboard"]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(path), str(ROOT)])}
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (path, ROOT, ROOT / "tests")))}
         log = (self.folder / f"{what}-{len(self.started)}.log").open("w")
         process = subprocess.Popen(command, env=environment, cwd=self.folder, stdout=log, stderr=log)
         self.started.append(process)

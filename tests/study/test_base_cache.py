@@ -14,12 +14,15 @@ from dataclasses import fields
 
 import pytest
 import torch
+from joblib.externals.loky import get_reusable_executor
 
+from tests.study import planted
 from threegates.errors import GeometryError, RecordError
 from threegates.geometry.certificate import Certificate
 from threegates.geometry.decomposition import BaseDecomposition, update
 from threegates.study import base_cache
 from threegates.study.base_cache import BaseCache, content_digest, decompose_base
+from threegates.study.study import Study
 from threegates.workers import run_parallel
 
 ACCURACIES = ("fast", "certified", "reference")
@@ -189,6 +192,7 @@ def _watch(folder, held, done):
         # Between the two looks one file may have become another.
         if names == os.listdir(folder) and len(sizes) == len(names):
             held.append(sum(sizes))
+        time.sleep(0.001)
 
 
 def test_a_writer_waits_for_the_one_at_work(tmp_path):
@@ -211,6 +215,43 @@ def test_where_there_are_no_locks_entries_are_kept_all_the_same(tmp_path, counte
     for _ in range(2):
         BaseCache(tmp_path, 1 << 30).decompose(weight(), 4, "fast")
     assert len(counted) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["processes", "dask"])
+def test_all_runs_from_a_base_share_a_bounded_cache(tmp_path, project, monkeypatch, backend):
+    """Three runs, two workers, and room for three of the base's seven matrices."""
+    base = planted.base_tensors()
+    runs = {
+        f"grpo-{seed}": (
+            planted.with_noise(base, 1e-3, seed),
+            planted.entry(f"grpo-{seed}", "rl", ["principal-overlap"], algorithm="grpo", seed=seed),
+        )
+        for seed in (1, 2, 3)
+    }
+    manifest = planted.write_study(project / "lab", base, runs)
+
+    # Workers that wait from an earlier test have its environment.
+    get_reusable_executor().shutdown()
+
+    def measured(cache: str, workers: int, **environment: str) -> dict[str, bytes]:
+        for name, value in {"THREEGATES_CACHE": str(tmp_path / cache), **environment}.items():
+            monkeypatch.setenv(name, value)
+        records = tmp_path / f"records of {cache}"
+        study = Study.open("principal-overlap", manifest=manifest, records=records, draws=3).ensure(workers)
+        assert len(study.jobs) == 3 and not study.missing()
+        return {path.name: path.read_bytes() for path in records.rglob("*.parquet")}
+
+    wanted = measured("whole", 1, THREEGATES_BACKEND="processes", THREEGATES_SCHEDULER="")
+    sizes = sorted(path.stat().st_size for path in (tmp_path / "whole").iterdir())
+    # Each of the base's matrices once, for all of its runs.
+    assert len(sizes) == 7
+    limit = 3 * (sizes[-1] + 4096)
+    assert limit < sum(sizes)
+    found = measured("small", 2, THREEGATES_BACKEND=backend, THREEGATES_CACHE_GIB=str(limit / 2**30))
+    held = [path.stat().st_size for path in (tmp_path / "small").iterdir()]
+    assert len(held) >= 3 and sum(held) <= limit
+    assert found == wanted
 
 
 def test_a_killed_writer_leaves_nothing_that_counts(tmp_path):

@@ -128,10 +128,8 @@ def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:
 
 def _files(jobs: Iterable[Job]) -> list[Path]:
     """The files of the checkpoints that lie in folders."""
-    places = {Place.parse(text) for job in jobs for text in job.arguments["places"].values()}
-    folders = {Path(place.folder) for place in places if place.folder}
-    kept = [path for folder in sorted(folders) for path in folder.glob("*.safetensors")]
-    return sorted(kept)
+    folders = {Place.parse(text).folder for job in jobs for text in job.arguments["places"].values()}
+    return sorted(file for folder in folders if folder for file in Path(folder).glob("*.safetensors"))
 
 
 def _arrive(places: Mapping[Job, Parts]) -> None:

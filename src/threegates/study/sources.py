@@ -91,7 +91,7 @@ def known_manifests() -> list[Manifest]:
 
 
 def manifest_of(names: Sequence[str], path: Path | None = None) -> Manifest:
-    """The manifest that has entries of these names: the given or chosen one, else the lab's or the tracked one.
+    """The manifest with entries of these names: the given or chosen one, else the lab's or the tracked one.
 
     Raises
     ------
