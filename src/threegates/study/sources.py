@@ -105,8 +105,10 @@ def manifest_of(names: Sequence[str], path: Path | None = None) -> Manifest:
         if set(names) <= held:
             return manifest
     missing = [name for name in names if not any(name in held for held in entries)]
-    if missing or not known:
-        raise _nothing((missing or list(names))[0], known)
+    if not known:
+        return lab_manifest()
+    if missing:
+        raise _nothing(missing[0], known)
     raise ManifestError(
         "pairs of two manifests cannot be shown at once",
         where=", ".join(names),
