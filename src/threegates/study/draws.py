@@ -171,7 +171,7 @@ def _coarse_storage(kind: str, observed: ObservedMask, generator: torch.Generato
     gaps = gaps_beyond(observed.base, observed.eta)
 
     def needed() -> Tensor:
-        return scale_to_pass(gaps, gaussian_noise(observed.base.shape, generator))
+        return scale_to_pass(gaps, gaussian_noise(observed.base.shape, generator).to(gaps[0].device))
 
     if kind == "storage_density":
         return lambda: smallest(needed(), observed.changed)
