@@ -44,8 +44,8 @@ HIDDEN = 1 + 2.0**-12
 SHARD_BYTES = 2 * GIB
 
 PAIR_CAP, PAIR_DRAWS, PAIR_WORKERS = "2GiB", 0, 2
-"""Of the whole pair. Null masks, of any number, leave room for one worker alone in this cap, and take some 6 s
-of each large matrix and draw: with 9 of each kind hours, instead of a quarter of one.
+"""Of the whole pair. Null masks, of any number, leave room for one worker alone in this cap, and take 6 s of
+each large matrix and draw: with 9 of each kind hours, instead of a quarter of one.
 """
 LAYER_CAP, LAYER_DRAWS = "3GiB", 0
 LAYER = {"hidden": 4096, "keys": 1024, "inner": 14_336}
