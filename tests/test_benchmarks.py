@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import cuda, masks, spectra, streaming, thresholds
+from benchmarks import cuda, masks, scale, spectra, streaming, thresholds
 from benchmarks.measure import Row, in_turn, interleaved
 
 FAST = Row("count", "2 × 2", 1.0, "torch", 40.0, True, "same counts", aim=30.0, gate=15.0)
@@ -171,3 +173,69 @@ def test_rows_of_the_gpu_hold_on_a_tiny_block_and_a_wrong_spectrum_is_seen(monke
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_there_are_no_rows_of_the_gpu_without_one():
     assert cuda.rows(["s"]) == []
+
+
+@pytest.fixture
+def small_scale(monkeypatch, tmp_path):
+    """A tiny pair in several shards, as the benchmark of memory makes it, and what was planted in it."""
+    monkeypatch.setattr(scale, "SHARD_BYTES", 40_000)
+    block = "model.layers.0"
+    shapes = {
+        "model.embed_tokens.weight": (90, 64),
+        f"{block}.self_attn.q_proj.weight": (64, 64),
+        f"{block}.mlp.down_proj.weight": (64, 96),
+        f"{block}.input_layernorm.weight": (64,),
+    }
+    scale.opened.cache_clear()
+    return tmp_path, scale.write_pair(tmp_path, shapes)
+
+
+def test_what_is_planted_in_the_pair_at_scale_is_found_and_a_wrong_count_is_seen(small_scale):
+    folder, truth = small_scale
+    assert len(list((folder / "tuned").glob("*.safetensors"))) > 1
+    scale.measured(folder, cap=1 << 40, draws=2, workers=1)
+    assert scale.differences(folder, truth, draws=2) == []
+    name = "model.layers.0.mlp.down_proj.weight"
+    for wrong in ({"changed": 1}, {"stored": 1}, {"mask": "0"}, {"sums": ("0", "1")}):
+        assert scale.differences(folder, truth | {name: replace(truth[name], **wrong)}, 2) == [name]
+    assert scale.loaded(folder, blocks=1)["changed"] == {key: one.changed for key, one in truth.items()}
+
+
+def test_the_planted_share_of_entries_moves_in_bf16_and_all_of_them_in_float32(small_scale):
+    _, truth = small_scale
+    embedding = truth["model.embed_tokens.weight"]
+    assert embedding.stored == 90 * 64 and abs(embedding.changed / embedding.stored - scale.SHARE) < 0.05
+
+
+def test_overlaps_that_favour_a_target_are_seen():
+    row = {"spectra": "measured", "changed": 10_000}
+    for target in ("principal", "low", "principal_not_low"):
+        row |= {f"overlap_{target}": 0.5, f"density_{target}": 0.5, f"overlap_{target}_bernoulli_mean": 0.5}
+    assert scale._independent(row, draws=1)
+    assert not scale._independent(row | {"overlap_low": 0.54}, draws=1)
+    assert not scale._independent(row | {"overlap_low_bernoulli_mean": 0.46}, draws=1)
+    assert not scale._independent({"spectra": "not asked for", "layer": 0, "shape": [2, 2]}, draws=1)
+
+
+def test_memory_of_a_process_and_of_those_below_it_is_seen_together():
+    held = "import sys, torch; x = torch.ones(1 << 25); print(1, flush=True); sys.stdin.read()"
+    nested = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {held!r}])"
+    command = [sys.executable, "-c", nested]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout.readline()
+    found = scale.tree_memory(process.pid)
+    process.communicate(b"")
+    assert 128 << 20 < found["anonymous"] < 1 << 30 and found["anonymous"] < found["resident"]
+    assert scale.tree_memory(process.pid) == {"anonymous": 0, "resident": 0}
+
+
+def test_a_tensor_takes_no_more_than_was_foretold_and_not_far_less():
+    row = scale.foretold("tiny", (1024, 800), 1)
+    assert row.accurate, row
+
+
+def test_the_layer_at_scale_is_that_of_the_model_in_size():
+    assert (
+        sum(torch.Size(shape).numel() for _, shape in scale.layer_shapes()) == 218_112_000
+    )  # Llama-3.1-8B's
+    assert scale.TENSORS.keys() == set(program.SIZES)

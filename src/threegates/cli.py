@@ -1,4 +1,4 @@
-"""The command `threegates`: train, measure, run, book, release, show, reproduce, compare."""
+"""The command `threegates`: from training and measuring to the book, and from the Hub to a manifest."""
 
 from __future__ import annotations
 
@@ -42,7 +42,40 @@ BookProfile = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
+Layers = Annotated[
+    str | None, typer.Option(help="Only these blocks, such as 0,13,27 or 0-3,27; all of them by default.")
+]
+Matrices = Annotated[
+    str | None,
+    typer.Option(
+        help="Only tensors of these roles: q, k, v, o, gate, up, down, embedding, head, norm, bias, other."
+    ),
+]
+Ranged = Annotated[
+    bool,
+    typer.Option(
+        "--ranged",
+        help="Read checkpoints of the Hub tensor by tensor, without ever having them on disk.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="Device to measure on: cpu, cuda or cuda:N.")]
+Backend = Annotated[
+    str | None, typer.Option(help="Where tensors are measured: processes of this machine, or dask.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786; none starts one here."),
+]
+Memory = Annotated[
+    str | None, typer.Option(help="Most memory of all processes that measure together, such as 4GiB.")
+]
+Licences = Annotated[
+    list[str] | None,
+    typer.Option("--accept-licence", help="A licence, or an entry's name, that you accept; may be repeated."),
+]
 _CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
+Base = Annotated[str | None, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)]
+Tuned = Annotated[str | None, typer.Option(help="The checkpoint that training ended with, given likewise.")]
 
 
 @app.command()
@@ -69,9 +102,17 @@ def train(
 
 @app.command()
 def measure(
-    base: Annotated[str, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)],
-    tuned: Annotated[str, typer.Option(help="The checkpoint that training ended with, given likewise.")],
-    out: Annotated[Path, typer.Option(help="Parquet file to write, one row a tensor.")],
+    base: Base = None,
+    tuned: Tuned = None,
+    pair: Annotated[
+        str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Parquet file to write, one row a tensor; of --pair NAME build/pairs/NAME.parquet."
+        ),
+    ] = None,
     masks: Annotated[
         Path | None, typer.Option(help="Also write the packed update masks, as safetensors.")
     ] = None,
@@ -94,6 +135,14 @@ def measure(
     workers: Annotated[
         int, typer.Option(min=1, help="Processes that work at once, each on one tensor and one thread.")
     ] = 1,
+    layers: Layers = None,
+    matrices: Matrices = None,
+    ranged: Ranged = False,
+    memory: Memory = None,
+    device: Device = None,
+    backend: Backend = None,
+    scheduler: Scheduler = None,
+    accept_licence: Licences = None,
 ) -> None:
     """Compare two checkpoints tensor by tensor: what changed, how far spectra moved, on which weights.
 
@@ -105,13 +154,68 @@ def measure(
     A measurement that is killed continues where it was when the same command is given again. When the
     checkpoints cannot be compared, the reason is printed and no file is written.
     """
-    from threegates.study.files import measure_to_files
+    from threegates.study.files import default_output, measure_to_files
+    from threegates.study.settings import export
+    from threegates.study.sources import narrowed, one_pair
 
+    export(
+        ranged=ranged,
+        device=device,
+        backend=backend,
+        scheduler=scheduler,
+        memory=memory,
+        licences=accept_licence or (),
+    )
+    target = out or default_output(pair)
+    (chosen,) = narrowed([one_pair(pair, base, tuned)], *_choice(layers, matrices))
     options = {"masks": masks, "axis": axis}
     written = measure_to_files(
-        base, tuned, out, **options, draws=draws, seed=seed, spectra=spectra, workers=workers
+        chosen, target, **options, draws=draws, seed=seed, spectra=spectra, workers=workers
     )
     typer.echo(written.summary())
+
+
+@app.command()
+def preflight(
+    base: Base = None,
+    tuned: Tuned = None,
+    pair: Annotated[
+        str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")
+    ] = None,
+    diagnostic: Annotated[
+        list[str] | None,
+        typer.Option(help="What is to be run: measure (default), or a chapter; may be repeated."),
+    ] = None,
+    layers: Layers = None,
+    matrices: Matrices = None,
+    draws: Annotated[int, typer.Option(min=0, help="Masks under each null.")] = 49,
+    workers: Workers = 2,
+    device: Device = None,
+    time: Annotated[bool, typer.Option(help="Estimate minutes, which takes some seconds.")] = True,
+    json: Annotated[Path | None, typer.Option(help="Also write what was found as JSON.")] = None,
+    accept_licence: Licences = None,
+) -> None:
+    """Look at a pair before it is measured: what can be compared, bytes to fetch, memory, minutes.
+
+    Reads configs and headers alone. Ends with status 1, and says what to change, where it cannot be measured.
+    """
+    from threegates.study.preflight import preflight_of
+    from threegates.study.settings import export
+
+    export(device=device, licences=accept_licence or ())
+    found = preflight_of(
+        (pair, base, tuned),
+        _choice(layers, matrices),
+        diagnostics=diagnostic or ["measure"],
+        draws=draws,
+        workers=workers,
+        timed=time,
+    )
+    typer.echo(found.text())
+    if json is not None:
+        found.write(json)
+    if not found.possible:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -127,15 +231,21 @@ def run(
         list[str] | None,
         typer.Option(help="Show this pair of the manifest, by its tuned entry; may be repeated."),
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base of a pair of your own. " + _CHECKPOINT)] = None,
-    tuned: Annotated[
-        str | None, typer.Option(help="Tuned side of a pair of your own, given likewise.")
-    ] = None,
+    base: Base = None,
+    tuned: Tuned = None,
+    layers: Layers = None,
+    matrices: Matrices = None,
     parameter: Annotated[
         list[str] | None,
         typer.Option("--parameter", "-p", help="key=value for the notebook; may be repeated."),
     ] = None,
     workers: Workers = 2,
+    ranged: Ranged = False,
+    memory: Memory = None,
+    device: Device = None,
+    backend: Backend = None,
+    scheduler: Scheduler = None,
+    accept_licence: Licences = None,
 ) -> None:
     """Run a chapter's notebook, on the study's pairs or on a pair of your own.
 
@@ -144,9 +254,19 @@ def run(
     """
     from threegates.study.chapters import run_chapter
     from threegates.study.runner import results_text
+    from threegates.study.settings import export
 
+    export(
+        ranged=ranged,
+        device=device,
+        backend=backend,
+        scheduler=scheduler,
+        memory=memory,
+        licences=accept_licence or (),
+    )
     texts = dict(_key_value(text) for text in parameter or ())
-    typer.echo(results_text(run_chapter(notebook, texts, pair or (), base, tuned, workers)))
+    choice = _choice(layers, matrices)
+    typer.echo(results_text(run_chapter(notebook, texts, pair or (), base, tuned, workers, choice)))
 
 
 @app.command()
@@ -159,6 +279,8 @@ def book(
             "--from-records", help="Train and measure nothing: a claim whose record is missing is not run."
         ),
     ] = False,
+    ranged: Ranged = False,
+    accept_licence: Licences = None,
 ) -> None:
     """Train, measure, run every chapter and render the book into build/html (released: build/released/html).
 
@@ -166,7 +288,9 @@ def book(
     """
     from threegates.study.book import build_book
     from threegates.study.provenance import build_folder
+    from threegates.study.settings import export
 
+    export(ranged=ranged, licences=accept_licence or ())
     typer.echo(f"book: {build_book(profile, build_folder(), workers, measure=not from_records)}")
 
 
@@ -186,6 +310,118 @@ def release(
     made = release_build(out, workers)
     size = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file()) / 1e6
     typer.echo(f"release: {made.folder} ({size:.1f} MB)")
+
+
+_MANIFEST = typer.Option(help="The manifest, data_manifest.yaml of the project by default.")
+_NAMES = typer.Argument(help="Entries of the manifest; all of them by default.")
+
+
+@app.command()
+def fetch(
+    names: Annotated[
+        list[str], typer.Argument(help="Entries of a manifest, or ORG/REPO or ORG/REPO@COMMIT on the Hub.")
+    ],
+    accept_licence: Licences = None,
+) -> None:
+    """Download checkpoints whole into the Hub's cache, and check every file's sha256.
+
+    The disk's free space is looked at first. A download that was killed goes on where it was.
+    """
+    from threegates.study.settings import DOWNLOAD, export
+    from threegates.study.sources import known_manifests, open_source
+
+    export(licences=accept_licence or ())
+    for name in names:
+        source = open_source(name, known_manifests(), way=DOWNLOAD)
+        at = f" at {source.checkpoint.revision}" if source.checkpoint.revision else ""
+        typer.echo(f"here and whole: {name}{at}, {len(source.checkpoint.infos)} tensors")
+
+
+@app.command()
+def lock(
+    names: Annotated[list[str] | None, _NAMES] = None,
+    manifest: Annotated[Path | None, _MANIFEST] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Move every entry to the newest commit, locked ones too.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option(help="Branch, tag or commit in place of the newest, for one entry.")
+    ] = None,
+) -> None:
+    """Tie Hub entries of the manifest to a commit and the sha256 of their files, and write that down.
+
+    Comments and layout are kept. An entry that cannot be resolved stays as it was, and is listed at the end
+    with what to do; the command then ends with status 1.
+    """
+    from threegates.checkpoints.locking import lock as lock_entries
+
+    done = lock_entries(
+        manifest or _tracked(), names or None, update=update, revision=revision, progress=_progress
+    )
+    typer.echo(done.text())
+    if not done.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    names: Annotated[list[str] | None, _NAMES] = None,
+    manifest: Annotated[Path | None, _MANIFEST] = None,
+) -> None:
+    """Hold the files on this machine against the sha256 that the manifest lists; asks no network.
+
+    Ends with status 1 where a file differs.
+    """
+    from threegates.checkpoints.verifying import verify as verify_entries
+
+    report = verify_entries(manifest or _tracked(), names or None, progress=_progress)
+    typer.echo(report.text())
+    if not report.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def add_pair(
+    base: Annotated[
+        str,
+        typer.Option(help="Where training started: an entry's name, ORG/REPO[@COMMIT], or a folder."),
+    ],
+    tuned: Annotated[str, typer.Option(help="Where it ended: ORG/REPO[@COMMIT], or a folder.")],
+    method: Annotated[str, typer.Option(help="pretrain, sft, rft, rl, dpo, simpo or mixed.")],
+    name: Annotated[str | None, typer.Option(help="Name of the pair; the repository's by default.")] = None,
+    base_name: Annotated[str | None, typer.Option(help="Name of the base's entry, if it is new.")] = None,
+    base_method: Annotated[
+        str, typer.Option(help="How the base was trained, if its entry is new.")
+    ] = "mixed",
+    algorithm: Annotated[str | None, typer.Option(help="Such as GRPO or DAPO.")] = None,
+    data: Annotated[str | None, typer.Option(help="What it was trained on, such as math.")] = None,
+    chapter: Annotated[
+        list[str] | None, typer.Option(help="A chapter that takes the pair; may be repeated.")
+    ] = None,
+    licence: Annotated[str | None, typer.Option(help="Licence of the tuned checkpoint.")] = None,
+    gated: Annotated[bool, typer.Option("--gated", help="The Hub asks for an agreement first.")] = False,
+    manifest: Annotated[Path | None, _MANIFEST] = None,
+) -> None:
+    """Write a pair of checkpoints into the manifest, so that chapters take it by --pair NAME."""
+    from threegates.checkpoints.adding import add_pair as add
+    from threegates.study.jobs import CHAPTERS
+
+    added = add(
+        manifest or _tracked(),
+        base,
+        tuned,
+        method=method,
+        name=name,
+        base_name=base_name,
+        base_method=base_method,
+        algorithm=algorithm,
+        data=data,
+        chapters=chapter or (),
+        licence=licence,
+        gated=gated,
+        known_chapters=[*CHAPTERS, "agents-rlhf"],
+    )
+    typer.echo(added.text())
 
 
 @app.command()
@@ -248,6 +484,29 @@ def reproduce(
     typer.echo(f"figure:  {made.place}\n{made.name}: {made.verdict}")
     if not made.same:
         raise typer.Exit(1)
+
+
+def _tracked() -> Path:
+    """The manifest that people write."""
+    from threegates.study.provenance import project_root
+
+    return project_root() / "data_manifest.yaml"
+
+
+def _progress(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _choice(
+    layers: str | None, matrices: str | None
+) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
+    """Blocks and roles as they were typed."""
+    from threegates.checkpoints.views import parse_layers, parse_matrices
+
+    return (
+        parse_layers(layers) if layers is not None else None,
+        parse_matrices(matrices) if matrices is not None else None,
+    )
 
 
 def _key_value(text: str) -> tuple[str, str]:

@@ -77,28 +77,48 @@ def test_only_weights_config_and_tokenizer_are_downloaded(llama, copy_of, tmp_pa
     assert set(digests(snapshot.folder)) == set(digests(llama[0])) | {"tokenizer.json"}
 
 
-def test_a_flipped_bit_is_found_and_the_message_helps_to_get_rid_of_it(hub, llama, shard, tmp_path):
+@pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", "config.json"])
+def test_a_bit_that_flips_on_the_way_is_found_also_where_the_manifest_lists_nothing(
+    hub, llama, name, tmp_path
+):
+    hub.faults.append(Fault("flip-bit", name, at=100))
+    assert f"{name} is not the file that the Hub lists" in refusal(entry(), tmp_path, endpoint=hub.url)
+    hub.faults.clear()
+    if name == "config.json":
+        # The client has kept it.
+        for path in tmp_path.glob("models--org--llama/snapshots/*/config.json"):
+            path.resolve().unlink()
+            path.unlink()
+    snapshot = resolve(entry(), tmp_path, endpoint=hub.url)
+    assert digests(snapshot.folder) == digests(llama[0])
+
+
+def test_a_bit_that_flips_on_the_disk_is_found_and_the_message_helps_to_get_rid_of_it(
+    hub, llama, shard, tmp_path
+):
     locked = entry(hub.commit(REPO), digests(llama[0]))
-    size = (llama[0] / shard).stat().st_size
-    hub.faults.append(Fault("flip-bit", shard, at=size - 1))
+    link = resolve(locked, tmp_path, endpoint=hub.url).folder / shard
+    content = bytearray(link.read_bytes())
+    content[-1] ^= 1
+    link.resolve().write_bytes(content)
     message = refusal(locked, tmp_path, endpoint=hub.url)
-    (link,) = tmp_path.glob(f"models--org--llama/snapshots/*/{shard}")
-    assert f"{shard} is not the file that the manifest lists" in message
+    assert f"{shard} is not the file that the Hub lists" in message
     assert f"where: {link}" in message
     assert f"expected: sha256 {locked.files[shard]}" in message
     assert f"found: sha256 {hashlib.sha256(link.read_bytes()).hexdigest()}" in message
     assert f"delete {link} and {link.resolve()} and run again" in message
-    hub.faults.clear()
     assert "is not the file" in refusal(locked, tmp_path, endpoint=hub.url)
     link.resolve().unlink()
     link.unlink()
     assert resolve(locked, tmp_path, endpoint=hub.url).revision == hub.commit(REPO)
 
 
-def test_without_a_listed_sha256_the_client_would_take_the_flipped_bit(hub, llama, shard, tmp_path):
-    hub.faults.append(Fault("flip-bit", shard, at=(llama[0] / shard).stat().st_size - 1))
-    snapshot = resolve(entry(), tmp_path, endpoint=hub.url)
-    assert digests(snapshot.folder)[shard] != digests(llama[0])[shard]
+def test_a_manifest_that_lists_another_file(hub, llama, shard, tmp_path):
+    locked = entry(hub.commit(REPO), digests(llama[0]) | {shard: "0" * 64})
+    message = refusal(locked, tmp_path, endpoint=hub.url)
+    assert f"{shard} is not the file that the manifest lists" in message
+    assert f"expected: sha256 {'0' * 64}" in message
+    assert f"found: sha256 {digests(llama[0])[shard]}" in message
 
 
 def test_a_listed_file_that_is_not_there(hub, tmp_path):
@@ -127,7 +147,8 @@ def test_a_connection_that_always_breaks(hub, shard, tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
     hub.faults.append(Fault("drop", shard, at=100))
     message = refusal(entry(), tmp_path, endpoint=hub.url)
-    assert f"the Hub repository {REPO} cannot be downloaded" in message
+    assert f"where: {REPO}@{hub.commit(REPO)}/{shard}" in message
+    assert "the connection broke" in message
     assert "check the network" in message
     hub.faults.clear()
     assert resolve(entry(), tmp_path, endpoint=hub.url).revision == hub.commit(REPO)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from threegates.checkpoints.licences import is_noncommercial
 from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest, read_manifest, write_manifest
 from threegates.errors import ManifestError
 
@@ -218,6 +219,23 @@ TABLE_1 = {
     "Polaris-4B-Preview": 79.3,
     "Polaris-7B-Preview": 61.7,
 }
+# Table 3 with each one's base; Figs 13 and 16 to 18 by base.
+TABLE_3 = {
+    "SkyRL-Agent-WebResearch-8B": "Qwen3-8B",
+    "VT-deepsearch-8B": "Qwen3-8B",
+    "VT-SWE-8B": "Qwen3-8B",
+    "agentflow-planner-7b": "Qwen2.5-7B-Instruct",
+    "GiGPO-Qwen2.5-7B-Instruct-WebShop": "Qwen2.5-7B-Instruct",
+    "GiGPO-Qwen2.5-7B-Instruct-ALFWorld": "Qwen2.5-7B-Instruct",
+    "Llama-3-Instruct-8B-DPO": "Meta-Llama-3-8B-Instruct",
+    "Llama-3-Instruct-8B-SimPO": "Meta-Llama-3-8B-Instruct",
+}
+FIGURES = {
+    "Fig. 13": {"Llama-3.1-8B", "Mistral-Small-24B-Base-2501"},
+    "16": {"DeepSeek-R1-Distill-Qwen-1.5B"},
+    "Fig. 17": {"Qwen3-14B-Base"},
+    "Fig. 18": {"Meta-Llama-3-8B-Instruct"},
+}
 
 
 def test_the_papers_checkpoints_are_in_the_tracked_manifest():
@@ -227,7 +245,47 @@ def test_the_papers_checkpoints_are_in_the_tracked_manifest():
     five = manifest.pairs("stripe-masks")
     assert len(five) == 5
     assert {pair.base.name for pair in five} == {"DeepSeek-R1-Distill-Qwen-1.5B"}
-    assert len(manifest.pairs("agents-rlhf")) == 8
+    assert {pair.name: pair.base.name for pair in manifest.pairs("agents-rlhf")} == TABLE_3
+    assert {pair.base.name for pair in manifest.pairs("spectral-drift")} >= FIGURES["16"] | FIGURES["Fig. 17"]
+    for figure, bases in FIGURES.items():
+        places = [(pair.tuned.labels.get("paper_place", ""), pair.base.name) for pair in manifest.pairs()]
+        assert {base for place, base in places if place.endswith(figure)} == bases
+
+
+def test_the_tracked_manifest_marks_what_has_conditions():
+    manifest = read_manifest(TRACKED)
+    marked = {entry.name for entry in manifest.checkpoints if entry.noncommercial}
+    assert marked == {entry.name for entry in manifest.checkpoints if is_noncommercial(entry.licence)}
+    assert marked >= {"NV-ProRL", "NV-ProRL-v2"}
+    gated = {entry.name for entry in manifest.checkpoints if entry.gated}
+    assert gated >= {"Meta-Llama-3-8B-Instruct", "Llama-3.1-8B"}
+
+
+def test_the_tracked_manifest_knows_what_the_five_runs_are_stored_in_and_whose_they_are():
+    entries = {entry.name: entry for entry in read_manifest(TRACKED).checkpoints}
+    assert entries["DeepSeek-R1-Distill-Qwen-1.5B"].stored_dtype == "bf16"
+    assert entries["DeepScaleR-1.5B-Preview"].stored_dtype == "fp32"
+    assert entries["DeepCoder-1.5B-Preview"].stored_dtype == "fp32"
+    assert entries["Archer-Code-1.5B"].licence == "Apache-2.0"
+    # v2 continues v1: the same repository, other algorithms, so they can never be one commit.
+    first, second = entries["NV-ProRL"], entries["NV-ProRL-v2"]
+    assert first.source.repo == second.source.repo
+    assert first.algorithm != second.algorithm
+
+
+def test_a_guess_of_the_tracked_manifest_says_so():
+    """Ids that nobody has looked up; once an entry is checked its note may go."""
+    guessed = {
+        "Qwen2.5-Math-1.5B",
+        "Mistral-Small-24B-Base-2501",
+        "GT-Qwen3-8B-Base",
+        "NV-ProRL",
+        "NV-ProRL-v2",
+        "Llama-3.1-8B-SimpleRL-Zoo",
+        "Mistral-Small-24B-SimpleRL-Zoo",
+    }
+    manifest = read_manifest(TRACKED)
+    assert [name for name in guessed if not (manifest.entry(name).checked or manifest.entry(name).note)] == []
 
 
 def test_nothing_in_the_tracked_manifest_claims_more_than_was_done():

@@ -5,11 +5,26 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from threegates.checkpoints.pairs import AlignedTensor, Status, align, load_pair
+from threegates.checkpoints import pairs
+from threegates.checkpoints.pairs import (
+    AlignedTensor,
+    Status,
+    TensorPair,
+    align,
+    check_finite,
+    load_finite,
+    load_pair,
+    load_rows,
+    row_ranges,
+    rows_of_pair,
+)
 from threegates.checkpoints.rounding import round_to_bf16
 from threegates.checkpoints.tensors import INDEX, SINGLE, Checkpoint
 from threegates.errors import PairError
@@ -214,3 +229,103 @@ def test_scalars_and_empty_tensors(make):
     bad = make("bad", a__scale=torch.tensor(torch.nan), b__none=torch.zeros(0, 3))
     with pytest.raises(PairError, match=r"1 of them not finite, the first nan at index \[\]"):
         load_pair(base, bad, "a.scale")
+
+
+SHAPES = st.lists(st.integers(0, 12), max_size=3).map(tuple)
+
+
+@given(SHAPES, st.integers(1, 200))
+def test_ranges_of_rows_cover_a_tensor_once_in_blocks_that_keep_to_their_size(shape, entries):
+    ranges = row_ranges(shape, entries)
+    x = torch.arange(int(np.prod(shape))).reshape(shape)
+    blocks = [x[start:stop] if shape else x for start, stop in ranges]
+    assert torch.equal(torch.cat([block.reshape(-1) for block in blocks]), x.reshape(-1))
+    width = int(np.prod(shape[1:]))
+    assert all(block.numel() <= max(entries, width) for block in blocks)
+    assert len(ranges) == 1 if x.numel() <= entries else len(ranges) > 1 or width * shape[0] == width
+
+
+SIDES = ("base", "tuned", "base_stored", "tuned_stored")
+
+
+def put_together(rows):
+    """The whole pair from its blocks."""
+    blocks = list(rows)
+    parts = [[getattr(block, side) for block in blocks] for side in SIDES]
+    return [side[0] if not side[0].dim() else torch.cat(side) for side in parts]
+
+
+@pytest.mark.parametrize("entries", [1, 5, 16, 100])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_rows_read_block_by_block_are_those_of_the_whole_pair(make, entries, dtype):
+    tensors = {
+        "a": torch.randn(7, 3),
+        "b": torch.randn(2, 3, 4),
+        "c": torch.tensor(2.5),
+        "d": torch.zeros(0, 3),
+    }
+    base = make("base", **tensors)
+    tuned = make("tuned", **{name: (tensor * 1.01).to(dtype) for name, tensor in tensors.items()})
+    for name, tensor in tensors.items():
+        pair = load_pair(base, tuned, name)
+        for rows in (load_rows(base, tuned, name, entries), rows_of_pair(pair, entries)):
+            assert (rows.name, rows.shape, rows.size) == (name, tuple(tensor.shape), tensor.numel())
+            for side, found in zip(SIDES, put_together(rows), strict=True):
+                whole = getattr(pair, side)
+                assert found.dtype == whole.dtype and torch.equal(found, whole)
+
+
+def test_a_held_pair_is_cut_without_copies_and_a_file_is_read_as_one_goes_along(make, monkeypatch):
+    base, tuned = make("base"), make("tuned")
+    pair = load_pair(base, tuned, Q)
+    first = next(iter(rows_of_pair(pair, 4)))
+    assert isinstance(first, TensorPair) and first.base.data_ptr() == pair.base.data_ptr()
+    read: list[tuple[int, int]] = []
+    whole = pairs._rows_of
+    monkeypatch.setattr(pairs, "_rows_of", lambda c, n, *part: read.append(part) or whole(c, n, *part))
+    rows = iter(load_rows(base, tuned, Q, 4))
+    assert read == []
+    next(rows)
+    assert read == [(0, 1)] * 2
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    original = row_ranges
+    monkeypatch.setattr(pairs, "row_ranges", lambda shape, entries=6: original(shape, min(entries, 6)))
+
+
+def test_a_damaged_tensor_is_described_alike_whole_and_by_blocks(make, small_blocks):
+    value = torch.ones(6, 4)
+    value[3, 2], value[5, 0] = torch.inf, torch.nan
+    base, tuned = make("base"), make("tuned", **{EMBEDDING.replace(".", "__"): value})
+    for look in (
+        lambda: load_finite(tuned, EMBEDDING, "tuned"),
+        lambda: check_finite(tuned, EMBEDDING, "tuned"),
+        lambda: list(load_rows(base, tuned, EMBEDDING)),
+    ):
+        with pytest.raises(PairError) as caught:
+            look()
+        said = str(caught.value)
+        assert f"tensor '{EMBEDDING}' of the tuned has values that are not finite" in said
+        assert "expected: 24 finite values" in said
+        assert "found: 2 of them not finite, the first inf at index [3, 2]" in said
+    check_finite(base, EMBEDDING, "base")
+
+
+def test_float64_is_rounded_once_by_blocks_too(make, small_blocks):
+    halfway = 1 + 2.0**-8 + 2.0**-40  # rounding to float32 first would make a tie of it
+    value = torch.full((6, 4), halfway, dtype=torch.float64)
+    base, tuned = make("base"), make("tuned", **{EMBEDDING.replace(".", "__"): value})
+    assert (load_pair(base, tuned, EMBEDDING).tuned == 1 + 2.0**-7).all()
+
+
+def test_rows_of_two_shapes_or_of_whole_numbers_are_refused_before_they_are_read(make):
+    tuned = make("tuned", model__embed_tokens__weight=torch.ones(8, 4))
+    with pytest.raises(PairError, match="has two shapes") as caught:
+        load_rows(make("base"), tuned, EMBEDDING)
+    assert "expected: shape [6, 4], as in base" in str(caught.value)
+    whole = make("whole", **{Q.replace(".", "__"): torch.ones(4, 4, dtype=torch.int8)})
+    for look in (lambda: load_rows(whole, tuned, Q), lambda: check_finite(whole, Q, "base")):
+        with pytest.raises(PairError, match="of the base is stored as I8"):
+            look()

@@ -8,16 +8,22 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 
+from tests.hub.loopback import LoopbackHub
 from tests.study import planted
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, write_manifest
+from threegates.checkpoints.places import Place
 from threegates.errors import PairError
 from threegates.study import bases
-from threegates.study.batches import batches, parts_of, run_jobs
+from threegates.study import batches as module
+from threegates.study.batches import batches, opened, parts_of, run_jobs
 from threegates.study.drift import PairDrift
 from threegates.study.store import Records
 from threegates.study.study import Study
@@ -86,7 +92,9 @@ def test_a_base_whose_bf16_copy_differs_is_decomposed_once_in_each(project, tmp_
     assert set(decomposed.values()) == {1} and len(decomposed) == 2 * 2 * MATRICES
 
 
-def test_two_bases_share_the_tensors_that_are_equal(project, tmp_path, decomposed):
+@pytest.fixture
+def two_bases(project):
+    """Two bases that differ in one tensor, and a run from each."""
     base = planted.base_tensors()
     other = {**base, "model.layers.0.mlp.up_proj.weight": base["model.layers.0.mlp.up_proj.weight"] * 2}
     manifest = planted.write_study(project / "lab", base, runs_of(base, ["grpo-1"]))
@@ -100,8 +108,61 @@ def test_two_bases_share_the_tensors_that_are_equal(project, tmp_path, decompose
         planted.entry("sft-2", "sft", list(CHAPTERS), base="base-2"),
     ]
     write_manifest(manifest, Manifest(version=1, profile="planted", checkpoints=entries))
-    study(manifest, tmp_path / "records").ensure()
+    return manifest
+
+
+def test_two_bases_share_the_tensors_that_are_equal(two_bases, tmp_path, decomposed):
+    study(two_bases, tmp_path / "records").ensure()
     assert set(decomposed.values()) == {1} and len(decomposed) == 2 * (MATRICES + 1)
+
+
+@contextmanager
+def on_a_hub(jobs, monkeypatch, folder):
+    """A Hub with the jobs' checkpoints, and the same jobs with places on it."""
+    repos = {
+        f"org/{Path(path).name}": Path(path) for job in jobs for path in job.arguments["folders"].values()
+    }
+    monkeypatch.setenv("THREEGATES_RANGES", str(folder))
+    # Equal places are opened once in a process, and another test's were on a Hub that is gone.
+    for kept in (opened, module._open):
+        kept.cache_clear()
+    with LoopbackHub(repos) as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        places = {
+            str(path): Place(repo=repo, revision=hub.commit(repo)).text() for repo, path in repos.items()
+        }
+        moved = [{side: places[path] for side, path in job.arguments["folders"].items()} for job in jobs]
+        yield (
+            hub,
+            [
+                replace(job, arguments=job.arguments | {"folders": folders})
+                for job, folders in zip(jobs, moved, strict=True)
+            ],
+        )
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_over_the_network_the_records_are_those_of_the_folders(chapter, lab, tmp_path, monkeypatch):
+    local = study(lab, tmp_path / "local", chapter).ensure()
+    with on_a_hub(local.jobs, monkeypatch, tmp_path / "ranges") as (hub, jobs):
+        run_jobs(jobs, Records(tmp_path / "ranged"), 1)
+        assert bytes_of(tmp_path / "ranged") == bytes_of(tmp_path / "local")
+        assert hub.asked("model.safetensors") > MATRICES
+        hub.requests.clear()
+        run_jobs(jobs, Records(tmp_path / "again"), 1)
+        assert bytes_of(tmp_path / "again") == bytes_of(tmp_path / "local")
+        assert hub.requests == []
+
+
+def test_over_the_network_no_tensor_is_read_to_see_whether_bases_share_it(two_bases, tmp_path, monkeypatch):
+    local = study(two_bases, tmp_path / "records")
+    with on_a_hub(local.jobs, monkeypatch, tmp_path / "ranges") as (hub, jobs):
+        found = batches({job: parts_of(job, local.records) for job in jobs})
+        assert sum(map(len, found)) == len(found) == sum(len(opened(job).names) for job in jobs)
+        # One request each for the headers of four checkpoints.
+        assert hub.asked("model.safetensors") == len(hub.repos) == 4
 
 
 @pytest.mark.parametrize("chapter", CHAPTERS)

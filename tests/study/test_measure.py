@@ -5,14 +5,30 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.study import planted
+from threegates.checkpoints import pairs
+from threegates.checkpoints.pairs import TensorPair, row_ranges, rows_of_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError, PairError
-from threegates.geometry.masks import unpack
-from threegates.study.measure import AXIS_COLUMNS, TENSOR_COLUMNS, measure_pair, write_masks
+from threegates.geometry.masks import pack, unpack
+from threegates.study import draws, measure
+from threegates.study.by_tensor import Shared
+from threegates.study.draws import EvenSample, even_sample
+from threegates.study.measure import (
+    AXIS_COLUMNS,
+    TENSOR_COLUMNS,
+    PairTensors,
+    count,
+    difference,
+    measure_pair,
+    packed_masks,
+    write_masks,
+)
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 OUT = "model.layers.0.self_attn.o_proj.weight"
@@ -151,3 +167,166 @@ def test_sparsity_at_coarser_tolerances_counts_by_definition_2_1(tmp_path):
     assert (coarse["sparsity"] - coarse["sparsity_storage_norm"])[linear].abs().max() < 0.05
     assert (coarse["sparsity"] > whole["sparsity"])[linear].all()
     assert (coarse["sparsity_fp32"] == whole["sparsity_fp32"]).all()
+
+
+# --- by blocks of rows
+
+
+def planted_pair(shape, seed=0, store=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(shape, generator=generator).bfloat16()
+    tuned = (base.float() + 4e-3 * torch.randn(shape, generator=generator)).to(store)
+    return TensorPair("w", base, tuned.bfloat16(), base, tuned)
+
+
+SHAPES = st.one_of(
+    st.tuples(st.integers(0, 40)),
+    st.tuples(st.integers(0, 25), st.integers(0, 25)),
+    st.tuples(st.integers(1, 6), st.integers(1, 6), st.integers(1, 6)),
+    st.just(()),
+)
+
+
+@given(SHAPES, st.integers(1, 300), st.sampled_from([torch.bfloat16, torch.float32, torch.float64]))
+def test_counts_do_not_depend_on_the_blocks_and_norms_only_by_rounding(shape, entries, store):
+    pair = planted_pair(shape, store=store)
+    mask, etas = pair.base != pair.tuned, (5e-3, 1e-2)
+    found, whole = count(rows_of_pair(pair, entries), etas), count(rows_of_pair(pair), etas)
+    assert (found.counts.changed, found.counts.size) == (int(mask.sum()), mask.numel())
+    assert found.counts.shape == tuple(shape)
+    if len(shape) == 2:
+        assert torch.equal(found.counts.rows, mask.sum(1)) and torch.equal(found.counts.columns, mask.sum(0))
+    before, after = pair.base.double(), pair.tuned.double()
+    assert found.stored == int((pair.base_stored.double() != pair.tuned_stored.double()).sum())
+    for eta in etas:
+        beyond = (after - before).abs() > eta * torch.maximum(before.abs(), after.abs())
+        assert found.coarse[eta] == int(beyond.sum())
+    delta = pair.tuned_stored.double() - pair.base_stored.double()
+    for name, value in (("base", before), ("delta", delta), ("delta_bf16", after - before)):
+        norm = getattr(found, f"norm_{name}")
+        assert norm == pytest.approx(float(value.norm()), rel=1e-12, abs=0)
+        assert getattr(whole, f"norm_{name}") == pytest.approx(norm, rel=1e-14, abs=0)
+    assert torch.equal(found.sample.entries(), pair.base.reshape(-1))
+
+
+@given(SHAPES, st.integers(1, 300))
+def test_pieces_of_a_packed_mask_are_the_packed_mask(shape, entries):
+    pair = planted_pair(shape)
+    pieces = list(packed_masks(rows_of_pair(pair, entries)))
+    assert torch.equal(torch.cat(pieces), pack(pair.base != pair.tuned))
+
+
+@given(st.integers(0, 500), st.lists(st.integers(0, 90), max_size=9), st.integers(1, 60))
+def test_a_sample_is_every_so_many_th_entry_whatever_the_pieces(size, cuts, limit):
+    x = torch.arange(size, dtype=torch.int32)
+    before, draws.SAMPLE = draws.SAMPLE, limit
+    try:
+        sample, start = EvenSample(size), 0
+        for piece in [*cuts, size]:
+            sample.add(x[start : start + piece])
+            start += piece
+        step = max(1, -(-size // limit))
+        assert torch.equal(sample.entries(), x[::step]) and len(x[::step]) <= limit
+        assert torch.equal(even_sample(x).entries(), x[::step])
+    finally:
+        draws.SAMPLE = before
+
+
+def test_the_sample_of_a_streamed_tensor_does_not_keep_its_blocks(monkeypatch):
+    monkeypatch.setattr(draws, "SAMPLE", 8)
+    sample = EvenSample(64)
+    for piece in torch.arange(64).split(16):
+        sample.add(piece)
+    assert sample.entries().untyped_storage().nbytes() == 8 * 8
+    assert all(taken.untyped_storage().nbytes() == 2 * 8 for taken in sample._taken)
+
+
+@given(st.tuples(st.integers(0, 25), st.integers(0, 25)), st.integers(1, 50))
+def test_the_update_in_float64_is_the_difference_by_blocks(shape, entries):
+    pair = planted_pair(shape)
+    original = row_ranges
+    measure.row_ranges = lambda shape: original(shape, entries)
+    try:
+        found = difference(pair.tuned_stored, pair.base_stored)
+    finally:
+        measure.row_ranges = original
+    assert torch.equal(found, pair.tuned_stored.double() - pair.base_stored.double())
+
+
+AXIS = ("axis", "density", "ratio", "dispersion")
+
+
+def rows_of(sides, **more):
+    pair = PairTensors(*sides, "p", seed=3, **more)
+    return {name: pair.rows(name, Shared()) for name in pair.names}
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    base = planted.base_tensors(width=48)
+    planted.write(tmp_path / "base", base)
+    planted.write(tmp_path / "tuned", planted.with_noise(base, 1e-3, seed=4))
+    return [Checkpoint.open(tmp_path / side) for side in ("base", "tuned")]
+
+
+@pytest.mark.parametrize("drawn", [0, 2])
+def test_rows_of_any_blocks_are_the_same_but_for_rounding_of_norms(noisy, monkeypatch, drawn):
+    whole = rows_of(noisy, draws=drawn)
+    original = row_ranges
+    monkeypatch.setattr(pairs, "row_ranges", lambda shape, entries=0: original(shape, 480))
+    blocks = rows_of(noisy, draws=drawn)
+    norms = {name for name in TENSOR_COLUMNS if name.startswith("norm_")}
+    for name, found in blocks.items():
+        for ours, theirs in zip(found["axis"], whole[name]["axis"], strict=True):
+            assert [ours[key] for key in AXIS] == [theirs[key] for key in AXIS]
+        for table in ("tensor", "tensor_sweep"):
+            for ours, theirs in zip(found[table], whole[name][table], strict=True):
+                same = {key: value for key, value in ours.items() if key in norms}
+                assert same == pytest.approx({key: theirs[key] for key in same}, rel=1e-14)
+                # The norm decides the scale of the noise that a row is held against: rounding shows there.
+                rest = {key: value for key, value in ours.items() if isinstance(value, float)}
+                assert rest == pytest.approx({key: theirs[key] for key in rest}, rel=1e-9, nan_ok=True)
+                assert {key: ours[key] for key in ours.keys() - rest.keys()} == {
+                    key: theirs[key] for key in ours.keys() - rest.keys()
+                }
+
+
+def test_only_a_matrix_that_is_drawn_for_is_held_as_a_whole(noisy, monkeypatch):
+    held: list[str] = []
+    load = measure.load_pair
+    monkeypatch.setattr(
+        measure, "load_pair", lambda base, tuned, name: held.append(name) or load(base, tuned, name)
+    )
+    rows_of(noisy)
+    rows_of(noisy, axes=False, draws=2)
+    assert held == []
+    rows_of(noisy, draws=2)
+    assert held == [
+        name for name in PairTensors(*noisy, "p").names if ".layers." in name and "norm" not in name
+    ]
+
+
+def test_masks_are_written_a_block_at_a_time_as_safetensors_would(noisy, tmp_path, monkeypatch):
+    base, tuned = noisy
+    original = row_ranges
+    sizes: list[int] = []
+    monkeypatch.setattr(pairs, "row_ranges", lambda shape, entries=0: original(shape, 100))
+    monkeypatch.setattr(measure, "update_mask", lambda a, b: sizes.append(a.numel()) or a != b)
+    write_masks(base, tuned, tmp_path / "masks.safetensors")
+    assert max(sizes) <= 100
+    expected = {name: pack(base.bf16(name) != tuned.bf16(name)) for name in base.infos}
+    with safe_open(tmp_path / "masks.safetensors", "pt") as file:
+        metadata = file.metadata()
+    save_file(expected, tmp_path / "theirs", metadata=metadata)
+    assert (tmp_path / "masks.safetensors").read_bytes() == (tmp_path / "theirs").read_bytes()
+
+
+def test_a_masks_file_of_a_damaged_pair_is_not_left_half_written(noisy, tmp_path):
+    path = tmp_path / "tuned" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4:] = b"\xff\xff\xff\x7f"
+    path.write_bytes(content)
+    out = tmp_path / "out"
+    with pytest.raises(PairError, match="not finite"):
+        write_masks(noisy[0], Checkpoint.open(tmp_path / "tuned"), out / "masks.safetensors")
+    assert list(out.iterdir()) == []

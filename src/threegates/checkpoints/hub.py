@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    LocalEntryNotFoundError,
-    RemoteEntryNotFoundError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
+from tqdm.auto import tqdm
 
+from threegates.atomic import write_text
+from threegates.checkpoints.download import download, link, storage_of
 from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest
+from threegates.checkpoints.repository import commit_of, listed
 from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
+from threegates.checkpoints.transfer import hub_error
 from threegates.errors import CheckpointError
 
 # Not "*.safetensors": some repositories hold the same weights a second time as consolidated.safetensors.
@@ -33,14 +35,6 @@ PATTERNS = (
     "vocab.*",
     "merges.txt",
     "chat_template*",
-)
-# What the client raises, most special first, and what a user can do about it.
-REMEDIES: tuple[tuple[type[Exception], str], ...] = (
-    (GatedRepoError, "accept the licence on the repository's page, then run `hf auth login`"),
-    (RepositoryNotFoundError, "correct the repository's name; if it is private, run `hf auth login`"),
-    (RevisionNotFoundError, "correct the revision in the manifest: the Hub has no such commit"),
-    (RemoteEntryNotFoundError, "the Hub lists this file but does not serve it: try again later"),
-    (LocalEntryNotFoundError, "it is not whole in the cache: run once with the network on"),
 )
 
 
@@ -70,43 +64,122 @@ def resolve(
             where=source.path,
             remedy="open it with open_entry, which takes both",
         )
+    snapshot = fetch(source, cache_dir, offline, endpoint)
+    verify_files(snapshot.folder, entry.files)
+    return snapshot
+
+
+def fetch(
+    source: Hub | str,
+    cache_dir: str | os.PathLike | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+) -> Snapshot:
+    """Download what is missing of ORG/REPO or ORG/REPO@COMMIT into huggingface_hub's cache.
+
+    Every file is checked against the sha256 that the Hub lists (git's sha1 where git holds it). After a kill
+    the next call goes on where the last one was; what is whole at a fixed commit takes no request.
+
+    Raises
+    ------
+    CheckpointError : the disk is too small, which is looked at before anything is fetched; the repository
+        cannot be had, has no safetensors weights, or holds a file that is not the one that is listed.
+    """
+    source = hub_named(source) if isinstance(source, str) else source
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
-    try:
-        folder = Path(
-            snapshot_download(
-                source.repo,
-                revision=source.revision,
-                cache_dir=cache,
-                allow_patterns=list(PATTERNS),
-                local_files_only=offline,
-                endpoint=endpoint,
-            )
-        )
-    except Exception as error:
-        # The client lets its HTTP library's errors through, and that library changes between versions.
-        raise _download_error(source, error) from error
+    offline = offline or is_offline_mode()
+    folder = _in_cache(source, cache, offline) or _downloaded(source, cache, endpoint)
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
         raise _no_weights(source, folder.name, offline, endpoint)
-    verify_files(folder, entry.files)
+    _check_content(folder)
     return Snapshot(folder, folder.name)
+
+
+def _in_cache(source: Hub, cache: Path | None, offline: bool) -> Path | None:
+    """The snapshot if all of it is in the cache; a newest commit is looked for there only without network."""
+    if source.revision is None and not offline:
+        return None
+    if offline:
+        return _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
+    try:
+        # Without the commit's listing the client cannot tell a whole snapshot from a part of one.
+        get_cached_repo_tree(source.repo, revision=source.revision, cache_dir=cache)
+        return _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
+    except (CachedRepoTreeNotFoundError, CheckpointError):
+        return None
+
+
+def _downloaded(source: Hub, cache: Path | None, endpoint: str | None) -> Path:
+    repo, commit = source.repo, commit_of(source.repo, source.revision, endpoint)
+    repository = listed(repo, commit, endpoint)
+    storage = storage_of(repo, cache)
+    # First a small file: the client keeps the listing with it, and so knows a snapshot that is not whole.
+    _client(repo, commit, cache, ("config.json",), endpoint=endpoint)
+    wanted = [file for name, file in repository.files.items() if any(fnmatch(name, p) for p in PATTERNS)]
+    large = [file for file in wanted if file.sha256]
+    download(large, storage)
+    for file in large:
+        link(file, storage)
+    folder = _client(repo, commit, cache, PATTERNS, endpoint=endpoint)
+    if source.revision is None:
+        write_text(storage / "refs" / "main", commit)
+    return folder
+
+
+def _client(
+    repo: str, revision: str | None, cache: Path | None, patterns: Sequence[str], **settings: Any
+) -> Path:
+    settings |= {"revision": revision, "cache_dir": cache, "allow_patterns": list(patterns)}
+    try:
+        return Path(snapshot_download(repo, tqdm_class=_Silent, **settings))
+    except Exception as error:
+        # The client lets its HTTP library's errors through, and that library changes between versions.
+        raise hub_error(repo, f"{repo} at {revision or 'its newest commit'}", error) from None
+
+
+class _Silent(tqdm):
+    """No bar: what takes long has one of ours."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings | {"disable": True})
+
+
+def _check_content(folder: Path) -> None:
+    """Check each file of a snapshot against its blob's name, which is the digest that the Hub lists."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() and any(fnmatch(name, pattern) for pattern in PATTERNS):
+            expected = Path(os.readlink(path)).name
+            kind, found = ("sha256", sha256_of) if len(expected) == 64 else ("git's sha1", _git_sha1)
+            if len(expected) in (40, 64) and found(path) != expected:
+                raise _other_file(path, name, "the Hub", f"{kind} {expected}", f"{kind} {found(path)}")
+
+
+def _git_sha1(path: Path) -> str:
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def verify_files(folder: Path, files: Mapping[str, str]) -> None:
     """Check each listed file's sha256; the first that is missing or differs raises CheckpointError."""
     for name, expected in sorted(files.items()):
         path = folder / name
-        found = sha256_of(path) if path.is_file() else "no such file"
-        if found != expected:
-            # In the Hub's cache the snapshot holds a link; unless its target goes too, it is taken again.
-            doomed = " and ".join(dict.fromkeys([str(path), str(path.resolve())]))
-            raise CheckpointError(
-                f"{name} is not the file that the manifest lists",
-                where=path,
-                expected=f"sha256 {expected}",
-                found=found if found == "no such file" else f"sha256 {found}",
-                remedy=f"delete {doomed} and run again; if it happens twice, the manifest is wrong"
-                " or the repository was changed",
-            )
+        found = f"sha256 {sha256_of(path)}" if path.is_file() else "no such file"
+        if found != f"sha256 {expected}":
+            raise _other_file(path, name, "the manifest", f"sha256 {expected}", found)
+
+
+def _other_file(path: Path, name: str, who: str, expected: str, found: str) -> CheckpointError:
+    # In the Hub's cache the snapshot holds a link; unless its target goes too, it is taken again.
+    doomed = " and ".join(dict.fromkeys([str(path), str(path.resolve())]))
+    return CheckpointError(
+        f"{name} is not the file that {who} lists",
+        where=path,
+        expected=expected,
+        found=found,
+        remedy=f"delete {doomed} and run again; if it happens twice, the manifest is wrong"
+        " or the repository was changed",
+    )
 
 
 def open_entry(
@@ -135,6 +208,18 @@ def open_named(
     """Open what a user typed: a folder if there is one of that name, else ORG/REPO or ORG/REPO@COMMIT."""
     if Path(text).is_dir():
         return Checkpoint.open(text)
+    source = hub_named(text)
+    snapshot = fetch(source, cache_dir, offline, endpoint)
+    return replace(Checkpoint.open(snapshot.folder), revision=snapshot.revision)
+
+
+def hub_named(text: str) -> Hub:
+    """The repository that ORG/REPO or ORG/REPO@COMMIT names.
+
+    Raises
+    ------
+    CheckpointError : it is neither.
+    """
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([0-9a-f]{40}))?", text)
     if match is None:
         raise CheckpointError(
@@ -144,24 +229,11 @@ def open_named(
             found="no such folder",
             remedy="correct the path",
         )
-    entry = Entry(name=text.replace("/", "--"), source=Hub(repo=match[1], revision=match[2]), method="mixed")
-    snapshot = resolve(entry, cache_dir, offline, endpoint)
-    return replace(Checkpoint.open(snapshot.folder), revision=snapshot.revision)
+    return Hub(repo=match[1], revision=match[2])
 
 
 def _named(source: Hub) -> str:
     return f"{source.repo} at {source.revision or 'its newest commit'}"
-
-
-def _download_error(source: Hub, error: Exception) -> CheckpointError:
-    known = (remedy for kind, remedy in REMEDIES if isinstance(error, kind))
-    message = " ".join(str(error).split())[:400]
-    return CheckpointError(
-        f"the Hub repository {source.repo} cannot be downloaded",
-        where=_named(source),
-        found=f"{type(error).__name__}: {message}",
-        remedy=next(known, "check the network and the free disk space, then run again: whole files are kept"),
-    )
 
 
 def _no_weights(source: Hub, revision: str, offline: bool, endpoint: str | None) -> CheckpointError:

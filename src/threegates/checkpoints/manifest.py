@@ -111,6 +111,7 @@ class Entry(_Strict):
     labels: dict[str, str] = {}
     checked: bool = False
     gated: bool = False
+    noncommercial: bool = False
     note: str | None = None
 
     def folder(self, manifest: Manifest) -> Path:
@@ -205,10 +206,15 @@ def _ancestors(entry: Entry, entries: dict[str, Entry]) -> set[str]:
 def read_manifest(path: str | os.PathLike) -> Manifest:
     """Read and check a manifest; what breaks the schema raises ManifestError with its line."""
     path = Path(path)
-    tree = _compose(path)
+    return parse_manifest(path, read_text(path))
+
+
+def parse_manifest(path: Path, text: str) -> Manifest:
+    """Check the text of a manifest that is, or is to be, the file `path`; raises as read_manifest does."""
+    tree = compose(path, text)
     _refuse_repeated_keys(path, tree)
     try:
-        manifest = Manifest.model_validate(_construct(path, tree), by_alias=True, by_name=False)
+        manifest = Manifest.model_validate(construct(path, tree), by_alias=True, by_name=False)
     except ValidationError as error:
         raise _schema_error(path, tree, error) from None
     manifest._folder = path.resolve().parent
@@ -227,9 +233,10 @@ def write_manifest(path: str | os.PathLike, manifest: Manifest) -> None:
     write_text(path, text)
 
 
-def _compose(path: Path) -> yaml.Node:
+def read_text(path: Path) -> str:
+    """The text of a manifest with the line ends that it has; raises ManifestError where there is none."""
     try:
-        tree = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        return path.read_bytes().decode("utf-8")
     except OSError as error:
         raise ManifestError(
             "there is no manifest that can be read",
@@ -237,7 +244,15 @@ def _compose(path: Path) -> yaml.Node:
             found=error.strerror,
             remedy="give the path of a manifest; `threegates train` writes the lab's",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise _not_yaml(path, error) from None
+
+
+def compose(path: Path, text: str) -> yaml.Node:
+    """The nodes of a manifest's text, each with its place in it; raises ManifestError where it is no YAML."""
+    try:
+        tree = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
         raise _not_yaml(path, error) from None
     if tree is None:
         raise ManifestError("the manifest is empty", where=path, expected="version: 1 and checkpoints: [...]")
@@ -254,7 +269,8 @@ def _not_yaml(path: Path, error: Exception) -> ManifestError:
     )
 
 
-def _construct(path: Path, tree: yaml.Node) -> Any:
+def construct(path: Path, tree: yaml.Node) -> Any:
+    """What a manifest's nodes mean: plain mappings, lists and values."""
     loader = yaml.SafeLoader("")
     try:
         return loader.construct_document(tree)

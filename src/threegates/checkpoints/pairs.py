@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -12,11 +13,15 @@ from torch import Tensor
 from threegates.checkpoints.headers import TensorInfo
 from threegates.checkpoints.roles import role
 from threegates.checkpoints.rounding import round_to_bf16
+from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 
 COMPARABLE = ("BF16", "F16", "F32", "F64")
 LISTED = 10
+#: Entries of a tensor that are held at a time where not all of it has to be. Fixed, not fitted to a machine,
+#: so that sums over blocks are the same everywhere; a tensor of no more entries is one block.
+BLOCK = 1 << 22
 
 
 class Status(StrEnum):
@@ -49,6 +54,28 @@ class TensorPair:
     tuned: Tensor
     base_stored: Tensor
     tuned_stored: Tensor
+
+
+@dataclass(frozen=True)
+class PairRows:
+    """Both sides of one tensor, some rows at a time: `block(start, stop)` gives those rows.
+
+    Iterating goes through all of them, in blocks of `row_ranges`; at least one, even of an empty tensor.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    block: Callable[[int, int], TensorPair]
+    entries: int = BLOCK
+
+    @property
+    def size(self) -> int:
+        """Number of entries."""
+        return math.prod(self.shape)
+
+    def __iter__(self) -> Iterator[TensorPair]:
+        for start, stop in row_ranges(self.shape, self.entries):
+            yield self.block(start, stop)
 
 
 def align(base: Checkpoint, tuned: Checkpoint) -> list[AlignedTensor]:
@@ -128,18 +155,70 @@ def load_pair(base: Checkpoint, tuned: Checkpoint, name: str) -> TensorPair:
     left, left_stored = load_finite(base, name, "base")
     right, right_stored = load_finite(tuned, name, "tuned")
     if left.shape != right.shape:
-        raise PairError(
-            f"tensor '{name}' has two shapes and cannot be compared",
-            where=f"base {base.folder}, tuned {tuned.folder}",
-            expected=f"shape {list(left.shape)}, as in base",
-            found=f"shape {list(right.shape)}",
-            remedy="compare only tensors whose status is 'compared'",
-        )
+        raise _two_shapes(base, tuned, name)
     return TensorPair(name, left, right, left_stored, right_stored)
+
+
+def load_rows(base: Checkpoint, tuned: Checkpoint, name: str, entries: int = BLOCK) -> PairRows:
+    """Both sides of a tensor, read block by block as they are gone through; raises as `load_pair` does."""
+    sides = ((base, _comparable(base, name, "base")), (tuned, _comparable(tuned, name, "tuned")))
+    shape = sides[0][1].shape
+    if shape != sides[1][1].shape:
+        raise _two_shapes(base, tuned, name)
+
+    def block(start: int, stop: int) -> TensorPair:
+        left, right = (_rows_of(checkpoint, name, start, stop) for checkpoint, _ in sides)
+        rounded = _finite(base, name, "base", left), _finite(tuned, name, "tuned", right)
+        return TensorPair(name, *rounded, left, right)
+
+    return PairRows(name, shape, block, entries)
+
+
+def rows_of_pair(pair: TensorPair, entries: int = BLOCK) -> PairRows:
+    """A pair that is held already, some rows at a time; nothing is copied."""
+
+    def block(start: int, stop: int) -> TensorPair:
+        sides = (pair.base, pair.tuned, pair.base_stored, pair.tuned_stored)
+        return TensorPair(pair.name, *(_cut(side, start, stop) for side in sides))
+
+    return PairRows(pair.name, tuple(pair.base.shape), block, entries)
+
+
+def row_ranges(shape: tuple[int, ...], entries: int = BLOCK) -> list[tuple[int, int]]:
+    """Where blocks of at most `entries` entries start and stop, in whole rows: at least one row each.
+
+    A tensor of no more entries is one block, as is one without entries or dimensions.
+    """
+    rows, width = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    if rows * width <= entries:
+        return [(0, rows)]
+    step = max(1, entries // width)
+    return [(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def load_finite(checkpoint: Checkpoint, name: str, side: str) -> tuple[Tensor, Tensor]:
     """A tensor in bfloat16 and as stored, of which every value is finite in both."""
+    _comparable(checkpoint, name, side)
+    stored = checkpoint.stored(name)
+    return _finite(checkpoint, name, side, stored), stored
+
+
+def check_finite(checkpoint: Checkpoint, name: str, side: str) -> None:
+    """Raise PairError as `load_finite` does, but hold a block of the tensor at a time."""
+    for start, stop in row_ranges(_comparable(checkpoint, name, side).shape):
+        _finite(checkpoint, name, side, _rows_of(checkpoint, name, start, stop))
+
+
+def _rows_of(checkpoint: Checkpoint, name: str, start: int, stop: int) -> Tensor:
+    """Some rows of a tensor as stored, or all of one without rows."""
+    return rows_of(checkpoint, name, start, stop) if checkpoint.info(name).shape else checkpoint.stored(name)
+
+
+def _cut(x: Tensor, start: int, stop: int) -> Tensor:
+    return x[start:stop] if x.dim() else x
+
+
+def _comparable(checkpoint: Checkpoint, name: str, side: str) -> TensorInfo:
     info = checkpoint.info(name)
     if info.dtype not in COMPARABLE:
         raise PairError(
@@ -149,11 +228,36 @@ def load_finite(checkpoint: Checkpoint, name: str, side: str) -> tuple[Tensor, T
             found=info.dtype,
             remedy="take the unquantised checkpoint",
         )
-    stored = checkpoint.stored(name)
-    rounded = round_to_bf16(stored)
+    return info
+
+
+def _two_shapes(base: Checkpoint, tuned: Checkpoint, name: str) -> PairError:
+    return PairError(
+        f"tensor '{name}' has two shapes and cannot be compared",
+        where=f"base {base.folder}, tuned {tuned.folder}",
+        expected=f"shape {list(base.info(name).shape)}, as in base",
+        found=f"shape {list(tuned.info(name).shape)}",
+        remedy="compare only tensors whose status is 'compared'",
+    )
+
+
+def _finite(checkpoint: Checkpoint, name: str, side: str, stored: Tensor) -> Tensor:
+    """A tensor or some rows of it in bfloat16, or PairError about all of the tensor."""
+    rounded = _rounded(stored)
     if not _is_finite(rounded):
-        raise _not_finite(info, side, stored, rounded)
-    return rounded, stored
+        raise _not_finite(checkpoint, name, side)
+    return rounded
+
+
+def _rounded(stored: Tensor) -> Tensor:
+    """`round_to_bf16` by blocks: of float64 it needs several copies of what it rounds at a time."""
+    ranges = row_ranges(tuple(stored.shape))
+    if stored.dtype != torch.float64 or len(ranges) == 1:
+        return round_to_bf16(stored)
+    rounded = torch.empty(stored.shape, dtype=torch.bfloat16, device=stored.device)
+    for start, stop in ranges:
+        rounded[start:stop] = round_to_bf16(stored[start:stop])
+    return rounded
 
 
 def _is_finite(x: Tensor) -> bool:
@@ -161,15 +265,24 @@ def _is_finite(x: Tensor) -> bool:
     return not x.numel() or all(bool(extreme.isfinite()) for extreme in torch.aminmax(x))
 
 
-def _not_finite(info: TensorInfo, side: str, stored: Tensor, rounded: Tensor) -> PairError:
-    bad = ~rounded.isfinite()
-    first = tuple(int(i) for i in bad.nonzero()[0])
-    overflow = bool(stored[first].isfinite())
-    kind = "values too large for bfloat16" if overflow else "values that are not finite"
+def _not_finite(checkpoint: Checkpoint, name: str, side: str) -> PairError:
+    """What is wrong with a tensor that is known to hold such values: how many, and the first."""
+    info, count = checkpoint.info(name), 0
+    index: list[int] = []
+    value = torch.zeros(())
+    for start, stop in row_ranges(info.shape):
+        stored = _rows_of(checkpoint, name, start, stop)
+        bad = ~round_to_bf16(stored).isfinite()
+        here = int(bad.count_nonzero())
+        if here and not count:
+            first = bad.nonzero()[0].tolist()
+            index, value = [start + first[0], *first[1:]] if first else [], stored[tuple(first)]
+        count += here
+    kind = "values too large for bfloat16" if value.isfinite() else "values that are not finite"
     return PairError(
-        f"tensor '{info.name}' of the {side} has {kind}",
-        where=f"{info.file}, tensor '{info.name}'",
-        expected=f"{bad.numel()} finite values",
-        found=f"{int(bad.sum())} of them not finite, the first {stored[first].item()} at index {list(first)}",
+        f"tensor '{name}' of the {side} has {kind}",
+        where=f"{info.file}, tensor '{name}'",
+        expected=f"{info.size} finite values",
+        found=f"{count} of them not finite, the first {value.item()} at index {index}",
         remedy="download the file again; if its sha256 is right, the upload is damaged: leave the pair out",
     )

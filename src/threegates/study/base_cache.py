@@ -8,11 +8,12 @@ digest of all that decides it: the stored bytes of the weight, k, the accuracy, 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ LIMIT_VARIABLE = "THREEGATES_CACHE_GIB"
 DEFAULT_GIB = 10.0
 _SUFFIX = ".safetensors"
 _KEY = "threegates"
+# Room for names, shapes and facts at the head of an entry's file.
+_HEADER = 4096
 
 
 def decompose_base(weight: Tensor, k: int, accuracy: str) -> BaseDecomposition:
@@ -112,14 +115,26 @@ class BaseCache:
 
     def _write(self, path: Path, base: BaseDecomposition) -> None:
         tensors, facts = _packed(base)
-        size = sum(tensor.nbytes for tensor in tensors.values())
+        size = _HEADER + sum(tensor.nbytes for tensor in tensors.values())
         self.folder.mkdir(parents=True, exist_ok=True)
         if size > self.limit:
             return
-        self._make_room(size)
         facts["checksum"] = _checksum(tensors)
-        with atomic_path(path) as temporary:
+        # What is being written counts too: the next writer looks for room only when it is there.
+        with self._alone(), atomic_path(path) as temporary:
+            self._make_room(size)
             save_file(tensors, temporary, {_KEY: json.dumps(facts, sort_keys=True)})
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Let one process write at a time; without locks in the file system, each may keep one too many."""
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
 
     def _make_room(self, size: int) -> None:
         """Evict the least recently used entries until `size` more bytes fit, and what killed writers left."""

@@ -2,30 +2,42 @@
 
 A batch is one base tensor and every missing job's tuned tensor beside it. It is one task of one worker, which
 gets names of files and tensors, never tensors, and holds one base and one tuned tensor at a time. What a
-record holds depends neither on the batch it came from nor on the number of workers.
+record holds depends neither on the batch it came from nor on the number of workers, nor on where they run.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import math
+import os
+import platform
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from threegates.checkpoints.headers import TensorInfo
+from threegates.checkpoints.places import Place
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.study.by_tensor import ByTensor, Parts, Shared, as_tables
+from threegates.study.by_tensor import ByTensor, Parts, Rows, Shared, as_tables
 from threegates.study.jobs import BY_TENSOR, Job, run_job, write_records
+from threegates.study.memory import LEAST, Need, need_of, run_within
+from threegates.study.settings import memory_cap
 from threegates.study.store import Records
-from threegates.workers import run_parallel
+from threegates.study.tensor_table import PairTable
 
 # Pairs that a process keeps open: headers and names, no tensors.
 _OPEN = 512
 _PARTIAL = "partial"
+# Lies in a folder of parts for as long as somebody waits for them.
+_AWAITED = "awaited"
 
 
 @dataclass(frozen=True)
@@ -37,30 +49,94 @@ class Piece:
     parts: Parts
 
 
-def run_jobs(jobs: Sequence[Job], records: Records, workers: int, label: str | None = None) -> None:
-    """Measure jobs and write their records, over processes of one thread each.
+def run_jobs(
+    jobs: Sequence[Job],
+    records: Records,
+    workers: int,
+    label: str | None = None,
+    *,
+    backend: str | None = None,
+    scheduler: str | None = None,
+) -> None:
+    """Measure jobs and write their records, over workers of one thread each.
 
     What a killed or failed run has measured is kept in parts; the next one with the same jobs goes on there.
+    `backend` and `scheduler` are those of `threegates.backends.run_parallel`; the workers of a cluster have
+    to share the records' folder.
     """
     whole = [(run_job, (job, records)) for job in jobs if job.kind not in BY_TENSOR]
     places = {job: parts_of(job, records) for job in jobs if job.kind in BY_TENSOR}
+    cluster = {"shared": [records.folder], "files": _files(jobs)}
     try:
-        run_parallel(_call, [*whole, *_tasks(places)], workers, label)
+        _run([*whole, *_tasks(places)], workers, label, backend=backend, scheduler=scheduler, **cluster)
     finally:
         for job, parts in places.items():
             _finish(job, parts, records)
         _remove_empty(records.folder / _PARTIAL)
 
 
-def measure_parts(places: Mapping[Job, Parts], workers: int, label: str | None = None) -> None:
-    """Measure what jobs lack, each tensor into its part."""
-    run_parallel(_call, _tasks(places), workers, label)
+def measure_parts(
+    places: Mapping[Job, Parts],
+    workers: int,
+    label: str | None = None,
+    *,
+    backend: str | None = None,
+    scheduler: str | None = None,
+) -> None:
+    """Measure what jobs lack, each tensor into its part, where `threegates.backends.run_parallel` says.
+
+    The workers of a cluster have to share the folders of the parts.
+    """
+    cluster = {"shared": sorted({parts.folder for parts in places.values()}), "files": _files(places)}
+    _run(_tasks(places), workers, label, backend=backend, scheduler=scheduler, **cluster)
+    _arrive(places)
+
+
+def _run(tasks: Sequence[tuple], workers: int, label: str | None, **where: Any) -> None:
+    """Run tasks within the cap on memory, if there is one."""
+    cap = memory_cap()
+    needs = [Need("", 0) if cap is None else _need(*arguments) for _, arguments in tasks]
+    run_within(_call, tasks, needs, cap, workers, label, **where)
+
+
+def _need(first: object, *_: object) -> Need:
+    """What a task takes: a batch what its largest piece does. Jobs that are not by tensor are small ones."""
+    if isinstance(first, Job):
+        return Need(first.name, LEAST)
+    assert isinstance(first, tuple)
+    return max(map(_need_of_piece, first), key=lambda need: need.size)
+
+
+def _need_of_piece(piece: Piece) -> Need:
+    """What a piece takes, as a row of the table with everything that is measured would."""
+    arguments, pair = piece.job.arguments, opened(piece.job)
+    spectra = piece.job.kind != "pair" and arguments.get("spectra", True)
+    draws, axes = arguments.get("draws", 0), arguments.get("axes", False)
+    table = PairTable(pair.base, pair.tuned, piece.job.name, draws, axes=axes, spectra=spectra)
+    return need_of(table, piece.tensor)
 
 
 def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:
     for parts in places.values():
         parts.drop_others()
-    return [(measure_batch, (batch,)) for batch in batches(places)]
+    found = batches(places)
+    for parts in {piece.parts for batch in found for piece in batch}:
+        parts.folder.mkdir(parents=True, exist_ok=True)
+        (parts.folder / _AWAITED).touch()
+    return [(measure_batch, (batch,)) for batch in found]
+
+
+def _files(jobs: Iterable[Job]) -> list[Path]:
+    """The files of the checkpoints that lie in folders."""
+    folders = {Place.parse(text).folder for job in jobs for text in job.arguments["places"].values()}
+    return sorted(file for folder in folders if folder for file in Path(folder).glob("*.safetensors"))
+
+
+def _arrive(places: Mapping[Job, Parts]) -> None:
+    """Look into the folders of parts, because a shared one tells of other machines' new files only then."""
+    for parts in places.values():
+        if parts.folder.is_dir():
+            os.listdir(parts.folder)
 
 
 def parts_of(job: Job, records: Records) -> Parts:
@@ -94,22 +170,42 @@ def measure_batch(batch: Sequence[Piece]) -> None:
     shared = Shared()
     for piece in batch:
         if not piece.parts.has(piece.tensor):
-            piece.parts.write(piece.tensor, opened(piece.job).rows(piece.tensor, shared))
+            keep(piece.parts, piece.tensor, opened(piece.job).rows(piece.tensor, shared))
+
+
+def keep(parts: Parts, tensor: str, rows: Rows) -> None:
+    """Keep a tensor's rows, whole or not at all, if somebody still waits for them.
+
+    A worker of a cluster may outlive the process that gave it the tensor: what that one's successor has
+    merged and removed is not made anew. Processes of two machines may have one number, hence the name.
+    """
+    path, text = parts.path(tensor), json.dumps(rows)
+    temporary = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.partial")
+    if not (parts.folder / _AWAITED).exists():
+        return
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except FileNotFoundError:
+        # The folder went away meanwhile.
+        pass
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @lru_cache(maxsize=_OPEN)
 def opened(job: Job) -> ByTensor:
     """The pair that a job measures by tensor."""
-    arguments = {name: value for name, value in job.arguments.items() if name != "folders"}
+    arguments = {name: value for name, value in job.arguments.items() if name != "places"}
     digests = job.inputs["checkpoints"]
-    sides = {place: _open(path, digests[place]) for place, path in job.arguments["folders"].items()}
+    sides = {place: _open(path, digests[place]) for place, path in job.arguments["places"].items()}
     return BY_TENSOR[job.kind](**sides, **arguments)
 
 
 @lru_cache(maxsize=_OPEN)
-def _open(folder: str, digest: str) -> Checkpoint:
+def _open(place: str, digest: str) -> Checkpoint:
     """A checkpoint, opened once in a process for as long as its content stays the same."""
-    return Checkpoint.open(folder)
+    return Place.parse(place).open()
 
 
 def _call(work: Callable[..., None], arguments: tuple) -> None:
@@ -118,6 +214,7 @@ def _call(work: Callable[..., None], arguments: tuple) -> None:
 
 def _finish(job: Job, parts: Parts, records: Records) -> None:
     """Write a job's records if all of its parts are there; then the parts have served."""
+    _arrive({job: parts})
     pair = opened(job)
     if all(parts.has(tensor) for tensor in pair.names):
         tables = as_tables(pair, [parts.read(tensor) for tensor in pair.names])
@@ -144,7 +241,7 @@ def _base_info(piece: Piece) -> TensorInfo | None:
 
 
 def _base(piece: Piece) -> Checkpoint:
-    return _open(piece.job.arguments["folders"]["base"], _base_digest(piece))
+    return _open(piece.job.arguments["places"]["base"], _base_digest(piece))
 
 
 def _base_digest(piece: Piece) -> str:
@@ -162,26 +259,26 @@ def _shapes_of_several_bases(pieces: Sequence[Piece]) -> set[tuple[str, tuple[in
 
 
 def _content(piece: Piece) -> str:
-    return _content_of(piece.job.arguments["folders"]["base"], _base_digest(piece), piece.tensor)
+    return _content_of(piece.job.arguments["places"]["base"], _base_digest(piece), piece.tensor)
 
 
 @lru_cache(maxsize=1 << 16)
-def _content_of(folder: str, digest: str, tensor: str) -> str:
-    """sha256 over type, shape and bytes of a base's tensor."""
-    info = _open(folder, digest).info(tensor)
+def _content_of(place: str, digest: str, tensor: str) -> str:
+    """sha256 over type, shape and bytes of a base's tensor.
+
+    Over the network nothing is read only to be compared: there, tensors are one if their checkpoints are.
+    """
+    if Place.parse(place).repo:
+        return f"{digest} {tensor}"
+    checkpoint = _open(place, digest)
+    info = checkpoint.info(tensor)
     total = hashlib.sha256(f"{info.dtype} {list(info.shape)} ".encode())
-    for chunk in _bytes_of(info):
+    for chunk in _bytes_of(checkpoint.stored(tensor)):
         total.update(chunk)
     return total.hexdigest()
 
 
-def _bytes_of(info: TensorInfo, at_once: int = 1 << 24) -> Iterator[bytes]:
-    start, end = info.offsets
-    with open(info.file, "rb") as file:
-        file.seek(start)
-        while start < end:
-            chunk = file.read(min(at_once, end - start))
-            if not chunk:
-                return
-            start += len(chunk)
-            yield chunk
+def _bytes_of(stored: Tensor, at_once: int = 1 << 24) -> Iterator[memoryview]:
+    content = stored.cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    for start in range(0, len(content), at_once):
+        yield content[start : start + at_once]

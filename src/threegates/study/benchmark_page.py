@@ -19,6 +19,10 @@ their results: a row whose results do not hold fails, however fast it is. *Ours*
 rounds; on a GPU they are the clock's. A *gate* is the least ratio that passes, an *aim* what we hoped for.
 `make bench` measures all of it anew, and the book then shows that machine's figures.
 
+Rows *within a cap* and *memory of a tensor* are about memory: arrays, interpreter and libraries of all
+processes together, without the pages of files that they map. There each way runs in processes of its own, and
+times are the clock's.
+
 *Fast* leading spectra err no more than a float32 SVD does; *certified* ones come with a proof that no angle
 is off by more than 10⁻⁵ radians. *Warm* starts from the base's decomposition, *cold* from nothing. Sizes: s
 is 1536 × 1536, m 1536 × 8960, l 4096 × 4096, x 4096 × 12288.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from threegates.atomic import write_text
+from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import RecordError
 
 T = TypeVar("T")
@@ -49,6 +50,14 @@ class Shared:
 
 class ByTensor(Protocol):
     """A pair that can be measured tensor by tensor, in any order."""
+
+    @property
+    def base(self) -> Checkpoint:
+        """The checkpoint that training started from."""
+
+    @property
+    def tuned(self) -> Checkpoint:
+        """The one that it ended with."""
 
     @property
     def tables(self) -> Mapping[str, Mapping[str, str]]:

@@ -14,7 +14,7 @@ from threegates.errors import CheckpointError, NotebookError, ThreeGatesError
 from threegates.study.claims import not_run, read_claims, verdict_table
 from threegates.study.contents import Page, find_page, page_of
 from threegates.study.estimates.rows import MissingRecordError
-from threegates.study.parameters import declared, parsed
+from threegates.study.parameters import checked, declared, parsed
 from threegates.study.provenance import build_folder, project_root
 from threegates.study.runner import (
     STUDY_PARAMETERS,
@@ -27,6 +27,9 @@ from threegates.study.runner import (
 from threegates.study.sources import folder_labels
 from threegates.study.study import Study
 from threegates.study.subjects import LAB
+
+#: Parameters of a notebook that narrow its pairs.
+_CHOICE = ("layers", "matrices")
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,11 @@ def run_chapter(
     base: str | None = None,
     tuned: str | None = None,
     workers: int = 1,
+    choice: tuple[Sequence[int] | None, Sequence[str] | None] = (None, None),
 ) -> NotebookRun:
     """Run a notebook with parameters as they were typed.
+
+    choice : blocks and roles of tensors that alone are looked at; None takes all.
 
     A page of the book, by its name or by its notebook and parameters, lands in build/notebooks; with any
     other parameters it lands in a folder of its own below build/runs, so that the book keeps its page.
@@ -67,6 +73,8 @@ def run_chapter(
     values |= {"pairs": list(pairs)} if pairs else {}
     own = {side: _labelled(name, labels) for side, name in (("base", base), ("tuned", tuned)) if name}
     values |= own
+    values |= {key: list(only) for key, only in zip(_CHOICE, choice, strict=True) if only}
+    checked(known, values, path.stem)
     # A value that is the notebook's own says nothing, and makes no other page.
     values = {key: value for key, value in values.items() if value != known[key].default}
     page = page_of(project_root(), path.stem, values)

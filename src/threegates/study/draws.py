@@ -54,10 +54,43 @@ class ObservedMask:
     eta: float = ETA
 
 
-def observe(run: str, pair: TensorPair, seed: int) -> ObservedMask:
-    """The update mask of one tensor of one run, and the scales of its nulls."""
+class EvenSample:
+    """Every so many-th entry of a tensor that comes in pieces: all of up to `SAMPLE`, no more of larger ones.
+
+    size : entries of the whole tensor; the sample depends on it alone, not on the pieces.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._step = max(1, -(-size // SAMPLE))
+        self._seen = 0
+        self._taken: list[Tensor] = []
+
+    def add(self, piece: Tensor) -> None:
+        """Take from the next entries."""
+        flat = piece.reshape(-1)
+        taken = flat[-self._seen % self._step :: self._step]
+        # A view would keep all of the piece in memory; a tensor of one piece is held anyway.
+        self._taken.append(taken if len(flat) == self.size else taken.clone())
+        self._seen += len(flat)
+
+    def entries(self) -> Tensor:
+        """What was taken, flat."""
+        return self._taken[0] if len(self._taken) == 1 else torch.cat(self._taken)
+
+
+def even_sample(x: Tensor) -> EvenSample:
+    """The sample of a tensor that is held as a whole."""
+    sample = EvenSample(x.numel())
+    sample.add(x)
+    return sample
+
+
+def observe(run: str, pair: TensorPair, seed: int, scale: float | None = None) -> ObservedMask:
+    """The update mask of one tensor of one run, and the scales of its nulls; `scale`, where it is known."""
     mask = update_mask(pair.base, pair.tuned)
-    scale = noise_scale(pair, noise_generator(seed, "scale", run, pair.name))
+    if scale is None:
+        scale = noise_scale(pair, noise_generator(seed, "scale", run, pair.name))
     return ObservedMask(run, pair.name, pair.base, mask, int(mask.count_nonzero()), scale)
 
 
@@ -74,38 +107,42 @@ def update_norm(pair: TensorPair) -> float:
 
 def frobenius(x: Tensor, minus: Tensor | None = None) -> float:
     """‖x‖ or ‖x − minus‖ in float64, over pieces: a large tensor is never held in float64 as a whole."""
+    return math.sqrt(squared_norm(x, minus))
+
+
+def squared_norm(x: Tensor, minus: Tensor | None = None) -> float:
+    """‖x‖² or ‖x − minus‖², as `frobenius` sums it."""
     pieces = x.reshape(-1).split(SAMPLE)
     less = minus.reshape(-1).split(SAMPLE) if minus is not None else [None] * len(pieces)
     differences = (
         piece.double() - other.double() if other is not None else piece.double()
         for piece, other in zip(pieces, less, strict=True)
     )
-    return math.sqrt(sum(float(d @ d) for d in differences))
+    return sum(float(d @ d) for d in differences)
 
 
 def noise_scale(pair: TensorPair, generator: torch.Generator) -> float:
     """Scale of Gaussian noise whose rounded update has the norm of the stored one (null 1b)."""
-    norm, base = update_norm(pair), _sample(pair.base)
-    if norm == 0 or not base.numel():
+    return noise_scale_for(update_norm(pair), even_sample(pair.base), generator)
+
+
+def noise_scale_for(norm: float, base: EvenSample, generator: torch.Generator) -> float:
+    """`noise_scale` of an update of that norm; the scale is found on the sample of its base."""
+    entries = base.entries()
+    if norm == 0 or not base.size:
         return 0.0
-    share = math.sqrt(base.numel() / pair.base.numel())
-    return storage_scale_for_norm(base, norm * share, generator)
+    return storage_scale_for_norm(entries, norm * math.sqrt(len(entries) / base.size), generator)
 
 
-def noise_sparsity(base: Tensor, scale: float, eta: float = ETA) -> tuple[float, float]:
+def noise_sparsity(base: EvenSample, scale: float, eta: float = ETA) -> tuple[float, float]:
     """Expected sparsity of null 1b's noise and its standard deviation, exact up to `SAMPLE` entries."""
-    if not base.numel():
+    if not base.size:
         return math.nan, math.nan
     if scale == 0:
         return 1.0, 0.0
-    probability = change_probability(_sample(base), scale, eta)
-    variance = float((probability * (1 - probability)).mean()) / base.numel()
+    probability = change_probability(base.entries(), scale, eta)
+    variance = float((probability * (1 - probability)).mean()) / base.size
     return 1 - float(probability.mean()), math.sqrt(variance)
-
-
-def _sample(x: Tensor) -> Tensor:
-    flat = x.reshape(-1)
-    return flat[:: -(-flat.numel() // SAMPLE)] if flat.numel() > SAMPLE else x
 
 
 def null_stream(kind: str, observed: ObservedMask, seed: int) -> Callable[[], Tensor]:

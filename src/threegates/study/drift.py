@@ -32,7 +32,7 @@ from threegates.geometry.principal import headline_rank
 from threegates.geometry.spectra import FullSpectrum, singular_values, spectral_shift
 from threegates.study.bases import REFERENCE_SIDE, Base, base_of
 from threegates.study.by_tensor import Rows, Shared, measure_all
-from threegates.study.measure import matrices, sides
+from threegates.study.measure import difference, matrices, sides
 from threegates.study.partners import Partner
 
 RAW, ROUNDED, NOISE = "raw", "rounded", "noise"
@@ -241,7 +241,7 @@ def _measured(
 def _variants(
     pair: TensorPair, norm: float | None, generator: torch.Generator
 ) -> Iterator[tuple[str, Tensor]]:
-    own = frobenius_norm(pair.tuned_stored.double() - pair.base_stored.double())
+    own = frobenius_norm(difference(pair.tuned_stored, pair.base_stored))
     yield RAW, pair.tuned_stored
     yield ROUNDED, pair.tuned
     for _ in range(NOISE_DRAWS):
@@ -259,7 +259,7 @@ def moved_from(base: Tensor, tuned: Tensor, shared: Shared) -> _Moved:
 
 def _moved(side: Base, tensor: Tensor) -> _Moved:
     tuned = tensor.to(side.weight.dtype)
-    delta = tuned.double() - side.weight.double()
+    delta = difference(tuned, side.weight)
     leading = update(side.leading, tuned, side.accuracy)
     return _Moved(
         side,

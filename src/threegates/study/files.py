@@ -11,12 +11,15 @@ from threegates.errors import RecordError, ThreeGatesError
 from threegates.study.batches import measure_parts, opened
 from threegates.study.by_tensor import Parts, as_tables
 from threegates.study.estimates.rows import pair_sparsity
-from threegates.study.jobs import Job, table_job
+from threegates.study.jobs import NARROWED, Job, table_job
 from threegates.study.measure import write_masks
-from threegates.study.provenance import build_state, record_provenance
-from threegates.study.sources import Source, StudyPair, known_manifests, open_source
+from threegates.study.provenance import build_folder, build_state, record_provenance
+from threegates.study.sources import Source, StudyPair
 from threegates.study.store import write_parquet
 from threegates.study.tensor_table import MEASURED
+
+#: Folder of the build, and of what is released, that holds tables of pairs of the manifest.
+PAIRS = "pairs"
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,7 @@ class Written:
 
 
 def measure_to_files(
-    base: str,
-    tuned: str,
+    pair: StudyPair,
     out: Path,
     *,
     masks: Path | None,
@@ -72,14 +74,11 @@ def measure_to_files(
     """
     targets = [path for path in (out, masks, axis) if path is not None]
     _check_targets(targets)
-    known = known_manifests()
-    left, right = open_source(base, known), open_source(tuned, known)
-    pair = StudyPair(right.label, left, right)
     parameters = {"draws": draws, "seed": seed, "axes": axis is not None, "spectra": spectra}
     job = table_job(pair, parameters)
     parts = Parts(out.absolute().with_name(out.name + ".parts"), job.digest)
     tables = _measured(job, parts, workers)
-    provenance = _provenance({"base": pair.base, "tuned": pair.tuned}, parameters)
+    provenance = _provenance(job, {"base": pair.base, "tuned": pair.tuned}, parameters)
     # Masks first: what can still fail comes before the table that says that all went well.
     if masks:
         write_masks(pair.base.checkpoint, pair.tuned.checkpoint, masks)
@@ -88,6 +87,20 @@ def measure_to_files(
     write_parquet(out, tables["tensor"], {**provenance, "table": "tensor"})
     parts.remove()
     return Written(targets, tables["tensor"])
+
+
+def default_output(pair: str | None) -> Path:
+    """Where the table of a manifest's pair lands if nothing else is said.
+
+    Raises
+    ------
+    RecordError : the pair has no name in a manifest.
+    """
+    if pair is None:
+        raise RecordError(
+            "it is not said which file to write", expected="--out FILE.parquet", remedy="add --out"
+        )
+    return build_folder() / PAIRS / f"{pair}.parquet"
 
 
 def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
@@ -101,8 +114,8 @@ def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
         raise
 
 
-def _provenance(sources: dict[str, Source], parameters: dict) -> dict:
-    inputs = {
+def _provenance(job: Job, sources: dict[str, Source], parameters: dict) -> dict:
+    inputs: dict[str, object] = {
         side: {
             "label": source.label,
             "digest": source.checkpoint.digest(),
@@ -110,6 +123,7 @@ def _provenance(sources: dict[str, Source], parameters: dict) -> dict:
         }
         for side, source in sources.items()
     }
+    inputs |= {key: job.inputs[key] for key in NARROWED if key in job.inputs}
     # A file of the user's choice has no sidecar, so the state of the code stands in it.
     state = {key: value for key, value in build_state().items() if key != "time"}
     modules = ("threegates.study.tensor_table",)

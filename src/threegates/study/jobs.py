@@ -12,7 +12,9 @@ from pathlib import Path
 import pandas as pd
 
 from threegates.checkpoints.frame import Frame, read_frame
+from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.views import naming_digest
 from threegates.digest import code_digest, runtime_versions, value_digest
 from threegates.errors import PairError
 from threegates.study import (
@@ -101,6 +103,9 @@ BY_TENSOR: dict[str, Callable[..., ByTensor]] = {
 #: The RL run whose norms another run takes: of these algorithms, the first that has its seed.
 _PARTNERS = ("grpo", "dapo", "reinforce++")
 _RUN, _STEP = "run:", "step:"
+_CPU = "cpu"
+#: What beside the files decides numbers, where it is not as it always was: keys of a job's inputs.
+NARROWED = ("layers", "matrices", "device", "names")
 
 
 @dataclass(frozen=True)
@@ -355,15 +360,29 @@ def _job(
     kind: str, name: str, sources: Mapping[str, Source], options: dict, facts: dict | None = None
 ) -> Job:
     checkpoints = {place: source.checkpoint for place, source in sources.items()}
-    inputs = {
+    inputs: dict[str, object] = {
         "checkpoints": {place: one.digest() for place, one in checkpoints.items()},
         "revisions": {place: one.revision for place, one in checkpoints.items() if one.revision},
         "parameters": options,
     }
+    places = {place: place_of(one) for place, one in checkpoints.items()}
+    inputs |= _narrowed(places) | _renamed(checkpoints)
     decided = {"kind": kind, "inputs": inputs, **_decides(kind, code_digest)}
-    # A worker that is used again may stand in another folder.
-    folders = {place: str(one.folder.absolute()) for place, one in checkpoints.items()}
-    return Job(kind, name, value_digest(decided), {"folders": folders, **options}, facts or {}, inputs)
+    texts = {place: where.text() for place, where in places.items()}
+    return Job(kind, name, value_digest(decided), {"places": texts, **options}, facts or {}, inputs)
+
+
+def _narrowed(places: Mapping[str, Place]) -> dict[str, object]:
+    """Which tensors are looked at, and the device they are on; both sides of a pair have the same choice."""
+    ((layers, matrices, device),) = {(one.layers, one.matrices, one.device) for one in places.values()}
+    named = {"layers": layers, "matrices": matrices, "device": device}
+    return {key: value for key, value in named.items() if value not in (None, _CPU)}
+
+
+def _renamed(checkpoints: Mapping[str, Checkpoint]) -> dict[str, object]:
+    """What decides the names of tensors that are not looked at under those they are stored under."""
+    found = {place: digest for place, one in checkpoints.items() if (digest := naming_digest(one))}
+    return {"names": found} if found else {}
 
 
 @cache
@@ -373,46 +392,44 @@ def _decides(kind: str, digest: Callable[[str], str]) -> dict[str, object]:
 
 
 def _measure_group(
-    folders: dict[str, str], of_layer: int, draws: int, seed: int, maps: bool
+    places: dict[str, str], of_layer: int, draws: int, seed: int, maps: bool
 ) -> dict[str, pd.DataFrame]:
-    runs = {
-        place.removeprefix(_RUN): Checkpoint.open(path) for place, path in folders.items() if place != "base"
-    }
-    base = Checkpoint.open(folders["base"])
+    runs = {place.removeprefix(_RUN): _opened(text) for place, text in places.items() if place != "base"}
+    base = _opened(places["base"])
     return agreement.measure_agreement(base, runs, of_layer=of_layer, draws=draws, seed=seed, maps=maps)
 
 
 def _measure_run(
-    folders: dict[str, str], run: str, draws: int, seed: int, steps: list[list]
+    places: dict[str, str], run: str, draws: int, seed: int, steps: list[list]
 ) -> dict[str, pd.DataFrame]:
     snapshots = [
-        emergence.Snapshot(step, updates, Checkpoint.open(folders[f"{_STEP}{number}"]))
+        emergence.Snapshot(step, updates, _opened(places[f"{_STEP}{number}"]))
         for number, (step, updates) in enumerate(steps)
     ]
-    base = Checkpoint.open(folders["base"])
+    base = _opened(places["base"])
     return emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)
 
 
 def _measure_lens(
-    folders: dict[str, str], run: str, named: list[list], rate: float | None, seed: int
+    places: dict[str, str], run: str, named: list[list], rate: float | None, seed: int
 ) -> dict[str, pd.DataFrame]:
     kept = [
-        lens.Kept(name, updates, Checkpoint.open(folders[f"{_STEP}{number}"]))
+        lens.Kept(name, updates, _opened(places[f"{_STEP}{number}"]))
         for number, (name, updates) in enumerate(named)
     ]
-    return lens.measure_lens(Checkpoint.open(folders["base"]), kept, run=run, rate=rate, seed=seed)
+    return lens.measure_lens(_opened(places["base"]), kept, run=run, rate=rate, seed=seed)
 
 
-def _measure_curvature(folders: dict[str, str], name: str, seed: int) -> dict[str, pd.DataFrame]:
-    base, tuned = Checkpoint.open(folders["base"]), Checkpoint.open(folders["tuned"])
+def _measure_curvature(places: dict[str, str], name: str, seed: int) -> dict[str, pd.DataFrame]:
+    base, tuned = _opened(places["base"]), _opened(places["tuned"])
     return curvature.measure_curvature(base, tuned, name=name, seed=seed)
 
 
 def _measure_rotation(
-    folders: dict[str, str], names: dict[str, str], frame: str, draws: int, seed: int
+    places: dict[str, str], names: dict[str, str], frame: str, draws: int, seed: int
 ) -> dict[str, pd.DataFrame]:
-    opened = {place: Checkpoint.open(path) for place, path in folders.items()}
-    found = rotation.Coordinates.of(opened["rotated"], _frame(folders["rotated"], frame))
+    opened = {place: _opened(text) for place, text in places.items()}
+    found = rotation.Coordinates.of(opened["rotated"], _frame(places["rotated"], frame))
     run = rotation.Run(names["tuned"], opened["rotated"], opened["tuned"])
     same, other = (
         rotation.Run(names[place], opened["base"], opened[place]) if place in names else None
@@ -422,19 +439,29 @@ def _measure_rotation(
     return {"rotation": rows}
 
 
-def _measure_frame(folders: dict[str, str], frame: str) -> dict[str, pd.DataFrame]:
-    base, rotated = (Checkpoint.open(folders[place]) for place in ("base", "rotated"))
-    return {"frame": rotation.measure_frame(base, rotated, _frame(folders["rotated"], frame))}
+def _measure_frame(places: dict[str, str], frame: str) -> dict[str, pd.DataFrame]:
+    base, rotated = (_opened(places[place]) for place in ("base", "rotated"))
+    return {"frame": rotation.measure_frame(base, rotated, _frame(places["rotated"], frame))}
 
 
-def _frame(folder: str, digest: str) -> Frame:
+def _opened(text: str) -> Checkpoint:
+    return Place.parse(text).open()
+
+
+def _folder(text: str) -> Path:
+    """Folder of a checkpoint of the lab, whose log, frame or tokenizer lies beside the tensors."""
+    return Path(Place.parse(text).folder)
+
+
+def _frame(place: str, digest: str) -> Frame:
     """The frame of a folder, which no digest of its tensors covers.
 
     Raises
     ------
     PairError : it is not the one that the job was made for.
     """
-    found = read_frame(Path(folder))
+    folder = _folder(place)
+    found = read_frame(folder)
     if value_digest(found.json()) != digest:
         raise PairError(
             "the frame of a rotated base has changed since its job was made",
@@ -453,9 +480,11 @@ def _no_frame() -> PairError:
 
 
 def _measure_fisher(
-    folders: dict[str, str], base: str, data: str, seed: int, responses: int
+    places: dict[str, str], base: str, data: str, seed: int, responses: int
 ) -> dict[str, pd.DataFrame]:
-    return fisher.measure_fisher(folders["base"], base=base, data=data, seed=seed, responses=responses)
+    return fisher.measure_fisher(
+        _folder(places["base"]), base=base, data=data, seed=seed, responses=responses
+    )
 
 
 def _no_run(run: str) -> PairError:

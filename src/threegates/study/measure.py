@@ -7,6 +7,7 @@ Two tables. ``tensor``: one row a tensor, skipped by no one (`status` says why a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,14 +16,33 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from threegates.atomic import atomic_path
-from threegates.checkpoints.pairs import AlignedTensor, Status, TensorPair, align, load_finite, load_pair
+from threegates.checkpoints.byte_tensors import write_byte_tensors
+from threegates.checkpoints.pairs import (
+    AlignedTensor,
+    PairRows,
+    Status,
+    TensorPair,
+    align,
+    check_finite,
+    load_pair,
+    load_rows,
+    row_ranges,
+    rows_of_pair,
+)
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.geometry.masks import column_ratio, count_changes, pack, row_ratio, update_mask
+from threegates.geometry.masks import (
+    TILE,
+    MaskCounts,
+    column_ratio,
+    count_changes,
+    pack,
+    row_ratio,
+    sparsity,
+    update_mask,
+)
 from threegates.geometry.nulls import noise_generator
 from threegates.geometry.stripes import ratio_dispersion
 from threegates.study.by_tensor import Rows, Shared, measure_all
@@ -30,13 +50,13 @@ from threegates.study.draws import (
     COARSE_ETAS,
     NULLS,
     SUMMARY,
-    frobenius,
-    noise_scale,
+    EvenSample,
+    noise_scale_for,
     noise_sparsity,
     null_columns,
     null_stream,
     observe,
-    update_norm,
+    squared_norm,
 )
 
 TENSOR_COLUMNS = {
@@ -110,26 +130,109 @@ class PairTensors:
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
         """The row of one tensor, and the axis table's two if it is a matrix in a block."""
-        pair = self.loaded(tensor)
-        facts = facts_of(self.aligned[tensor], self.name)
-        if pair is None:
+        facts = self.facts(tensor)
+        if not self.compared(tensor):
             return {"tensor": [facts], "axis": [], "tensor_sweep": []}
-        found = self.rows_of(pair, facts)
-        return found | {"tensor_sweep": _coarse_rows(pair, found["tensor"][0])}
+        counted, found = self.measured(tensor, facts, self.loaded(tensor, facts), COARSE_ETAS)
+        return found | {"tensor_sweep": _coarse_rows(counted, found["tensor"][0])}
 
-    def loaded(self, tensor: str) -> TensorPair | None:
-        """Both sides of a tensor that can be compared; the others are looked at for their values alone."""
+    def facts(self, tensor: str) -> dict:
+        """What the headers say of a tensor: the first columns of its row."""
+        return facts_of(self.aligned[tensor], self.name)
+
+    def compared(self, tensor: str) -> bool:
+        """Whether a tensor can be compared; one that cannot is looked at for its values alone."""
         row = self.aligned[tensor]
-        if row.status is Status.compared:
-            return load_pair(self.base, self.tuned, tensor)
-        _check_sides(self.base, self.tuned, row)
-        return None
+        if row.status is not Status.compared:
+            _check_sides(self.base, self.tuned, row)
+        return row.status is Status.compared
 
-    def rows_of(self, pair: TensorPair, facts: dict) -> Rows:
-        """Rows of a tensor that is loaded."""
-        matrix = self.axes and pair.base.dim() == 2 and facts["layer"] is not None and pair.base.numel() > 0
-        axis = _axis_rows(pair, facts, self.draws, self.seed) if matrix else []
-        return {"tensor": [facts | _numbers(pair, self.name, self.seed)], "axis": axis}
+    def loaded(self, tensor: str, facts: dict, *, whole: bool = False) -> TensorPair | None:
+        """Both sides of a compared tensor, if its null masks or something else needs the whole of it."""
+        drawn = self.axes and self.draws and is_block_matrix(facts)
+        return load_pair(self.base, self.tuned, tensor) if whole or drawn else None
+
+    def measured(
+        self, tensor: str, facts: dict, pair: TensorPair | None, etas: tuple[float, ...] = ()
+    ) -> tuple[Counted, Rows]:
+        """Rows of a compared tensor, that is held or else read block by block, and what they come from.
+
+        etas : coarser tolerances to count changes at.
+        """
+        rows = rows_of_pair(pair) if pair else load_rows(self.base, self.tuned, tensor)
+        counted = count(rows, etas)
+        numbers = _numbers(counted, noise_generator(self.seed, "scale", self.name, tensor))
+        axis: list[dict] = []
+        if self.axes and is_block_matrix(facts):
+            observed = counted.counts
+            axis = _axis_rows(pair, facts, observed, numbers["storage_norm_scale"], self.draws, self.seed)
+        return counted, {"tensor": [facts | numbers], "axis": axis}
+
+
+def is_block_matrix(facts: dict) -> bool:
+    """Whether a tensor is a matrix with entries that lies in a block, so that it has axes and spectra."""
+    return len(facts["shape"]) == 2 and facts["layer"] is not None and facts["size"] > 0
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one pass over both sides of a tensor gives.
+
+    counts : of the bf16 update mask; stored : entries that differ as stored; coarse : changes by tolerance.
+    Norms are Frobenius's in float64: of the base in bf16, and of ΔW as stored and between the bf16 tensors.
+    sample : of the base in bf16.
+    """
+
+    counts: MaskCounts
+    stored: int
+    coarse: dict[float, int]
+    norm_base: float
+    norm_delta: float
+    norm_delta_bf16: float
+    sample: EvenSample
+
+
+def count(rows: PairRows, etas: tuple[float, ...] = ()) -> Counted:
+    """Count changes and sum up norms, block by block; counts do not depend on the blocks, norms to 1e-15."""
+    counts: list[MaskCounts] = []
+    changed: dict[float | str, int] = dict.fromkeys(("stored", *etas), 0)
+    squares: dict[str, list[float]] = {"base": [], "delta": [], "bf16": []}
+    sample = EvenSample(rows.size)
+    for pair in rows:
+        counts.append(count_changes(pair.base, pair.tuned))
+        before, after = as_stored(pair)
+        changed["stored"] += int((before != after).count_nonzero())
+        squares["base"].append(squared_norm(pair.base))
+        squares["delta"].append(squared_norm(after, before))
+        squares["bf16"].append(squared_norm(pair.tuned, pair.base))
+        for eta in etas:
+            changed[eta] += _changed_beyond(pair, eta)
+        sample.add(pair.base)
+    norms = {name: math.sqrt(math.fsum(values)) for name, values in squares.items()}
+    coarse = {eta: changed[eta] for eta in etas}
+    merged = _merged(counts, rows.shape)
+    return Counted(merged, changed["stored"], coarse, norms["base"], norms["delta"], norms["bf16"], sample)
+
+
+def _merged(counts: list[MaskCounts], shape: tuple[int, ...]) -> MaskCounts:
+    """Counts of a tensor from those of its blocks of rows."""
+    if len(counts) == 1:
+        return counts[0]
+    rows = [one.rows for one in counts if one.rows is not None]
+    columns = [one.columns for one in counts if one.columns is not None]
+    return MaskCounts(
+        changed=sum(one.changed for one in counts),
+        size=sum(one.size for one in counts),
+        rows=torch.cat(rows) if rows else None,
+        columns=torch.stack(columns).sum(0) if columns else None,
+        shape=shape,
+    )
+
+
+def _changed_beyond(pair: TensorPair, eta: float) -> int:
+    """Changes by Definition 2.1 at a tolerance that leaves some out, a tile at a time: float64 is wide."""
+    tiles = zip(*(side.reshape(-1).split(TILE) for side in (pair.base, pair.tuned)), strict=True)
+    return sum(int(update_mask(before, after, eta).count_nonzero()) for before, after in tiles)
 
 
 def measure_pair(
@@ -161,16 +264,29 @@ def write_masks(base: Checkpoint, tuned: Checkpoint, path: Path) -> None:
     """Write the update mask of every compared tensor, packed eight entries a byte, as safetensors.
 
     Unpack with `threegates.geometry.masks.unpack`; the shapes are in the file's metadata under ``shapes``.
+    Only a block of a tensor is held at a time, of the masks as of the weights.
     """
-    masks: dict[str, Tensor] = {}
-    shapes: dict[str, list[int]] = {}
-    for row in align(base, tuned):
-        if row.status is Status.compared:
-            pair = load_pair(base, tuned, row.name)
-            masks[row.name] = pack(update_mask(pair.base, pair.tuned))
-            shapes[row.name] = list(pair.base.shape)
-    with atomic_path(path) as temporary:
-        save_file(masks, temporary, metadata={"shapes": json.dumps(shapes, sort_keys=True)})
+    shapes = {row.name: sides(row)[0] for row in align(base, tuned) if row.status is Status.compared}
+    sizes = {name: -(-math.prod(shape) // 8) for name, shape in shapes.items()}
+    listed = {name: list(shape) for name, shape in shapes.items()}
+    write_byte_tensors(
+        path,
+        sizes,
+        lambda name: packed_masks(load_rows(base, tuned, name)),
+        {"shapes": json.dumps(listed, sort_keys=True)},
+    )
+
+
+def packed_masks(rows: PairRows) -> Iterator[Tensor]:
+    """The packed update mask of a tensor in pieces, which together are `pack` of all of it."""
+    rest = torch.zeros(0, dtype=torch.bool)
+    for pair in rows:
+        mask = update_mask(pair.base, pair.tuned).reshape(-1).cpu()
+        flat = torch.cat([rest, mask]) if len(rest) else mask
+        whole = len(flat) // 8 * 8
+        yield pack(flat[:whole])
+        rest = flat[whole:].clone()
+    yield pack(rest)
 
 
 def sides(row: AlignedTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -189,8 +305,8 @@ def matrices(rows: list[AlignedTensor], of_layer: int | None = None) -> Iterator
             yield row.name
 
 
-def axis_facts(mask: Tensor, axis: str) -> tuple[Tensor, float]:
-    """Row or column ratios of a mask, and their dispersion."""
+def axis_facts(mask: Tensor | MaskCounts, axis: str) -> tuple[Tensor, float]:
+    """Row or column ratios of a mask or of its counts, and their dispersion."""
     ratio = row_ratio(mask) if axis == "row" else column_ratio(mask)
     return ratio, ratio_dispersion(ratio, mask.shape[1 if axis == "row" else 0])
 
@@ -199,7 +315,7 @@ def _check_sides(base: Checkpoint, tuned: Checkpoint, row: AlignedTensor) -> Non
     """Refuse values that are not finite in a tensor that is only reported, as in one that is compared."""
     for checkpoint, side, shape in ((base, "base", row.shape_base), (tuned, "tuned", row.shape_tuned)):
         if shape is not None:
-            load_finite(checkpoint, row.name, side)
+            check_finite(checkpoint, row.name, side)
 
 
 def facts_of(row: AlignedTensor, name: str) -> dict:
@@ -219,35 +335,32 @@ def facts_of(row: AlignedTensor, name: str) -> dict:
     }
 
 
-def _numbers(pair: TensorPair, name: str, seed: int) -> dict:
-    counts = count_changes(pair.base, pair.tuned)
-    before, after = as_stored(pair)
-    changed_stored = int((before != after).count_nonzero())
-    scale = noise_scale(pair, noise_generator(seed, "scale", name, pair.name))
-    noise, noise_sd = noise_sparsity(pair.base, scale)
+def _numbers(counted: Counted, generator: torch.Generator) -> dict:
+    """The counts and norms of a row, and the sparsity of noise of the stored update's norm."""
+    counts = counted.counts
+    scale = noise_scale_for(counted.norm_delta_bf16, counted.sample, generator)
+    noise, noise_sd = noise_sparsity(counted.sample, scale)
     return {
         "changed": counts.changed,
         "sparsity": counts.sparsity,
-        "changed_stored": changed_stored,
-        "sparsity_fp32": 1 - changed_stored / counts.size if counts.size else float("nan"),
-        "norm_base": frobenius(pair.base),
-        "norm_delta": frobenius(after, before),
-        "norm_delta_bf16": update_norm(pair),
+        "changed_stored": counted.stored,
+        "sparsity_fp32": sparsity(counted.stored, counts.size),
+        "norm_base": counted.norm_base,
+        "norm_delta": counted.norm_delta,
+        "norm_delta_bf16": counted.norm_delta_bf16,
         "storage_norm_scale": scale,
         "sparsity_storage_norm": noise,
         "sparsity_storage_norm_sd": noise_sd,
     }
 
 
-def _coarse_rows(pair: TensorPair, row: dict) -> list[dict]:
+def _coarse_rows(counted: Counted, row: dict) -> list[dict]:
     """The tensor's row at coarser tolerances; what float32 shows is the same at all of them."""
     kept = {name: row[name] for name in TENSOR_SWEEP_COLUMNS if name in row}
     rows = []
-    for eta in COARSE_ETAS:
-        changed = int(update_mask(pair.base, pair.tuned, eta).count_nonzero())
-        noise, _ = noise_sparsity(pair.base, row["storage_norm_scale"], eta)
-        sparsity = 1 - changed / row["size"] if row["size"] else float("nan")
-        rows.append({**kept, "eta": eta, "changed": changed, "sparsity": sparsity})
+    for eta, changed in counted.coarse.items():
+        noise, _ = noise_sparsity(counted.sample, row["storage_norm_scale"], eta)
+        rows.append({**kept, "eta": eta, "changed": changed, "sparsity": sparsity(changed, row["size"])})
         rows[-1]["sparsity_storage_norm"] = noise
     return rows
 
@@ -259,10 +372,23 @@ def as_stored(pair: TensorPair) -> tuple[Tensor, Tensor]:
     return pair.base_stored.to(dtype), pair.tuned_stored.to(dtype)
 
 
-def _axis_rows(pair: TensorPair, facts: dict, draws: int, seed: int) -> list[dict]:
-    observed = observe(facts["pair"], pair, seed)
-    rows = {axis: axis_row(facts, axis, observed.mask, draws) for axis in ("row", "column")}
-    for kind in NULLS if draws else ():
+def difference(after: Tensor, before: Tensor) -> Tensor:
+    """ΔW of a matrix in float64, by blocks of rows: neither side is ever held in float64 as a whole."""
+    delta = torch.empty(after.shape, dtype=torch.float64, device=after.device)
+    for start, stop in row_ranges(tuple(after.shape)):
+        delta[start:stop] = after[start:stop].double() - before[start:stop].double()
+    return delta
+
+
+def _axis_rows(
+    pair: TensorPair | None, facts: dict, counts: MaskCounts, scale: float, draws: int, seed: int
+) -> list[dict]:
+    """Both rows of a matrix; with null masks beside it only where it is held as a whole."""
+    rows = {axis: axis_row(facts, axis, counts, draws) for axis in ("row", "column")}
+    if pair is None or not draws:
+        return list(rows.values())
+    observed = observe(facts["pair"], pair, seed, scale)
+    for kind in NULLS:
         following = null_stream(kind, observed, seed)
         drawn = [{axis: axis_facts(mask, axis)[1] for axis in rows} for mask in _take(following, draws)]
         for axis, row in rows.items():
@@ -275,7 +401,7 @@ def _take(following: Callable[[], Tensor], number: int) -> Iterator[Tensor]:
         yield following()
 
 
-def axis_row(facts: dict, axis: str, mask: Tensor, draws: int) -> dict:
+def axis_row(facts: dict, axis: str, mask: Tensor | MaskCounts, draws: int) -> dict:
     """The observed half of a row of the axis table."""
     ratio, dispersion = axis_facts(mask, axis)
     keys = {name: facts[name] for name in ("pair", "tensor", "role", "layer")}

@@ -76,7 +76,7 @@ from threegates.geometry.thresholds import entry_count
 from threegates.study.bases import base_of
 from threegates.study.by_tensor import Rows, Shared, measure_all
 from threegates.study.draws import COARSE_ETAS, noise_scale
-from threegates.study.measure import as_stored, matrices
+from threegates.study.measure import as_stored, difference, matrices
 from threegates.study.partners import Partner
 
 RAW, MATCHED = "raw", "norm-matched"
@@ -164,16 +164,24 @@ class _Subject:
 
     facts: dict[str, Any]
     pair: TensorPair
-    delta: Tensor
     triplets: _Triplets
     k: int
     draws: int
     seed: int
     shared: Shared
+    known_scale: float | None = None
+
+    @cached_property
+    def delta(self) -> Tensor:
+        """ΔW as stored, held from the first look at it on."""
+        before, after = as_stored(self.pair)
+        return after - before
 
     @cached_property
     def scale(self) -> float:
         """Scale of the noise of the stored update's norm, for storage null 1b."""
+        if self.known_scale is not None:
+            return self.known_scale
         return noise_scale(self.pair, self.generator("scale"))
 
     @property
@@ -270,9 +278,8 @@ def _variants(own: _Subject, norm: float | None, partner: str) -> Iterator[_Subj
         return
     scaled = match_norm(own.pair.base_stored, own.pair.tuned_stored, norm)
     pair = replace(own.pair, tuned=scaled.rounded, tuned_stored=scaled.unrounded)
-    before, after = as_stored(pair)
     facts = {**own.facts, "variant": MATCHED, "partner": partner}
-    yield replace(own, facts=facts, pair=pair, delta=after - before, draws=0)
+    yield replace(own, facts=facts, pair=pair, draws=0, known_scale=None)
 
 
 def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
@@ -287,9 +294,19 @@ def _leading_triplets(weight: Tensor, rank: int, shared: Shared) -> _Triplets:
     return _Triplets(found.left, found.values, found.right)
 
 
-def matrix_of(pair: TensorPair, name: str, draws: int, seed: int, rank: int, shared: Shared) -> _Subject:
-    """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank."""
-    before, after = as_stored(pair)
+def matrix_of(
+    pair: TensorPair,
+    name: str,
+    draws: int,
+    seed: int,
+    rank: int,
+    shared: Shared,
+    known_scale: float | None = None,
+) -> _Subject:
+    """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank.
+
+    known_scale : that of the noise of the stored update's norm, where it was found before.
+    """
     k = headline_rank(pair.base.shape)
     facts = {
         "pair": name,
@@ -303,7 +320,7 @@ def matrix_of(pair: TensorPair, name: str, draws: int, seed: int, rank: int, sha
         "k": k,
     }
     triplets = _leading_triplets(pair.base, rank, shared)
-    return _Subject(facts, pair, after - before, triplets, k, draws, seed, shared)
+    return _Subject(facts, pair, triplets, k, draws, seed, shared, known_scale)
 
 
 def dtype_name(x: Tensor) -> str:
@@ -450,7 +467,7 @@ def _sweep_targets(subject: _Subject) -> SweepTargets:
 
 def _direction_rows(subject: _Subject) -> list[dict]:
     """ρ² of the update in each view; random frames beside the one that storage has not touched."""
-    rounded = subject.pair.tuned.double() - subject.pair.base.double()
+    rounded = difference(subject.pair.tuned, subject.pair.base)
     bare = replace(subject, draws=0)
     return [_direction_row(subject, "fp32", subject.delta.double()), _direction_row(bare, "bf16", rounded)]
 
@@ -459,7 +476,7 @@ def _direction_sweep_rows(subject: _Subject) -> list[dict]:
     """ρ² at every rank of the sweep; random frames by their expectation k²/(mn)."""
     shape = tuple(subject.pair.base.shape)
     ranks = [rank for rank in sweep_ranks(shape) if rank <= len(subject.triplets.s)]
-    rounded = subject.pair.tuned.double() - subject.pair.base.double()
+    rounded = difference(subject.pair.tuned, subject.pair.base)
     u, _, v = subject.triplets.leading(max(ranks))
     rows = []
     for view, delta in (("fp32", subject.delta.double()), ("bf16", rounded)):

@@ -46,7 +46,7 @@ from threegates.study.subjects import COMPUTED, LAB
 
 _STUDY = "threegates.study.study"
 #: Parameters of a notebook that are those of `Study.open`.
-STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "draws", "seed")
+STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "layers", "matrices", "draws", "seed")
 #: Parameter of a notebook that looks at other pages: their names.
 PAGES = "pages"
 _DRAWING = ("matplotlib", "seaborn", "ipykernel", "ipython")

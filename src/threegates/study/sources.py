@@ -5,14 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from threegates.checkpoints.hub import open_entry, open_named
+from threegates.checkpoints.hub import hub_named, open_entry, open_named
+from threegates.checkpoints.licences import accepted_licences, check_allowed
+from threegates.checkpoints.locking import check_listed, check_locked
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
+from threegates.checkpoints.ranged import open_ranged
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.errors import ManifestError, PairError, ThreeGatesError
+from threegates.checkpoints.views import canonical, chosen, on_device
+from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
 from threegates.study.provenance import build_folder, project_root
+from threegates.study.settings import DOWNLOAD, HEADERS, device, reads
 from threegates.study.subjects import LAB, SUBJECTS, subject_of
 
 # Folders of this machine by the labels that notebooks use for them, so that no page shows a path.
@@ -20,6 +26,8 @@ VARIABLE = "THREEGATES_SOURCES"
 # The manifest that chapters take their pairs from, where it is not the lab's: the paper profile sets it.
 MANIFEST_VARIABLE = "THREEGATES_MANIFEST"
 
+#: Profile of manifests whose checkpoints have to be locked before they are measured.
+PAPER = "paper"
 
 # Chapters that look at every kept step of a run.
 _FOLLOWING = ("emergence", "precision-lens")
@@ -82,8 +90,34 @@ def known_manifests() -> list[Manifest]:
     return [read_manifest(path) for path in paths if path.is_file()]
 
 
-def open_source(name: str, known: Iterable[Manifest]) -> Source:
+def manifest_of(names: Sequence[str], path: Path | None = None) -> Manifest:
+    """The manifest with entries of these names: the given or chosen one, else the lab's or the tracked one.
+
+    Raises
+    ------
+    ManifestError : none has them all.
+    """
+    if path or os.environ.get(MANIFEST_VARIABLE):
+        return lab_manifest(path)
+    known = known_manifests()
+    entries = [{entry.name for entry in manifest.checkpoints} for manifest in known]
+    for manifest, held in zip(known, entries, strict=True):
+        if set(names) <= held:
+            return manifest
+    missing = [name for name in names if not any(name in held for held in entries)]
+    if missing or not known:
+        raise _nothing((missing or list(names))[0], known)
+    raise ManifestError(
+        "pairs of two manifests cannot be shown at once",
+        where=", ".join(names),
+        remedy="choose pairs of the lab, or pairs of data_manifest.yaml",
+    )
+
+
+def open_source(name: str, known: Iterable[Manifest], way: str | None = None) -> Source:
     """Open what a name stands for: a folder, else an entry of a manifest, else ORG/REPO or ORG/REPO@COMMIT.
+
+    way : how weights of the Hub are read, as `threegates.study.settings` has it by default.
 
     Raises
     ------
@@ -91,15 +125,69 @@ def open_source(name: str, known: Iterable[Manifest]) -> Source:
     """
     folder = _labelled().get(name, name)
     if Path(folder).is_dir():
-        return Source(Path(name).resolve().name, Checkpoint.open(folder))
+        return Source(Path(name).resolve().name, seen(Checkpoint.open(folder)))
     known = list(known)
     for manifest in known:
         for entry in manifest.checkpoints:
             if entry.name == name:
-                return Source(name, open_entry(manifest, entry), entry)
+                return Source(name, _of_entry(manifest, entry, way), entry)
     if "/" in name or not known:
-        return Source(name.replace("/", "--").replace("@", "-"), open_named(name))
+        return Source(name.replace("/", "--").replace("@", "-"), _of_hub(name, way))
     raise _nothing(name, known)
+
+
+def seen(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint as it is measured: under canonical names, on the chosen device."""
+    return on_device(canonical(checkpoint), device())
+
+
+def narrowed(
+    pairs: Sequence[StudyPair], layers: Sequence[int] | None, matrices: Sequence[str] | None
+) -> list[StudyPair]:
+    """The same pairs with only those blocks and roles of tensors; None takes all.
+
+    Raises
+    ------
+    CheckpointError : there is no such block or role, or nothing is left.
+    """
+    if not layers and not matrices:
+        return list(pairs)
+
+    def only(source: Source) -> Source:
+        # An empty list is a notebook's way to say all.
+        return replace(source, checkpoint=chosen(source.checkpoint, layers or None, matrices or None))
+
+    return [replace(pair, base=only(pair.base), tuned=only(pair.tuned)) for pair in pairs]
+
+
+def _of_entry(manifest: Manifest, entry: Entry, way: str | None = None) -> Checkpoint:
+    source = entry.source
+    if isinstance(source, Folder):
+        return seen(open_entry(manifest, entry))
+    way = way or reads()
+    check_allowed(entry, accepted=accepted_licences())
+    if way == HEADERS:
+        with suppress(CheckpointError):
+            return seen(open_entry(manifest, entry, offline=True))
+    elif manifest.profile == PAPER:
+        check_locked(entry)
+    if way == DOWNLOAD:
+        return seen(open_entry(manifest, entry))
+    opened = open_ranged(source.repo, source.revision)
+    if entry.files:
+        check_listed(entry, opened.sha256)
+    return seen(opened)
+
+
+def _of_hub(text: str, way: str | None = None) -> Checkpoint:
+    way = way or reads()
+    if way == HEADERS:
+        with suppress(CheckpointError):
+            return seen(open_named(text, offline=True))
+    if way == DOWNLOAD:
+        return seen(open_named(text))
+    source = hub_named(text)
+    return seen(open_ranged(source.repo, source.revision))
 
 
 def folder_labels(names: Iterable[str]) -> dict[str, str]:
@@ -127,8 +215,8 @@ def chapter_pairs(chapter: str, manifest: Manifest, subject: str = LAB) -> list[
     return _open_pairs(manifest, [pair for pair in pairs if pair.tuned.final or chapter in _FOLLOWING])
 
 
-def named_pairs(names: Sequence[str], manifest: Manifest) -> list[StudyPair]:
-    """Pairs by the names of their tuned entries.
+def named_pairs(names: Sequence[str], manifest: Manifest, way: str | None = None) -> list[StudyPair]:
+    """Pairs by the names of their tuned entries; `way` as in `open_source`.
 
     Raises
     ------
@@ -140,11 +228,11 @@ def named_pairs(names: Sequence[str], manifest: Manifest) -> list[StudyPair]:
             raise ManifestError(
                 "that entry is no pair: it names no base", where=name, remedy="choose an entry with a base"
             )
-    return _open_pairs(manifest, [pairs[name] for name in dict.fromkeys(names)])
+    return _open_pairs(manifest, [pairs[name] for name in dict.fromkeys(names)], way)
 
 
-def own_pair(base: str | None, tuned: str | None) -> StudyPair:
-    """A pair of two checkpoints that the user names.
+def own_pair(base: str | None, tuned: str | None, way: str | None = None) -> StudyPair:
+    """A pair of two checkpoints that the user names; `way` as in `open_source`.
 
     Raises
     ------
@@ -155,16 +243,33 @@ def own_pair(base: str | None, tuned: str | None) -> StudyPair:
         found = f"base {base!r}, tuned {tuned!r}"
         raise PairError("a pair of one's own needs both sides", found=found, remedy="give base and tuned")
     known = known_manifests()
-    left, right = open_source(base, known), open_source(tuned, known)
+    left, right = open_source(base, known, way), open_source(tuned, known, way)
     return StudyPair(right.label, left, right)
 
 
-def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry]) -> list[StudyPair]:
+def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | None = None) -> StudyPair:
+    """A pair by the name of its tuned entry in a manifest that is known here, or by its two checkpoints.
+
+    way : as in `open_source`.
+
+    Raises
+    ------
+    ManifestError, CheckpointError : a name stands for nothing that can be opened. PairError : both ways, or
+        half a pair.
+    """
+    if not pair:
+        return own_pair(base, tuned, way)
+    if base or tuned:
+        raise PairError("give either --pair, or --base and --tuned", found="both")
+    return named_pairs([pair], manifest_of([pair]), way)[0]
+
+
+def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None = None) -> list[StudyPair]:
     opened: dict[str, Source] = {}
     for pair in pairs:
         for entry in (pair.base, pair.tuned):
             if entry.name not in opened:
-                opened[entry.name] = Source(entry.name, open_entry(manifest, entry), entry)
+                opened[entry.name] = Source(entry.name, _of_entry(manifest, entry, way), entry)
     return [StudyPair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs]
 
 

@@ -24,7 +24,15 @@ from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs
 from threegates.study.provenance import build_folder, project_root, record_provenance
 from threegates.study.released import as_released
 from threegates.study.robustness import COLUMNS, cells, counted
-from threegates.study.sources import StudyPair, chapter_pairs, lab_manifest, named_pairs, own_pair
+from threegates.study.sources import (
+    StudyPair,
+    chapter_pairs,
+    lab_manifest,
+    manifest_of,
+    named_pairs,
+    narrowed,
+    own_pair,
+)
 from threegates.study.store import Records, read_parquet, record_digest, remove_leftovers
 from threegates.study.subjects import LAB, Subject, described, foreign, of_pairs
 
@@ -77,6 +85,8 @@ class Study:
         base: str | None = None,
         tuned: str | None = None,
         subject: str = LAB,
+        layers: Sequence[int] | None = None,
+        matrices: Sequence[str] | None = None,
         records: Path | None = None,
         draws: int = DRAWS,
         seed: int = 0,
@@ -90,6 +100,7 @@ class Study:
         pairs : names of tuned entries, instead of those the manifest has for the chapter.
         base, tuned : two checkpoints of one's own, each a folder, an entry's name or ORG/REPO[@COMMIT].
         subject : whose pairs of the manifest, by their label; nothing with pairs, base or tuned.
+        layers, matrices : only these blocks, and only tensors of these roles; all of them by default.
         records : folder of the records, build/records by default.
         draws : masks under each null.
         seed : of the nulls.
@@ -103,10 +114,12 @@ class Study:
             found, about = [own_pair(base, tuned)], foreign(base, tuned)
             told = about.short
         else:
-            known = lab_manifest(manifest)
+            known = manifest_of(pairs, manifest) if pairs else lab_manifest(manifest)
             found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known, subject)
             about = of_pairs(_entries(found), known.profile) if pairs else described(subject, known.profile)
             told = f"{about.short}: {_checkpoints(found, known.profile, chosen=bool(pairs))}"
+        found = narrowed(found, layers, matrices)
+        told += _choice(layers, matrices)
         store = Records(Path(records).absolute() if records else build_folder() / "records")
         return cls(
             chapter, found, records=store, draws=draws, seed=seed, about=about, subject=told, measure=measure
@@ -314,6 +327,12 @@ class Study:
                 remedy="only runs of the lab have training logs",
             )
         return self._joined(pd.concat(frames, ignore_index=True))
+
+
+def _choice(layers: Sequence[int] | None, matrices: Sequence[str] | None) -> str:
+    """Which part of the models a verdict rests on, if it is a part."""
+    blocks = f", blocks {', '.join(map(str, layers))}" if layers else ""
+    return blocks + (f", tensors {', '.join(matrices)}" if matrices else "")
 
 
 def _entries(pairs: Sequence[StudyPair]) -> list[Entry]:

@@ -17,7 +17,7 @@ from threegates.geometry.masks import update_mask
 from threegates.geometry.principal import HEADLINE_ALPHA, OVERLAP_NULLS, TARGETS, headline_rank
 from threegates.study.by_tensor import Rows, Shared
 from threegates.study.drift import DRIFT_COLUMNS, drift_numbers, moved_from
-from threegates.study.measure import AXIS_COLUMNS, TENSOR_COLUMNS, PairTensors, facts_of
+from threegates.study.measure import AXIS_COLUMNS, TENSOR_COLUMNS, PairTensors, is_block_matrix
 from threegates.study.overlap import matrix_of, overlap_rows
 
 #: Columns of the drift table that a row takes over.
@@ -95,34 +95,38 @@ class PairTable:
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
         """The row of one tensor, and the axis table's two if they are asked for."""
-        pair = self.tensors.loaded(tensor)
-        facts = facts_of(self.tensors.aligned[tensor], self.name)
-        found = self.tensors.rows_of(pair, facts) if pair else {"tensor": [facts], "axis": []}
-        why = self._why_not(facts, pair)
-        spectra = self._spectra(pair, shared) if pair and not why else {"spectra": why, "draws": 0}
-        return {**found, "tensor": [found["tensor"][0] | spectra]}
+        facts = self.tensors.facts(tensor)
+        if not self.tensors.compared(tensor):
+            why = f"not compared: {facts['status']}"
+            return {"tensor": [facts | {"spectra": why, "draws": 0}], "axis": []}
+        why = self._why_not(facts)
+        pair = self.tensors.loaded(tensor, facts, whole=not why)
+        _, found = self.tensors.measured(tensor, facts, pair)
+        row = found["tensor"][0]
+        spectra = {"spectra": why, "draws": 0}
+        if pair and not why:
+            spectra = self._spectra(pair, row["storage_norm_scale"], shared)
+        return {**found, "tensor": [row | spectra]}
 
-    def _why_not(self, facts: dict, pair: TensorPair | None) -> str:
-        """Why a tensor has no spectra; nothing if it has."""
-        if pair is None:
-            return f"not compared: {facts['status']}"
-        if pair.base.dim() != 2:
+    def _why_not(self, facts: dict) -> str:
+        """Why a compared tensor has no spectra; nothing if it has."""
+        if len(facts["shape"]) != 2:
             return "not a matrix"
-        if not pair.base.numel():
+        if not facts["size"]:
             return "no entries"
-        if facts["layer"] is None:
+        if not is_block_matrix(facts):
             return "not in a block"
         return "" if self.spectra else "not asked for"
 
-    def _spectra(self, pair: TensorPair, shared: Shared) -> dict:
+    def _spectra(self, pair: TensorPair, scale: float, shared: Shared) -> dict:
         numbers = drift_numbers(moved_from(pair.base_stored, pair.tuned_stored, shared))
-        overlaps = self._overlaps(pair, shared)
+        overlaps = self._overlaps(pair, scale, shared)
         chosen = {name: numbers[name] for name in SPECTRAL}
         return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **overlaps, "draws": self.draws}
 
-    def _overlaps(self, pair: TensorPair, shared: Shared) -> dict[str, float]:
+    def _overlaps(self, pair: TensorPair, scale: float, shared: Shared) -> dict[str, float]:
         rank = headline_rank(pair.base.shape)
-        matrix = matrix_of(pair, self.name, self.draws, self.seed, rank, shared)
+        matrix = matrix_of(pair, self.name, self.draws, self.seed, rank, shared, scale)
         columns: dict[str, float] = {}
         for row in overlap_rows(matrix, {"bf16": update_mask(pair.base, pair.tuned)}):
             target = row["target"]

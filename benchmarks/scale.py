@@ -1,0 +1,429 @@
+"""Measuring within a stated cap on memory: a whole pair of 1.5 B parameters, and one layer of an 8 B model.
+
+Pairs are made on the spot with a planted update, and removed afterwards: the first has the shapes of
+Qwen2.5-1.5B (tied head), a base in bf16 and a tuned side in float32, both in shards, and takes 9.3 GB of
+disk. Every way runs in processes of its own. What counts is their anonymous memory together, watched from
+outside; what they map of files is beside it. Times are the clock's, for there may be several processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks import streaming
+from benchmarks.measure import Row
+from threegates.atomic import write_json
+from threegates.checkpoints.tensors import INDEX, Checkpoint
+from threegates.geometry.masks import pack
+from threegates.study.by_tensor import Parts, Shared
+from threegates.study.measure import write_masks
+from threegates.study.memory import MIB, PROCESS, need_of, parse_size, run_within
+from threegates.study.tensor_table import MEASURED, PairTable
+
+GIB = 1 << 30
+SHARE = 0.2
+"""Of the entries, those that are planted to move to the next bf16 code."""
+HIDDEN = 1 + 2.0**-12
+"""What float32 entries move by besides: less than bf16 shows."""
+SHARD_BYTES = 2 * GIB
+
+PAIR_CAP, PAIR_DRAWS, PAIR_WORKERS = "2GiB", 1, 2
+"""Of the whole pair: more draws take no more memory, but minutes."""
+LAYER_CAP, LAYER_DRAWS = "3GiB", 0
+LAYER = {"hidden": 4096, "keys": 1024, "inner": 14_336}
+LOOSE = 2.5
+"""How many times too large an estimate of memory may be."""
+TENSORS = {
+    "s": {"shape": (1536, 1536), "draws": 1},
+    "m": {"shape": (8960, 1536), "draws": 1},
+    "l": {"shape": (4096, 4096), "draws": 0},
+    "x": {"shape": (151_936, 1536), "draws": 0, "name": "model.embed_tokens.weight"},
+}
+"""Shapes whose estimate is held against what was measured."""
+BLOCK_NAME = "model.layers.0.mlp.up_proj.weight"
+
+
+def rows(sizes: Sequence[str]) -> list[Row]:
+    """Estimates at these sizes; the pair at l, the layer at x."""
+    found = [foretold(size, **TENSORS[size]) for size in sizes]
+    if "l" in sizes:
+        found.append(whole_pair(dict(streaming.shapes())))
+    if "x" in sizes:
+        found.append(one_layer(dict(layer_shapes())))
+    return found
+
+
+def layer_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of one layer of an 8 B Llama."""
+    block, hidden = "model.layers.0", LAYER["hidden"]
+    for name, rows_of in (("q", hidden), ("k", LAYER["keys"]), ("v", LAYER["keys"]), ("o", hidden)):
+        yield f"{block}.self_attn.{name}_proj.weight", (rows_of, hidden)
+    for name in ("gate", "up"):
+        yield f"{block}.mlp.{name}_proj.weight", (LAYER["inner"], hidden)
+    yield f"{block}.mlp.down_proj.weight", (hidden, LAYER["inner"])
+    for name in ("input_layernorm", "post_attention_layernorm"):
+        yield f"{block}.{name}.weight", (hidden,)
+
+
+# --- a pair whose truth is known
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was planted in one tensor: changes in bf16 and as stored, and digests of the mask and its sums."""
+
+    changed: int
+    stored: int
+    mask: str
+    sums: tuple[str, ...]
+
+
+def write_pair(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], tuned_type: torch.dtype = torch.float32
+) -> dict[str, Truth]:
+    """Write base and tuned in shards, and give the truth; a tensor of each side is held at a time."""
+    truth: dict[str, Truth] = {}
+
+    def sides(tuned: bool) -> Iterator[tuple[str, Tensor]]:
+        for name, shape in sorted(shapes.items()):
+            base, mask = _planted(name, shape)
+            if not tuned:
+                yield name, base
+                continue
+            after = (base.view(torch.int16) + mask.to(torch.int16)).view(torch.bfloat16)
+            stored = after.float().mul_(HIDDEN).to(tuned_type)
+            truth[name] = _truth(base, stored, mask)
+            yield name, stored
+
+    for side in ("base", "tuned"):
+        _write_sharded(folder / side, sides(side == "tuned"))
+    return truth
+
+
+def _planted(name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Weights in bf16 and which of them move; equal for equal names and shapes."""
+    generator = torch.Generator().manual_seed(int(hashlib.sha256(name.encode()).hexdigest()[:8], 16))
+    weight = torch.randn(shape, generator=generator).mul_(0.02).bfloat16()
+    return weight, torch.rand(shape, generator=generator) < SHARE
+
+
+def _truth(base: Tensor, stored: Tensor, mask: Tensor) -> Truth:
+    sums = [mask.sum(1), mask.sum(0)] if mask.dim() == 2 else []
+    differ = sum(int((a != b).sum()) for a, b in zip(stored.split(1 << 12), base.split(1 << 12), strict=True))
+    return Truth(int(mask.sum()), differ, _digest(pack(mask)), tuple(_digest(one) for one in sums))
+
+
+def _digest(values: Tensor) -> str:
+    return hashlib.sha256(values.numpy().tobytes()).hexdigest()[:12]
+
+
+def _write_sharded(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """A checkpoint in shards of about `SHARD_BYTES`, written as they are filled, with its index."""
+    folder.mkdir(parents=True)
+    weight_map: dict[str, str] = {}
+    shard: dict[str, Tensor] = {}
+
+    def close() -> None:
+        file = f"model-{len(set(weight_map.values())) + 1:05d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+        shard.clear()
+
+    for name, tensor in tensors:
+        shard[name] = tensor
+        if sum(one.nbytes for one in shard.values()) > SHARD_BYTES:
+            close()
+    if shard:
+        close()
+    config = {"model_type": "qwen2", "tie_word_embeddings": True, "num_hidden_layers": streaming.LAYERS}
+    write_json(folder / "config.json", config)
+    write_json(folder / INDEX, {"metadata": {}, "weight_map": weight_map})
+
+
+# --- memory of a tree of processes, watched from outside
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a process printed, and the most memory that it and its children took together, in bytes."""
+
+    found: dict
+    anonymous: int
+    resident: int
+
+
+def run_watched(*arguments: str) -> Ran:
+    """Run a way of this module in a process of its own, its memory looked at a hundred times a second."""
+    command = [sys.executable, "-m", "benchmarks.scale", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    peak = {"anonymous": 0, "resident": 0}
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.01):
+            for name, value in tree_memory(process.pid).items():
+                peak[name] = max(peak[name], value)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    out, _ = process.communicate()
+    over.set()
+    watcher.join()
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return Ran(json.loads(out), peak["anonymous"], peak["resident"])
+
+
+def tree_memory(root: int) -> dict[str, int]:
+    """Anonymous and resident bytes of a process and all below it, now; mapped files are resident too."""
+    total = {"anonymous": 0, "resident": 0}
+    waiting = [root]
+    while waiting:
+        process = waiting.pop()
+        try:
+            lines = Path(f"/proc/{process}/status").read_text().splitlines()
+            children = Path(f"/proc/{process}/task/{process}/children").read_text()
+        except OSError:  # it has just ended
+            continue
+        waiting += map(int, children.split())
+        sizes = {
+            key: int(rest.split()[0]) << 10
+            for key, _, rest in (line.partition(":") for line in lines)
+            if key in ("RssAnon", "RssShmem", "VmRSS")
+        }
+        total["anonymous"] += sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
+        total["resident"] += sizes.get("VmRSS", 0)
+    return total
+
+
+def own_anonymous() -> int:
+    """Anonymous bytes of this process alone, now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
+
+
+# --- the ways, each in its own process
+
+
+def measured(folder: Path, cap: int, draws: int, workers: int) -> dict:
+    """Every tensor of a pair into parts, within a cap, and then the masks."""
+    pair = opened(folder, draws)
+    # The largest first: the last tasks of all should be short ones.
+    start = time.monotonic()
+    needs = sorted((need_of(pair, name) for name in pair.names), key=lambda need: -need.size)
+    tasks = [(folder, draws, need.tensor) for need in needs]
+    run_within(measure_one, tasks, needs, cap, workers)
+    write_masks(pair.base, pair.tuned, folder / "masks.safetensors")
+    return {"seconds": time.monotonic() - start}
+
+
+@lru_cache(maxsize=1)
+def opened(folder: Path, draws: int) -> PairTable:
+    """The pair of a folder."""
+    base, tuned = (Checkpoint.open(folder / side) for side in ("base", "tuned"))
+    return PairTable(base, tuned, "pair", draws, axes=True)
+
+
+def measure_one(folder: Path, draws: int, tensor: str) -> None:
+    """One tensor into its part."""
+    rows_of_tensor = opened(folder, draws).rows(tensor, Shared())
+    Parts(folder / "parts", "measured").write(tensor, rows_of_tensor)
+
+
+def one_tensor(folder: Path, tensor: str, draws: int) -> dict:
+    """One tensor alone, with its estimate, and the memory that the process has before and after."""
+    torch.set_num_threads(1)
+    pair = opened(folder, draws)
+    estimate, before, start = need_of(pair, tensor).size, own_anonymous(), time.monotonic()
+    pair.rows(tensor, Shared())
+    taken = time.monotonic() - start
+    return {"before": before, "after": own_anonymous(), "estimate": estimate, "seconds": taken}
+
+
+def loaded(folder: Path, blocks: int) -> dict:
+    """What one would write first: both models whole in float32, masks and sums, float64 SVDs of matrices.
+
+    Those of one block, their seconds times the number of blocks.
+    """
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    base, tuned = (streaming._whole(folder / side) for side in ("base", "tuned"))
+    changed = {}
+    for name, before in base.items():
+        mask = before.bfloat16() != tuned[name].bfloat16()
+        changed[name] = int(mask.sum())
+        if mask.dim() == 2:
+            mask.sum(0), mask.sum(1)
+    masks, start = time.monotonic() - start, time.monotonic()
+    for name, before in base.items():
+        if ".layers.0." in name and before.dim() == 2:
+            for side in (before, tuned[name]):
+                tall = side if side.shape[0] >= side.shape[1] else side.T
+                torch.linalg.svd(tall.double(), full_matrices=False)
+    return {"changed": changed, "seconds": masks + blocks * (time.monotonic() - start)}
+
+
+# --- rows
+
+
+def foretold(size: str, shape: tuple[int, int], draws: int, name: str = BLOCK_NAME) -> Row:
+    """The estimate of one tensor's memory against what it took."""
+    with tempfile.TemporaryDirectory(prefix="threegates-tensor-") as kept:
+        write_pair(Path(kept), {name: shape})
+        ran, theirs = run_watched("tensor", kept, name, str(draws)), run_watched("load", kept, "1")
+    taken, estimate = ran.anonymous - ran.found["before"], ran.found["estimate"]
+    fits = taken <= estimate <= LOOSE * taken and ran.anonymous <= PROCESS + estimate
+    process = max(ran.found["before"], ran.found["after"])
+    label = f"{size} {shape[0]} × {shape[1]}" + (f", {draws} draw" if draws else "")
+    return Row(
+        "memory of a tensor",
+        label,
+        1e3 * ran.found["seconds"],
+        "whole in float32, float64 SVDs",
+        1e3 * theirs.found["seconds"],
+        fits,
+        f"{ran.anonymous / MIB:.0f} MiB against {theirs.anonymous / MIB:.0f}; foretold "
+        f"{estimate / MIB:.0f} beyond the process, took {taken / MIB:.0f}",
+        notes={"MiB": taken / MIB, "estimate MiB": estimate / MIB, "process MiB": process / MIB},
+    )
+
+
+def whole_pair(shapes: Mapping[str, tuple[int, ...]]) -> Row:
+    """All tensors of a pair within its cap: masks, ratios, overlaps with nulls, spectra."""
+    with tempfile.TemporaryDirectory(prefix="threegates-pair-") as kept:
+        folder = Path(kept)
+        truth = write_pair(folder, shapes)
+        size = sum(torch.Size(shape).numel() for shape in shapes.values())
+        return _within(
+            "pair within a cap",
+            f"{size / 1e9:.2f} B, {PAIR_DRAWS} draw, {PAIR_WORKERS} workers at most",
+            folder,
+            truth,
+            (PAIR_CAP, PAIR_DRAWS, PAIR_WORKERS),
+            "both whole in float32, float64 SVDs",
+        )
+
+
+def one_layer(shapes: Mapping[str, tuple[int, ...]]) -> Row:
+    """One layer of an 8 B model, both sides in bf16, within its cap."""
+    with tempfile.TemporaryDirectory(prefix="threegates-layer-") as kept:
+        folder = Path(kept)
+        truth = write_pair(folder, shapes, torch.bfloat16)
+        return _within(
+            "layer within a cap",
+            f"{LAYER['inner']} × {LAYER['hidden']}, {LAYER_DRAWS} draws",
+            folder,
+            truth,
+            (LAYER_CAP, LAYER_DRAWS, 1),
+            "both whole in float32, float64 SVDs",
+        )
+
+
+def _within(
+    name: str,
+    size: str,
+    folder: Path,
+    truth: Mapping[str, Truth],
+    how: tuple[str, int, int],
+    other: str,
+) -> Row:
+    cap, draws, workers = how
+    ran = run_watched("measure", str(folder), cap, str(draws), str(workers))
+    wrong = differences(folder, truth, draws)
+    blocks = len({name.split(".")[2] for name in truth if ".layers." in name})
+    theirs = run_watched("load", str(folder), str(blocks))
+    wrong += [name for name, one in truth.items() if theirs.found["changed"][name] != one.changed]
+    fits = ran.anonymous <= parse_size(cap)
+    said = f"{len(wrong)} tensors wrong" if wrong else "planted masks, sums and overlaps"
+    return Row(
+        name,
+        size,
+        1e3 * ran.found["seconds"],
+        other,
+        1e3 * theirs.found["seconds"],
+        fits and not wrong,
+        f"{said}; {ran.anonymous / GIB:.2f} GiB of {cap}, against {theirs.anonymous / GIB:.1f}",
+        notes={
+            "GiB": ran.anonymous / GIB,
+            "with mapped files GiB": ran.resident / GIB,
+            "its GiB": theirs.anonymous / GIB,
+            "memory ratio": theirs.anonymous / ran.anonymous,
+        },
+    )
+
+
+def differences(folder: Path, truth: Mapping[str, Truth], draws: int) -> list[str]:
+    """Names of tensors whose rows, masks or overlaps are not those that were planted."""
+    parts = Parts(folder / "parts", "measured")
+    masks = load_file(folder / "masks.safetensors")
+    found = {name: parts.read(name) for name in truth}
+    return [
+        name
+        for name, one in truth.items()
+        if not (_same_counts(found[name], one) and _digest(masks[name]) == one.mask)
+        or not _independent(found[name]["tensor"][0], draws)
+    ]
+
+
+def _same_counts(rows_of_tensor: dict, truth: Truth) -> bool:
+    row = rows_of_tensor["tensor"][0]
+    sums = []
+    for axis, across in zip(rows_of_tensor["axis"], reversed(row["shape"]), strict=False):
+        counts = torch.tensor(axis["ratio"], dtype=torch.float64).mul_(across).round_().to(torch.int64)
+        sums.append(_digest(counts))
+    same = (row["changed"], row["changed_stored"]) == (truth.changed, truth.stored)
+    return same and (not sums or tuple(sums) == truth.sums)
+
+
+def _independent(row: dict, draws: int) -> bool:
+    """Whether overlaps are those of a mask planted without a look at the weights: the targets' densities."""
+    if row["spectra"] != MEASURED:
+        return row["layer"] is None or len(row["shape"]) != 2
+    for target in ("principal", "low", "principal_not_low"):
+        density = row[f"density_{target}"]
+        error = 6 * (density * (1 - density) / row["changed"]) ** 0.5
+        drawn = row[f"overlap_{target}_bernoulli_mean"] if draws else density
+        if abs(row[f"overlap_{target}"] - density) > error or abs(drawn - density) > error:
+            return False
+    return True
+
+
+def main() -> None:
+    """One way, in this process."""
+    # Worker processes find functions by the module's name, which this one does not go by.
+    from benchmarks import scale
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("way", choices=("measure", "tensor", "load"))
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("more", nargs="*")
+    chosen = parser.parse_args()
+    os.environ.pop("THREEGATES_CACHE", None)
+    if chosen.way == "measure":
+        cap, draws, workers = chosen.more
+        found = scale.measured(chosen.folder, parse_size(cap), int(draws), int(workers))
+    elif chosen.way == "tensor":
+        found = scale.one_tensor(chosen.folder, chosen.more[0], int(chosen.more[1]))
+    else:
+        found = scale.loaded(chosen.folder, int(chosen.more[0]))
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Where a checkpoint is read from, as a line of text that another process or machine opens anew."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+
+from threegates.checkpoints.ranged import RangedCheckpoint, open_ranged
+from threegates.checkpoints.repository import COMMIT
+from threegates.checkpoints.roles import layer, role
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.views import (
+    ROLES,
+    CanonicalView,
+    ChosenView,
+    DeviceView,
+    View,
+    canonical,
+    chosen,
+    on_device,
+)
+from threegates.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, or a repository that is read by ranges at a commit; which tensors of it, and on what device.
+
+    Addresses and tokens are no part of it: they come from HF_ENDPOINT and from where huggingface_hub keeps
+    them.
+
+    folder : an absolute path, or
+    repo, revision : ORG/REPO and the 40 digits of a commit.
+    layers, matrices : numbers of blocks, roles of tensors; None takes all of them.
+    device : where tensors come to lie, such as cuda:0.
+    """
+
+    folder: str = ""
+    repo: str = ""
+    revision: str = ""
+    layers: tuple[int, ...] | None = None
+    matrices: tuple[str, ...] | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        whole = bool(self.folder) != bool(self.repo) and bool(self.repo) == bool(self.revision)
+        if not whole or (self.repo and not COMMIT.fullmatch(self.revision)):
+            raise CheckpointError(
+                "a place is a folder, or a repository at a commit",
+                expected="folder, or repo and a revision of 40 digits",
+                found=f"folder '{self.folder}', repo '{self.repo}', revision '{self.revision}'",
+                remedy="give one of the two",
+            )
+
+    def text(self) -> str:
+        """As JSON: the same place gives the same text, and what has its default is left out."""
+        told = {name: value for name, value in asdict(self).items() if value != _DEFAULTS[name]}
+        return json.dumps(told, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """The place that a text stands for; a text that is no JSON object is a folder's path.
+
+        Raises
+        ------
+        CheckpointError : it has other keys or values than `text` writes.
+        """
+        if not text.startswith("{"):
+            return cls(folder=text)
+        try:
+            told = json.loads(text)
+            for name in ("layers", "matrices"):
+                told |= {name: tuple(told[name])} if told.get(name) is not None else {}
+            place = cls(**told)
+        except (ValueError, TypeError) as error:
+            raise _unreadable(text, error) from None
+        if not place._is_typed():
+            raise _unreadable(text, "a value of another type")
+        return place
+
+    def open(self) -> Checkpoint:
+        """The checkpoint: read, under canonical names, the chosen tensors, on its device.
+
+        Raises
+        ------
+        CheckpointError : it is not there, damaged or unsafe; or it has no such layers, roles or device.
+        """
+        raw = open_ranged(self.repo, self.revision) if self.repo else Checkpoint.open(self.folder)
+        return on_device(chosen(canonical(raw), self.layers, self.matrices), self.device)
+
+    def _is_typed(self) -> bool:
+        texts = (self.folder, self.repo, self.revision, self.device, *(self.matrices or ()))
+        return all(type(text) is str for text in texts) and all(
+            type(number) is int for number in self.layers or ()
+        )
+
+
+_DEFAULTS = {field.name: field.default for field in fields(Place)}
+
+
+def place_of(checkpoint: Checkpoint) -> Place:
+    """The place that opens with the tensors, the digest and the device of a checkpoint.
+
+    Its tensors have canonical names, also where those of `checkpoint` still had others.
+
+    Raises
+    ------
+    CheckpointError : the tensors are not those of some layers and roles.
+    """
+    device, named = "cpu", checkpoint
+    choices: list[tuple[tuple[int, ...] | None, tuple[str, ...] | None]] = []
+    while isinstance(named, View) and not isinstance(named, CanonicalView):
+        device = named.device if isinstance(named, DeviceView) else device
+        choices += [(named.layers, named.matrices)] if isinstance(named, ChosenView) else []
+        named = named.inner
+    layers, matrices = choices[0] if len(choices) == 1 else _selection(checkpoint, named)
+    raw = named.inner if isinstance(named, CanonicalView) else named
+    if isinstance(raw, RangedCheckpoint):
+        return Place("", raw.repo, str(raw.revision), layers, matrices, device)
+    return Place(str(raw.folder.absolute()), "", "", layers, matrices, device)
+
+
+def _selection(part: Checkpoint, whole: Checkpoint) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
+    """Layers and roles that choose these tensors, where they were chosen in several steps or in none."""
+    if part.infos.keys() == whole.infos.keys():
+        return None, None
+    numbers = tuple(sorted(number for number in map(layer, part.infos) if number is not None))
+    layers = tuple(dict.fromkeys(numbers))
+    present = {role(name, info.shape) for name, info in part.infos.items() if info.alias_of is None}
+    roles = tuple(one for one in ROLES if one in present)
+    for found in ((layers, None), (None, roles), (layers, roles)):
+        with suppress(CheckpointError):
+            if chosen(whole, *found).infos.keys() == part.infos.keys():
+                return found
+    raise CheckpointError(
+        "these tensors of a checkpoint cannot be named by layers and roles",
+        where=part.folder,
+        expected="tensors that `chosen` chose",
+        found=", ".join(list(part.infos)[:5]),
+        remedy="choose them with threegates.checkpoints.views.chosen",
+    )
+
+
+def _unreadable(text: str, why: object) -> CheckpointError:
+    return CheckpointError(
+        "a place cannot be read",
+        where=text[:200],
+        expected="a folder's path, or what Place.text wrote: " + ", ".join(_DEFAULTS),
+        found=why,
+        remedy="give a folder, or what Place.text wrote",
+    )
