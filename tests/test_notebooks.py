@@ -11,8 +11,11 @@ import pytest
 from tests.study.pages import NOTEBOOKS, ROOT, calls, keyword
 
 ALL = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-# None judges a claim of its own: one describes the lab, one computes what is printed, one looks at others.
-WITHOUT_CLAIMS = {"miniature-lab", "errata", "sensitivity"}
+# None judges a claim of its own: one describes the lab, one computes what is printed, one looks at others,
+# one is a tutorial.
+WITHOUT_CLAIMS = {"miniature-lab", "errata", "sensitivity", "your-own-model"}
+# Looks at no checkpoint of the study; its claims await what nobody has measured yet.
+AWAITING = {"agents-rlhf"}
 CHAPTERS = pytest.mark.parametrize(
     "path", [path for path in NOTEBOOKS if path.stem not in WITHOUT_CLAIMS], ids=lambda path: path.stem
 )
@@ -73,7 +76,8 @@ def test_a_chapter_says_what_the_paper_says_defines_names_its_nulls_and_limits_a
     assert "null" in text.lower()
     for heading in ("## Verdict", "## Limits"):
         assert heading in text
-    assert any("VerdictCards(study.verdicts())" in c.source for c in cells(path, "code"))
+    card = "VerdictCards(" if path.stem in AWAITING else "VerdictCards(study.verdicts())"
+    assert any(card in c.source for c in cells(path, "code"))
     assert any("**What is seen.**" in c.source for c in cells(path, "code"))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.study import planted
 from threegates.study.files import Written, measure_to_files
+from threegates.study.sources import own_pair
 from threegates.study.store import read_parquet, read_provenance, write_parquet
 
 FLIPS = {"model.layers.0.self_attn.q_proj.weight": 100, "model.layers.1.mlp.down_proj.weight": 40}
@@ -19,7 +20,8 @@ def measured_table(folder: Path) -> Written:
     tuned, _ = planted.with_flips(base, FLIPS)
     planted.write(folder / "base", base)
     planted.write(folder / "tuned", tuned)
-    return measure_to_files(str(folder / "base"), str(folder / "tuned"), folder / "pair.parquet", **FACTS)
+    pair = own_pair(str(folder / "base"), str(folder / "tuned"))
+    return measure_to_files(pair, folder / "pair.parquet", **FACTS)
 
 
 def place(table: Path, target: Path, revisions: Mapping[str, str] | None = None, **more: object) -> Path:
@@ -27,7 +29,7 @@ def place(table: Path, target: Path, revisions: Mapping[str, str] | None = None,
     provenance = read_provenance(table)
     for side, revision in (revisions or {}).items():
         provenance["inputs"][side]["revision"] = revision
-    provenance["parameters"] |= {key: more.pop(key) for key in ("layers", "matrices") if key in more}
+    provenance["inputs"] |= {key: more.pop(key) for key in ("layers", "matrices") if key in more}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(target, read_parquet(table), {**provenance, **more})
     return target

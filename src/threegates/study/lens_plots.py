@@ -177,7 +177,10 @@ def displacement(frame: pd.DataFrame) -> Figure:
             ylim=(0, top),
         )
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-        ax.legend(loc="upper left")
+        if "pair" in frame:
+            fig.legend(loc="outside lower center", ncols=2)
+        else:
+            ax.legend(loc="upper left")
     return fig
 
 

@@ -165,7 +165,9 @@ def beside_table_1(manifest: Manifest, folders: Sequence[Path] | None = None) ->
     **Source** Zhu et al. (2025), Table 1; arXiv 2606.07082.
     """
     known = measured_pairs(manifest, folders=folders)
-    by_name = known[known["place"] == "Table 1"].drop_duplicates("paper_name").set_index("paper_name")
+    # Of the pairs in the manifest only those of Table 1 have a printed sparsity.
+    printed_there = known[known["paper_sparsity"].notna()]
+    by_name = printed_there.drop_duplicates("paper_name").set_index("paper_name")
     rows = []
     for printed in table_1().to_dict("records"):
         own = by_name.loc[printed["tuned"]] if printed["tuned"] in by_name.index else None
@@ -281,7 +283,7 @@ def _revision(provenance: dict, side: str) -> str:
 
 def _part(provenance: dict) -> str:
     """Which tensors were measured, where it was not all of them."""
-    given = provenance.get("parameters", {})
+    given = provenance.get("inputs", {})
     chosen = [
         f"{name} {', '.join(map(str, given[name]))}" for name in ("layers", "matrices") if given.get(name)
     ]

@@ -94,6 +94,7 @@ def stripes_of_pairs(frame: pd.DataFrame) -> Figure:
             ax.set_xlabel("variance, in units of the binomial one")
             ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.set_xticks([t for t in (1, 2, 3, 5, 10, 20, 50) if t <= 1.5 * frame["dispersion"].max()])
             ax.grid(axis="x")
         axes[0].set_yticks(range(len(roles)), [ROLES[role] for role in roles])
         null = Line2D([], [], marker="s", color=_GREY, ms=4, mew=0, lw=0, label=NULLS["storage_density"][0])
@@ -114,7 +115,7 @@ def overlaps_by_pair(frame: pd.DataFrame) -> Figure:
         for ax, (target, title) in zip(axes, TARGETS.items(), strict=True):
             rows = frame[frame["target"] == target].set_index("pair")
             for y, (pair, tint) in enumerate(colours.items()):
-                _overlap_row(ax, y, rows.loc[pair], tint)
+                _overlap_row(ax, y, rows.loc[[pair]].iloc[0], tint)
             ax.set(title=title, ylim=(len(colours) - 0.4, -0.6), xlabel="share of the mask")
             ax.set_yticks([])
             ax.grid(axis="x")
