@@ -230,8 +230,9 @@ class _SumOfCounts:
             self._seen = stop
 
     def whole(self) -> MaskCounts:
-        sides = (self.rows, self.columns) if len(self.shape) == 2 else (None, None)
-        return MaskCounts(self.changed, math.prod(self.shape), *sides, self.shape)
+        matrix = len(self.shape) == 2
+        rows, columns = (self.rows if matrix else None, self.columns if matrix else None)
+        return MaskCounts(self.changed, math.prod(self.shape), rows, columns, self.shape)
 
 
 def _changed_beyond(pair: TensorPair, eta: float) -> int:
