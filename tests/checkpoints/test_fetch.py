@@ -155,7 +155,9 @@ def test_a_broken_download_goes_on_in_another_run(hub, llama, tmp_path, shard_na
     size = (llama[0] / shard_name).stat().st_size
     hub.faults.append(Fault("drop", shard_name, at=size // 2))
     assert "fails again and again" in refusal(tmp_path, hub)
-    assert [path.stat().st_size for path in partial(tmp_path)] == [size // 2]
+    # Of the others, which stopped with it, something may be left too.
+    left = tmp_path / f"models--org--llama/blobs/{sha256_of(llama[0] / shard_name)}.incomplete"
+    assert left.stat().st_size == size // 2
     hub.faults.clear()
     hub.served.clear()
     assert same(fetch(REPO, tmp_path, endpoint=hub.url).folder, llama[0])
@@ -166,7 +168,7 @@ def test_a_broken_download_goes_on_in_another_run(hub, llama, tmp_path, shard_na
 def test_a_server_that_ignores_ranges_makes_it_begin_anew_but_not_for_ever(hub, llama, tmp_path, shard_name):
     hub.faults += [Fault("drop", shard_name, at=100), Fault("ignore-range", shard_name)]
     assert "sends the whole file" in refusal(tmp_path, hub)
-    assert partial(tmp_path) == []
+    assert sha256_of(llama[0] / shard_name) not in [path.stem for path in partial(tmp_path)]
     hub.faults[0] = Fault("drop", shard_name, at=100, times=1)
     hub.requests.clear()
     assert same(fetch(REPO, tmp_path, endpoint=hub.url).folder, llama[0])
