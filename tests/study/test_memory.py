@@ -74,7 +74,7 @@ def test_a_printed_size_reads_back_as_about_the_same(size):
 def test_a_tensor_outside_blocks_needs_no_more_however_long_it_is():
     facts = {"spectra": False, "draws": 49, "mapped": True}
     embedding, longer = (estimate((rows, 1536), "BF16", "F32", **facts) for rows in (151_936, 10**7))
-    assert embedding == longer < GIB / 2
+    assert embedding == longer < 600 * MIB
 
 
 def test_a_block_of_one_long_row_is_counted_as_it_is():
@@ -143,7 +143,7 @@ def test_tasks_run_in_the_groups_of_the_plan_and_none_if_one_cannot(monkeypatch)
         "run_parallel",
         lambda work, tasks, workers, label: calls.append((workers, [task for _, task in tasks])),
     )
-    needs = [Need("large", GIB), Need("small", MIB), Need("other", MIB)]
+    needs = [Need("large", 700 * MIB), Need("small", MIB), Need("other", MIB)]
     tasks = [(need.tensor,) for need in needs]
     run_within(print, tasks, needs, taken(MIB, 3), 3)
     assert calls == [(1, [("large",)]), (3, [("small",), ("other",)])]
