@@ -24,12 +24,13 @@ from threegates.backends import run_parallel
 from threegates.cluster import _in_worker, run_on_cluster
 from threegates.cluster_check import ClusterError, Facts, check_workers, facts_of, leave_probe, unlike
 from threegates.errors import RecipeError
-from threegates.study.batches import keep, measure_parts
+from threegates.study import batches
+from threegates.study.batches import keep, measure_parts, run_jobs
 from threegates.study.by_tensor import Parts
 from threegates.study.files import measure_to_files
 from threegates.study.jobs import table_job
 from threegates.study.sources import StudyPair, open_source
-from threegates.study.store import read_provenance
+from threegates.study.store import Records, read_provenance
 
 LOCAL = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
 
@@ -426,6 +427,19 @@ def _identities(parts: Parts) -> dict[str, tuple]:
     """Each part's file: written again it would be another."""
     stats = {path.name: path.stat() for path in parts.folder.glob("*.json")}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def test_what_workers_have_to_share_are_the_parts_and_the_checkpoints(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(batches, "run_parallel", lambda *_, **options: given.update(options))
+    (places,) = _planted(tmp_path)
+    measure_parts(places, 2, backend="dask", scheduler="tcp://host:1")
+    assert given["files"] == [tmp_path / side / "model.safetensors" for side in ("base", "tuned")]
+    assert given["shared"] == [parts.folder for parts in places.values()]
+    assert (given["backend"], given["scheduler"]) == ("dask", "tcp://host:1")
+    run_jobs([*places], Records(tmp_path / "records"), 2, scheduler="tcp://host:2")
+    assert given["shared"] == [tmp_path / "records"] and given["scheduler"] == "tcp://host:2"
+    assert len(given["files"]) == 2
 
 
 def test_a_worker_that_outlives_its_run_writes_no_part_for_nobody(tmp_path):
