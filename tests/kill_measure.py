@@ -162,7 +162,7 @@ def place_of(way: Way, folder: Path, pair: dict[str, Path]) -> Iterator[Place]:
             names = {side: f"lab/{side}" for side in pair}
             hub = LoopbackHub({names[side]: path for side, path in pair.items()})
             stack.enter_context(hub)
-            hub.faults.append(Fault("slow", at=1 << 14, seconds=0.02))
+            hub.faults.append(Fault("slow", at=1 << 14, seconds=0.05))
             environment["HF_ENDPOINT"] = hub.url
         command = [sys.executable, "-m", "threegates.cli", "measure", "--out", OUT, "--workers", "2"]
         command += ["--base", names["base"], "--tuned", names["tuned"], "--draws", "29", *way.options]

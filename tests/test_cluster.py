@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +178,27 @@ def test_without_dask_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ClusterError, match=r"threegates\[cluster\]"):
         run_on_cluster(_note, [(tmp_path, "0")], 1)
+
+
+@pytest.mark.parametrize(("failures", "started"), [(0, 1), (2, 3), (9, 3)])
+def test_workers_that_do_not_start_are_started_anew_and_then_given_up(failures, started):
+    calls = []
+
+    def start(**options: object) -> str:
+        calls.append(options)
+        if len(calls) <= failures:
+            raise RuntimeError("Nanny failed to start.")
+        return "a cluster"
+
+    stand_in = types.SimpleNamespace(LocalCluster=start)
+    if failures < 3:
+        assert module._cluster_here(stand_in, 2) == "a cluster"
+    else:
+        with pytest.raises(ClusterError, match="do not start on this machine") as caught:
+            module._cluster_here(stand_in, 2)
+        assert "Nanny failed to start" in str(caught.value)
+    assert len(calls) == started
+    assert all((one["n_workers"], one["threads_per_worker"]) == (2, 1) for one in calls)
 
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "nowhere at all", "http://127.0.0.1:9"])
