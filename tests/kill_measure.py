@@ -10,7 +10,7 @@ and to leave no part, no half-written file and no process behind. Each kill begi
 
 Ways: `local` and `dask` measure two folders; `fetch` and `ranged` measure two repositories of a Hub on the
 loopback interface, downloaded or read tensor by tensor. Moments are drawn over the time that an uninterrupted
-run takes, from a seed that is printed.
+run takes, half of them from its first finished tensor on, from a seed that is printed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -93,7 +93,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=20, help="kills of each way")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--way", action="append", choices=list(WAYS), help="may be repeated; else all")
-    parser.add_argument("--layers", type=int, default=8, help="how large the pair is")
+    parser.add_argument("--layers", type=int, default=6, help="how large the pair is")
     options = parser.parse_args(arguments)
     options.way = options.way or list(WAYS)
     return options
@@ -162,48 +162,77 @@ def place_of(way: Way, folder: Path, pair: dict[str, Path]) -> Iterator[Place]:
             names = {side: f"lab/{side}" for side in pair}
             hub = LoopbackHub({names[side]: path for side, path in pair.items()})
             stack.enter_context(hub)
-            hub.faults.append(Fault("slow", at=1 << 14, seconds=0.02))
+            hub.faults.append(Fault("slow", at=1 << 14, seconds=0.05))
             environment["HF_ENDPOINT"] = hub.url
         command = [sys.executable, "-m", "threegates.cli", "measure", "--out", OUT, "--workers", "2"]
-        command += ["--base", names["base"], "--tuned", names["tuned"], "--draws", "19", *way.options]
+        command += ["--base", names["base"], "--tuned", names["tuned"], "--draws", "29", *way.options]
         yield Place(folder, command, environment, way.victims)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When to kill: so many seconds after the start, or after the first finished tensor."""
+
+    seconds: float
+    measuring: bool
+
+    def __str__(self) -> str:
+        return f"{self.seconds:.2f} s after the {'first tensor' if self.measuring else 'start'}"
 
 
 def attack(place: Place, rng: random.Random, kills: int) -> list[str]:
     """Kill the command that many times, each time from the beginning, and go on after each."""
     place.clear()
-    began = time.monotonic()
-    if place.start().wait() != 0:
+    began, process = time.monotonic(), place.start()
+    wait_for(place.parts, process)
+    first = time.monotonic() - began
+    wait_for(place.out.exists, process)
+    written = time.monotonic() - began
+    if process.wait() != 0:
         return [f"the uninterrupted run failed:\n{place.log()}"]
-    span, wanted = time.monotonic() - began, place.out.read_bytes()
-    print(f"an uninterrupted run takes {span:.1f} s", flush=True)
+    whole, wanted = time.monotonic() - began, place.out.read_bytes()
+    print(
+        f"an uninterrupted run takes {whole:.1f} s, and measures from {first:.1f} to {written:.1f} s",
+        flush=True,
+    )
     while kills:
         place.clear()
-        delay, victim = rng.uniform(0, span), rng.choice(place.victims)
+        measuring = rng.random() < 0.5
+        moment = Moment(rng.uniform(0, written - first if measuring else whole), measuring)
+        victim = rng.choice(place.victims)
         process = place.start()
-        if not strike(process, delay, victim):
+        if not strike(place, process, moment, victim):
             continue
         kills -= 1
-        problems = go_on(place, process, victim, wanted)
+        before = place.parts()
+        told = f"killed {victim} {moment}, {len(before)} tensors measured"
+        problems = go_on(place, process, before, wanted)
         if problems:
-            return [f"killed {victim} after {delay:.2f} s: {problem}" for problem in problems]
-        print(f"killed {victim} after {delay:.2f} s: well", flush=True)
+            return [f"{told}: {problem}" for problem in problems]
+        print(f"{told}: well", flush=True)
     return []
 
 
-def strike(process: subprocess.Popen, delay: float, victim: str) -> bool:
-    """Kill after so many seconds; whether there was anything to kill."""
+def wait_for(happened: Callable[[], object], process: subprocess.Popen) -> None:
+    """Wait until something has happened, or the process has ended."""
+    while process.poll() is None and not happened():
+        time.sleep(0.01)
+
+
+def strike(place: Place, process: subprocess.Popen, moment: Moment, victim: str) -> bool:
+    """Kill at that moment; whether there was anything to kill."""
+    if moment.measuring:
+        wait_for(place.parts, process)
     try:
-        process.wait(delay)
+        process.wait(moment.seconds)
         return False
     except subprocess.TimeoutExpired:
         pass
-    if victim == "worker":
-        workers = workers_of(process.pid)
-        if workers:
-            os.kill(workers[0], signal.SIGKILL)
-            return True
-        # None has begun yet, so that the command itself is what there is.
+    workers = workers_of(process.pid) if victim == "worker" else []
+    if workers:
+        os.kill(workers[0], signal.SIGKILL)
+        return True
+    # Where no worker has begun yet, the command itself is what there is.
     if victim == "all":
         os.killpg(process.pid, signal.SIGKILL)
     else:
@@ -224,9 +253,11 @@ def workers_of(process: int) -> list[int]:
     return sorted(found)
 
 
-def go_on(place: Place, process: subprocess.Popen, victim: str, wanted: bytes) -> list[str]:
-    """End the measurement, by the same command if the first one is gone, and look at what came of it."""
-    before = place.parts()
+def go_on(place: Place, process: subprocess.Popen, before: set[str], wanted: bytes) -> list[str]:
+    """End the measurement, by the same command if the first one is gone, and look at what came of it.
+
+    before : the parts that were there at the kill.
+    """
     with Moves(place.folder) as moves:
         survived = process.poll() is None
         last = process if survived else place.start()

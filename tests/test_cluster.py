@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,12 +25,13 @@ from threegates.backends import run_parallel
 from threegates.cluster import _in_worker, run_on_cluster
 from threegates.cluster_check import ClusterError, Facts, check_workers, facts_of, leave_probe, unlike
 from threegates.errors import RecipeError
-from threegates.study.batches import keep, measure_parts
+from threegates.study import batches
+from threegates.study.batches import keep, measure_parts, run_jobs
 from threegates.study.by_tensor import Parts
 from threegates.study.files import measure_to_files
 from threegates.study.jobs import table_job
 from threegates.study.sources import StudyPair, open_source
-from threegates.study.store import read_provenance
+from threegates.study.store import Records, read_provenance
 
 LOCAL = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
 
@@ -176,6 +178,27 @@ def test_without_dask_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(ClusterError, match=r"threegates\[cluster\]"):
         run_on_cluster(_note, [(tmp_path, "0")], 1)
+
+
+@pytest.mark.parametrize(("failures", "started"), [(0, 1), (2, 3), (9, 3)])
+def test_workers_that_do_not_start_are_started_anew_and_then_given_up(failures, started):
+    calls = []
+
+    def start(**options: object) -> str:
+        calls.append(options)
+        if len(calls) <= failures:
+            raise RuntimeError("Nanny failed to start.")
+        return "a cluster"
+
+    stand_in = types.SimpleNamespace(LocalCluster=start)
+    if failures < 3:
+        assert module._cluster_here(stand_in, 2) == "a cluster"
+    else:
+        with pytest.raises(ClusterError, match="do not start on this machine") as caught:
+            module._cluster_here(stand_in, 2)
+        assert "Nanny failed to start" in str(caught.value)
+    assert len(calls) == started
+    assert all((one["n_workers"], one["threads_per_worker"]) == (2, 1) for one in calls)
 
 
 @pytest.mark.parametrize("where", ["tcp://127.0.0.1:9", "nowhere at all", "http://127.0.0.1:9"])
@@ -426,6 +449,19 @@ def _identities(parts: Parts) -> dict[str, tuple]:
     """Each part's file: written again it would be another."""
     stats = {path.name: path.stat() for path in parts.folder.glob("*.json")}
     return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def test_what_workers_have_to_share_are_the_parts_and_the_checkpoints(tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(batches, "run_parallel", lambda *_, **options: given.update(options))
+    (places,) = _planted(tmp_path)
+    measure_parts(places, 2, backend="dask", scheduler="tcp://host:1")
+    assert given["files"] == [tmp_path / side / "model.safetensors" for side in ("base", "tuned")]
+    assert given["shared"] == [parts.folder for parts in places.values()]
+    assert (given["backend"], given["scheduler"]) == ("dask", "tcp://host:1")
+    run_jobs([*places], Records(tmp_path / "records"), 2, scheduler="tcp://host:2")
+    assert given["shared"] == [tmp_path / "records"] and given["scheduler"] == "tcp://host:2"
+    assert len(given["files"]) == 2
 
 
 def test_a_worker_that_outlives_its_run_writes_no_part_for_nobody(tmp_path):

@@ -26,6 +26,8 @@ from threegates.errors import ThreeGatesError
 CONNECT_SECONDS = 10.0
 WORKERS_SECONDS = 30.0
 ALONE_SECONDS = 120.0
+#: How often workers on this machine are started before they are given up.
+STARTS = 3
 #: How often a task is tried again after an error that no user can act on, such as a folder that was away.
 RETRIES = 2
 _POLL_SECONDS = 0.05
@@ -144,6 +146,22 @@ def _distributed() -> ModuleType:
 
 
 def _cluster_here(distributed: ModuleType, workers: int) -> Any:
+    """A scheduler and so many workers on this machine; one that is killed while it starts is started anew."""
+    for left in reversed(range(STARTS)):
+        try:
+            return _local_cluster(distributed, workers)
+        except (RuntimeError, OSError, TimeoutError) as error:
+            if not left:
+                raise ClusterError(
+                    "the workers do not start on this machine",
+                    expected=f"{workers} processes",
+                    found=f"{type(error).__name__}: {error}",
+                    remedy="start fewer by --workers, or leave --backend dask out",
+                ) from error
+    raise AssertionError
+
+
+def _local_cluster(distributed: ModuleType, workers: int) -> Any:
     # Without a limit of memory, at which Dask would kill a worker in the middle of a matrix.
     return distributed.LocalCluster(
         n_workers=workers,
