@@ -44,6 +44,7 @@ def shown(page):
     return json.dumps([cell.get("outputs", []) for cell in cells], ensure_ascii=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chapter", choices.ANY_PAIR)
 def test_several_pairs_stand_beside_each_other_in_colours_of_their_own(chapter, project):
     names = lab(project)
@@ -59,6 +60,7 @@ def test_several_pairs_stand_beside_each_other_in_colours_of_their_own(chapter, 
     assert run.page.parent.parent.name == "runs"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chapter", choices.ANY_PAIR)
 def test_a_part_of_the_layers_and_matrices_is_enough_for_a_chapter(chapter, project):
     names = lab(project)
@@ -120,6 +122,7 @@ def test_agents_have_a_page_without_network_checkpoints_or_measurements(project)
     assert not agents(project).executed
 
 
+@pytest.mark.slow
 def test_agents_are_drawn_as_soon_as_they_are_measured_and_the_others_named(project, tmp_path):
     assert agents(project).executed
     measured_table(tmp_path)
@@ -145,6 +148,7 @@ def test_agents_are_drawn_as_soon_as_they_are_measured_and_the_others_named(proj
     assert "Of 1 pairs 1 have been measured." in shown(only.page)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chapter", ["update-sparsity", "spectral-drift"])
 def test_no_token_user_or_folder_reaches_page_records_figures_or_sidecar(
     chapter, project, tmp_path, monkeypatch
