@@ -33,7 +33,7 @@ from threegates.checkpoints.tensors import INDEX, Checkpoint
 from threegates.geometry.masks import pack
 from threegates.study.by_tensor import Parts, Shared
 from threegates.study.measure import write_masks
-from threegates.study.memory import MIB, PROCESS, need_of, parse_size, run_within
+from threegates.study.memory import MIB, PROCESS, give_back_freed_memory, need_of, parse_size, run_within
 from threegates.study.tensor_table import MEASURED, PairTable
 
 GIB = 1 << 30
@@ -43,8 +43,10 @@ HIDDEN = 1 + 2.0**-12
 """What float32 entries move by besides: less than bf16 shows."""
 SHARD_BYTES = 2 * GIB
 
-PAIR_CAP, PAIR_DRAWS, PAIR_WORKERS = "2GiB", 1, 2
-"""Of the whole pair: more draws take no more memory, but minutes."""
+PAIR_CAP, PAIR_DRAWS, PAIR_WORKERS = "2GiB", 0, 2
+"""Of the whole pair. Null masks, of any number, leave room for one worker alone in this cap, and take 6 s of
+each large matrix and draw: with 9 of each kind hours, instead of a quarter of one.
+"""
 LAYER_CAP, LAYER_DRAWS = "3GiB", 0
 LAYER = {"hidden": 4096, "keys": 1024, "inner": 14_336}
 LOOSE = 2.5
@@ -244,6 +246,7 @@ def measure_one(folder: Path, draws: int, tensor: str) -> None:
     """One tensor into its part."""
     rows_of_tensor = opened(folder, draws).rows(tensor, Shared())
     Parts(folder / "parts", "measured").write(tensor, rows_of_tensor)
+    give_back_freed_memory()
 
 
 def one_tensor(folder: Path, tensor: str, draws: int) -> dict:
@@ -253,6 +256,7 @@ def one_tensor(folder: Path, tensor: str, draws: int) -> dict:
     estimate, before, start = need_of(pair, tensor).size, own_anonymous(), time.monotonic()
     pair.rows(tensor, Shared())
     taken = time.monotonic() - start
+    give_back_freed_memory()
     return {"before": before, "after": own_anonymous(), "estimate": estimate, "seconds": taken}
 
 

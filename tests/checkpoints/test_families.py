@@ -625,6 +625,18 @@ def test_what_a_config_leaves_out_has_transformers_defaults(write, missing):
     )
 
 
+def test_a_text_config_says_how_the_text_part_is_cut(write):
+    tensors = {
+        name.replace("model.", "language_model.model."): one for name, one in phi_3(2, 1, 2, 4, 3).items()
+    }
+    outer = {"hidden_size": 7, "num_attention_heads": 5, "intermediate_size": 9, "head_dim": 11}
+    view = canonical(
+        write(tensors, **outer | {"model_type": "new_vl", "text_config": phi_3_config(2, 1, 2, 4, 3)})
+    )
+    assert view.infos["model.layers.0.self_attn.q_proj.weight"].shape == (4, 4)
+    assert family_of(view).name == "Phi-3"
+
+
 @pytest.mark.parametrize("shape", [(3, 4, 6), (2, 6, 4), (18, 4), (3, 6, 4, 1)])
 def test_a_stack_of_experts_of_another_layout_is_refused_by_name(write, shape):
     sizes = {"num_experts": 3, "moe_intermediate_size": 3, "hidden_size": 4}
@@ -703,6 +715,7 @@ def test_a_checkpoint_released_without_weights_keeps_its_names_and_refuses_tenso
     view = canonical(Checkpoint.open(released))
     assert list(view.infos) == list(canonical(whole).infos)
     assert view.digest() == whole.digest()
+    assert {info.offsets for info in view.infos.values()} == {(0, 0)}
     with pytest.raises(CheckpointError, match="released without its weights"):
         view.stored("model.layers.0.mlp.up_proj.weight")
 
@@ -720,6 +733,10 @@ def test_the_table_is_whole():
             products = [*fused.into.values(), fused.columns, *([fused.over] if fused.over else [])]
             assert {name.strip() for text in products for name in text.split("*")} <= set(table().sizes)
             assert all(("#" in name) == bool(fused.over) for name in fused.into)
+        names = list(entry.rename.items()) + [
+            (one, name) for one, two in entry.fused.items() for name in two.into
+        ]
+        assert all(stored.count("*") == name.count("*") for stored, name in names)
 
 
 def test_every_canonical_module_of_the_table_has_a_role():

@@ -233,6 +233,24 @@ def test_two_at_once_fetch_once(hub, llama, tmp_path, shard_name):
     assert same(fetch(REPO, tmp_path, offline=True).folder, llama[0])
 
 
+def test_where_one_file_fails_the_others_stop_and_keep_what_they_have(large, tmp_path):
+    first, second = sorted(path.name for path in large.glob("model-*.safetensors"))
+    with LoopbackHub({REPO: large}) as hub:
+        hub.faults += [
+            Fault("slow", first, at=1 << 18, seconds=0.1),
+            Fault("slow", second, at=1 << 20, seconds=0.1),
+            Fault("flip-bit", second, at=5000),
+        ]
+        assert f"{second} is not the file that the Hub lists" in refusal(tmp_path, hub)
+        (left,) = partial(tmp_path)
+        held = left.stat().st_size
+        assert 0 < held < (large / first).stat().st_size
+        hub.faults.clear()
+        hub.served.clear()
+        assert same(fetch(REPO, tmp_path, endpoint=hub.url).folder, large)
+        assert hub.served[first] == (large / first).stat().st_size - held
+
+
 # --- the disk, the line, what is shown
 
 
@@ -294,6 +312,6 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(hub, tmp_path, monkeyp
     fetch(REPO, tmp_path / "shown", endpoint=hub.url)
     shown = capsys.readouterr().err
     assert "100%" in shown
-    assert "safetensors" in shown
+    assert "3 files" in shown
     fetch(REPO, tmp_path / "shown", endpoint=hub.url)
     assert capsys.readouterr().err == ""

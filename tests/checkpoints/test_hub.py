@@ -212,6 +212,35 @@ def test_open_named_takes_what_a_user_types(hub, llama, tmp_path):
             open_named(text, tmp_path)
 
 
+def test_ranged_is_the_same_checkpoint_without_a_file_of_it(hub, llama, tmp_path, monkeypatch, shard):
+    monkeypatch.setenv("THREEGATES_RANGES", str(tmp_path / "ranges"))
+    listed = digests(llama[0]) | {"tokenizer.json": "0" * 64}
+    write_manifest(tmp_path / "manifest.yaml", Manifest(version=1, checkpoints=[entry(None, listed)]))
+    manifest = read_manifest(tmp_path / "manifest.yaml")
+    for opened in (
+        open_entry(manifest, manifest.entry("tuned"), tmp_path / "hub", endpoint=hub.url, ranged=True),
+        open_named(REPO, tmp_path / "hub", endpoint=hub.url, ranged=True),
+    ):
+        assert opened.revision == hub.commit(REPO)
+        assert opened.digest() == Checkpoint.open(llama[0]).digest()
+        assert torch.equal(opened.stored("model.norm.weight"), llama[1]["model.norm.weight"])
+    assert not (tmp_path / "hub").exists()
+    assert open_named(str(llama[0]), ranged=True).folder == llama[0]
+
+
+@pytest.mark.parametrize("name", ["model-00001-of-00003.safetensors", "config.json", "model-9.safetensors"])
+def test_a_manifest_that_lists_other_files_than_the_hub_is_seen_before_a_tensor_is_read(
+    hub, llama, tmp_path, monkeypatch, name
+):
+    monkeypatch.setenv("THREEGATES_RANGES", str(tmp_path / "ranges"))
+    wanted = entry(None, digests(llama[0]) | {name: "0" * 64})
+    manifest = Manifest(version=1, checkpoints=[wanted])
+    with pytest.raises(CheckpointError) as caught:
+        open_entry(manifest, wanted, endpoint=hub.url, ranged=True)
+    assert f"{name} of the Hub is not the file that the manifest lists" in str(caught.value)
+    assert f"expected: sha256 {'0' * 64}" in str(caught.value)
+
+
 def test_hf_endpoint_is_honoured_and_no_code_of_the_repository_runs(llama, copy_of, tmp_path):
     folder, marker = copy_of(llama[0], "repository"), tmp_path / "marker"
     (folder / "modeling_own.py").write_text(f"open({str(marker)!r}, 'w')")

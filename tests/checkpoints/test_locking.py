@@ -25,6 +25,7 @@ from threegates.checkpoints.locking import (
     lock,
 )
 from threegates.checkpoints.manifest import Entry, Folder, Hub, read_manifest
+from threegates.checkpoints.ranged import open_ranged
 from threegates.errors import CheckpointError, ManifestError
 
 REPO, OLD = "org/llama", "old/llama"
@@ -79,7 +80,7 @@ class CardHub(LoopbackHub):
 @pytest.fixture
 def hub(llama, qwen2, copy_of, monkeypatch):
     monkeypatch.setattr(loopback, "_Handler", CardHandler)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    monkeypatch.setattr("threegates.checkpoints.transfer.time.sleep", lambda _: None)
     repos = {REPO: copy_of(llama[0], "llama"), "org/qwen": copy_of(qwen2[0], "qwen")}
     with CardHub(repos) as hub:
         yield hub
@@ -149,8 +150,12 @@ def test_what_was_locked_is_what_the_download_is_held_against(hub, manifest, tmp
     assert set(digests(opened.folder)) == set(read.entry("tuned").files)
     shard = min(name for name in read.entry("tuned").files if name.startswith("model-"))
     hub.faults.append(Fault("flip-bit", shard, at=(hub.repos[REPO] / shard).stat().st_size - 1))
-    with pytest.raises(CheckpointError, match="is not the file that the manifest lists"):
+    with pytest.raises(CheckpointError, match="is not the file that"):
         resolve(read.entry("tuned"), tmp_path / "other", endpoint=hub.url)
+    hub.faults.clear()
+    other = read.entry("tuned").model_copy(update={"files": {shard: "0" * 64}})
+    with pytest.raises(CheckpointError, match="is not the file that the manifest lists"):
+        resolve(other, tmp_path / "cache", endpoint=hub.url)
 
 
 def test_no_weights_are_downloaded(hub, manifest):
@@ -325,7 +330,9 @@ def test_those_that_fail_stay_as_they_are_and_the_others_are_written(hub, manife
     assert list(summary.failed) == ["tuned"]
     assert not summary.ok
     text = summary.text()
-    assert text.index("locked  base") < text.index("failed  tuned: the Hub cannot be asked about org/none")
+    assert text.index("locked  base") < text.index(
+        "failed  tuned: the Hub repository org/none cannot be downloaded"
+    )
     assert "what to do: correct the repository's name" in text
     assert text.endswith(f"1 locked, 0 kept, 1 failed; {manifest} written")
     tail = TEXT[TEXT.index("  - name: tuned") :].replace(REPO, "org/none")
@@ -340,14 +347,14 @@ def test_a_gated_repository_fails_with_what_to_do(hub, manifest):
 
 
 def test_a_hub_that_nobody_answers_at_is_asked_once(manifest, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    monkeypatch.setattr("threegates.checkpoints.transfer.time.sleep", lambda _: None)
     before = manifest.read_bytes()
     tried: list[str] = []
     summary = lock(manifest, endpoint="http://127.0.0.1:9", progress=tried.append)
     assert tried == ["1/2 base"]
     assert all(isinstance(error, HubUnreachableError) for error in summary.failed.values())
     assert list(summary.failed) == ["base", "tuned"]
-    assert "check the network and HF_ENDPOINT" in summary.text()
+    assert "check the network, HF_ENDPOINT and HF_HUB_OFFLINE" in summary.text()
     assert manifest.read_bytes() == before
 
 
@@ -358,7 +365,7 @@ def test_too_many_requests_are_waited_out(hub, manifest):
     summary = lock(manifest, endpoint=hub.url)
     hub.busy = 0
     assert set(summary.failed) == {"base", "tuned"}
-    assert "try again later" in summary.text()
+    assert "found: status 429, 6 times in a row" in summary.text()
 
 
 def test_a_small_file_that_arrives_damaged_is_taken_again_and_never_locked(hub, manifest):
@@ -377,7 +384,7 @@ def test_a_server_without_ranges_costs_the_dtype_alone(hub, manifest):
     summary = lock(manifest, endpoint=hub.url)
     assert summary.ok
     assert read_manifest(manifest).entry("base").stored_dtype is None
-    assert "the stored dtype could not be read: the server sends whole files" in summary.text()
+    assert "the stored dtype could not be read: the server sends the whole file" in summary.text()
 
 
 @pytest.mark.parametrize(
@@ -412,8 +419,22 @@ def test_a_list_of_files_that_leads_elsewhere_is_refused(hub, manifest, monkeypa
     monkeypatch.setattr(CardHandler, "_tree", lambda self, repo, revision: self._send_json([hostile]))
     before = manifest.read_bytes()
     summary = lock(manifest, ["base"], endpoint=hub.url)
-    assert "not one that can be trusted" in summary.text()
+    told = summary.text()
+    assert "lists a file that cannot be one" in told or "is not one that can be trusted" in told
     assert manifest.read_bytes() == before
+
+
+@pytest.mark.parametrize("items", [[{}], [7], {"a": 1}, [{"type": "file", "path": 7, "size": 1, "oid": "a"}]])
+def test_a_list_that_is_none_fails_that_entry_alone(hub, manifest, monkeypatch, items):
+    whole = CardHandler._tree
+
+    def tree(self, repo: str, revision: str) -> None:
+        return self._send_json(items) if repo == REPO else whole(self, repo, revision)
+
+    monkeypatch.setattr(CardHandler, "_tree", tree)
+    summary = lock(manifest, endpoint=hub.url)
+    assert list(summary.failed) == ["tuned"]
+    assert list(summary.locked) == ["base"]
 
 
 def test_a_manifest_with_unknown_keys_or_names_is_refused_before_anything_is_asked(hub, manifest):
@@ -480,16 +501,28 @@ def test_conditions_come_before_the_lock():
     [
         ({"model.safetensors": "1" * 64}, ["sha256 " + "0" * 64, "sha256 " + "1" * 64]),
         ({}, ["model.safetensors with", "no such file"]),
+        ({"model.safetensors": "0" * 64, "config.json": "4" * 64}, ["config.json with", "sha256 444"]),
         ({"model.safetensors": "0" * 64, "model-2.safetensors": "2" * 64}, ["no file model-2.safetensors"]),
     ],
 )
 def test_a_repository_whose_files_differ_is_refused(listed, parts):
     locked = entry(revision="a" * 40, files={"model.safetensors": "0" * 64, "config.json": "3" * 64})
-    check_listed(locked, {"model.safetensors": "0" * 64, "config.json": "another"})
+    check_listed(locked, {"model.safetensors": "0" * 64})
+    check_listed(locked, locked.files)
     with pytest.raises(CheckpointError, match="is not what the manifest locked") as caught:
         check_listed(locked, listed)
     for part in [*parts, "`threegates lock tuned`"]:
         assert part in str(caught.value)
+
+
+def test_a_ranged_checkpoint_is_held_against_the_lock(hub, manifest, tmp_path):
+    lock(manifest, endpoint=hub.url)
+    locked = read_manifest(manifest).entry("tuned")
+    ranged = open_ranged(REPO, locked.source.revision, endpoint=hub.url, cache=tmp_path / "ranges")
+    check_listed(locked, ranged.sha256)
+    others = locked.model_copy(update={"files": {**locked.files, "config.json": "0" * 64}})
+    with pytest.raises(CheckpointError, match="is not what the manifest locked"):
+        check_listed(others, ranged.sha256)
 
 
 def test_a_repository_that_changed_is_found_by_asking_the_hub(hub, manifest):

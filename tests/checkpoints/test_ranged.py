@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -173,6 +174,20 @@ def test_the_newest_commit_and_an_older_one(llama, copy_of, cache):
         hub.served.clear()
         open_ranged(REPO, last, endpoint=hub.url, cache=cache).stored(NAME)
         assert file_of(old) not in hub.served
+
+
+def test_files_that_git_holds_without_lfs(llama, cache, tmp_path):
+    with LoopbackHub({REPO: llama[0]}, lfs=False) as hub:
+        ranged = opened(hub, cache)
+        assert ranged.digest() == Checkpoint.open(llama[0]).digest()
+        assert torch.equal(ranged.stored(NAME), llama[1][NAME])
+        hub.requests.clear()
+        assert opened(hub, cache).digest() == ranged.digest()
+        assert hub.requests == []
+        assert (
+            Checkpoint.open(fetch(REPO, tmp_path / "hub", endpoint=hub.url).folder).digest()
+            == ranged.digest()
+        )
 
 
 # --- the cache
@@ -385,6 +400,38 @@ def test_what_a_killed_process_left_goes_and_what_is_being_written_stays(hub, ca
         fcntl.flock(file, fcntl.LOCK_EX)
         opened(hub, cache).stored(NAME)
         assert left_behind(cache) == [alive]
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_of_a_tensor_repeats_that_tensor_and_no_other(hub, cache, llama):
+    script = (
+        "import sys; from threegates.checkpoints.ranged import open_ranged\n"
+        "c = open_ranged(sys.argv[1], sys.argv[2])\n"
+        "for name in c.infos: print(name, flush=True); c.stored(name)"
+    )
+    source = Path(__file__).parents[2] / "src"
+    settings = {"THREEGATES_RANGES": str(cache.folder), "HF_ENDPOINT": hub.url, "PYTHONPATH": str(source)}
+    command = [sys.executable, "-c", script, REPO, hub.commit(REPO)]
+    ranged = opened(hub, cache)
+    hub.faults.append(Fault("slow", at=100, seconds=0.05))
+    run = subprocess.Popen(
+        command, env=os.environ | settings | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+    )
+    begun = [run.stdout.readline().strip() for _ in range(4)]
+    while not left_behind(cache):
+        time.sleep(0.005)
+    run.kill()
+    run.wait()
+    (left,) = left_behind(cache)
+    assert [ranged.is_cached(name) for name in begun] == [True, True, True, False]
+    with LoopbackHub(hub.repos) as other:  # the first may still be sending
+        in_a_process(script, REPO, hub.commit(REPO), **settings | {"HF_ENDPOINT": other.url})
+        assert not left.exists()
+        missing = [name for name in llama[1] if name not in begun[:3]]
+        sent = sum(other.served[path.name] for path in llama[0].glob("*.safetensors"))
+        assert sent == sum(llama[1][name].nbytes for name in missing)
+    assert all(ranged.is_cached(name) for name in llama[1])
+    assert all(torch.equal(ranged.stored(name), tensor) for name, tensor in llama[1].items())
 
 
 # --- faults of the line

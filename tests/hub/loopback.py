@@ -11,13 +11,15 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+# By name: a test that watches what the client waits must not see what the server does.
+from time import sleep
 from typing import Any
 
 import torch
@@ -80,6 +82,7 @@ class LoopbackHub:
     repos : a folder for each ORG/REPO, or several, one a commit, the newest last.
     requests : method and path of what was asked. served : bytes of bodies sent, by file.
     tokens : the Authorization header of each request, under the server's name.
+    lfs : whether safetensors files are stored with LFS, as all but the smallest are.
     """
 
     repos: Mapping[str, Path | Sequence[Path]]
@@ -87,6 +90,7 @@ class LoopbackHub:
     requests: list[tuple[str, str]] = field(default_factory=list)
     served: Counter[str] = field(default_factory=Counter)
     tokens: list[tuple[str, str | None]] = field(default_factory=list)
+    lfs: bool = True
 
     def __enter__(self) -> LoopbackHub:
         hub = self
@@ -127,6 +131,10 @@ class LoopbackHub:
     def commit(self, repo: str) -> str:
         """The newest commit: forty digits that follow from the files' contents."""
         return list(self.commits(repo))[-1]
+
+    def is_large(self, file: str) -> bool:
+        """Whether a file is stored with LFS."""
+        return self.lfs and file.endswith(".safetensors")
 
     def struck(self, kind: str, file: str = "") -> Fault | None:
         """The fault that hits this request, if there is one."""
@@ -176,14 +184,9 @@ def _sha256(path: Path) -> str:
     return _digests(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)[0]
 
 
-def _blob(name: str, path: Path) -> str:
-    """What a file's content is known by: sha256 with LFS, git's sha1 without."""
+def _git_sha1(path: Path) -> str:
     stat = path.stat()
-    return _digests(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)[0 if _is_large(name) else 1]
-
-
-def _is_large(name: str) -> bool:
-    return name.endswith(".safetensors")
+    return _digests(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)[1]
 
 
 @lru_cache(maxsize=4096)
@@ -197,10 +200,10 @@ def _digests(path: Path, mtime: int, size: int, inode: int) -> tuple[str, str]:
     return sha256, sha1.hexdigest()
 
 
-def _tree_entry(name: str, path: Path) -> dict[str, Any]:
+def _tree_entry(name: str, path: Path, is_large: bool) -> dict[str, Any]:
     size, digest = path.stat().st_size, _sha256(path)
-    if not _is_large(name):
-        return {"type": "file", "path": name, "size": size, "oid": _blob(name, path)}
+    if not is_large:
+        return {"type": "file", "path": name, "size": size, "oid": _git_sha1(path)}
     lfs = {"oid": digest, "size": size, "pointerSize": 134}
     return {"type": "file", "path": name, "size": size, "oid": digest[:40], "lfs": lfs}
 
@@ -258,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._struck_down("tree"):
             return
         files = self.hub.files(repo, revision)
-        self._send_json([_tree_entry(name, path) for name, path in files.items()])
+        self._send_json([_tree_entry(name, path, self.hub.is_large(name)) for name, path in files.items()])
 
     def _struck_down(self, file: str) -> bool:
         """Whether a fault took the place of the answer; faults of any file spare the API."""
@@ -287,7 +290,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send_range(file, path, headers)
 
     def _file_headers(self, repo: str, revision: str, file: str, path: Path) -> dict[str, str]:
-        etag = _blob(file, path)
+        etag = _sha256(path) if self.hub.is_large(file) else _git_sha1(path)
         commit = revision if revision in self.hub.commits(repo) else self.hub.commit(repo)
         headers = {
             "ETag": f'"{etag}"',
@@ -295,7 +298,7 @@ class _Handler(BaseHTTPRequestHandler):
             "Accept-Ranges": "bytes",
             "Content-Type": "application/octet-stream",
         }
-        if _is_large(file):
+        if self.hub.is_large(file):
             headers |= {"X-Linked-Etag": f'"{etag}"', "X-Linked-Size": str(path.stat().st_size)}
         return headers
 
@@ -324,7 +327,7 @@ class _Handler(BaseHTTPRequestHandler):
                     place = flip.at - first
                     piece = piece[:place] + bytes([piece[place] ^ 1]) + piece[place + 1 :]
                 if slow:
-                    time.sleep(slow.seconds)
+                    sleep(slow.seconds)
                 first += len(piece)
                 yield piece
 

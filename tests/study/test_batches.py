@@ -116,11 +116,17 @@ def test_two_bases_share_the_tensors_that_are_equal(two_bases, tmp_path, decompo
     assert set(decomposed.values()) == {1} and len(decomposed) == 2 * (MATRICES + 1)
 
 
+def folder_of(text: str) -> Path:
+    return Path(Place.parse(text).folder)
+
+
 @contextmanager
 def on_a_hub(jobs, monkeypatch, folder):
     """A Hub with the jobs' checkpoints, and the same jobs with places on it."""
     repos = {
-        f"org/{Path(path).name}": Path(path) for job in jobs for path in job.arguments["folders"].values()
+        f"org/{folder.name}": folder
+        for job in jobs
+        for folder in map(folder_of, job.arguments["places"].values())
     }
     monkeypatch.setenv("THREEGATES_RANGES", str(folder))
     # Equal places are opened once in a process, and another test's were on a Hub that is gone.
@@ -133,12 +139,15 @@ def on_a_hub(jobs, monkeypatch, folder):
         places = {
             str(path): Place(repo=repo, revision=hub.commit(repo)).text() for repo, path in repos.items()
         }
-        moved = [{side: places[path] for side, path in job.arguments["folders"].items()} for job in jobs]
+        moved = [
+            {side: places[str(folder_of(text))] for side, text in job.arguments["places"].items()}
+            for job in jobs
+        ]
         yield (
             hub,
             [
-                replace(job, arguments=job.arguments | {"folders": folders})
-                for job, folders in zip(jobs, moved, strict=True)
+                replace(job, arguments=job.arguments | {"places": texts})
+                for job, texts in zip(jobs, moved, strict=True)
             ],
         )
 

@@ -62,4 +62,4 @@ def test_a_pair_of_ones_own_has_no_partner(pairs, project):
     own = own_pair(str(base), str(tuned))
     assert norm_partner(own, [own, *pairs]) is None
     job = next(iter(chapter_jobs("spectral-drift", [own], 1, 0)))
-    assert set(job.arguments["folders"]) == {"base", "tuned"}
+    assert set(job.arguments["places"]) == {"base", "tuned"}

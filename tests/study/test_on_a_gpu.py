@@ -6,6 +6,8 @@ import json
 import math
 from dataclasses import dataclass
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,9 +17,13 @@ from tests.pretend_gpu import OnGpu, PretendGpu, on_gpu
 from threegates.checkpoints.tensors import SINGLE, Checkpoint
 from threegates.checkpoints.views import View
 from threegates.geometry import masks
+from threegates.study.agreement import measure_agreement
 from threegates.study.by_tensor import Shared
 from threegates.study.drift import PairDrift
+from threegates.study.emergence import Snapshot, measure_emergence
+from threegates.study.lens import Kept, measure_lens
 from threegates.study.measure import PairTensors, write_masks
+from threegates.study.overlap import PairOverlap
 from threegates.study.tensor_table import PairTable
 
 SHAPES = {
@@ -64,6 +70,7 @@ def trio(tmp_path_factory) -> list[Checkpoint]:
 KINDS = {
     "measure": lambda base, tuned, partner: PairTensors(base, tuned, "run", draws=2),
     "drift": lambda base, tuned, partner: PairDrift(base, tuned, "run", partner, "partner"),
+    "overlap": lambda base, tuned, partner: PairOverlap(base, tuned, "run", 2, partner, "partner"),
     "table": lambda base, tuned, partner: PairTable(base, tuned, "run", 2),
 }
 
@@ -74,7 +81,7 @@ def equal(a: object, b: object) -> bool:
         return len(a) == len(b) and all(map(equal, a, b))
     if isinstance(a, float) and isinstance(b, float):
         return math.isclose(a, b, rel_tol=1e-6) or (math.isnan(a) and math.isnan(b))
-    return a == b
+    return (pd.isna(a) and pd.isna(b)) if a is pd.NA or b is pd.NA else bool(np.all(a == b))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,6 +101,29 @@ def test_rows_on_a_pretended_gpu_are_those_of_the_processor(trio, kind):
                     key: (one[key], other.get(key)) for key in one if not equal(one[key], other.get(key))
                 }
                 assert not wrong, (name, table)
+
+
+RUNS = {
+    "agreement": lambda base, a, b: measure_agreement(base, {"a": a, "b": b}, of_layer=0, draws=2),
+    "emergence": lambda base, a, b: measure_emergence(
+        base, [Snapshot(1, 1, a), Snapshot(2, 2, b)], run="run", draws=2
+    ),
+    "lens": lambda base, a, b: measure_lens(base, [Kept("a", 1, a), Kept("b", 2, b)], run="run", rate=1e-6),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_tables_of_runs_on_a_pretended_gpu_are_those_of_the_processor(trio, kind):
+    here = RUNS[kind](*trio)
+    with PretendGpu():
+        far = RUNS[kind](*map(there, trio))
+    assert far.keys() == here.keys()
+    for table in here:
+        rows, others = (found[table].to_dict("records") for found in (here, far))
+        assert len(rows) == len(others)
+        assert all(
+            equal(one[key], other[key]) for one, other in zip(rows, others, strict=True) for key in one
+        )
 
 
 def test_masks_written_from_a_pretended_gpu_are_those_of_the_processor(trio, tmp_path):

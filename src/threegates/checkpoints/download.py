@@ -11,9 +11,11 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
+from threading import Event, Lock
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -23,6 +25,8 @@ from tqdm import tqdm
 from threegates.checkpoints.transfer import RangeIgnoredError, RemoteFile, read_range
 from threegates.errors import CheckpointError
 
+# Files at a time: one connection seldom fills a line.
+AT_ONCE = 4
 # A server that ignores ranges makes every break a new beginning; then it is enough at some point.
 BEGINNINGS = 3
 # What a disk should still have free afterwards.
@@ -47,12 +51,31 @@ def download(files: Iterable[RemoteFile], storage: Path) -> None:
     """
     wanted = [file for file in files if not (storage / "blobs" / file.blob).exists()]
     _check_space(wanted, storage)
-    total = sum(file.size for file in wanted)
+    told = {"total": sum(file.size for file in wanted), "desc": f"{len(wanted)} files"}
     quiet = not wanted or not sys.stderr.isatty()
-    with tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=quiet) as bar:
-        for file in wanted:
-            bar.set_description(Path(file.name).name)
-            _fetch(file, storage, bar.update)
+    with tqdm(**told, unit="B", unit_scale=True, unit_divisor=1024, disable=quiet) as bar:
+        _at_once(wanted, storage, bar.update)
+
+
+def _at_once(wanted: Sequence[RemoteFile], storage: Path, show: Tell) -> None:
+    """Fetch several files at a time; where one fails, the others stop, and keep what they have."""
+    alone, stop = Lock(), Event()
+
+    def tell(count: int) -> None:
+        with alone:
+            show(count)
+        if stop.is_set():
+            raise CancelledError
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        tasks = [pool.submit(_fetch, file, storage, tell) for file in wanted]
+        try:
+            for task in as_completed(tasks):
+                task.result()
+        except BaseException:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def link(file: RemoteFile, storage: Path) -> None:

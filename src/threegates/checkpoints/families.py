@@ -233,23 +233,18 @@ class _Rules:
         return math.prod(self.size(name.strip(), info) for name in text.split("*"))
 
     def size(self, name: str, info: TensorInfo) -> int:
-        """One of the table's sizes by the config; a text_config's goes before the outer one's."""
+        """One of the table's sizes by the config, by the text_config where there is one."""
+        config = _configs(self.checkpoint.config)[-1]
         for formula in self.table.sizes[name]:
-            for config in reversed(_configs(self.checkpoint.config)):
-                values = [config.get(key.strip()) for key in formula.split("/")]
-                if all(type(value) is int and value > 0 for value in values):
-                    return self.quotient(formula, values, info)
+            values = [config.get(key.strip()) for key in formula.split("/")]
+            if all(type(value) is int and value > 0 for value in values):
+                return self.quotient(formula, values, info)
+        keys = re.findall(r"\w+", " ".join(self.table.sizes[name]))
         raise CheckpointError(
             f"config.json does not say how the fused tensor '{info.name}' is to be cut",
             where=f"{self.checkpoint.folder}, config.json",
             expected=" or ".join(self.table.sizes[name]) + ", a whole number above 0",
-            found=", ".join(
-                f"{key}: {config[key]}"
-                for config in _configs(self.checkpoint.config)
-                for key in re.findall(r"\w+", " ".join(self.table.sizes[name]))
-                if key in config
-            )
-            or "none of these",
+            found=", ".join(f"{key}: {config[key]}" for key in keys if key in config) or "none of these",
             remedy="take the config.json that belongs to these weights",
         )
 

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from threegates.atomic import write_text
 from threegates.checkpoints.download import download, link, storage_of
 from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest
+from threegates.checkpoints.ranged import RangedCheckpoint, open_ranged
 from threegates.checkpoints.repository import commit_of, listed
 from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
 from threegates.checkpoints.transfer import hub_error
@@ -85,7 +86,7 @@ def fetch(
     CheckpointError : the disk is too small, which is looked at before anything is fetched; the repository
         cannot be had, has no safetensors weights, or holds a file that is not the one that is listed.
     """
-    source = hub_named(source) if isinstance(source, str) else source
+    source = _parsed(source) if isinstance(source, str) else source
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
     offline = offline or is_offline_mode()
     folder = _in_cache(source, cache, offline) or _downloaded(source, cache, endpoint)
@@ -188,13 +189,19 @@ def open_entry(
     cache_dir: str | os.PathLike | None = None,
     offline: bool = False,
     endpoint: str | None = None,
+    ranged: bool = False,
 ) -> Checkpoint:
-    """Open a manifest's checkpoint, wherever it is; one from the Hub knows its commit."""
+    """Open a manifest's checkpoint, wherever it is; one from the Hub knows its commit.
+
+    ranged : read one of the Hub tensor by tensor, and download no file of it.
+    """
     if isinstance(entry.source, Folder):
         folder = entry.folder(manifest)
         checkpoint = Checkpoint.open(folder)
         verify_files(folder, entry.files)
         return checkpoint
+    if ranged:
+        return _opened_ranged(entry.source, entry.files, offline, endpoint)
     snapshot = resolve(entry, cache_dir, offline, endpoint)
     return replace(Checkpoint.open(snapshot.folder), revision=snapshot.revision)
 
@@ -204,22 +211,42 @@ def open_named(
     cache_dir: str | os.PathLike | None = None,
     offline: bool = False,
     endpoint: str | None = None,
+    ranged: bool = False,
 ) -> Checkpoint:
-    """Open what a user typed: a folder if there is one of that name, else ORG/REPO or ORG/REPO@COMMIT."""
+    """Open what a user typed: a folder if there is one of that name, else ORG/REPO or ORG/REPO@COMMIT.
+
+    ranged : read a repository tensor by tensor, and download no file of it.
+    """
     if Path(text).is_dir():
         return Checkpoint.open(text)
-    source = hub_named(text)
+    source = _parsed(text)
+    if ranged:
+        return _opened_ranged(source, {}, offline, endpoint)
     snapshot = fetch(source, cache_dir, offline, endpoint)
     return replace(Checkpoint.open(snapshot.folder), revision=snapshot.revision)
 
 
-def hub_named(text: str) -> Hub:
-    """The repository that ORG/REPO or ORG/REPO@COMMIT names.
+def _opened_ranged(
+    source: Hub, files: Mapping[str, str], offline: bool, endpoint: str | None
+) -> RangedCheckpoint:
+    """A checkpoint read by ranges, of whose files the Hub lists the sha256 that the manifest lists."""
+    checkpoint = open_ranged(source.repo, source.revision, endpoint=endpoint, offline=offline)
+    for name, expected in sorted(files.items()):
+        found = checkpoint.sha256.get(name)
+        if found != expected and (
+            found is not None or any(fnmatch(name, pattern) for pattern in WEIGHTS[:2])
+        ):
+            raise CheckpointError(
+                f"{name} of the Hub is not the file that the manifest lists",
+                where=checkpoint.folder / name,
+                expected=f"sha256 {expected}",
+                found=f"sha256 {found}" if found else "no such file with tensors",
+                remedy="correct revision and files in the manifest: they are not of one commit",
+            )
+    return checkpoint
 
-    Raises
-    ------
-    CheckpointError : it is neither.
-    """
+
+def _parsed(text: str) -> Hub:
     match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([0-9a-f]{40}))?", text)
     if match is None:
         raise CheckpointError(

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import RevisionNotFoundError
 from pydantic import ValidationError
 
 from threegates.checkpoints.editing import edit_manifest
@@ -16,14 +15,13 @@ from threegates.checkpoints.licences import check_allowed, is_noncommercial, lic
 from threegates.checkpoints.listing import (
     Card,
     HubUnreachableError,
-    ListedFile,
-    list_files,
     listed_sha256,
     model_files,
     read_card,
     stored_dtypes,
 )
 from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest, read_manifest
+from threegates.checkpoints.transfer import REVISION, RemoteFile
 from threegates.errors import CheckpointError, ManifestError, ThreeGatesError
 
 #: Training facts of which two different ones cannot have left the same weights.
@@ -158,20 +156,20 @@ def check_listed(entry: Entry, listed: Mapping[str, str]) -> None:
     Parameters
     ----------
     entry : a locked Hub entry.
-    listed : sha256 by name, as the Hub lists large files at the entry's commit.
+    listed : sha256 by name at the entry's commit, such as a RangedCheckpoint's; small files may be left out.
 
     Raises
     ------
-    CheckpointError : a file of weights is gone, new or another; with what to do.
+    CheckpointError : a file of weights is gone or new, or any file is another; with what to do.
     """
-    theirs = {name: sha256 for name, sha256 in listed.items() if name.endswith(".safetensors")}
-    ours = {name: sha256 for name, sha256 in entry.files.items() if name.endswith(".safetensors")}
-    for name in sorted(theirs.keys() | ours.keys()):
-        if theirs.get(name) != ours.get(name):
+    ours, both = entry.files, entry.files.keys() & listed.keys()
+    weights = {name for name in entry.files.keys() | listed.keys() if name.endswith(".safetensors")}
+    for name in sorted(weights | both):
+        if listed.get(name) != ours.get(name):
             raise _repository_changed(
                 entry,
                 f"{name} with sha256 {ours[name]}" if name in ours else f"no file {name}",
-                f"sha256 {theirs[name]}" if name in theirs else "no such file",
+                f"sha256 {listed[name]}" if name in listed else "no such file",
             )
 
 
@@ -234,7 +232,7 @@ def _resolved(entry: Entry, named: bool, update: bool, revision: str | None, end
         check_listed(entry, {name: file.sha256 for name, file in listed.items() if file.sha256})
         found = _Found(entry, commit, dict(entry.files), moved=False)
     else:
-        found = _taken(entry, card, commit, listed, endpoint)
+        found = _taken(entry, card, commit, listed)
     if card.commit != commit:
         found.remarks.append(
             f"the Hub has a newer commit, {card.commit}; `threegates lock {entry.name}` moves to it"
@@ -242,25 +240,22 @@ def _resolved(entry: Entry, named: bool, update: bool, revision: str | None, end
     return found
 
 
-def _at_commit(entry: Entry, repo: str, commit: str, endpoint: str | None) -> dict[str, ListedFile]:
+def _at_commit(entry: Entry, repo: str, commit: str, endpoint: str | None) -> dict[str, RemoteFile]:
     """The model's files at a commit; one that is gone is said with the way to take the newest."""
     try:
-        return model_files(repo, list_files(repo, commit, endpoint))
+        return model_files(repo, commit, endpoint)
     except CheckpointError as error:
-        if isinstance(error.__cause__, RevisionNotFoundError):
+        if error.remedy == REVISION:
             raise _repository_changed(entry, f"commit {commit}", "no such commit") from error
         raise
 
 
-def _taken(
-    entry: Entry, card: Card, commit: str, listed: Mapping[str, ListedFile], endpoint: str | None
-) -> _Found:
+def _taken(entry: Entry, card: Card, commit: str, listed: Mapping[str, RemoteFile]) -> _Found:
     """What the Hub has at a commit: files with their sha256, dtype, licence."""
-    repo = card.repo
-    files = {name: listed_sha256(repo, commit, file, endpoint) for name, file in listed.items()}
+    files = {name: listed_sha256(file) for name, file in listed.items()}
     found = _Found(entry, commit, files, moved=True, card=card)
     try:
-        found.dtypes = stored_dtypes(repo, commit, files, endpoint)
+        found.dtypes = stored_dtypes(listed)
     except CheckpointError as error:
         # The lock itself needs no dtype.
         found.remarks.append(f"the stored dtype could not be read: {error.what}")

@@ -21,7 +21,7 @@ COMPARABLE = ("BF16", "F16", "F32", "F64")
 LISTED = 10
 #: Entries of a tensor that are held at a time where not all of it has to be. Fixed, not fitted to a machine,
 #: so that sums over blocks are the same everywhere; a tensor of no more entries is one block.
-BLOCK = 1 << 22
+BLOCK = 1 << 20
 
 
 class Status(StrEnum):

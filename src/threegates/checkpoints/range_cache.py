@@ -249,7 +249,7 @@ def _claim(file: BinaryIO, size: int) -> None:
 def _is_left_behind(path: Path) -> bool:
     """Whether nobody writes a partial file any more: its writer held a lock on it, which died with it."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "r+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return True
     except OSError:

@@ -182,7 +182,7 @@ def _statistics(masks: list[Tensor]) -> _Statistics:
     return _Statistics(
         jaccard_matrix(masks).numpy(),
         {axis: [ratio_dispersion(ratio, lines[axis]) for ratio in ratios[axis]] for axis in AXES},
-        {axis: rank_correlations(torch.stack(ratios[axis]).numpy()) for axis in AXES},
+        {axis: rank_correlations(torch.stack(ratios[axis]).cpu().numpy()) for axis in AXES},
     )
 
 

@@ -28,7 +28,7 @@ from threegates.checkpoints.places import Place
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.study.by_tensor import ByTensor, Parts, Rows, Shared, as_tables
 from threegates.study.jobs import BY_TENSOR, Job, run_job, write_records
-from threegates.study.memory import LEAST, Need, need_of, run_within
+from threegates.study.memory import LEAST, Need, give_back_freed_memory, need_of, run_within
 from threegates.study.settings import memory_cap
 from threegates.study.store import Records
 from threegates.study.tensor_table import PairTable
@@ -210,6 +210,7 @@ def _open(place: str, digest: str) -> Checkpoint:
 
 def _call(work: Callable[..., None], arguments: tuple) -> None:
     work(*arguments)
+    give_back_freed_memory()
 
 
 def _finish(job: Job, parts: Parts, records: Records) -> None:

@@ -128,7 +128,7 @@ def _matrix_directions(
     mask = update_mask(pair.base, pair.tuned)
     for draw in range(DRAWS):
         generator = noise_generator(seed, "curvature", name, tensor, str(draw))
-        noise = torch.randn(delta.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(delta.shape, generator=generator, dtype=torch.float64).to(delta.device)
         yield ("noise", draw), _of_norm(noise, delta)
         yield ("masked_noise", draw), _of_norm(noise * mask, delta)
         yield ("block_noise", draw), _in_block(_of_norm(noise, delta), leading)

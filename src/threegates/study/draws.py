@@ -64,19 +64,22 @@ class EvenSample:
         self.size = size
         self._step = max(1, -(-size // SAMPLE))
         self._seen = 0
-        self._taken: list[Tensor] = []
+        self._taken = torch.empty(0)
 
     def add(self, piece: Tensor) -> None:
         """Take from the next entries."""
         flat = piece.reshape(-1)
         taken = flat[-self._seen % self._step :: self._step]
-        # A view would keep all of the piece in memory; a tensor of one piece is held anyway.
-        self._taken.append(taken if len(flat) == self.size else taken.clone())
+        if not self._seen:
+            # One buffer for all: small pieces, kept one by one, would leave the heap full of holes.
+            self._taken = flat.new_empty(-(-self.size // self._step))
+        start = -(-self._seen // self._step)
+        self._taken[start : start + len(taken)] = taken
         self._seen += len(flat)
 
     def entries(self) -> Tensor:
         """What was taken, flat."""
-        return self._taken[0] if len(self._taken) == 1 else torch.cat(self._taken)
+        return self._taken
 
 
 def even_sample(x: Tensor) -> EvenSample:
@@ -114,11 +117,11 @@ def squared_norm(x: Tensor, minus: Tensor | None = None) -> float:
     """‖x‖² or ‖x − minus‖², as `frobenius` sums it."""
     pieces = x.reshape(-1).split(SAMPLE)
     less = minus.reshape(-1).split(SAMPLE) if minus is not None else [None] * len(pieces)
-    differences = (
-        piece.double() - other.double() if other is not None else piece.double()
-        for piece, other in zip(pieces, less, strict=True)
-    )
-    return sum(float(d @ d) for d in differences)
+    total = 0.0
+    for piece, other in zip(pieces, less, strict=True):
+        wide = piece.double() if other is None else piece.double() - other
+        total += float(wide @ wide)
+    return total
 
 
 def noise_scale(pair: TensorPair, generator: torch.Generator) -> float:
@@ -171,7 +174,7 @@ def _coarse_storage(kind: str, observed: ObservedMask, generator: torch.Generato
     gaps = gaps_beyond(observed.base, observed.eta)
 
     def needed() -> Tensor:
-        return scale_to_pass(gaps, gaussian_noise(observed.base.shape, generator))
+        return scale_to_pass(gaps, gaussian_noise(observed.base.shape, generator).to(gaps[0].device))
 
     if kind == "storage_density":
         return lambda: smallest(needed(), observed.changed)

@@ -167,7 +167,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 def _with_final(masks: Sequence[Tensor], axis: str) -> list[float]:
-    ratios = torch.stack([axis_facts(mask, axis)[0] for mask in masks]).numpy()
+    ratios = torch.stack([axis_facts(mask, axis)[0] for mask in masks]).cpu().numpy()
     return [float(value) for value in rank_correlations(ratios)[:, -1]]
 
 
@@ -182,6 +182,6 @@ def _walks(
     counts = [int(mask.count_nonzero()) for mask in masks]
     walks = []
     for _ in range(draws):
-        path = storage_path(base, counts, times, generator, eta)
+        path = storage_path(base.cpu(), counts, times, generator, eta)
         walks.append({axis: _with_final(path, axis) for axis in AXES})
     return walks

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from threegates.checkpoints.families import family_of
+from threegates.checkpoints.views import naming_digest
 from threegates.errors import RecordError, ThreeGatesError
 from threegates.study.batches import measure_parts, opened
 from threegates.study.by_tensor import Parts, as_tables
@@ -24,15 +26,16 @@ PAIRS = "pairs"
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a measurement, and its table of tensors."""
+    """The files of a measurement, its table of tensors, and what was made of names that are not canonical."""
 
     files: list[Path]
     tensor: pd.DataFrame
+    notes: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """The pair's sparsity and its files, in a few lines."""
         compared = self.tensor["status"] == "compared"
-        lines = [f"{int(compared.sum())} tensors compared"]
+        lines = [*self.notes, f"{int(compared.sum())} tensors compared"]
         for row in self.tensor[~compared].itertuples():
             lines.append(f"not compared: {row.tensor} ({row.status})")
         for row in pair_sparsity(self.tensor).itertuples():
@@ -86,7 +89,10 @@ def measure_to_files(
         write_parquet(axis, tables["axis"], {**provenance, "table": "axis"})
     write_parquet(out, tables["tensor"], {**provenance, "table": "tensor"})
     parts.remove()
-    return Written(targets, tables["tensor"])
+    families = {family_of(side.checkpoint) for side in (pair.base, pair.tuned)}
+    renamed = any(naming_digest(side.checkpoint) for side in (pair.base, pair.tuned))
+    notes = sorted(family.note for family in families if renamed or not family.known)
+    return Written(targets, tables["tensor"], tuple(notes))
 
 
 def default_output(pair: str | None) -> Path:

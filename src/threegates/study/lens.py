@@ -200,7 +200,9 @@ class _Piece:
 
     def noise(self, scale: float, generator: torch.Generator) -> dict[str, float]:
         """What storage shows and hides of Gaussian noise of that scale."""
-        drawn = scale * torch.randn(self.base.shape, generator=generator, dtype=torch.float64)
+        drawn = scale * torch.randn(self.base.shape, generator=generator, dtype=torch.float64).to(
+            self.base.device
+        )
         shown = crosses(self.base, displacement_ratio(self.base, drawn))
         squares = drawn.square()
         return {
@@ -230,7 +232,7 @@ def _histogram(quantity: str, values: Tensor, changed: Tensor) -> Tensor:
     place = ((values[positive].log2() - first) * PER_OCTAVE).floor().long().clamp(0, number - 1)
     kept = [torch.bincount(place, minlength=number)]
     kept.append(torch.bincount(place[changed[positive]], minlength=number))
-    return torch.stack(kept)
+    return torch.stack(kept).cpu()
 
 
 def _add(bins: dict[tuple, Tensor], pair: str, part: str, last: bool, found: dict[str, Tensor]) -> None:

@@ -194,39 +194,45 @@ class Counted:
 
 def count(rows: PairRows, etas: tuple[float, ...] = ()) -> Counted:
     """Count changes and sum up norms, block by block; counts do not depend on the blocks, norms to 1e-15."""
-    counts: list[MaskCounts] = []
+    counts = _SumOfCounts(rows.shape)
     changed: dict[float | str, int] = dict.fromkeys(("stored", *etas), 0)
-    squares: dict[str, list[float]] = {"base": [], "delta": [], "bf16": []}
+    squares: dict[str, list[float]] = {"base": [], "delta": [], "delta_bf16": []}
     sample = EvenSample(rows.size)
     for pair in rows:
-        counts.append(count_changes(pair.base, pair.tuned))
+        counts.add(count_changes(pair.base, pair.tuned))
         before, after = as_stored(pair)
         changed["stored"] += int((before != after).count_nonzero())
         squares["base"].append(squared_norm(pair.base))
         squares["delta"].append(squared_norm(after, before))
-        squares["bf16"].append(squared_norm(pair.tuned, pair.base))
+        squares["delta_bf16"].append(squared_norm(pair.tuned, pair.base))
         for eta in etas:
             changed[eta] += _changed_beyond(pair, eta)
         sample.add(pair.base)
-    norms = {name: math.sqrt(math.fsum(values)) for name, values in squares.items()}
+    norms = {f"norm_{name}": math.sqrt(math.fsum(values)) for name, values in squares.items()}
     coarse = {eta: changed[eta] for eta in etas}
-    merged = _merged(counts, rows.shape)
-    return Counted(merged, changed["stored"], coarse, norms["base"], norms["delta"], norms["bf16"], sample)
+    return Counted(counts.whole(), changed["stored"], coarse, sample=sample, **norms)
 
 
-def _merged(counts: list[MaskCounts], shape: tuple[int, ...]) -> MaskCounts:
-    """Counts of a tensor from those of its blocks of rows."""
-    if len(counts) == 1:
-        return counts[0]
-    rows = [one.rows for one in counts if one.rows is not None]
-    columns = [one.columns for one in counts if one.columns is not None]
-    return MaskCounts(
-        changed=sum(one.changed for one in counts),
-        size=sum(one.size for one in counts),
-        rows=torch.cat(rows) if rows else None,
-        columns=torch.stack(columns).sum(0) if columns else None,
-        shape=shape,
-    )
+class _SumOfCounts:
+    """Counts of a tensor from those of its blocks of rows, added up in place."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape, self.changed, self._seen = shape, 0, 0
+        matrix = len(shape) == 2
+        self.rows, self.columns = (torch.zeros(n, dtype=torch.int64) for n in (shape if matrix else (0, 0)))
+
+    def add(self, block: MaskCounts) -> None:
+        self.changed += block.changed
+        if block.rows is not None and block.columns is not None:
+            stop = self._seen + len(block.rows)
+            self.rows[self._seen : stop] = block.rows
+            self.columns += block.columns.cpu()
+            self._seen = stop
+
+    def whole(self) -> MaskCounts:
+        matrix = len(self.shape) == 2
+        rows, columns = (self.rows if matrix else None, self.columns if matrix else None)
+        return MaskCounts(self.changed, math.prod(self.shape), rows, columns, self.shape)
 
 
 def _changed_beyond(pair: TensorPair, eta: float) -> int:

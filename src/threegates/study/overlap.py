@@ -445,7 +445,7 @@ def _stored_masks(subject: _Subject) -> Iterator[_Swept]:
         gaps, changed = gaps_beyond(base, eta), int(mask.count_nonzero())
         source = subject.generator("sweep", "storage")
         for _ in range(SWEEP_DRAWS):
-            needed = scale_to_pass(gaps, gaussian_noise(base.shape, source))
+            needed = scale_to_pass(gaps, gaussian_noise(base.shape, source).to(base.device))
             yield _Swept("bf16", eta, "storage_density", smallest(needed, changed))
             yield _Swept("bf16", eta, "storage_norm", needed < subject.scale)
 

@@ -286,7 +286,7 @@ def _statistics(a: Sequence[Tensor], b: Sequence[Tensor]) -> dict[str, np.ndarra
         "overlap": both / np.array(sizes),
     }
     for axis, ratio in zip(AXES, (row_ratio, column_ratio), strict=True):
-        lines = torch.stack([ratio(mask) for mask in (*a, *b)]).numpy()
+        lines = torch.stack([ratio(mask) for mask in (*a, *b)]).cpu().numpy()
         found[f"spearman_{axis}"] = rank_correlations(lines)[: len(a), len(a) :]
     return found
 

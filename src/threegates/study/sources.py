@@ -9,11 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from threegates.checkpoints.hub import hub_named, open_entry, open_named
-from threegates.checkpoints.licences import accepted_licences, check_allowed
-from threegates.checkpoints.locking import check_listed, check_locked
+from threegates.checkpoints.hub import open_entry, open_named
+from threegates.checkpoints.licences import accepted_licences, check_allowed, check_repository
+from threegates.checkpoints.locking import check_locked
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
-from threegates.checkpoints.ranged import open_ranged
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
@@ -105,8 +104,10 @@ def manifest_of(names: Sequence[str], path: Path | None = None) -> Manifest:
         if set(names) <= held:
             return manifest
     missing = [name for name in names if not any(name in held for held in entries)]
-    if missing or not known:
-        raise _nothing((missing or list(names))[0], known)
+    if not known:
+        return lab_manifest()
+    if missing:
+        raise _nothing(missing[0], known)
     raise ManifestError(
         "pairs of two manifests cannot be shown at once",
         where=", ".join(names),
@@ -132,7 +133,7 @@ def open_source(name: str, known: Iterable[Manifest], way: str | None = None) ->
             if entry.name == name:
                 return Source(name, _of_entry(manifest, entry, way), entry)
     if "/" in name or not known:
-        return Source(name.replace("/", "--").replace("@", "-"), _of_hub(name, way))
+        return Source(name.replace("/", "--").replace("@", "-"), _of_hub(name, known, way))
     raise _nothing(name, known)
 
 
@@ -161,8 +162,7 @@ def narrowed(
 
 
 def _of_entry(manifest: Manifest, entry: Entry, way: str | None = None) -> Checkpoint:
-    source = entry.source
-    if isinstance(source, Folder):
+    if isinstance(entry.source, Folder):
         return seen(open_entry(manifest, entry))
     way = way or reads()
     check_allowed(entry, accepted=accepted_licences())
@@ -171,23 +171,16 @@ def _of_entry(manifest: Manifest, entry: Entry, way: str | None = None) -> Check
             return seen(open_entry(manifest, entry, offline=True))
     elif manifest.profile == PAPER:
         check_locked(entry)
-    if way == DOWNLOAD:
-        return seen(open_entry(manifest, entry))
-    opened = open_ranged(source.repo, source.revision)
-    if entry.files:
-        check_listed(entry, opened.sha256)
-    return seen(opened)
+    return seen(open_entry(manifest, entry, ranged=way != DOWNLOAD))
 
 
-def _of_hub(text: str, way: str | None = None) -> Checkpoint:
+def _of_hub(text: str, known: Iterable[Manifest], way: str | None = None) -> Checkpoint:
     way = way or reads()
+    check_repository(text.partition("@")[0], known, accepted=accepted_licences())
     if way == HEADERS:
         with suppress(CheckpointError):
             return seen(open_named(text, offline=True))
-    if way == DOWNLOAD:
-        return seen(open_named(text))
-    source = hub_named(text)
-    return seen(open_ranged(source.repo, source.revision))
+    return seen(open_named(text, ranged=way != DOWNLOAD))
 
 
 def folder_labels(names: Iterable[str]) -> dict[str, str]:
