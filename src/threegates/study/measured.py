@@ -187,8 +187,8 @@ def _ours(own: pd.Series | None) -> dict[str, str]:
 def pairs_text(pairs: pd.DataFrame) -> pd.DataFrame:
     """Pairs as a page shows them, as text: a pair without a table reads "not measured" where numbers stand.
 
-    Columns: pair, base, algorithm, data, ours, as stored, noise of equal norm, NSS, largest angle (in
-    degrees), on principal weights, their density, status, revision, date.
+    Columns: pair, base, algorithm, data, status, ours, as stored, noise of equal norm, NSS, largest angle (in
+    degrees), on principal weights, their density, noise on them, revision, date.
     """
     rows = []
     for own in pairs.to_dict("records"):
@@ -206,9 +206,9 @@ def pairs_text(pairs: pd.DataFrame) -> pd.DataFrame:
                 "base": own["base"],
                 "algorithm": own["algorithm"],
                 "data": own["data"],
+                "status": told_status(own),
                 **{name: _measured(own[column], status) for column, name in _SPARSITIES.items()},
                 **{name: _measured(value, status, number(value)) for name, value in more.items()},
-                "status": told_status(own),
                 "revision": own["revision"][:12] or "–",
                 "date": own["date"] or "–",
             }
