@@ -22,7 +22,7 @@ SAMPLE = ("grpo-arith-4-s102", "rft-arith-4-s103", "sft-same-style-arith-4-s101"
 MEASURES = ("sparsity", "sparsity_fp32", "delta_norm", "pass_at_1", "kl")
 CONFIDENCE = 0.99
 # Fewer would give intervals that hold nearly everything.
-SEEDS = 4
+SEEDS = 6
 
 
 @pytest.fixture(scope="module")

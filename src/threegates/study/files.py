@@ -9,7 +9,7 @@ import pandas as pd
 
 from threegates.checkpoints.families import family_of
 from threegates.checkpoints.views import naming_digest
-from threegates.errors import RecordError, ThreeGatesError
+from threegates.errors import PairError, RecordError
 from threegates.study.batches import measure_parts, opened
 from threegates.study.by_tensor import Parts, as_tables
 from threegates.study.estimates.rows import pair_sparsity
@@ -110,12 +110,12 @@ def default_output(pair: str | None) -> Path:
 
 
 def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
-    """The job's tables; a pair that is refused leaves no parts."""
+    """The job's tables. A pair that is refused leaves no parts; those of a lost network or worker stay."""
     try:
         measure_parts({job: parts}, workers, "measure")
         pair = opened(job)
         return as_tables(pair, [parts.read(tensor) for tensor in pair.names])
-    except ThreeGatesError:
+    except PairError:
         parts.remove()
         raise
 
