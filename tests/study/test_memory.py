@@ -77,6 +77,12 @@ def test_a_tensor_outside_blocks_needs_no_more_however_long_it_is():
     assert embedding == longer < 600 * MIB
 
 
+def test_a_base_that_is_rounded_is_held_and_decomposed_twice():
+    facts = {"spectra": True, "draws": 1}
+    rounded, stored = (estimate((8960, 1536), base, "F32", **facts) for base in ("F32", "BF16"))
+    assert rounded >= stored + 2 * 8960 * 1536
+
+
 def test_a_block_of_one_long_row_is_counted_as_it_is():
     facts = {"spectra": False, "draws": 0}
     stacked, flat = (estimate(shape, "BF16", "BF16", **facts) for shape in ((8, 6000, 6000), (288_000, 1000)))

@@ -128,12 +128,16 @@ def estimate(
 def _of_spectra(shape: tuple[int, ...], dtype_base: str, dtype_tuned: str) -> tuple[int, int]:
     """What stays of the spectra while overlaps are measured, and what they take at their peak."""
     size, (short, long) = math.prod(shape), sorted(shape)
+    # A base that is not stored in bf16 is decomposed twice: as stored, for angles, and in bf16, for overlaps.
+    rounded = dtype_base != "BF16"
     if short <= REFERENCE_SIDE:
-        return 8 * size, _REFERENCE * size + _SQUARE * short**2
+        return 8 * size * (1 + rounded), _REFERENCE * size + _SQUARE * short**2
     wide = "F64" if "F64" in (dtype_base, dtype_tuned) else "F32"
-    copies = [BITS[wide] // 8 * size * (dtype != wide) for dtype in (dtype_base, dtype_tuned)]
-    squares = BITS[wide] // 8 * short**2
-    return copies[0] + squares, sum(copies) + _DELTA * size + _SQUARE * short**2 + _THIN * long
+    width = BITS[wide] // 8
+    copies = [width * size * (dtype != wide) for dtype in (dtype_base, dtype_tuned)]
+    kept = copies[0] + width * short**2 + rounded * 4 * (size + short**2)
+    angles = sum(copies) + _DELTA * size
+    return kept, max(angles, kept) + _SQUARE * short**2 + _THIN * long
 
 
 @dataclass(frozen=True)
