@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from threegates.digest import value_digest
-from threegates.errors import CheckpointError, NotebookError, ThreeGatesError
+from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
+from threegates.study.choices import explained, refuse_unsuited
 from threegates.study.claims import not_run, read_claims, verdict_table
 from threegates.study.contents import Page, find_page, page_of
 from threegates.study.estimates.rows import MissingRecordError
@@ -63,6 +64,7 @@ def run_chapter(
     listed = find_page(project_root(), notebook)
     path = notebook_path(listed.notebook if listed else notebook)
     known = declared(read_notebook(path), path.stem)
+    refuse_unsuited(path.stem, known, pairs, base or tuned)
     if pairs and (base or tuned):
         raise NotebookError("give either --pair, or --base and --tuned", found="both")
     if bool(base) != bool(tuned):
@@ -79,7 +81,10 @@ def run_chapter(
     values = {key: value for key, value in values.items() if value != known[key].default}
     page = page_of(project_root(), path.stem, values)
     output, name = (None, page.name) if page else (_output(path.stem, values), None)
-    return run_notebook(path, values, page=name, output=output, sources=sources, workers=workers)
+    try:
+        return run_notebook(path, values, page=name, output=output, sources=sources, workers=workers)
+    except (NotebookError, PairError) as error:
+        raise (explained(path.stem, error) if pairs or tuned else error) from None
 
 
 def run_page(page: Page, workers: int = 1, measure: bool = True) -> NotebookRun | NotRun:

@@ -36,15 +36,18 @@ from threegates.errors import NotebookError
 from threegates.study.claims import Claims, judge_computed, read_claims
 from threegates.study.contents import PAGE_VARIABLE
 from threegates.study.figure_facts import page_facts
+from threegates.study.measured import measured_digest
 from threegates.study.pages import every_rate, studies_of
 from threegates.study.parameters import TAG, checked, declared
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.sources import VARIABLE
 from threegates.study.store import remove_leftovers
 from threegates.study.study import Study
-from threegates.study.subjects import COMPUTED, LAB
+from threegates.study.subjects import LAB
 
 _STUDY = "threegates.study.study"
+# A notebook that imports this shows tables of published pairs.
+_MEASURED = "threegates.study.measured"
 #: Parameters of a notebook that are those of `Study.open`.
 STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "layers", "matrices", "draws", "seed")
 #: Parameter of a notebook that looks at other pages: their names.
@@ -112,8 +115,9 @@ class _Plan:
                     for study in self.studies
                     for claim in claims.of(study.chapter, study.about.name)
                 ]
-                + [claim.model_dump() for claim in claims.of(self.chapter, COMPUTED)],
+                + [claim.model_dump() for claim in claims.of(self.chapter) if not self.study],
                 "versions": versions,
+                **({"measured": measured_digest()} if _MEASURED in _modules(self.notebook) else {}),
             }
         )
 
