@@ -411,23 +411,30 @@ def test_a_kill_in_the_middle_of_a_tensor_repeats_that_tensor_and_no_other(hub, 
     )
     source = Path(__file__).parents[2] / "src"
     settings = {"THREEGATES_RANGES": str(cache.folder), "HF_ENDPOINT": hub.url, "PYTHONPATH": str(source)}
-    command = [sys.executable, "-c", script, REPO, hub.commit(REPO)]
+    settings |= {"OMP_NUM_THREADS": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "300"}
     ranged = opened(hub, cache)
-    hub.faults.append(Fault("slow", at=100, seconds=0.05))
+    names = list(ranged.infos)
+    files = [file_of(ranged, name) for name in names]
+    hung = files.index(next(file for file in files if file not in files[:2]))
+    hub.faults.append(Fault("slow", files[hung], at=100, seconds=300.0))
     run = subprocess.Popen(
-        command, env=os.environ | settings | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", script, REPO, hub.commit(REPO)],
+        env=os.environ | settings,
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    begun = [run.stdout.readline().strip() for _ in range(4)]
-    while not left_behind(cache):
+    begun = [run.stdout.readline().strip() for _ in range(hung + 1)]
+    while not left_behind(cache) and run.poll() is None:
         time.sleep(0.005)
     run.kill()
     run.wait()
     (left,) = left_behind(cache)
-    assert [ranged.is_cached(name) for name in begun] == [True, True, True, False]
+    assert begun == names[: hung + 1]
+    assert [ranged.is_cached(name) for name in begun] == [True] * hung + [False]
     with LoopbackHub(hub.repos) as other:  # the first may still be sending
         in_a_process(script, REPO, hub.commit(REPO), **settings | {"HF_ENDPOINT": other.url})
         assert not left.exists()
-        missing = [name for name in llama[1] if name not in begun[:3]]
+        missing = [name for name in llama[1] if name not in begun[:-1]]
         sent = sum(other.served[path.name] for path in llama[0].glob("*.safetensors"))
         assert sent == sum(llama[1][name].nbytes for name in missing)
     assert all(ranged.is_cached(name) for name in llama[1])
@@ -531,12 +538,12 @@ def test_a_slow_server_is_waited_for_and_one_that_stalls_is_asked_again(hub, cac
     ranged = opened(hub, cache)
     hub.faults.append(Fault("slow", file_of(ranged), at=200, seconds=0.02))
     assert torch.equal(ranged.stored(NAME), llama[1][NAME])
-    hub.faults[:] = [Fault("slow", file_of(ranged), at=200, seconds=1.0, times=1)]
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    hub.faults[:] = [Fault("slow", file_of(ranged), at=200, seconds=3.0, times=1)]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1.0)
     hub.requests.clear()
     other = "model.layers.1.mlp.up_proj.weight"
     assert torch.equal(ranged.stored(other), llama[1][other])
-    assert hub.asked() == 2
+    assert hub.asked() >= 2
 
 
 @pytest.mark.parametrize(
