@@ -47,7 +47,7 @@ PAIR_CAP, PAIR_DRAWS, PAIR_WORKERS = "2GiB", 0, 2
 """Of the whole pair. Null masks, of any number, leave room for one worker alone in this cap, and take 6 s of
 each large matrix and draw: with 9 of each kind hours, instead of a quarter of one.
 """
-LAYER_CAP, LAYER_DRAWS = "3GiB", 0
+LAYER_CAP, LAYER_DRAWS = "2.5GiB", 0
 LAYER = {"hidden": 4096, "keys": 1024, "inner": 14_336}
 LOOSE = 2.5
 """How many times too large an estimate of memory may be."""
