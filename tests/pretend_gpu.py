@@ -83,7 +83,9 @@ def _check(function: Callable, name: str, given: tuple, tensors: list[Tensor]) -
     """Scalars of the processor are allowed beside tensors of a GPU, and so are indices into one."""
     strangers = [one for one in tensors if not isinstance(one, OnGpu) and one.dim() > 0]
     index = name in ("__getitem__", "__setitem__") and isinstance(given[0], OnGpu)
-    if name in ("copy_",) or (name == "__setitem__" and index):
+    # Writing into a slice copies, whatever the devices; an index that is a tensor does not.
+    slices = name == "__setitem__" and not any(isinstance(one, Tensor) for one in _leaves(given[1]))
+    if name == "copy_" or slices or (name == "__setitem__" and index):
         return
     if strangers and not index:
         raise RuntimeError(f"expected all tensors on the same device, found cuda:0 and cpu ({name})")

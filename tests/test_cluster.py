@@ -30,7 +30,7 @@ from threegates.study.batches import keep, measure_parts, run_jobs
 from threegates.study.by_tensor import Parts
 from threegates.study.files import measure_to_files
 from threegates.study.jobs import table_job
-from threegates.study.sources import StudyPair, open_source
+from threegates.study.sources import StudyPair, open_source, own_pair
 from threegates.study.store import Records, read_provenance
 
 LOCAL = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
@@ -399,7 +399,7 @@ def outside(tmp_path, monkeypatch):
 
 def _measured(folder: Path, out: str, workers: int = 1) -> bytes:
     options = {"masks": None, "axis": folder / f"axis-{out}", "draws": 3, "seed": 0, "workers": workers}
-    measure_to_files(str(folder / "base"), str(folder / "tuned"), folder / out, **options)
+    measure_to_files(own_pair(str(folder / "base"), str(folder / "tuned")), folder / out, **options)
     return (folder / out).read_bytes() + (folder / f"axis-{out}").read_bytes()
 
 
@@ -453,7 +453,7 @@ def _identities(parts: Parts) -> dict[str, tuple]:
 
 def test_what_workers_have_to_share_are_the_parts_and_the_checkpoints(tmp_path, monkeypatch):
     given = {}
-    monkeypatch.setattr(batches, "run_parallel", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(batches, "run_within", lambda *_, **options: given.update(options))
     (places,) = _planted(tmp_path)
     measure_parts(places, 2, backend="dask", scheduler="tcp://host:1")
     assert given["files"] == [tmp_path / side / "model.safetensors" for side in ("base", "tuned")]

@@ -111,7 +111,7 @@ def test_one_job_a_base_of_rl_and_none_for_pairs_of_ones_own(tmp_path, project):
     }
     pairs = chapter_pairs("kl-leash", read_manifest(planted.write_study(tmp_path, base, runs)))
     jobs = chapter_jobs("kl-leash", pairs, 1, 0)
-    assert len(jobs) == 1 and set(jobs[0].arguments["folders"]) == {"base"}
+    assert len(jobs) == 1 and set(jobs[0].arguments["places"]) == {"base"}
     assert jobs[0].arguments["responses"] == fisher.RESPONSES and jobs[0].arguments["data"] == "arith-4"
     assert chapter_jobs("kl-leash", [p for p in pairs if p.name == "s"], 1, 0) == []
     own = own_pair(str(tmp_path / "base"), str(tmp_path / "g"))

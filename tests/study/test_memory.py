@@ -147,7 +147,7 @@ def test_tasks_run_in_the_groups_of_the_plan_and_none_if_one_cannot(monkeypatch)
     monkeypatch.setattr(
         memory,
         "run_parallel",
-        lambda work, tasks, workers, label: calls.append((workers, [task for _, task in tasks])),
+        lambda work, tasks, workers, label: calls.append((workers, tasks)),
     )
     needs = [Need("large", 700 * MIB), Need("small", MIB), Need("other", MIB)]
     tasks = [(need.tensor,) for need in needs]

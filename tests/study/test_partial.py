@@ -13,6 +13,7 @@ from threegates.study import batches
 from threegates.study.by_tensor import Parts
 from threegates.study.files import measure_to_files
 from threegates.study.partial import parts_folder, read_parts
+from threegates.study.sources import own_pair
 from threegates.study.store import read_parquet, write_parquet
 from threegates.study.tensor_table import PairTable
 
@@ -48,7 +49,7 @@ def stopped(pair, tmp_path, monkeypatch):
     out = tmp_path / "out.parquet"
     with monkeypatch.context() as patch, pytest.raises(Stopped):
         patch.setattr(PairTable, "rows", rows)
-        measure_to_files(*pair, out, axis=tmp_path / "axis.parquet", **OPTIONS)
+        measure_to_files(own_pair(*pair), out, axis=tmp_path / "axis.parquet", **OPTIONS)
     return out, seen
 
 
@@ -59,7 +60,7 @@ def test_what_is_there_is_what_the_finished_table_will_say(stopped, pair, tmp_pa
     assert found["unfinished"].all() and list(found)[-1] == "unfinished"
     assert set(found["tensor"]) <= set(seen) and (table == "axis" or len(found) == 7)
     axis = tmp_path / "axis.parquet"
-    measure_to_files(*pair, out, axis=axis, **OPTIONS)
+    measure_to_files(own_pair(*pair), out, axis=axis, **OPTIONS)
     whole = read_parquet(out if table == "tensor" else axis)
     keys = ["tensor", "axis"] if table == "axis" else ["tensor"]
     rows = whole.set_index(keys).loc[found.set_index(keys).index].reset_index()[list(whole)]
@@ -106,7 +107,7 @@ def test_where_nothing_is_unfinished_it_says_so(stopped, pair, tmp_path):
     with pytest.raises(RecordError, match="no such table") as caught:
         read_parts(out, "spectrum")
     assert caught.value.expected == "tensor or axis"
-    measure_to_files(*pair, out, axis=None, **OPTIONS)
+    measure_to_files(own_pair(*pair), out, axis=None, **OPTIONS)
     with pytest.raises(RecordError, match="it is finished: read"):
         read_parts(out)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 
@@ -21,6 +22,9 @@ from threegates.checkpoints.views import (
     on_device,
 )
 from threegates.errors import CheckpointError
+
+#: Layers and roles of tensors, None for all.
+Choice = tuple[tuple[int, ...] | None, tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -109,27 +113,28 @@ def place_of(checkpoint: Checkpoint) -> Place:
     CheckpointError : the tensors are not those of some layers and roles.
     """
     device, named = "cpu", checkpoint
-    choices: list[tuple[tuple[int, ...] | None, tuple[str, ...] | None]] = []
+    choices: list[Choice] = []
     while isinstance(named, View) and not isinstance(named, CanonicalView):
         device = named.device if isinstance(named, DeviceView) else device
         choices += [(named.layers, named.matrices)] if isinstance(named, ChosenView) else []
         named = named.inner
-    layers, matrices = choices[0] if len(choices) == 1 else _selection(checkpoint, named)
+    layers, matrices = _selection(checkpoint, named, choices)
     raw = named.inner if isinstance(named, CanonicalView) else named
     if isinstance(raw, RangedCheckpoint):
         return Place("", raw.repo, str(raw.revision), layers, matrices, device)
     return Place(str(raw.folder.absolute()), "", "", layers, matrices, device)
 
 
-def _selection(part: Checkpoint, whole: Checkpoint) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
-    """Layers and roles that choose these tensors, where they were chosen in several steps or in none."""
-    if part.infos.keys() == whole.infos.keys():
+def _selection(part: Checkpoint, whole: Checkpoint, told: Sequence[Choice]) -> Choice:
+    """Layers and roles that choose these tensors: what was told, if it was told at once."""
+    if part.infos.keys() == whole.infos.keys() and not told:
         return None, None
     numbers = tuple(sorted(number for number in map(layer, part.infos) if number is not None))
     layers = tuple(dict.fromkeys(numbers))
     present = {role(name, info.shape) for name, info in part.infos.items() if info.alias_of is None}
     roles = tuple(one for one in ROLES if one in present)
-    for found in ((layers, None), (None, roles), (layers, roles)):
+    likely: list[Choice] = [(layers, None), (None, roles), (layers, roles)]
+    for found in [*told, *likely]:
         with suppress(CheckpointError):
             if chosen(whole, *found).infos.keys() == part.infos.keys():
                 return found
