@@ -185,7 +185,7 @@ def test_a_project_without_a_manifest_has_no_pairs(project):
 
 def test_a_name_that_is_no_entry_is_refused_with_those_that_are():
     with pytest.raises(ManifestError, match="one of: one"):
-        measured.found_pairs(manifest(), names=["oen"])
+        measured.found_pairs(manifest(), names=["oxn"])
     assert [found.pair.name for found in measured.found_pairs(manifest(), names=["one"])] == ["one"]
 
 
