@@ -6,6 +6,7 @@ made-up tensors on this machine.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from threegates.study.tensor_table import PairTable
 
 #: What `threegates measure` does, beside the chapters.
 MEASURE = "measure"
+_WIDTH, _INDENT = 88, 11
 #: A line that many have, in bytes a second: 100 Mbit/s.
 LINE = 100e6 / 8
 
@@ -85,7 +87,7 @@ class Preflight:
         for problem in self.findings.problems:
             lines += [("PROBLEM", problem.what), ("what to do", problem.remedy)]
         lines.append(("verdict", "can be measured" if self.possible else "cannot be measured as it is"))
-        return "\n".join(f"{label:<11}{text}" for label, text in lines)
+        return "\n".join(_wrapped(label, text) for label, text in lines)
 
     def record(self) -> dict[str, Any]:
         """The same as plain values, for JSON; without the tensors one by one."""
@@ -209,6 +211,23 @@ def _memory(pair: tuple[Checkpoint, Checkpoint], draws: int, workers: int, spect
     return Memory(largest.tensor, largest.size, taken(largest.size, workers))
 
 
+def _wrapped(label: str, text: str) -> str:
+    """A labelled text over lines that a terminal and a page show whole."""
+    indent = " " * _INDENT
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        initial_indent=f"{label:<{_INDENT}}",
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number / 1e6:.2f} million"
+
+
 def _side_line(label: str, named: tuple[str, Side]) -> tuple[str, str]:
     name, one = named
     stored = ", ".join(f"{dtype} {size_text(size)}" for dtype, size in one.dtypes.items())
@@ -216,7 +235,7 @@ def _side_line(label: str, named: tuple[str, Side]) -> tuple[str, str]:
     place = "on this machine" if one.here else "on the Hub"
     experts = f", {one.experts} experts a block" if one.experts else ""
     return label, (
-        f"{name}{at} ({one.kind}), {place}: {one.parameters / 1e9:.2f} billion parameters in {one.tensors} "
+        f"{name}{at} ({one.kind}), {place}: {_count(one.parameters)} parameters in {one.tensors} "
         f"tensors, {one.blocks} blocks{experts}, head {one.head}; stored in {one.files} "
         f"file{'s' * (one.files != 1)}: {stored}"
     )
