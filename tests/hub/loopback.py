@@ -351,9 +351,15 @@ class _Handler(BaseHTTPRequestHandler):
         left = length if cut is None else cut
         try:
             for piece in body if self.command == "GET" else ():
-                self.wfile.write(piece[:left])
-                self.hub.served[file] += len(piece[:left])
-                left -= len(piece[:left])
+                # Counted first: who has all of it may look at the count before this thread goes on.
+                sent = len(piece[:left])
+                self.hub.served[file] += sent
+                try:
+                    self.wfile.write(piece[:left])
+                except OSError:
+                    self.hub.served[file] -= sent
+                    raise
+                left -= sent
                 if not left:
                     break
         except (BrokenPipeError, ConnectionResetError):
