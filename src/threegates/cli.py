@@ -75,6 +75,7 @@ Licences = Annotated[
 ]
 _CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
 Base = Annotated[str | None, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)]
+Pair = Annotated[str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")]
 Tuned = Annotated[str | None, typer.Option(help="The checkpoint that training ended with, given likewise.")]
 
 
@@ -104,9 +105,7 @@ def train(
 def measure(
     base: Base = None,
     tuned: Tuned = None,
-    pair: Annotated[
-        str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")
-    ] = None,
+    pair: Pair = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -164,7 +163,7 @@ def measure(
         backend=backend,
         scheduler=scheduler,
         memory=memory,
-        licences=accept_licence or (),
+        licences=accept_licence,
     )
     target = out or default_output(pair)
     (chosen,) = narrowed([one_pair(pair, base, tuned)], *_choice(layers, matrices))
@@ -179,9 +178,7 @@ def measure(
 def preflight(
     base: Base = None,
     tuned: Tuned = None,
-    pair: Annotated[
-        str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")
-    ] = None,
+    pair: Pair = None,
     diagnostic: Annotated[
         list[str] | None,
         typer.Option(help="What is to be run: measure (default), or a chapter; may be repeated."),
@@ -202,7 +199,7 @@ def preflight(
     from threegates.study.preflight import preflight_of
     from threegates.study.settings import export
 
-    export(device=device, licences=accept_licence or ())
+    export(device=device, licences=accept_licence)
     found = preflight_of(
         (pair, base, tuned),
         _choice(layers, matrices),
@@ -262,7 +259,7 @@ def run(
         backend=backend,
         scheduler=scheduler,
         memory=memory,
-        licences=accept_licence or (),
+        licences=accept_licence,
     )
     texts = dict(_key_value(text) for text in parameter or ())
     choice = _choice(layers, matrices)
@@ -290,7 +287,7 @@ def book(
     from threegates.study.provenance import build_folder
     from threegates.study.settings import export
 
-    export(ranged=ranged, licences=accept_licence or ())
+    export(ranged=ranged, licences=accept_licence)
     typer.echo(f"book: {build_book(profile, build_folder(), workers, measure=not from_records)}")
 
 
@@ -330,7 +327,7 @@ def fetch(
     from threegates.study.settings import DOWNLOAD, export
     from threegates.study.sources import known_manifests, open_source
 
-    export(licences=accept_licence or ())
+    export(licences=accept_licence)
     for name in names:
         source = open_source(name, known_manifests(), way=DOWNLOAD)
         at = f" at {source.checkpoint.revision}" if source.checkpoint.revision else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest
 from threegates.checkpoints.ranged import RangedCheckpoint, open_ranged
 from threegates.checkpoints.repository import commit_of, listed
 from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
-from threegates.checkpoints.transfer import hub_error
+from threegates.checkpoints.transfer import git_sha1, hub_error
 from threegates.errors import CheckpointError
 
 # Not "*.safetensors": some repositories hold the same weights a second time as consolidated.safetensors.
@@ -151,14 +150,13 @@ def _check_content(folder: Path) -> None:
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() and any(fnmatch(name, pattern) for pattern in PATTERNS):
             expected = Path(os.readlink(path)).name
-            kind, found = ("sha256", sha256_of) if len(expected) == 64 else ("git's sha1", _git_sha1)
-            if len(expected) in (40, 64) and found(path) != expected:
-                raise _other_file(path, name, "the Hub", f"{kind} {expected}", f"{kind} {found(path)}")
+            kind, digest = ("sha256", sha256_of) if len(expected) == 64 else ("git's sha1", _git_sha1_of)
+            if len(expected) in (40, 64) and (found := digest(path)) != expected:
+                raise _other_file(path, name, "the Hub", f"{kind} {expected}", f"{kind} {found}")
 
 
-def _git_sha1(path: Path) -> str:
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+def _git_sha1_of(path: Path) -> str:
+    return git_sha1(path.read_bytes())
 
 
 def verify_files(folder: Path, files: Mapping[str, str]) -> None:

@@ -17,7 +17,7 @@ from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_rais
 from threegates.checkpoints.headers import LARGEST_HEADER
 from threegates.checkpoints.hub import PATTERNS
 from threegates.checkpoints.repository import COMMIT, TIMEOUT, Repository, listed
-from threegates.checkpoints.transfer import TRANSIENT, RemoteFile, ask, read_range, read_whole
+from threegates.checkpoints.transfer import TRANSIENT, RemoteFile, ask, git_sha1, read_range, read_whole
 from threegates.errors import CheckpointError
 
 #: Most bytes of a file without a sha256 of the Hub's; those are small texts.
@@ -105,7 +105,7 @@ def listed_sha256(file: RemoteFile) -> str:
         )
     for _ in range(_TRIES):
         content = read_whole(file)
-        found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        found = git_sha1(content)
         if found == file.blob:
             return hashlib.sha256(content).hexdigest()
     raise CheckpointError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from threegates.checkpoints.headers import BITS, TensorInfo
-from threegates.checkpoints.pairs import COMPARABLE, AlignedTensor, Status, align
+from threegates.checkpoints.pairs import AlignedTensor, Status, align
 from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import EMBEDDING, HEAD, Checkpoint
 from threegates.errors import PairError
@@ -217,8 +217,3 @@ def by_role(rows: Sequence[AlignedTensor]) -> dict[str, tuple[int, int]]:
         number, entries = found.get(name := role(row.name, shape), (0, 0))
         found[name] = (number + 1, entries + math.prod(shape))
     return found
-
-
-def comparable(dtype: str) -> bool:
-    """Whether tensors of that stored type are compared at all."""
-    return dtype in COMPARABLE

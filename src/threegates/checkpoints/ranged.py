@@ -27,7 +27,7 @@ from threegates.checkpoints.range_cache import RangeCache
 from threegates.checkpoints.repository import COMMIT, Repository, commit_of, listed
 from threegates.checkpoints.roles import LINEAR, role
 from threegates.checkpoints.tensors import DTYPES, INDEX, REFUSED, SINGLE, Checkpoint
-from threegates.checkpoints.transfer import RemoteFile, read_range, read_whole
+from threegates.checkpoints.transfer import RemoteFile, git_sha1, read_range, read_whole
 from threegates.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -294,10 +294,7 @@ def _checked(file: RemoteFile) -> bytes:
             remedy="do not use this repository",
         )
     content = read_whole(file)
-    if file.sha256 is None:
-        found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
-    else:
-        found = hashlib.sha256(content).hexdigest()
+    found = git_sha1(content) if file.sha256 is None else hashlib.sha256(content).hexdigest()
     if found != file.blob:
         raise CheckpointError(
             f"{file.name} is not the file that the Hub lists",

@@ -6,6 +6,7 @@ set up in one place. Its session follows redirects, and leaves the token behind 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -164,6 +165,11 @@ def read_range(file: RemoteFile, start: int, stop: int) -> Iterator[bytes]:
             broken = error
         if at < stop:
             patience.wait(broken)
+
+
+def git_sha1(content: bytes) -> str:
+    """What git knows a file by: sha1 over its kind, its length and its content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
 
 
 def read_whole(file: RemoteFile) -> bytes:

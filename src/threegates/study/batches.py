@@ -109,11 +109,16 @@ def _need(first: object, *_: object) -> Need:
 
 def _need_of_piece(piece: Piece) -> Need:
     """What a piece takes, as a row of the table with everything that is measured would."""
-    arguments, pair = piece.job.arguments, opened(piece.job)
-    spectra = piece.job.kind != "pair" and arguments.get("spectra", True)
+    return need_of(_as_table(piece.job), piece.tensor)
+
+
+@lru_cache(maxsize=_OPEN)
+def _as_table(job: Job) -> PairTable:
+    """A job's pair as one table, aligned once for all of its tensors."""
+    arguments, pair = job.arguments, opened(job)
+    spectra = job.kind != "pair" and arguments.get("spectra", True)
     draws, axes = arguments.get("draws", 0), arguments.get("axes", False)
-    table = PairTable(pair.base, pair.tuned, piece.job.name, draws, axes=axes, spectra=spectra)
-    return need_of(table, piece.tensor)
+    return PairTable(pair.base, pair.tuned, job.name, draws, axes=axes, spectra=spectra)
 
 
 def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:

@@ -68,7 +68,7 @@ def export(
     backend: str | None = None,
     scheduler: str | None = None,
     memory: str | None = None,
-    licences: Sequence[str] = (),
+    licences: Sequence[str] | None = None,
 ) -> None:
     """Put what a command was given into the environment; what it was not given stays as it is.
 
@@ -80,6 +80,6 @@ def export(
         choose_backend(backend, scheduler)
     if memory:
         parse_size(memory)
-    accept_licences(licences)
+    accept_licences(licences or ())
     given = {READS: RANGED if ranged else None, DEVICE: device, MEMORY: memory}
     os.environ.update({name: value for name, value in given.items() if value})

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from threegates.checkpoints.hub import open_entry, open_named
 from threegates.checkpoints.licences import accepted_licences, check_allowed, check_repository
-from threegates.checkpoints.locking import check_locked
+from threegates.checkpoints.locking import check_usable
 from threegates.checkpoints.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
@@ -164,23 +165,24 @@ def narrowed(
 def _of_entry(manifest: Manifest, entry: Entry, way: str | None = None) -> Checkpoint:
     if isinstance(entry.source, Folder):
         return seen(open_entry(manifest, entry))
-    way = way or reads()
-    check_allowed(entry, accepted=accepted_licences())
-    if way == HEADERS:
-        with suppress(CheckpointError):
-            return seen(open_entry(manifest, entry, offline=True))
-    elif manifest.profile == PAPER:
-        check_locked(entry)
-    return seen(open_entry(manifest, entry, ranged=way != DOWNLOAD))
+    # What only looks at headers may look at what is not locked yet.
+    check = check_usable if manifest.profile == PAPER and way != HEADERS else check_allowed
+    check(entry, accepted=accepted_licences())
+    return _by(way, partial(open_entry, manifest, entry))
 
 
 def _of_hub(text: str, known: Iterable[Manifest], way: str | None = None) -> Checkpoint:
-    way = way or reads()
     check_repository(text.partition("@")[0], known, accepted=accepted_licences())
+    return _by(way, partial(open_named, text))
+
+
+def _by(way: str | None, opening: Callable[..., Checkpoint]) -> Checkpoint:
+    """A checkpoint of the Hub, downloaded or read by ranges as `way` or the settings say."""
+    way = way or reads()
     if way == HEADERS:
         with suppress(CheckpointError):
-            return seen(open_named(text, offline=True))
-    return seen(open_named(text, ranged=way != DOWNLOAD))
+            return seen(opening(offline=True))
+    return seen(opening(ranged=way != DOWNLOAD))
 
 
 def folder_labels(names: Iterable[str]) -> dict[str, str]:
