@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from threegates.checkpoints.manifest import write_manifest
+from threegates.checkpoints.tensors import WITHOUT_WEIGHTS
 from threegates.errors import RecipeError
 from threegates.lab.device import require_device
 from threegates.lab.encoder.package import verified_folder
@@ -21,15 +23,24 @@ _KEEP_FREED_MEMORY = ((-1, 2**31 - 1), (-3, 2**31 - 1))
 
 
 def train(
-    profile: str, build: Path, workers: int = 2, only: Sequence[str] = (), seeds: Sequence[int] = ()
+    profile: str,
+    build: Path,
+    workers: int = 2,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    taken: Collection[str] = (),
 ) -> Path:
     """Train every run of a profile that is not finished; returns the manifest of its checkpoints.
+
+    A run that was laid out without its weights is not finished, unless it is one of those taken from a
+    release.
 
     Parameters
     ----------
     only : names of runs; the base is trained with them, and the manifest is left as it is.
     seeds : of the profile's seeds those to train now; the manifest lists what is finished then, so that a
         long profile can be trained, measured and released seed by seed.
+    taken : names of runs that are not trained because a release has all that is asked of them.
 
     Raises
     ------
@@ -38,18 +49,26 @@ def train(
     lab = build / "lab"
     planned = plan(profile)
     chosen = _of_seeds(planned, seeds_of(profile), seeds)
-    runs = [item.run for item in _selected(chosen, only)]
-    missing = [run for run in runs if not is_finished(lab, run)]
+    runs = [item.run for item in _selected(chosen, only) if item.run.name not in taken]
+    missing = [run for run in runs if not is_trained(lab, run)]
     if any(run.recipe.kind == "encoder-base" for run in missing):
         verified_folder()
     for run in missing:
         require_device(_device(run), run.name)
+        if is_finished(lab, run):
+            shutil.rmtree(lab / "runs" / run.folder)
     with Display(lab, missing, len(runs)):
         _execute_all(lab, missing, workers)
     path = lab / "manifest.yaml"
     if not only:
         write_manifest(path, manifest(profile, [item for item in planned if is_finished(lab, item.run)]))
     return path
+
+
+def is_trained(lab: Path, run: Run) -> bool:
+    """Whether a run is finished and its checkpoints have their weights."""
+    folders = [lab / run.checkpoint(step) for step in run.recipe.saved_steps()]
+    return is_finished(lab, run) and not any((folder / WITHOUT_WEIGHTS).is_file() for folder in folders)
 
 
 def _of_seeds(planned: list[Planned], known: Sequence[int], seeds: Sequence[int]) -> list[Planned]:

@@ -46,6 +46,7 @@ from threegates.study.statistics import with_statistics
 from threegates.study.store import record_digest
 from threegates.study.study import Study
 from threegates.study.summary import forget, write_summary
+from threegates.study.taken import TAKEN, take, taken_note
 from threegates.study.values import FILE, rate_values, verdict_values, write_values
 from threegates.study.verdict_plots import forest, forest_rows
 from threegates.study.verdicts import PAGE, verdict_page
@@ -114,7 +115,10 @@ def _prepare(profile: str, build: Path, root: Path, workers: int, measure: bool)
         return
     from threegates.lab.train import train
 
-    train(profile, build, workers)
+    if taken := take(profile, build):
+        subjects = " and ".join(TAKEN[profile])
+        _say(f"{len(taken)} runs of the subject {subjects} and their records are taken from the release")
+    train(profile, build, workers, taken=taken)
 
 
 def _run_all(pages: Sequence[Page], workers: int, measure: bool) -> Runs:
@@ -163,17 +167,21 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs, release: Releas
     shutil.rmtree(source, ignore_errors=True)
     shutil.copytree(root / "book", source)
     for page, result in runs.items():
-        _add_page(source, page, result, _note(release, [page]))
+        _add_page(source, page, result, _note(release, [page]) or taken_note([page], profile, build))
         if release is None and _is_released(root):
             _add_wider(source, page, profile)
     table = _verdicts(runs)
-    _add_verdicts(source, table, runs, _note(release, list(runs)))
+    note = _note(release, list(runs)) or taken_note(runs, profile, build, named=True)
+    _add_verdicts(source, table, runs, note)
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     (source / f"{LARGER}.md").write_text(larger_page(root, build, table), encoding="utf-8")
     stated = stated_values(read_claims(root / "claims.yaml"))
     values = (
-        {"profile": profile, "origin": _origin(release)} | stated | verdict_values(table) | _lab_values(runs)
+        {"profile": profile, "origin": _origin(release, bool(note))}
+        | stated
+        | verdict_values(table)
+        | _lab_values(runs)
     )
     write_values(source / FILE, values)
     write_summary(build, source, profile, table, values)
@@ -183,10 +191,11 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs, release: Releas
     return source
 
 
-def _origin(release: Release | None) -> str:
-    """On what the build's numbers rest, for the prose."""
+def _origin(release: Release | None, taken: bool) -> str:
+    """On what the build's numbers rest, for the prose; `taken` where some of it is from the release."""
     if release is None:
-        return "on models trained on the spot"
+        others = "; of the other models the records are released ones" if taken else ""
+        return "on models trained on the spot" + others
     return f"from released records of the profile {release.profile}, whose models are not trained again"
 
 

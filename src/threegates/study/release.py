@@ -21,7 +21,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,6 +261,15 @@ def read_release(folder: Path) -> Release:
     return release
 
 
+def unpack_runs(release: Release, build: Path, runs: Collection[str]) -> None:
+    """Lay out the runs in folders of these names alone, with the records of their checkpoints."""
+    manifest = read_manifest(release.folder / MANIFEST)
+    kept = [entry for entry in manifest.checkpoints if _run_of(place_of(entry)) in runs]
+    chosen = manifest.model_copy(update={"checkpoints": kept})
+    _unpack_lab(release, build / "lab", chosen)
+    _unpack_records(release, Records(build / "records"), {entry.name for entry in kept})
+
+
 def unpack(release: Release, build: Path) -> None:
     """Lay a release out as a build with everything trained and measured; once, as long as it is the same."""
     mark, digest = build / FILE, value_digest(release.files)
@@ -269,15 +278,23 @@ def unpack(release: Release, build: Path) -> None:
     for name in ("lab", "records"):
         shutil.rmtree(build / name, ignore_errors=True)
     mark.unlink(missing_ok=True)
-    _unpack_lab(release, build / "lab")
+    _unpack_lab(release, build / "lab", read_manifest(release.folder / MANIFEST))
     index = _unpack_records(release, Records(build / "records"))
     write_json(mark, {"digest": digest, "records": index})
 
 
-def _unpack_lab(release: Release, lab: Path) -> None:
-    manifest = read_manifest(release.folder / MANIFEST)
+def _run_of(place: str) -> str:
+    """Folder of the run that a checkpoint at this place is of."""
+    return place.split("/")[1]
+
+
+def _unpack_lab(release: Release, lab: Path, manifest: Manifest) -> None:
+    """Write the manifest, and lay out what it lists."""
+    places = [place_of(entry) for entry in manifest.checkpoints]
+    runs = {_run_of(place) for place in places}
     told = _json(release, CHECKPOINTS)
-    for place, kept in told["checkpoints"].items():
+    for place in places:
+        kept = told["checkpoints"][place]
         folder, layout = lab / place, told["layouts"][kept["layout"]]
         folder.mkdir(parents=True)
         write_json(folder / "config.json", layout["config"])
@@ -288,21 +305,31 @@ def _unpack_lab(release: Release, lab: Path) -> None:
         shutil.rmtree(lab / place_of(base))
         shutil.copytree(release.folder / BASE, lab / place_of(base))
     for name, known in _json(release, RUNS).items():
-        for part, value in known.items():
+        for part, value in known.items() if name in runs else ():
             write_json(lab / "runs" / name / f"{part}.json", value)
     for log in _LOGS:
         for name, rows in _parts(release.folder / "logs" / f"{log}.parquet"):
-            write_table(lab / "runs" / name / f"{log}.parquet", rows, {})
+            if name in runs:
+                write_table(lab / "runs" / name / f"{log}.parquet", rows, {})
     write_manifest(lab / MANIFEST, manifest)
 
 
-def _unpack_records(release: Release, records: Records) -> dict[str, list[dict[str, Any]]]:
-    """Write every record under the digest of its job; returns digests and inputs by "table/job"."""
+def _unpack_records(
+    release: Release, records: Records, jobs: Collection[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Write records, of jobs of these names or all, under the digests of their jobs.
+
+    Returns digests and inputs by "table/job".
+    """
     index: dict[str, list[dict[str, Any]]] = {}
     provenance = _json(release, PROVENANCE)
     for table, known in provenance.items():
+        if jobs is not None and not any(told["job"] in jobs for told in known.values()):
+            continue
         for name, rows in _parts(release.folder / "records" / f"{table}.parquet"):
             told = known[name]
+            if jobs is not None and told["job"] not in jobs:
+                continue
             job, digest = told["job"], told["digest"]
             write_table(records.path(table, job, digest), rows, told)
             index.setdefault(f"{table}/{job}", []).append({"digest": digest, "inputs": told["inputs"]})

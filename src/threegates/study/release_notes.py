@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 #: More names than this are told by their number.
 LONGEST = 12
 _ABOUT = (
-    "Rendered from records of the profile `{profile}` in the repository, packed at {time} from commit "
-    "{commit}. Nothing was trained or measured for this page; verdicts and figures were computed from them."
+    "{what} from records of the profile `{profile}` in the repository, packed at {time} from commit "
+    "{commit}. Nothing was trained or measured for {it}; verdicts and figures were computed from them."
 )
 
 
@@ -54,10 +54,20 @@ def freshness(studies: Iterable[Study], profile: str) -> Freshness:
     )
 
 
-def release_note(release: Release, found: Freshness) -> str:
-    """The note in MyST: where the records come from, and what is stale, by name."""
+def release_note(release: Release, found: Freshness, pages: Sequence[str] = ()) -> str:
+    """The note in MyST: where the records come from, and what is stale, by name.
+
+    pages : those that it is about, where that is not the page on which it stands.
+    """
     commit = str(release.made.get("commit") or "unknown")[:12]
-    about = _ABOUT.format(profile=release.profile, time=release.made.get("time", "unknown"), commit=commit)
+    named = " and ".join(f"{{doc}}`{page}`" for page in pages)
+    about = _ABOUT.format(
+        what=f"What {named} give is" if pages else "Rendered",
+        it="them" if pages else "this page",
+        profile=release.profile,
+        time=release.made.get("time", "unknown"),
+        commit=commit,
+    )
     if not found.stale:
         state = f"All {found.records} records and {found.runs} runs are what the present code would make."
         return _admonition("Released records", "note", [about, state])

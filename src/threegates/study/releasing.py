@@ -52,8 +52,18 @@ def _of_pages() -> Iterator[Study]:
         yield from page_studies(notebook_path(page.notebook), page.parameters)
 
 
+def released() -> Release:
+    """The release that the book is rendered from, with its files checked.
+
+    Raises
+    ------
+    RecordError : it is missing, of another version, or damaged.
+    """
+    return read_release(project_root() / RESULTS / RELEASED_PROFILE)
+
+
 def unpacked(build: Path) -> Release:
-    """The release that the book is rendered from, laid out in a build's folder."""
-    release = read_release(project_root() / RESULTS / RELEASED_PROFILE)
+    """The same, laid out in a build's folder."""
+    release = released()
     unpack(release, build)
     return release
