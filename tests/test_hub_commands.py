@@ -57,9 +57,7 @@ def hub(sides, tmp_path, monkeypatch):
     (tmp_path / "project" / "data_manifest.yaml").write_text(MANIFEST)
     monkeypatch.chdir(tmp_path / "project")
     with LoopbackHub(sides) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.stand_in(monkeypatch)
         yield hub
 
 

@@ -351,9 +351,10 @@ def lock(
     with what to do; the command then ends with status 1.
     """
     from threegates.checkpoints.locking import lock as lock_entries
+    from threegates.study.provenance import tracked_manifest
 
     done = lock_entries(
-        manifest or _tracked(), names or None, update=update, revision=revision, progress=_progress
+        manifest or tracked_manifest(), names or None, update=update, revision=revision, progress=_progress
     )
     typer.echo(done.text())
     if not done.ok:
@@ -370,8 +371,9 @@ def verify(
     Ends with status 1 where a file differs.
     """
     from threegates.checkpoints.verifying import verify as verify_entries
+    from threegates.study.provenance import tracked_manifest
 
-    report = verify_entries(manifest or _tracked(), names or None, progress=_progress)
+    report = verify_entries(manifest or tracked_manifest(), names or None, progress=_progress)
     typer.echo(report.text())
     if not report.ok:
         raise typer.Exit(1)
@@ -402,9 +404,10 @@ def add_pair(
     """Write a pair of checkpoints into the manifest, so that chapters take it by --pair NAME."""
     from threegates.checkpoints.adding import add_pair as add
     from threegates.study.jobs import CHAPTERS
+    from threegates.study.provenance import tracked_manifest
 
     added = add(
-        manifest or _tracked(),
+        manifest or tracked_manifest(),
         base,
         tuned,
         method=method,
@@ -481,13 +484,6 @@ def reproduce(
     typer.echo(f"figure:  {made.place}\n{made.name}: {made.verdict}")
     if not made.same:
         raise typer.Exit(1)
-
-
-def _tracked() -> Path:
-    """The manifest that people write."""
-    from threegates.study.provenance import project_root
-
-    return project_root() / "data_manifest.yaml"
 
 
 def _progress(line: str) -> None:

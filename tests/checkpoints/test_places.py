@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from tests.hub.loopback import LoopbackHub
@@ -30,9 +29,7 @@ def hub(llama, tmp_path, monkeypatch):
     """The Hub that HF_ENDPOINT would name."""
     monkeypatch.setenv("THREEGATES_RANGES", str(tmp_path / "ranges"))
     with LoopbackHub({REPO: llama[0]}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.stand_in(monkeypatch)
         yield hub
 
 

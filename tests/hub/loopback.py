@@ -20,11 +20,14 @@ from pathlib import Path
 
 # By name: a test that watches what the client waits must not see what the server does.
 from time import sleep
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import close_session
+from huggingface_hub import close_session, constants
 from safetensors.torch import load_file, save_file
+
+if TYPE_CHECKING:
+    import pytest
 
 ROUTES = {
     "info": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?"),
@@ -91,6 +94,12 @@ class LoopbackHub:
     served: Counter[str] = field(default_factory=Counter)
     tokens: list[tuple[str, str | None]] = field(default_factory=list)
     lfs: bool = True
+
+    def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Be the Hub that the clients ask, as HF_ENDPOINT would have it in a process that starts."""
+        monkeypatch.setattr(constants, "ENDPOINT", self.url)
+        template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
 
     def __enter__(self) -> LoopbackHub:
         hub = self

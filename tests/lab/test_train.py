@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.lab.encoder.tiny_encoder import write_tiny_encoder
 from tests.lab.tiny import BIGRAM, guessing_weights
 from threegates.checkpoints.hub import open_entry
 from threegates.checkpoints.manifest import read_manifest
+from threegates.checkpoints.tensors import WITHOUT_WEIGHTS, Checkpoint, without_weights
 from threegates.digest import file_digest
 from threegates.errors import RecipeError
 from threegates.lab import interventions, pretrain, profiles, progress
@@ -131,6 +133,21 @@ def test_a_missing_run_alone_is_trained_anew_to_the_same_bytes(build, capsys):
     assert f"train: 1 of {len(plan('tiny'))} runs to do" in lines
     assert f"train: {run.name} done in" in lines
     assert "runs left: 0" in lines
+
+
+def test_a_run_without_weights_is_trained_unless_it_is_one_that_was_taken(build, capsys):
+    before = _digests(build)
+    run = plan("tiny")[-1].run
+    folder = build / "lab" / run.checkpoint(max(run.recipe.saved_steps()))
+    kept = without_weights(Checkpoint.open(folder))
+    for path in folder.glob("*.safetensors"):
+        path.unlink()
+    (folder / WITHOUT_WEIGHTS).write_text(json.dumps(kept))
+    train("tiny", build, workers=1, taken=[run.name])
+    assert "train: 0 of" in capsys.readouterr().err and (folder / WITHOUT_WEIGHTS).is_file()
+    train("tiny", build, workers=1)
+    assert f"train: {run.name} done in" in capsys.readouterr().err
+    assert _digests(build) == before
 
 
 def test_one_chosen_run_brings_its_base_and_leaves_the_manifest_alone(tiny, build, tmp_path):

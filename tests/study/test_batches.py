@@ -14,7 +14,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from tests.hub.loopback import LoopbackHub
 from tests.study import planted
@@ -133,9 +132,7 @@ def on_a_hub(jobs, monkeypatch, folder):
     for kept in (opened, module._open):
         kept.cache_clear()
     with LoopbackHub(repos) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        hub.stand_in(monkeypatch)
         places = {
             str(path): Place(repo=repo, revision=hub.commit(repo)).text() for repo, path in repos.items()
         }

@@ -120,9 +120,7 @@ def test_of_the_hub_only_headers_are_read(pair, tmp_path, monkeypatch):
     monkeypatch.setenv("THREEGATES_RANGES", str(tmp_path / "ranges"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     with LoopbackHub({"org/base": pair[0], "org/tuned": pair[1]}) as hub:
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        address = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", address)
+        hub.stand_in(monkeypatch)
         found = looked("org/base", "org/tuned", choice=([0], ["up"]))
     sizes = [sum(path.stat().st_size for path in side.glob("*.safetensors")) for side in pair]
     assert found.findings.fetch_whole == sum(sizes)

@@ -60,9 +60,9 @@ def released_once(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def planned_anew():
     """Tests put other plans in the place of the lab's."""
-    released._present.cache_clear()
+    released.planned.cache_clear()
     yield
-    released._present.cache_clear()
+    released.planned.cache_clear()
 
 
 @pytest.fixture
@@ -204,7 +204,7 @@ def test_runs_are_stale_where_the_plan_would_train_others(trained, monkeypatch):
     assert stale_runs(entries, "full") == []
     moved = [Planned("grpo-s3", "ffffffffffff") if one.name == "grpo-s3" else one for one in same]
     monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: moved[:-1])
-    released._present.cache_clear()
+    released.planned.cache_clear()
     assert stale_runs(entries, "full") == ["grpo-s3", "grpo-s4"]
 
 
@@ -335,7 +335,7 @@ def test_a_smaller_build_says_which_arms_only_the_released_records_have():
 def test_the_note_stands_at_the_end_of_the_page_of_a_smaller_build(trained, packed, monkeypatch):
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
     monkeypatch.setattr(book, "_render", lambda build, source: source)
-    monkeypatch.setattr("threegates.lab.train.train", lambda *_: None)
+    monkeypatch.setattr("threegates.lab.train.train", lambda *_, **__: None)
     for profile, shown in (("mini", True), ("full", False)):
         source = book.build_book(profile, trained / "build", 1)
         last = json.loads((source / f"{CHAPTER}.ipynb").read_text())["cells"][-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
@@ -24,6 +24,7 @@ from threegates.checkpoints.transfer import git_sha1, hub_error
 from threegates.errors import CheckpointError
 
 # Not "*.safetensors": some repositories hold the same weights a second time as consolidated.safetensors.
+_HEAVY = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5|msgpack)$")
 WEIGHTS = ("model.safetensors", "model-*.safetensors", INDEX)
 PATTERNS = (
     *WEIGHTS,
@@ -90,7 +91,7 @@ def fetch(
     offline = offline or is_offline_mode()
     folder = _in_cache(source, cache, offline) or _downloaded(source, cache, endpoint)
     if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
-        raise _no_weights(source, folder.name, offline, endpoint)
+        raise no_weights(_named(source), _names(source, folder.name, offline, endpoint))
     _check_content(folder)
     return Snapshot(folder, folder.name)
 
@@ -261,16 +262,20 @@ def _named(source: Hub) -> str:
     return f"{source.repo} at {source.revision or 'its newest commit'}"
 
 
-def _no_weights(source: Hub, revision: str, offline: bool, endpoint: str | None) -> CheckpointError:
+def _names(source: Hub, revision: str, offline: bool, endpoint: str | None) -> list[str]:
+    """Files of a repository; none where the Hub does not tell, for they only make a message better."""
     try:
-        names = [] if offline else HfApi(endpoint=endpoint).list_repo_files(source.repo, revision=revision)
+        return [] if offline else HfApi(endpoint=endpoint).list_repo_files(source.repo, revision=revision)
     except Exception:
-        # The list only makes the message better; its own failure must not hide what is wrong.
-        names = []
-    heavy = [name for name in names if re.search(r"\.(safetensors|bin|pt|pth|gguf|h5|msgpack)$", name)]
+        return []
+
+
+def no_weights(where: object, names: Iterable[str]) -> CheckpointError:
+    """The error for a repository of these files, none of which holds a whole model as safetensors."""
+    heavy = sorted(name for name in names if _HEAVY.search(name))
     return CheckpointError(
         "the Hub repository has no safetensors weights of a whole model",
-        where=_named(source),
+        where=where,
         expected=" or ".join(WEIGHTS),
         found=", ".join(heavy[:5]) or "none of them",
         remedy="pickle and quantised files are not read, adapters must be merged first: "

@@ -15,8 +15,8 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_raise_for_status, validate_repo_id
 
 from threegates.checkpoints.headers import LARGEST_HEADER
-from threegates.checkpoints.hub import PATTERNS
-from threegates.checkpoints.repository import COMMIT, TIMEOUT, Repository, listed
+from threegates.checkpoints.hub import PATTERNS, no_weights
+from threegates.checkpoints.repository import COMMIT, TIMEOUT, listed
 from threegates.checkpoints.transfer import TRANSIENT, RemoteFile, ask, git_sha1, read_range, read_whole
 from threegates.errors import CheckpointError
 
@@ -26,7 +26,6 @@ LARGEST_TEXT = 64 << 20
 _TRIES = 3
 # The manifest's names of what safetensors calls these.
 _NAMES = {"BF16": "bf16", "F16": "fp16", "F32": "fp32", "F64": "fp64"}
-_HEAVY = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5|msgpack)$")
 
 
 class HubUnreachableError(CheckpointError):
@@ -78,7 +77,7 @@ def model_files(repo: str, commit: str, endpoint: str | None = None) -> dict[str
         raise _no_list(repo, commit, f"{type(error).__name__}: {error}") from None
     kept = sorted(filter_repo_objects(repository.files, allow_patterns=list(PATTERNS)))
     if not any(name.endswith(".safetensors") for name in kept):
-        raise _no_weights(repository)
+        raise no_weights(repository, repository.files)
     if strange := [name for name in kept if not name.isprintable()]:
         raise _no_list(repo, commit, repr(strange[0]))
     return {name: repository.files[name] for name in kept}
@@ -205,18 +204,6 @@ def _no_list(repo: str, commit: str, found: str) -> CheckpointError:
         expected="a plain name, a size and a digest of each file",
         found=found[:200],
         remedy="check HF_ENDPOINT; if it is the Hub's own, do not use this repository",
-    )
-
-
-def _no_weights(repository: Repository) -> CheckpointError:
-    heavy = [name for name in sorted(repository.files) if _HEAVY.search(name)]
-    return CheckpointError(
-        f"the Hub repository {repository.repo} has no safetensors weights of a whole model",
-        where=repository,
-        expected="model.safetensors, or shards model-*.safetensors",
-        found=", ".join(heavy[:5]) or "none of them",
-        remedy="pickle and quantised files are not read, adapters must be merged first: "
-        "take another upload of this model",
     )
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -211,14 +212,20 @@ def read_manifest(path: str | os.PathLike) -> Manifest:
 
 def parse_manifest(path: Path, text: str) -> Manifest:
     """Check the text of a manifest that is, or is to be, the file `path`; raises as read_manifest does."""
+    manifest = _checked(path, text).model_copy(deep=True)
+    manifest._folder = path.resolve().parent
+    return manifest
+
+
+@lru_cache(maxsize=8)
+def _checked(path: Path, text: str) -> Manifest:
+    # A build reads the same manifest for every page; that of a long profile takes half a second.
     tree = compose(path, text)
     _refuse_repeated_keys(path, tree)
     try:
-        manifest = Manifest.model_validate(construct(path, tree), by_alias=True, by_name=False)
+        return Manifest.model_validate(construct(path, tree), by_alias=True, by_name=False)
     except ValidationError as error:
         raise _schema_error(path, tree, error) from None
-    manifest._folder = path.resolve().parent
-    return manifest
 
 
 def write_manifest(path: str | os.PathLike, manifest: Manifest) -> None:

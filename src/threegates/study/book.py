@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -34,7 +34,13 @@ from threegates.study.figure_cards import PROVENANCE, card, with_cards
 from threegates.study.figures import Published, publish
 from threegates.study.larger_page import PAGE as LARGER
 from threegates.study.larger_page import larger_page
-from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
+from threegates.study.provenance import (
+    build_folder,
+    build_state,
+    importlib_version,
+    project_root,
+    tracked_manifest,
+)
 from threegates.study.release import Release
 from threegates.study.release_notes import freshness, release_note, wider_note, with_note
 from threegates.study.released import FILE as RELEASE_FILE
@@ -109,7 +115,7 @@ def _say(text: str) -> None:
 def _prepare(profile: str, build: Path, root: Path, workers: int, measure: bool) -> None:
     """Make the checkpoints: train the lab, or point the study at the paper's own."""
     if profile == "paper":
-        os.environ[MANIFEST_VARIABLE] = str(root / "data_manifest.yaml")
+        os.environ[MANIFEST_VARIABLE] = str(tracked_manifest())
         return
     if not measure:
         return
@@ -132,6 +138,8 @@ def _run_all(pages: Sequence[Page], workers: int, measure: bool) -> Runs:
                 if measure:
                     _measure(page, workers)
                 futures[page] = pool.submit(_run, page, measure)
+            # The first to fail tells why; others may only have waited for it.
+            _ = [future.result() for future in as_completed(futures.values())]
             return {page: future.result() for page, future in futures.items()}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -170,10 +171,18 @@ def read_claims(path: Path) -> Claims:
     ClaimError : it is missing, is not YAML, or breaks the schema; the message names the claim and key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return Claims.model_validate(content)
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ClaimError("there is no file of claims", where=path.name) from None
+    return _parsed(path, text)
+
+
+@lru_cache(maxsize=4)
+def _parsed(path: Path, text: str) -> Claims:
+    # Every page asks for the claims several times, and reading YAML takes a third of a second.
+    try:
+        content = yaml.safe_load(text)
+        return Claims.model_validate(content)
     except yaml.YAMLError as error:
         raise ClaimError("the file of claims is not YAML", where=path.name, found=str(error)) from None
     except ValidationError as error:

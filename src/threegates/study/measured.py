@@ -23,7 +23,7 @@ from threegates.study.by_tensor import typed
 from threegates.study.cards import number
 from threegates.study.estimates.rows import pair_sparsity
 from threegates.study.paper import table_1
-from threegates.study.provenance import build_folder, project_root
+from threegates.study.provenance import build_folder, project_root, tracked_manifest
 from threegates.study.store import read_parquet, read_provenance
 from threegates.study.tensor_table import COLUMNS as TENSOR_COLUMNS
 from threegates.study.tensor_table import MEASURED as HAS_SPECTRA
@@ -72,7 +72,7 @@ class Found:
 
 def paper_manifest() -> Manifest:
     """The tracked manifest of published checkpoints; an empty one where the project has none."""
-    path = project_root() / "data_manifest.yaml"
+    path = tracked_manifest()
     return read_manifest(path) if path.is_file() else Manifest(version=1, checkpoints=[])
 
 
@@ -151,7 +151,7 @@ def measured_tensors(found: Iterable[Found]) -> pd.DataFrame:
 def measured_digest() -> str:
     """sha256 over the tracked manifest and every table of a pair: what pages that show them rest on."""
     files = [path for folder in pair_folders() for path in sorted(folder.glob("*")) if path.is_file()]
-    manifest = project_root() / "data_manifest.yaml"
+    manifest = tracked_manifest()
     known = {f"{path.parent.parent.name}/{path.name}": file_digest(path) for path in files}
     return value_digest(known | ({manifest.name: file_digest(manifest)} if manifest.is_file() else {}))
 

@@ -22,6 +22,8 @@ TARGETS: dict[str, str] = {
     "principal_not_low": "principal, not low",
 }
 _RL = "#0072B2"
+# Nulls that are drawn: Bernoulli's mean is the density itself.
+_DRAWN = {name: look for name, look in NULLS.items() if name != "bernoulli"}
 
 
 def group_colour(group: str) -> str:
@@ -50,7 +52,7 @@ def overlaps_against_nulls(frame: pd.DataFrame) -> Figure:
             for ax, (target, title) in zip(line, TARGETS.items(), strict=True):
                 rows = frame[(frame["group"] == group) & (frame["target"] == target)].set_index("role")
                 for y, role in enumerate(roles):
-                    _overlap_row(ax, y, rows.loc[role], group_colour(group))
+                    overlap_row(ax, y, rows.loc[role], group_colour(group))
                 ax.set_title(f"{title}\n{group}", fontsize=10.5)
                 ax.set_ylim(len(roles) - 0.4, -0.6)
                 ax.grid(axis="x")
@@ -61,15 +63,25 @@ def overlaps_against_nulls(frame: pd.DataFrame) -> Figure:
     return fig
 
 
-def _overlap_row(ax: Axes, y: int, row: pd.Series, tint: str) -> None:
-    """Draw one overlap, its density and its nulls, each on a line of its own within the row."""
+def overlap_row(ax: Axes, y: int, row: pd.Series, tint: str) -> None:
+    """Draw one overlap, its range where it has one, its density and its nulls, on lines of their own."""
     ax.plot([row["density"]] * 2, [y - 0.4, y + 0.4], color="#000000", lw=1.4)
-    drawn = [(name, *look) for name, look in NULLS.items() if name != "bernoulli"]
-    for (name, _, grey, marker), down in zip(drawn, (0.02, 0.17, 0.32), strict=True):
+    for (name, (_, grey, marker)), down in zip(_DRAWN.items(), (0.02, 0.17, 0.32), strict=True):
         ax.plot([row[f"{name}_low"], row[f"{name}_high"]], [y + down] * 2, color=grey, lw=1.6)
         ax.plot([row[f"{name}_mean"]], [y + down], marker, color=grey, ms=4.5, mew=0)
-    ax.plot([row["overlap_low"], row["overlap_high"]], [y - 0.22] * 2, color=tint, lw=2.4)
+    if "overlap_low" in row:
+        ax.plot([row["overlap_low"], row["overlap_high"]], [y - 0.22] * 2, color=tint, lw=2.4)
     ax.plot([row["overlap"]], [y - 0.22], "o", color=tint, ms=7, mec="white")
+
+
+def beside_overlaps(density: str = "density") -> list[Line2D]:
+    """Handles of what stands beside overlaps: the targets' density, under that name, and the nulls."""
+    line = Line2D([], [], marker="|", color="#000000", ms=12, mew=1.6, lw=0, label=density)
+    nulls = [
+        Line2D([], [], marker=marker, color=grey, ms=4.5, mew=0, lw=1.6, label=label)
+        for label, grey, marker in _DRAWN.values()
+    ]
+    return [line, *nulls]
 
 
 def _overlap_key(groups: list[str]) -> list[Line2D]:
@@ -79,13 +91,7 @@ def _overlap_key(groups: list[str]) -> list[Line2D]:
         )
         for g in groups
     ]
-    density = Line2D([], [], marker="|", color="#000000", ms=12, mew=1.6, lw=0, label="density (the paper's)")
-    nulls = [
-        Line2D([], [], marker=marker, color=grey, ms=4.5, mew=0, lw=1.6, label=label)
-        for name, (label, grey, marker) in NULLS.items()
-        if name != "bernoulli"
-    ]
-    return [*observed, density, *nulls]
+    return [*observed, *beside_overlaps("density (the paper's)")]
 
 
 def lifts_by_layer(frame: pd.DataFrame) -> Figure:

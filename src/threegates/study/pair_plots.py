@@ -12,7 +12,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
 from threegates.study.figures import NULLS, pair_colours, style
-from threegates.study.overlap_plots import TARGETS
+from threegates.study.overlap_plots import TARGETS, beside_overlaps, overlap_row
 from threegates.study.pair_views import DRIFT, KINDS
 from threegates.study.plots import ROLES
 
@@ -115,28 +115,12 @@ def overlaps_by_pair(frame: pd.DataFrame) -> Figure:
         for ax, (target, title) in zip(axes, TARGETS.items(), strict=True):
             rows = frame[frame["target"] == target].set_index("pair")
             for y, (pair, tint) in enumerate(colours.items()):
-                _overlap_row(ax, y, rows.loc[[pair]].iloc[0], tint)
+                overlap_row(ax, y, rows.loc[[pair]].iloc[0], tint)
             ax.set(title=title, ylim=(len(colours) - 0.4, -0.6), xlabel="share of the mask")
             ax.set_yticks([])
             ax.grid(axis="x")
-        density = Line2D([], [], marker="|", color="#000000", ms=12, mew=1.6, lw=0, label="density")
-        nulls = [
-            Line2D([], [], marker=marker, color=grey, ms=5, mew=0, lw=1.6, label=label)
-            for name, (label, grey, marker) in NULLS.items()
-            if name != "bernoulli"
-        ]
-        _legend(fig, colours, [density, *nulls])
+        _legend(fig, colours, beside_overlaps())
     return fig
-
-
-def _overlap_row(ax: Axes, y: int, row: pd.Series, tint: str) -> None:
-    """One pair's overlap, the target's density, and its nulls on lines of their own."""
-    ax.plot([row["density"]] * 2, [y - 0.4, y + 0.4], color="#000000", lw=1.4)
-    drawn = [(name, *look) for name, look in NULLS.items() if name != "bernoulli"]
-    for (name, _, grey, marker), down in zip(drawn, (0.02, 0.17, 0.32), strict=True):
-        ax.plot([row[f"{name}_low"], row[f"{name}_high"]], [y + down] * 2, color=grey, lw=1.6)
-        ax.plot([row[f"{name}_mean"]], [y + down], marker, color=grey, ms=5, mew=0)
-    ax.plot([row["overlap"]], [y - 0.22], "o", color=tint, ms=8, mec="white")
 
 
 def _floor(ax: Axes, floor: float) -> None:

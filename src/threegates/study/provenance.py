@@ -41,6 +41,11 @@ def build_folder() -> Path:
     return Path(named).resolve() if named else project_root() / "build"
 
 
+def tracked_manifest() -> Path:
+    """The manifest that people write; a project need not have one."""
+    return project_root() / "data_manifest.yaml"
+
+
 def record_provenance(modules: tuple[str, ...], **details: object) -> dict:
     """What a record states about its making: the code's digest, versions, and the given details.
 

@@ -262,12 +262,15 @@ def read_release(folder: Path) -> Release:
 
 
 def unpack_runs(release: Release, build: Path, runs: Collection[str]) -> None:
-    """Lay out the runs in folders of these names alone, with the records of their checkpoints."""
+    """Lay out the runs in folders of these names alone, and a manifest of them."""
     manifest = read_manifest(release.folder / MANIFEST)
     kept = [entry for entry in manifest.checkpoints if _run_of(place_of(entry)) in runs]
-    chosen = manifest.model_copy(update={"checkpoints": kept})
-    _unpack_lab(release, build / "lab", chosen)
-    _unpack_records(release, Records(build / "records"), {entry.name for entry in kept})
+    _unpack_lab(release, build / "lab", manifest.model_copy(update={"checkpoints": kept}))
+
+
+def unpack_records(release: Release, build: Path, digests: Collection[str]) -> None:
+    """Lay out the records of jobs of these digests, those that the release has."""
+    _unpack_records(release, Records(build / "records"), digests)
 
 
 def unpack(release: Release, build: Path) -> None:
@@ -315,20 +318,20 @@ def _unpack_lab(release: Release, lab: Path, manifest: Manifest) -> None:
 
 
 def _unpack_records(
-    release: Release, records: Records, jobs: Collection[str] | None = None
+    release: Release, records: Records, digests: Collection[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write records, of jobs of these names or all, under the digests of their jobs.
+    """Write records, those of jobs of these digests or all, under the digests of their jobs.
 
     Returns digests and inputs by "table/job".
     """
     index: dict[str, list[dict[str, Any]]] = {}
     provenance = _json(release, PROVENANCE)
     for table, known in provenance.items():
-        if jobs is not None and not any(told["job"] in jobs for told in known.values()):
+        if digests is not None and not any(told["digest"] in digests for told in known.values()):
             continue
         for name, rows in _parts(release.folder / "records" / f"{table}.parquet"):
             told = known[name]
-            if jobs is not None and told["job"] not in jobs:
+            if digests is not None and told["digest"] not in digests:
                 continue
             job, digest = told["job"], told["digest"]
             write_table(records.path(table, job, digest), rows, told)

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
 
 from nbformat import NotebookNode
 from nbformat.v4 import new_markdown_cell
 
 from threegates.study.release import Release
-from threegates.study.released import stale_runs
+from threegates.study.released import planned, stale_runs
 from threegates.study.study import Study
-
-if TYPE_CHECKING:
-    from threegates.lab.plan import Planned
 
 #: More names than this are told by their number.
 LONGEST = 12
@@ -104,16 +99,8 @@ def wider_note(chapter: str, profile: str, released: str) -> str:
 
 def _arms(chapter: str, profile: str) -> set[str]:
     """Names of a chapter's runs without their seeds."""
-    runs = (item for item in _plan(profile) if chapter in item.draft.chapters)
+    runs = (item for item in planned(profile) if chapter in item.draft.chapters)
     return {item.run.name.rpartition("-s")[0] for item in runs}
-
-
-@cache
-def _plan(profile: str) -> list[Planned]:
-    """A profile's plan: its digests take a while, and a process does not change its code."""
-    from threegates.lab.plan import plan
-
-    return plan(profile)
 
 
 def with_note(notebook: NotebookNode, note: str, place: int = 1) -> NotebookNode:

@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from threegates.checkpoints.manifest import Entry, Folder
 from threegates.study.jobs import Job
 from threegates.study.store import Records
+
+if TYPE_CHECKING:
+    from threegates.lab.plan import Planned
 
 #: What a release is described by; beside unpacked records it lists digests and inputs of them all.
 FILE = "release.json"
@@ -54,12 +57,17 @@ def stale_runs(entries: Sequence[Entry], profile: str) -> list[str]:
     return sorted(name for name, folder in made.items() if present.get(name) != folder)
 
 
-@cache
 def _present(profile: str) -> Mapping[str, str]:
-    """Folders of a profile's runs by name: their digests take seconds, and a process keeps its code."""
+    """Folders of a profile's runs by name."""
+    return {item.run.name: item.run.folder for item in planned(profile)}
+
+
+@cache
+def planned(profile: str) -> Sequence[Planned]:
+    """A profile's plan: its digests take seconds, and a process does not change its code."""
     from threegates.lab.plan import plan
 
-    return {item.run.name: item.run.folder for item in plan(profile)}
+    return plan(profile)
 
 
 def place_of(entry: Entry) -> str:

@@ -21,7 +21,11 @@ from typing import Any
 
 import nbformat
 import pandas as pd
+import papermill
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
+from papermill.exceptions import PapermillExecutionError
 
 from threegates.atomic import write_json, write_text
 from threegates.digest import (
@@ -53,6 +57,8 @@ STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "layers", "matrices", "
 #: Parameter of a notebook that looks at other pages: their names.
 PAGES = "pages"
 _DRAWING = ("matplotlib", "seaborn", "ipykernel", "ipython")
+# A kernel starts in two seconds; papermill gives up after 60, which a busy machine can need.
+_START_SECONDS = 600
 # One thread and one hash seed: outputs must not depend on cores or on the order of a set.
 _KERNEL_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -354,9 +360,6 @@ def _put_in_place(plan: _Plan, work: Path, page: Path, text: str) -> None:
 
 
 def _papermill(plan: _Plan, work: Path, source: Path | None = None) -> NotebookNode:
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
     with tempfile.TemporaryDirectory(prefix="threegates-") as scratch:
         try:
             return papermill.execute_notebook(
@@ -368,6 +371,7 @@ def _papermill(plan: _Plan, work: Path, source: Path | None = None) -> NotebookN
                 progress_bar=sys.stderr.isatty(),
                 kernel_manager_class=_kernel_manager(Path(scratch), plan, work),
                 record_timing=False,
+                start_timeout=_START_SECONDS,
             )
         except PapermillExecutionError as error:
             raise _failed_cell(plan, error) from None
@@ -383,9 +387,6 @@ def _kernel_manager(scratch: Path, plan: _Plan, work: Path) -> type:
 
     papermill would change the folder of this whole process, in which other notebooks may run.
     """
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
-
     path = os.pathsep.join([str(PACKAGE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
     places = {
         "THREEGATES_BUILD": str(build_folder()),

@@ -17,7 +17,7 @@ from threegates.checkpoints.manifest import Entry, Folder, Manifest, PairEntry, 
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
-from threegates.study.provenance import build_folder, project_root
+from threegates.study.provenance import build_folder, project_root, tracked_manifest
 from threegates.study.settings import DOWNLOAD, HEADERS, device, reads
 from threegates.study.subjects import LAB, SUBJECTS, subject_of
 
@@ -86,7 +86,7 @@ def known_manifests() -> list[Manifest]:
         project_root()
     except ThreeGatesError:
         return []
-    paths = (build_folder() / "lab" / "manifest.yaml", project_root() / "data_manifest.yaml")
+    paths = (build_folder() / "lab" / "manifest.yaml", tracked_manifest())
     return [read_manifest(path) for path in paths if path.is_file()]
 
 

@@ -8,7 +8,7 @@ record that exists is never measured again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -262,7 +262,10 @@ class Study:
 
     def _content(self, table: str, job: Job) -> str:
         path = self.records.path(table, job.name, job.digest)
-        return record_digest(path) if path.is_file() else "missing"
+        if not path.is_file():
+            return "missing"
+        stat = path.stat()
+        return _digest_of(path, stat.st_ino, stat.st_mtime_ns)
 
     def _claims(self) -> claims.Claims:
         return claims.read_claims(project_root() / "claims.yaml")
@@ -327,6 +330,12 @@ class Study:
                 remedy="only runs of the lab have training logs",
             )
         return self._joined(pd.concat(frames, ignore_index=True))
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(path: Path, inode: int, mtime_ns: int) -> str:
+    """A record's digest; pages ask for the same ones again and again while a book is built."""
+    return record_digest(path)
 
 
 def _choice(layers: Sequence[int] | None, matrices: Sequence[str] | None) -> str:

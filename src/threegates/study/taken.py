@@ -20,8 +20,9 @@ from threegates.errors import ThreeGatesError
 from threegates.lab.runs import Run, is_finished
 from threegates.study.contents import Page, book_pages
 from threegates.study.provenance import project_root
-from threegates.study.release import Release, unpack_runs
+from threegates.study.release import Release, unpack_records, unpack_runs
 from threegates.study.release_notes import freshness, release_note
+from threegates.study.released import planned
 from threegates.study.releasing import released
 from threegates.study.runner import notebook_path, page_studies
 from threegates.study.study import Study
@@ -66,10 +67,8 @@ def taken_note(pages: Iterable[Page], profile: str, build: Path, *, named: bool 
 
 
 def _runs(profile: str) -> list[Run]:
-    from threegates.lab.plan import plan
-
     subjects = TAKEN.get(profile, ())
-    return [item.run for item in plan(profile) if item.draft.subject in subjects] if subjects else []
+    return [item.run for item in planned(profile) if item.draft.subject in subjects] if subjects else []
 
 
 def _is_taken(page: Page, profile: str) -> bool:
@@ -85,10 +84,14 @@ def _is_whole(profile: str, build: Path, runs: Iterable[Run]) -> bool:
     lab = build / "lab"
     if not (lab / "manifest.yaml").is_file() or not all(is_finished(lab, run) for run in runs):
         return False
+    return all(study.pairs and not study.missing() for study in _asked(profile, build))
+
+
+def _asked(profile: str, build: Path) -> list[Study]:
+    """The studies of all pages on what is taken, with the checkpoints and records below a folder."""
+    pages = [page for page in book_pages(project_root()) if _is_taken(page, profile)]
     with _building_in(build):
-        pages = [page for page in book_pages(project_root()) if _is_taken(page, profile)]
-        studies = [study for page in pages for study in _studies(page)]
-        return all(study.pairs and not study.missing() for study in studies)
+        return [study for page in pages for study in _studies(page)]
 
 
 def _lay_out(profile: str, build: Path, runs: Collection[Run]) -> bool:
@@ -97,6 +100,8 @@ def _lay_out(profile: str, build: Path, runs: Collection[Run]) -> bool:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         unpack_runs(release, scratch, {run.folder for run in runs})
+        jobs = [job for study in _asked(profile, scratch) for job in study.jobs]
+        unpack_records(release, scratch, {job.digest for job in jobs})
         if not _is_whole(profile, scratch, runs):
             return False
         _move(scratch, build, runs)
