@@ -32,6 +32,7 @@ from threegates.study.estimates.rows import MissingRecordError
 from threegates.study.evidence import write_evidence
 from threegates.study.figure_cards import PROVENANCE, card, with_cards
 from threegates.study.figures import Published, publish
+from threegates.study.known_digests import known_digest
 from threegates.study.larger_page import PAGE as LARGER
 from threegates.study.larger_page import larger_page
 from threegates.study.provenance import (
@@ -49,7 +50,6 @@ from threegates.study.runner import NotebookRun, notebook_path, page_studies, si
 from threegates.study.sources import MANIFEST_VARIABLE
 from threegates.study.stated import stated_values
 from threegates.study.statistics import with_statistics
-from threegates.study.store import record_digest
 from threegates.study.study import Study
 from threegates.study.summary import forget, write_summary
 from threegates.study.taken import TAKEN, take, taken_note
@@ -307,7 +307,7 @@ def _read(result: NotebookRun | NotRun) -> list[dict]:
     """Name and content digest of every record that a page read."""
     # A study that is looked at but judges nothing has no record of verdicts.
     files = [path for path in result.records if path.is_file()] if isinstance(result, NotebookRun) else []
-    return [{"record": f"{f.parent.name}/{f.name}", "sha256": record_digest(f)} for f in files]
+    return [{"record": f"{f.parent.name}/{f.name}", "sha256": known_digest(f)} for f in files]
 
 
 def _add_page(source: Path, page: Page, result: NotebookRun | NotRun, note: str = "") -> None:

@@ -12,9 +12,9 @@ from typing import Any
 from nbformat import NotebookNode
 
 from threegates.digest import file_digest
+from threegates.study.known_digests import known_digest
 from threegates.study.parameters import declared
 from threegates.study.slices import Slice, figures_of, slice_of
-from threegates.study.store import record_digest
 from threegates.study.study import Study
 
 
@@ -60,7 +60,7 @@ def _read(own: Slice, studies: Sequence[Study], values: Mapping[str, object]) ->
     facts["seeds"] = {"of the nulls": values.get("seed", "none"), "of training": training}
     facts["models"] = {name: digest for study in opened for name, digest in models(study).items()}
     facts["records"] = {
-        f"{path.parent.name}/{path.name}": record_digest(path)
+        f"{path.parent.name}/{path.name}": known_digest(path)
         for study in opened
         for path in study.files(own.tables.get(study.chapter))
     }

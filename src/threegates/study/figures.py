@@ -22,6 +22,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 from matplotlib.figure import Figure
 
 from threegates.atomic import atomic_path
@@ -152,6 +154,22 @@ class Published:
 
     def _repr_mimebundle_(self, **_: object) -> dict[str, str]:
         return {"text/markdown": self.markdown(), "text/html": self.html(), "text/plain": self.alt}
+
+
+def heatmap(ax: Axes, cells: pd.DataFrame, **options: Any) -> None:
+    """Draw seaborn's heat map without a bar of colours; options are seaborn's.
+
+    seaborn draws the whole figure after each, only to see whether labels overlap: with many panels that takes
+    most of a page's time, and so it gets a canvas that draws nothing.
+    """
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    canvas = figure.canvas
+    FigureCanvasBase(figure)
+    try:
+        sns.heatmap(cells, ax=ax, cbar=False, **options)
+    finally:
+        figure.set_canvas(canvas)
 
 
 def publish(

@@ -5,14 +5,13 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from threegates.study.figures import DIVERGING, NULLS, colour, style
+from threegates.study.figures import DIVERGING, NULLS, colour, heatmap, style
 from threegates.study.plots import ROLES
 
 #: Targets with their names on the page.
@@ -143,12 +142,11 @@ def _spread(lift: pd.Series) -> float:
 
 def _lift_map(ax: Axes, cells: pd.DataFrame, spread: float) -> None:
     """One heat map of lift, its colours centred on one."""
-    sns.heatmap(
+    heatmap(
+        ax,
         cells,
-        ax=ax,
         annot=True,
         fmt=".2f",
-        cbar=False,
         annot_kws={"size": 9},
         cmap=DIVERGING,
         vmin=1 - spread,

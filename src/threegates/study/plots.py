@@ -22,7 +22,7 @@ from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
 
 from threegates.geometry.stripes import smooth
 from threegates.study.estimates.intervals import t_estimate
-from threegates.study.figures import DIVERGING, NULLS, SEQUENTIAL, colour, style
+from threegates.study.figures import DIVERGING, NULLS, SEQUENTIAL, colour, heatmap, style
 from threegates.study.paper import sparsity_ranges
 
 #: Matrix types in the order of a block, with the names used on axes.
@@ -198,9 +198,7 @@ def jaccard_heatmap(frame: pd.DataFrame, colours: dict[str, str]) -> Figure:
             (axes[0], value, "Jaccard", {"cmap": SEQUENTIAL, "vmin": 0, "vmax": 1}),
             (axes[1], excess, "minus Bernoulli", {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}),
         ):
-            sns.heatmap(
-                cells, ax=ax, annot=True, fmt=".2f", square=True, cbar=False, annot_kws={"size": 9}, **options
-            )
+            heatmap(ax, cells, annot=True, fmt=".2f", square=True, annot_kws={"size": 9}, **options)
             ax.set(title=title, xlabel="", ylabel="")
             _tint_ticks(ax, colours)
     return fig
@@ -285,8 +283,8 @@ def rate_correlations(frame: pd.DataFrame, colours: dict[str, str]) -> Figure:
         fig, axes = plt.subplots(1, 2, figsize=(2 * side + 2.6, side + 1.6), sharey=True)
         for ax, axis in zip(axes, ("row", "column"), strict=True):
             cells = _symmetric(frame[frame["axis"] == axis], "spearman", runs)
-            sns.heatmap(
-                cells, ax=ax, annot=True, fmt=".2f", square=True, cbar=False, annot_kws={"size": 17 * cell},
+            heatmap(
+                ax, cells, annot=True, fmt=".2f", square=True, annot_kws={"size": 17 * cell},
                 cmap=DIVERGING, vmin=-1, vmax=1,
             )  # fmt: skip
             ax.set(title=f"{axis} ratios", xlabel="", ylabel="")

@@ -9,14 +9,13 @@ from itertools import product
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from threegates.study.figures import DIVERGING, colour, style
+from threegates.study.figures import DIVERGING, colour, heatmap, style
 from threegates.study.robustness import HEADLINE
 from threegates.study.sensitivity_views import LETTERS
 
@@ -103,12 +102,11 @@ def _cell_map(ax: Axes, shown: pd.DataFrame, rows: str, spread: float, *, values
     text = tables["letter"]
     if values:
         text = tables["value"].map("{:.3f}".format).replace("-", "−", regex=True) + " " + text
-    sns.heatmap(
+    heatmap(
+        ax,
         tables["margin"],
-        ax=ax,
         annot=text.to_numpy(),
         fmt="",
-        cbar=False,
         annot_kws={"size": 9},
         cmap=DIVERGING,
         vmin=-spread,

@@ -8,7 +8,7 @@ record that exists is never measured again.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -21,6 +21,7 @@ from threegates.study.batches import run_jobs
 from threegates.study.by_tensor import typed
 from threegates.study.estimates.rows import MissingRecordError
 from threegates.study.jobs import CHAPTERS, TABLES, Job, chapter_jobs
+from threegates.study.known_digests import known_digest
 from threegates.study.provenance import build_folder, project_root, record_provenance
 from threegates.study.released import as_released
 from threegates.study.robustness import COLUMNS, cells, counted
@@ -33,7 +34,7 @@ from threegates.study.sources import (
     narrowed,
     own_pair,
 )
-from threegates.study.store import Records, read_parquet, record_digest, remove_leftovers
+from threegates.study.store import Records, read_parquet, remove_leftovers
 from threegates.study.subjects import LAB, Subject, described, foreign, of_pairs
 
 #: Facts of a pair, the columns of `Study.frame` before the labels.
@@ -74,6 +75,8 @@ class Study:
         self.chapter, self.pairs, self.records = chapter, list(pairs), records
         self.draws, self.seed, self.about, self.subject = draws, seed, about, subject
         self.measure = measure
+        # A page asks for its verdicts more than once; what they rest on is in the digest.
+        self._judged: dict[str, pd.DataFrame] = {}
 
     @classmethod
     def open(
@@ -213,6 +216,13 @@ class Study:
         Columns: those of `claims.verdict_table`; `about`, the subject's name; `cells` and `cells_same`, in
         how many cells of the sweeps the claim was judged, and in how many its verdict is the same.
         """
+        provenance = self._verdict_provenance()
+        digest = value_digest(provenance)
+        if digest not in self._judged:
+            self._judged[digest] = self._judge(digest, provenance)
+        return self._judged[digest].copy()
+
+    def _judge(self, digest: str, provenance: dict) -> pd.DataFrame:
         known = self._claims()
         judged = [
             claims.judge(claim, self, self.subject, known.confidence)
@@ -221,8 +231,6 @@ class Study:
             for claim in known.of(self.chapter, self.about.name)
         ]
         frame = counted(claims.verdict_table(judged).assign(about=self.about.name), self.cells())
-        provenance = self._verdict_provenance()
-        digest = value_digest(provenance)
         if judged and not self.records.exists("verdict", self.chapter, digest):
             self.records.write("verdict", self.chapter, digest, frame, provenance)
         return frame
@@ -262,10 +270,7 @@ class Study:
 
     def _content(self, table: str, job: Job) -> str:
         path = self.records.path(table, job.name, job.digest)
-        if not path.is_file():
-            return "missing"
-        stat = path.stat()
-        return _digest_of(path, stat.st_ino, stat.st_mtime_ns)
+        return known_digest(path) if path.is_file() else "missing"
 
     def _claims(self) -> claims.Claims:
         return claims.read_claims(project_root() / "claims.yaml")
@@ -330,12 +335,6 @@ class Study:
                 remedy="only runs of the lab have training logs",
             )
         return self._joined(pd.concat(frames, ignore_index=True))
-
-
-@lru_cache(maxsize=4096)
-def _digest_of(path: Path, inode: int, mtime_ns: int) -> str:
-    """A record's digest; pages ask for the same ones again and again while a book is built."""
-    return record_digest(path)
 
 
 def _choice(layers: Sequence[int] | None, matrices: Sequence[str] | None) -> str:
