@@ -188,6 +188,15 @@ def test_conditions_of_use_are_asked_for_by_name(hub, command):
     assert status == 0, out
 
 
+def test_all_that_may_not_be_read_is_told_at_once_and_before_the_hub_is_asked(hub, command):
+    options = ("--licence", "CC-BY-NC-4.0", "--method", "rl")
+    assert command("add-pair", "--base", BASE, "--tuned", TUNED, *options)[0] == 0
+    hub.requests.clear()
+    status, out = command("measure", "--pair", "tuned-1b", "--ranged", "--draws", 0, "--out", "t.parquet")
+    assert status == 1 and "2 checkpoints may not be read as they are" in out and not hub.requests
+    assert "threegates lock base-1b" in out and "--accept-licence CC-BY-NC-4.0" in out
+
+
 def test_a_fault_leaves_a_clear_error_and_nothing_half_written(hub, sides, command, monkeypatch):
     monkeypatch.setattr("threegates.checkpoints.transfer.ATTEMPTS", 1)
     added(command)

@@ -165,10 +165,33 @@ def narrowed(
 def _of_entry(manifest: Manifest, entry: Entry, way: str | None = None) -> Checkpoint:
     if isinstance(entry.source, Folder):
         return seen(open_entry(manifest, entry))
-    # What only looks at headers may look at what is not locked yet.
+    _check(manifest, entry, way)
+    return _by(way, partial(open_entry, manifest, entry))
+
+
+def _check(manifest: Manifest, entry: Entry, way: str | None) -> None:
+    """Refuse what may not be read; what only looks at headers may look at what is not locked yet."""
     check = check_usable if manifest.profile == PAPER and way != HEADERS else check_allowed
     check(entry, accepted=accepted_licences())
-    return _by(way, partial(open_entry, manifest, entry))
+
+
+def _check_all(manifest: Manifest, entries: Iterable[Entry], way: str | None) -> None:
+    """Refuse all that may not be read at once, before anything is opened."""
+    refused: list[CheckpointError] = []
+    for entry in entries:
+        try:
+            _check(manifest, entry, way)
+        except CheckpointError as error:
+            refused.append(error)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        told = "; ".join(error.what for error in refused)
+        raise CheckpointError(
+            f"{len(refused)} checkpoints may not be read as they are: {told}",
+            remedy="do what each asks for (`threegates lock` without a name locks all of them), or choose "
+            "others: `threegates run CHAPTER --pair NAME`, which may be repeated",
+        )
 
 
 def _of_hub(text: str, known: Iterable[Manifest], way: str | None = None) -> Checkpoint:
@@ -260,6 +283,8 @@ def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | N
 
 
 def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None = None) -> list[StudyPair]:
+    sides = {entry.name: entry for pair in pairs for entry in (pair.base, pair.tuned)}
+    _check_all(manifest, [one for one in sides.values() if not isinstance(one.source, Folder)], way)
     opened: dict[str, Source] = {}
     for pair in pairs:
         for entry in (pair.base, pair.tuned):
