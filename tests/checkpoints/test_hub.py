@@ -183,6 +183,16 @@ def test_a_repository_of_pickles_is_refused_by_the_names_of_its_files(tmp_path):
     assert "adapter_model.safetensors, pytorch_model.bin" in message
 
 
+def test_a_quantised_model_is_refused_before_its_weights_are_fetched(llama, copy_of, tmp_path):
+    folder = copy_of(llama[0])
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
+    with LoopbackHub({REPO: folder}) as hub:
+        message = refusal(entry(), tmp_path / "cache", endpoint=hub.url)
+    assert "the checkpoint is quantised" in message and "quant_method awq" in message
+    assert not [name for name in hub.served if name.endswith(".safetensors")]
+
+
 def test_a_folder_is_no_repository(tmp_path):
     wanted = Entry(name="a", source=Folder(path="a"), method="rl")
     assert "is in a folder, not on the Hub" in refusal(wanted, tmp_path)

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from threegates.atomic import write_text
 from threegates.checkpoints.download import download, link, storage_of
 from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest
-from threegates.checkpoints.ranged import RangedCheckpoint, open_ranged
+from threegates.checkpoints.ranged import RangedCheckpoint, open_ranged, refuse_quantised_config
 from threegates.checkpoints.repository import commit_of, listed
 from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
 from threegates.checkpoints.transfer import git_sha1, hub_error
@@ -115,7 +115,9 @@ def _downloaded(source: Hub, cache: Path | None, endpoint: str | None) -> Path:
     repository = listed(repo, commit, endpoint)
     storage = storage_of(repo, cache)
     # First a small file: the client keeps the listing with it, and so knows a snapshot that is not whole.
-    _client(repo, commit, cache, ("config.json",), endpoint=endpoint)
+    folder = _client(repo, commit, cache, ("config.json",), endpoint=endpoint)
+    _check_content(folder, ("config.json",))
+    refuse_quantised_config(folder)
     wanted = [file for name, file in repository.files.items() if any(fnmatch(name, p) for p in PATTERNS)]
     large = [file for file in wanted if file.sha256]
     download(large, storage)
@@ -145,11 +147,11 @@ class _Silent(tqdm):
         super().__init__(*arguments, **settings | {"disable": True})
 
 
-def _check_content(folder: Path) -> None:
-    """Check each file of a snapshot against its blob's name, which is the digest that the Hub lists."""
+def _check_content(folder: Path, patterns: Sequence[str] = PATTERNS) -> None:
+    """Check files of a snapshot against the names of their blobs, which are the digests that the Hub lists."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_symlink() and any(fnmatch(name, pattern) for pattern in PATTERNS):
+        if path.is_symlink() and any(fnmatch(name, pattern) for pattern in patterns):
             expected = Path(os.readlink(path)).name
             kind, digest = ("sha256", sha256_of) if len(expected) == 64 else ("git's sha1", _git_sha1_of)
             if len(expected) in (40, 64) and (found := digest(path)) != expected:

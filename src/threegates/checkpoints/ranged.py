@@ -172,7 +172,7 @@ def open_ranged(
         skeleton = Path(temporary)
         try:
             _lay_out(skeleton, known)
-            _refuse_quantised_config(skeleton)
+            refuse_quantised_config(skeleton)
             opened = Checkpoint.open(skeleton)
             _refuse_quantised(opened)
         except CheckpointError as error:
@@ -313,8 +313,14 @@ def _sha256_of(file: RemoteFile) -> str:
     return total.hexdigest()
 
 
-def _refuse_quantised_config(skeleton: Path) -> None:
-    path = skeleton / CONFIG
+def refuse_quantised_config(folder: Path) -> None:
+    """Refuse a model whose config.json says that its weights are quantised, before they are fetched.
+
+    Raises
+    ------
+    CheckpointError : it does; with what to take instead.
+    """
+    path = folder / CONFIG
     told = read_json(path).get("quantization_config") if path.is_file() else None
     if told:
         method = told.get("quant_method") if isinstance(told, dict) else None
