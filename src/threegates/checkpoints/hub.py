@@ -148,7 +148,7 @@ class _Silent(tqdm):
 
 
 def _check_content(folder: Path, patterns: Sequence[str] = PATTERNS) -> None:
-    """Check files of a snapshot against the names of their blobs, which are the digests that the Hub lists."""
+    """Check files of a snapshot against their blobs' names, which are the digests that the Hub lists."""
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() and any(fnmatch(name, pattern) for pattern in patterns):
