@@ -186,7 +186,7 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs, release: Releas
     (source / f"{LARGER}.md").write_text(larger_page(root, build, table), encoding="utf-8")
     stated = stated_values(read_claims(root / "claims.yaml"))
     values = (
-        {"profile": profile, "origin": _origin(release, bool(note))}
+        {"profile": profile, "origin": _origin(release, TAKEN.get(profile, ()) if note else ())}
         | stated
         | verdict_values(table)
         | _lab_values(runs)
@@ -199,10 +199,10 @@ def _assemble(build: Path, root: Path, profile: str, runs: Runs, release: Releas
     return source
 
 
-def _origin(release: Release | None, taken: bool) -> str:
-    """On what the build's numbers rest, for the prose; `taken` where some of it is from the release."""
+def _origin(release: Release | None, taken: Sequence[str]) -> str:
+    """On what the build's numbers rest, for the prose; `taken` are subjects that come from the release."""
     if release is None:
-        others = "; of the other models the records are released ones" if taken else ""
+        others = f"; what concerns the {' and the '.join(taken)} is from released records" if taken else ""
         return "on models trained on the spot" + others
     return f"from released records of the profile {release.profile}, whose models are not trained again"
 

@@ -55,7 +55,7 @@ def release_note(release: Release, found: Freshness, pages: Sequence[str] = ()) 
     pages : those that it is about, where that is not the page on which it stands.
     """
     commit = str(release.made.get("commit") or "unknown")[:12]
-    named = " and ".join(f"{{doc}}`{page}`" for page in pages)
+    named = ", ".join(f"{{doc}}`{page}`" for page in pages)
     about = _ABOUT.format(
         what=f"What {named} give is" if pages else "Rendered",
         it="them" if pages else "this page",
