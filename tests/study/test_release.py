@@ -280,6 +280,15 @@ def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from
     assert values["masks-agree-across-runs.verdict"] != "not run"
 
 
+def test_a_second_build_of_the_same_has_the_same_pages(trained, packed, monkeypatch):
+    shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
+    monkeypatch.setattr(book, "_render", lambda build, source: source)
+    monkeypatch.setattr("threegates.lab.train.train", lambda *_, **__: None)
+    digests = [book._digest(book.build_book("full", trained / "build", 1)) for _ in range(2)]
+    assert len(set(digests)) == 1
+    assert "Where this figure comes from" in (trained / "build" / "book-src" / "verdicts.md").read_text()
+
+
 @given(st.floats(allow_nan=False, allow_infinity=False, min_value=-1e30, max_value=1e30), st.integers(8, 20))
 def test_shortened_numbers_keep_their_leading_bits(value, bits):
     short = float(_short(np.array([value]), bits)[0])

@@ -251,9 +251,11 @@ def _with_card(source: Path, figure: Published, runs: Runs) -> str:
     before = sidecar(place).get("figures", {}).get(figure.name, {})
     # Made from the same things it is the same figure, and its time that of its making.
     same = {key: before.get(key) for key in facts} == facts
-    facts = before if same else {**facts, **build_state()}
+    if not same:
+        write_json(place.with_suffix(".json"), {"figures": {figure.name: {**facts, **build_state()}}})
+    # As they were written, in the order that they have there: the next build has them from the file.
+    facts = sidecar(place)["figures"][figure.name]
     _write_facts(source, {figure.name: facts})
-    write_json(place.with_suffix(".json"), {"figures": {figure.name: facts}})
     return figure.markdown() + "\n" + card(figure.name, facts) + "\n"
 
 
