@@ -56,7 +56,7 @@ def small_book(measured, monkeypatch):
     def build(measure=False):
         return book.build_book("mini", measured / "build", 1, measure)
 
-    monkeypatch.setattr("threegates.lab.train.train", lambda *_: None)
+    monkeypatch.setattr("threegates.lab.train.train", lambda *_, **__: None)
     build(measure=True)
     return build
 
