@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from threegates.checkpoints.manifest import Entry, Folder, Manifest, write_manifest
+from threegates.checkpoints.manifest import Entry, Folder, Manifest, read_manifest, write_manifest
 
+#: Of runs that are laid out as the lab does it.
+DIGEST, STEP = "0123456789ab", 2
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = {"model_type": "llama", "tie_word_embeddings": False, "num_hidden_layers": 1}
 
@@ -113,6 +115,27 @@ def write_study(
     path = folder / "manifest.yaml"
     write_manifest(path, Manifest(version=1, profile="planted", checkpoints=entries))
     return path
+
+
+def lay_out_runs(lab: Path, runs: dict[str, tuple[dict[str, Tensor], Entry]], **labels: str) -> list[Path]:
+    """Runs and their base as the lab lays them out, of profile `full`; gives their folders, the base's first.
+
+    labels : that every entry gets beside its own.
+    """
+    written = read_manifest(write_study(lab, base_tensors(), runs))
+    entries, folders = [], []
+    for order, one in enumerate(written.checkpoints):
+        folder, step = lab / "runs" / f"{one.name}-{DIGEST}", f"step-{STEP:06d}"
+        folder.mkdir(parents=True)
+        shutil.move(lab / one.name, folder / step)
+        (folder / "run.json").write_text(json.dumps({"name": one.name}))
+        (folder / "when.json").write_text(json.dumps({"seconds": order}))
+        place = Folder(path=f"runs/{folder.name}/{step}")
+        entries.append(one.model_copy(update={"source": place, "labels": {**one.labels, **labels}}))
+        folders.append(folder)
+    changed = written.model_copy(update={"profile": "full", "checkpoints": entries})
+    write_manifest(lab / "manifest.yaml", changed)
+    return folders
 
 
 def make_project(root: Path) -> dict[str, str]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.study import planted
 from tests.study.test_runner import write_notebook
 from tests.study.test_study import noisy_runs
-from threegates.checkpoints.manifest import Folder, read_manifest, write_manifest
+from threegates.checkpoints.manifest import read_manifest, write_manifest
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError, RecordError
 from threegates.study import book, jobs, released
@@ -78,24 +78,10 @@ def packed(trained):
 
 
 def _lay_out(project):
-    lab = project / "build" / "lab"
-    base = planted.base_tensors()
-    manifest = read_manifest(planted.write_study(lab, base, noisy_runs(base)))
-    entries = []
-    for order, entry in enumerate(manifest.checkpoints):
-        run, step = f"{entry.name}-0123456789ab", "step-000002"
-        (lab / "runs" / run).mkdir(parents=True)
-        shutil.move(lab / entry.name, lab / "runs" / run / step)
-        (lab / "runs" / run / "run.json").write_text(json.dumps({"name": entry.name}))
-        (lab / "runs" / run / "when.json").write_text(json.dumps({"seconds": order}))
+    runs = noisy_runs(planted.base_tensors())
+    for order, folder in enumerate(planted.lay_out_runs(project / "build" / "lab", runs)):
         log = pd.DataFrame({"step": [1, 2], "reward": [0.25, np.nan]})
-        write_parquet(
-            lab / "runs" / run / "log.parquet", log.assign(**{"own": [1.5, 2.5]} if order else {}), {}
-        )
-        entries.append(entry.model_copy(update={"source": Folder(path=f"runs/{run}/{step}")}))
-    write_manifest(
-        lab / "manifest.yaml", manifest.model_copy(update={"profile": "full", "checkpoints": entries})
-    )
+        write_parquet(folder / "log.parquet", log.assign(**{"own": [1.5, 2.5]} if order else {}), {})
     write_notebook(
         project,
         CHAPTER,

@@ -10,9 +10,10 @@ import pytest
 import yaml
 
 from tests.study import planted
+from tests.study.planted import DIGEST, STEP
 from tests.study.test_runner import write_notebook
 from tests.study.test_study import noisy_runs
-from threegates.checkpoints.manifest import Folder, read_manifest, write_manifest
+from threegates.checkpoints.manifest import read_manifest
 from threegates.study import book, jobs, released
 from threegates.study.contents import Page
 from threegates.study.releasing import release_build
@@ -20,9 +21,8 @@ from threegates.study.store import record_digest
 from threegates.study.study import Study
 from threegates.study.taken import take, taken_note
 
-CHAPTER, PAGE, STEP = "stripe-masks", "stripe-masks-encoder", 2
+CHAPTER, PAGE = "stripe-masks", "stripe-masks-encoder"
 SUBJECT = Page(PAGE, CHAPTER, {"subject": "encoder"})
-DIGEST = "0123456789ab"
 CELL = (
     "from threegates.study.study import Study\n"
     "study = Study.open('stripe-masks', draws=draws, subject=subject)\n"
@@ -43,22 +43,8 @@ def planned(name, digest=DIGEST, subject="encoder"):
 
 def _lay_out(project):
     """A project with five runs of the subject, a page on it, and their release."""
-    lab = project / "build" / "lab"
-    base = planted.base_tensors()
-    manifest = read_manifest(planted.write_study(lab, base, noisy_runs(base)))
-    entries = []
-    for entry in manifest.checkpoints:
-        folder = lab / "runs" / f"{entry.name}-{DIGEST}"
-        folder.mkdir(parents=True)
-        shutil.move(lab / entry.name, folder / f"step-{STEP:06d}")
-        for name in ("run", "when"):
-            (folder / f"{name}.json").write_text(json.dumps({"name": entry.name}))
-        place = Folder(path=f"runs/{folder.name}/step-{STEP:06d}")
-        entries.append(
-            entry.model_copy(update={"source": place, "labels": {**entry.labels, "subject": "encoder"}})
-        )
-    changed = manifest.model_copy(update={"profile": "full", "checkpoints": entries})
-    write_manifest(lab / "manifest.yaml", changed)
+    runs = noisy_runs(planted.base_tensors())
+    planted.lay_out_runs(project / "build" / "lab", runs, subject="encoder")
     write_notebook(project, CHAPTER, CELL, parameters="draws: int = 3\nsubject: str = 'lab'  # whose")
     (project / "book").mkdir()
     chapters = [{"file": CHAPTER}, {"file": PAGE}, {"file": "verdicts"}]
@@ -131,6 +117,14 @@ def test_what_was_taken_before_is_left_as_it_is(fresh, packed_once, names):
     before = contents(fresh / "build")
     assert set(take("mini", fresh / "build")) == set(names)
     assert contents(fresh / "build") == before
+
+
+def test_a_run_that_was_lost_since_is_taken_again(fresh, packed_once, names):
+    take("mini", fresh / "build")
+    as_trained(fresh, packed_once)
+    lost = fresh / "build" / "lab" / "runs" / f"{names[-1]}-{DIGEST}"
+    shutil.rmtree(lost)
+    assert set(take("mini", fresh / "build")) == set(names) and lost.is_dir()
 
 
 def test_a_profile_that_takes_nothing_trains_everything(fresh):

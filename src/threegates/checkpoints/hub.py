@@ -23,8 +23,8 @@ from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
 from threegates.checkpoints.transfer import git_sha1, hub_error
 from threegates.errors import CheckpointError
 
-# Not "*.safetensors": some repositories hold the same weights a second time as consolidated.safetensors.
 _HEAVY = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5|msgpack)$")
+# Not "*.safetensors": some repositories hold the same weights a second time as consolidated.safetensors.
 WEIGHTS = ("model.safetensors", "model-*.safetensors", INDEX)
 PATTERNS = (
     *WEIGHTS,

@@ -170,7 +170,9 @@ def _of_entry(manifest: Manifest, entry: Entry, way: str | None = None) -> Check
 
 
 def _check(manifest: Manifest, entry: Entry, way: str | None) -> None:
-    """Refuse what may not be read; what only looks at headers may look at what is not locked yet."""
+    """Refuse what may not be read from the Hub; who only looks at headers may look at what is not locked."""
+    if isinstance(entry.source, Folder):
+        return
     check = check_usable if manifest.profile == PAPER and way != HEADERS else check_allowed
     check(entry, accepted=accepted_licences())
 
@@ -284,12 +286,10 @@ def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | N
 
 def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None = None) -> list[StudyPair]:
     sides = {entry.name: entry for pair in pairs for entry in (pair.base, pair.tuned)}
-    _check_all(manifest, [one for one in sides.values() if not isinstance(one.source, Folder)], way)
+    _check_all(manifest, sides.values(), way)
     opened: dict[str, Source] = {}
-    for pair in pairs:
-        for entry in (pair.base, pair.tuned):
-            if entry.name not in opened:
-                opened[entry.name] = Source(entry.name, _of_entry(manifest, entry, way), entry)
+    for name, entry in sides.items():
+        opened[name] = Source(name, _of_entry(manifest, entry, way), entry)
     return [StudyPair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs]
 
 

@@ -41,7 +41,7 @@ def take(profile: str, build: Path) -> Collection[str]:
     if all(is_trained(build / "lab", run) for run in runs):
         return ()
     try:
-        if not _is_whole(profile, build, runs) and not _lay_out(profile, build, runs):
+        if not _was_taken(profile, build, runs) and not _lay_out(profile, build, runs):
             return ()
     except ThreeGatesError:
         # Without a release, or with a damaged one, there is only more to train.
@@ -79,12 +79,18 @@ def _studies(page: Page) -> list[Study]:
     return page_studies(notebook_path(page.notebook), page.parameters)
 
 
-def _is_whole(profile: str, build: Path, runs: Iterable[Run]) -> bool:
-    """Whether all runs are there, and nothing of the pages on them is left to be measured."""
-    lab = build / "lab"
-    if not (lab / "manifest.yaml").is_file() or not all(is_finished(lab, run) for run in runs):
+def _was_taken(profile: str, build: Path, runs: Iterable[Run]) -> bool:
+    if not (build / "lab" / "manifest.yaml").is_file() or not _are_there(build, runs):
         return False
-    return all(study.pairs and not study.missing() for study in _asked(profile, build))
+    return _are_measured(_asked(profile, build))
+
+
+def _are_there(build: Path, runs: Iterable[Run]) -> bool:
+    return all(is_finished(build / "lab", run) for run in runs)
+
+
+def _are_measured(studies: Iterable[Study]) -> bool:
+    return all(study.pairs and not study.missing() for study in studies)
 
 
 def _asked(profile: str, build: Path) -> list[Study]:
@@ -100,9 +106,11 @@ def _lay_out(profile: str, build: Path, runs: Collection[Run]) -> bool:
     shutil.rmtree(scratch, ignore_errors=True)
     try:
         unpack_runs(release, scratch, {run.folder for run in runs})
-        jobs = [job for study in _asked(profile, scratch) for job in study.jobs]
-        unpack_records(release, scratch, {job.digest for job in jobs})
-        if not _is_whole(profile, scratch, runs):
+        if not _are_there(scratch, runs):
+            return False
+        studies = _asked(profile, scratch)
+        unpack_records(release, scratch, {job.digest for study in studies for job in study.jobs})
+        if not _are_measured(studies):
             return False
         _move(scratch, build, runs)
     finally:
