@@ -37,7 +37,7 @@ from threegates.checkpoints.tensors import WITHOUT_WEIGHTS, Checkpoint, without_
 from threegates.digest import file_digest, runtime_versions, value_digest
 from threegates.errors import RecordError
 from threegates.study.provenance import build_state
-from threegates.study.released import FILE, place_of
+from threegates.study.released import FILE, place_of, run_folder_of
 from threegates.study.store import Records, read_provenance, write_table
 from threegates.study.study import Study
 
@@ -264,7 +264,7 @@ def read_release(folder: Path) -> Release:
 def unpack_runs(release: Release, build: Path, runs: Collection[str]) -> None:
     """Lay out the runs in folders of these names alone, and a manifest of them."""
     manifest = read_manifest(release.folder / MANIFEST)
-    kept = [entry for entry in manifest.checkpoints if _run_of(place_of(entry)) in runs]
+    kept = [entry for entry in manifest.checkpoints if run_folder_of(entry) in runs]
     _unpack_lab(release, build / "lab", manifest.model_copy(update={"checkpoints": kept}))
 
 
@@ -286,17 +286,11 @@ def unpack(release: Release, build: Path) -> None:
     write_json(mark, {"digest": digest, "records": index})
 
 
-def _run_of(place: str) -> str:
-    """Folder of the run that a checkpoint at this place is of."""
-    return place.split("/")[1]
-
-
 def _unpack_lab(release: Release, lab: Path, manifest: Manifest) -> None:
     """Write the manifest, and lay out what it lists."""
-    places = [place_of(entry) for entry in manifest.checkpoints]
-    runs = {_run_of(place) for place in places}
+    runs = {run_folder_of(entry) for entry in manifest.checkpoints}
     told = _json(release, CHECKPOINTS)
-    for place in places:
+    for place in map(place_of, manifest.checkpoints):
         kept = told["checkpoints"][place]
         folder, layout = lab / place, told["layouts"][kept["layout"]]
         folder.mkdir(parents=True)

@@ -53,7 +53,7 @@ def _index(path: Path, mtime_ns: int, size: int) -> Mapping[str, Sequence[Mappin
 def stale_runs(entries: Sequence[Entry], profile: str) -> list[str]:
     """Names of the lab's runs among these entries that present code, recipes or versions train otherwise."""
     present = _present(profile)
-    made = {entry.run or entry.name: place_of(entry).split("/")[1] for entry in entries}
+    made = {entry.run or entry.name: run_folder_of(entry) for entry in entries}
     return sorted(name for name, folder in made.items() if present.get(name) != folder)
 
 
@@ -74,3 +74,8 @@ def place_of(entry: Entry) -> str:
     """Folder of a checkpoint of the lab, relative to the manifest."""
     assert isinstance(entry.source, Folder)
     return entry.source.path
+
+
+def run_folder_of(entry: Entry) -> str:
+    """Name of the folder of the lab's run that a checkpoint is of."""
+    return place_of(entry).split("/")[1]
