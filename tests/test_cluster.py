@@ -142,6 +142,38 @@ def test_a_killed_worker_s_task_is_done_by_another(tmp_path, address):
     assert all(len(begun[n]) == 1 for n in range(1, 5))
 
 
+@pytest.mark.parametrize("looked", [False, True], ids=["not looked at", "looked at"])
+def test_a_task_that_ended_has_ended_though_its_worker_is_killed(tmp_path, monkeypatch, address, looked):
+    """Dask calls its result lost, and would do it again for whoever still wants that result."""
+    victims = numbers_of(address)
+
+    def kill_after_the_first() -> None:
+        wait_for(lambda: len(list(tmp_path.glob("first-?"))) == 2)
+        time.sleep(1)
+        os.kill(victims[0], signal.SIGKILL)
+
+    if not looked:
+        # Both first tasks end, and a worker is killed, before anything is looked at.
+        monkeypatch.setattr(module, "_POLL_SECONDS", 4)
+    kinds = [("first", 0), ("then", 3)]
+    tasks = [(tmp_path, f"{name}-{n}", seconds) for name, seconds in kinds for n in "01"]
+    killer = threading.Thread(target=kill_after_the_first, daemon=True)
+    killer.start()
+    run_on_cluster(_wait, tasks, 2, scheduler=address)
+    killer.join()
+    assert victims[0] not in numbers_of(address)
+    begun = {path.stem: len(path.read_text().split()) for path in tmp_path.glob("*.begun")}
+    assert sorted(begun) == ["first-0", "first-1", "then-0", "then-1"]
+    if looked:
+        assert begun["first-0"] == begun["first-1"] == 1
+
+
+def test_what_a_task_on_workers_started_here_raises_is_said_once(tmp_path, capfd):
+    with pytest.raises(RecipeError):
+        run_on_cluster(_fail, [(tmp_path, "bad")], 1)
+    assert "It broke" not in "".join(capfd.readouterr())
+
+
 def test_a_task_that_every_worker_dies_of_ends_in_an_error(tmp_path):
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
@@ -267,8 +299,8 @@ def test_a_worker_with_other_code_or_none_of_ours_is_refused(tmp_path, strange):
 def test_a_worker_that_joins_later_refuses_for_itself():
     ours = facts_of(("threegates.cluster",))
     other = Facts(ours.modules, tuple({**dict(ours.values), "code of threegates": "other"}.items()))
-    error = _in_worker(b"never read", other)
-    assert isinstance(error, ClusterError) and "another version of threegates" in str(error)
+    with pytest.raises(ClusterError, match="another version of threegates"):
+        _in_worker(b"never read", other)
 
 
 def test_facts_differ_by_packages_first_and_by_what_only_one_has():

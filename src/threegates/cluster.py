@@ -62,8 +62,8 @@ def run_on_cluster(
         futures = _submitted(client, work, tasks, facts)
         shown = label is not None and sys.stderr.isatty()
         with tqdm(total=len(tasks), desc=label, unit="job", disable=not shown) as bar:
-            for future, result in _as_they_end(client, futures):
-                _check_result(future, result)
+            for future in _as_they_end(client, futures):
+                _settle(future)
                 bar.update()
 
 
@@ -85,25 +85,27 @@ def _submitted(client: Any, work: Callable[..., None], tasks: Sequence[tuple], f
             facts,
             key=f"threegates-{run}-{number}",
             pure=False,
-            retries=RETRIES,
         )
         for number, task in enumerate(tasks)
     ]
 
 
-def _in_worker(payload: bytes, facts: Facts) -> ThreeGatesError | None:
-    """One task in a worker. An error that a user can act on is a result, for it would only come again."""
+def _in_worker(payload: bytes, facts: Facts) -> None:
+    """One task in a worker. An error that no user can act on is tried again; any other would come again."""
     import cloudpickle
 
-    try:
-        # This worker may have joined after the others were looked at.
-        check_facts("a worker that joined later", facts, facts_of(facts.modules))
-        _take_one_thread()
-        work, task = cloudpickle.loads(payload)
-        work(*task)
-    except ThreeGatesError as error:
-        return error
-    return None
+    # This worker may have joined after the others were looked at.
+    check_facts("a worker that joined later", facts, facts_of(facts.modules))
+    _take_one_thread()
+    work, task = cloudpickle.loads(payload)
+    for left in reversed(range(RETRIES + 1)):
+        try:
+            return work(*task)
+        except ThreeGatesError:
+            raise
+        except Exception:
+            if not left:
+                raise
 
 
 def _take_one_thread() -> None:
@@ -162,14 +164,15 @@ def _cluster_here(distributed: ModuleType, workers: int) -> Any:
 
 
 def _local_cluster(distributed: ModuleType, workers: int) -> Any:
-    # Without a limit of memory, at which Dask would kill a worker in the middle of a matrix.
+    # Without a limit of memory, at which Dask would kill a worker in the middle of a matrix. Silent, because
+    # what a task raises comes back and is said once, and Dask's report of it would stand above.
     return distributed.LocalCluster(
         n_workers=workers,
         threads_per_worker=1,
         processes=True,
         memory_limit=0,
         dashboard_address="127.0.0.1:0",
-        silence_logs=logging.ERROR,
+        silence_logs=logging.CRITICAL,
     )
 
 
@@ -186,11 +189,11 @@ def _client_of(distributed: ModuleType, place: Any) -> Any:
         ) from error
 
 
-def _as_they_end(client: Any, futures: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Each task's future and result when it ends, in any order."""
+def _as_they_end(client: Any, futures: list[Any]) -> Iterator[Any]:
+    """Each task's future when the task has ended, in any order."""
     from distributed import as_completed
 
-    ended = as_completed(futures, client.loop, with_results=True, raise_errors=False)
+    ended = as_completed(futures, client.loop)
     last_look = last_seen = time.monotonic()
     while not ended.is_empty():
         yield from ended.next_batch(block=False)
@@ -211,22 +214,28 @@ def _has_workers(client: Any) -> bool:
         return True
 
 
-def _check_result(future: Any, result: Any) -> None:
-    """Raise what a task has raised, or what became of it."""
-    from distributed import KilledWorker
+def _settle(future: Any) -> None:
+    """Let go of a task that has ended, or raise what it has raised or what became of it.
 
-    if future.status == "finished":
-        if isinstance(result, ThreeGatesError):
-            raise result
-        return
-    if future.status != "error":
+    Only an error or the end of the scheduler tell against it. That a result is lost, which is what its status
+    says once the worker that held it dies, does not: a task has no result but what it has written. It is let
+    go because Dask would begin it anew for the sake of that result.
+    """
+    if future.status == "cancelled":
         raise ClusterError(
             "the scheduler went away before the work was done",
             expected="a Dask scheduler that lives as long as the measurement",
-            found=str(result),
+            found="its connection ended",
             remedy=f"start it and its workers anew, and {AGAIN}",
         )
-    _, error, trace = result
+    if future.status == "error":
+        _raise(future.exception(), future.traceback())
+    future.release()
+
+
+def _raise(error: Any, trace: Any) -> None:
+    from distributed import KilledWorker
+
     if isinstance(error, KilledWorker):
         raise ClusterError(
             "several workers ended one after the other while they did the same task",
