@@ -119,7 +119,7 @@ def test_a_checkpoint_of_one_file_is_the_same_in_parts(hub, cache, qwen2, tmp_pa
 
 
 def test_only_headers_and_the_tensors_that_are_asked_for_are_read(hub, cache, llama, monkeypatch):
-    monkeypatch.setattr("threegates.checkpoints.ranged.FIRST_BYTES", 64)
+    monkeypatch.setattr("threegates.checkpoints.remote_headers.FIRST_BYTES", 64)
     ranged = opened(hub, cache)
     read = {name: hub.served[name] for name in hub.files(REPO) if name.endswith("safetensors")}
     for name, count in read.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,10 +13,10 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_raise_for_status, validate_repo_id
 
-from threegates.checkpoints.headers import LARGEST_HEADER
 from threegates.checkpoints.hub import PATTERNS, no_weights
+from threegates.checkpoints.remote_headers import remote_header
 from threegates.checkpoints.repository import COMMIT, TIMEOUT, listed
-from threegates.checkpoints.transfer import TRANSIENT, RemoteFile, ask, git_sha1, read_range, read_whole
+from threegates.checkpoints.transfer import TRANSIENT, RemoteFile, ask, git_sha1, read_whole
 from threegates.errors import CheckpointError
 
 #: Most bytes of a file without a sha256 of the Hub's; those are small texts.
@@ -128,8 +127,9 @@ def stored_dtypes(files: Mapping[str, RemoteFile]) -> tuple[str, ...]:
     held: dict[str, int] = {}
     for name in sorted(files):
         if name.endswith(".safetensors"):
-            for dtype, size in _sizes(files[name], _header(files[name])):
-                held[dtype] = held.get(dtype, 0) + size
+            for info in remote_header(files[name]).values():
+                dtype = _NAMES.get(info.dtype, info.dtype.lower())
+                held[dtype] = held.get(dtype, 0) + info.offsets[1] - info.offsets[0]
     return tuple(sorted(held, key=lambda dtype: (-held[dtype], dtype)))
 
 
@@ -161,40 +161,6 @@ def _told(repo: str, revision: str | None, endpoint: str | None) -> Any:
                 remedy="check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then run again",
             ) from None
         raise
-
-
-def _header(file: RemoteFile) -> bytes:
-    largest = min(LARGEST_HEADER, file.size - 8)
-    length = int.from_bytes(_range(file, 0, min(8, file.size)), "little")
-    if not 2 <= length <= largest:
-        raise CheckpointError(
-            f"{file.name} has no readable safetensors header",
-            where=file,
-            expected=f"a header length from 2 to {max(2, largest)} bytes",
-            found=f"{length} in a file of {file.size} bytes",
-            remedy="the file is damaged: take another upload of this model",
-        )
-    return _range(file, 8, 8 + length)
-
-
-def _range(file: RemoteFile, start: int, stop: int) -> bytes:
-    return b"".join(read_range(file, start, stop))
-
-
-def _sizes(file: RemoteFile, header: bytes) -> list[tuple[str, int]]:
-    """Dtype and number of stored bytes of each tensor."""
-    try:
-        tensors = {name: told for name, told in json.loads(header).items() if name != "__metadata__"}
-        spans = [(str(told["dtype"]), told["data_offsets"]) for told in tensors.values()]
-        return [(_NAMES.get(dtype, dtype.lower()), int(end) - int(start)) for dtype, (start, end) in spans]
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise CheckpointError(
-            "a safetensors header does not list tensors",
-            where=file,
-            expected="dtype and data_offsets of each",
-            found=f"{type(error).__name__}: {error}"[:200],
-            remedy="the file is damaged: take another upload of this model",
-        ) from None
 
 
 def _no_list(repo: str, commit: str, found: str) -> CheckpointError:

@@ -20,10 +20,11 @@ from typing import Any
 from huggingface_hub import is_offline_mode
 from torch import Tensor
 
-from threegates.checkpoints.headers import LARGEST_HEADER, TensorInfo, read_json
+from threegates.checkpoints.headers import TensorInfo, read_json
 from threegates.checkpoints.pairs import COMPARABLE
 from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.range_cache import RangeCache
+from threegates.checkpoints.remote_headers import header_bytes, lay_out, renamed
 from threegates.checkpoints.repository import COMMIT, Repository, commit_of, listed
 from threegates.checkpoints.roles import LINEAR, role
 from threegates.checkpoints.tensors import DTYPES, INDEX, REFUSED, SINGLE, Checkpoint
@@ -32,8 +33,6 @@ from threegates.errors import CheckpointError
 
 CONFIG = "config.json"
 LISTING = "listing.json"
-# Bytes of a shard that are asked for at first; the header is longer only of models with very many tensors.
-FIRST_BYTES = 100_000
 # A small file that is larger than this is none.
 LARGEST_SMALL = 100_000_000
 _HEADER = ".header"
@@ -176,7 +175,7 @@ def open_ranged(
             opened = Checkpoint.open(skeleton)
             _refuse_quantised(opened)
         except CheckpointError as error:
-            raise _moved(error, skeleton, known.folder) from None
+            raise renamed(error, str(skeleton), str(known.folder)) from None
     return _ranged(opened, skeleton, known)
 
 
@@ -218,7 +217,7 @@ class _Known:
 
     def header(self, name: str) -> bytes:
         """The beginning of a file of tensors, up to the end of its header."""
-        return self._get(name + _HEADER, lambda: _header(self.repository.files[name]))
+        return self._get(name + _HEADER, lambda: header_bytes(self.repository.files[name]))
 
     def sha256(self, name: str) -> str:
         """sha256 of a file; of one that git holds and the Hub does not tell, by reading it."""
@@ -261,9 +260,7 @@ def _lay_out(skeleton: Path, known: _Known) -> None:
     for name in _shards(skeleton, files):
         path = skeleton / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(known.header(name))
-            file.truncate(files[name].size)
+        lay_out(path, known.header(name), files[name].size)
 
 
 def _shards(skeleton: Path, files: Mapping[str, RemoteFile]) -> list[str]:
@@ -273,15 +270,6 @@ def _shards(skeleton: Path, files: Mapping[str, RemoteFile]) -> list[str]:
     weight_map = read_json(skeleton / INDEX).get("weight_map")
     named = weight_map.values() if isinstance(weight_map, dict) else ()
     return sorted({name for name in named if isinstance(name, str) and stays_inside(name)} & files.keys())
-
-
-def _header(file: RemoteFile) -> bytes:
-    start = b"".join(read_range(file, 0, min(file.size, FIRST_BYTES)))
-    end = 8 + int.from_bytes(start[:8], "little")
-    if end > min(8 + LARGEST_HEADER, file.size):
-        # Such a length is refused when it is opened; nothing is read for it.
-        return start[:64]
-    return start[:end] + b"".join(read_range(file, len(start), end)) if end > len(start) else start[:end]
 
 
 def _checked(file: RemoteFile) -> bytes:
@@ -371,19 +359,4 @@ def _no_commit(repo: str, revision: str | None, cache: RangeCache) -> Checkpoint
         where=f"{repo} at {revision or 'its newest commit'}",
         expected="a commit of 40 digits: " + (", ".join(kept[:5]) or "none is in the cache"),
         remedy="name the commit, as ORG/REPO@COMMIT",
-    )
-
-
-def _moved(error: CheckpointError, skeleton: Path, folder: Path) -> CheckpointError:
-    """The same error with the repository in the place of a folder that is not there any more."""
-
-    def moved(value: object) -> object:
-        return None if value is None else str(value).replace(str(skeleton), str(folder))
-
-    return type(error)(
-        str(moved(error.what)),
-        where=moved(error.where),
-        expected=moved(error.expected),
-        found=moved(error.found),
-        remedy=error.remedy,
     )
