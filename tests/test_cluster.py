@@ -145,23 +145,34 @@ def test_a_killed_worker_s_task_is_done_by_another(tmp_path, address):
 @pytest.mark.parametrize("looked", [False, True], ids=["not looked at", "looked at"])
 def test_a_task_that_ended_has_ended_though_its_worker_is_killed(tmp_path, monkeypatch, address, looked):
     """Dask calls its result lost, and would do it again for whoever still wants that result."""
-    victims = numbers_of(address)
+    kinds = [("first", 0), ("then", 3)]
+    tasks = [(tmp_path, f"{name}-{n}", seconds) for name, seconds in kinds for n in "01"]
+    settled, killed = [], threading.Event()
+
+    def settle(future: distributed.Future) -> None:
+        if not looked:
+            assert killed.wait(60)
+        real(future)
+        settled.append(future.key)
 
     def kill_after_the_first() -> None:
         wait_for(lambda: len(list(tmp_path.glob("first-?"))) == 2)
-        time.sleep(1)
-        os.kill(victims[0], signal.SIGKILL)
+        with distributed.Client(address, set_as_default=False) as client:
+            # Either both results are held, or both are let go.
+            wait_for(lambda: sum(map(len, client.has_what().values())) == (0 if looked else 2))
+            assert len(settled) == (2 if looked else 0)
+            worker, number = next(iter(client.run(os.getpid).items()))
+            os.kill(number, signal.SIGKILL)
+            wait_for(lambda: worker not in client.nthreads())
+        killed.set()
 
-    if not looked:
-        # Both first tasks end, and a worker is killed, before anything is looked at.
-        monkeypatch.setattr(module, "_POLL_SECONDS", 4)
-    kinds = [("first", 0), ("then", 3)]
-    tasks = [(tmp_path, f"{name}-{n}", seconds) for name, seconds in kinds for n in "01"]
+    real = module._settle
+    monkeypatch.setattr(module, "_settle", settle)
     killer = threading.Thread(target=kill_after_the_first, daemon=True)
     killer.start()
     run_on_cluster(_wait, tasks, 2, scheduler=address)
     killer.join()
-    assert victims[0] not in numbers_of(address)
+    assert killed.is_set() and len(settled) == 4
     begun = {path.stem: len(path.read_text().split()) for path in tmp_path.glob("*.begun")}
     assert sorted(begun) == ["first-0", "first-1", "then-0", "then-1"]
     if looked:
