@@ -345,7 +345,7 @@ def lock(
         str | None, typer.Option(help="Branch, tag or commit in place of the newest, for one entry.")
     ] = None,
 ) -> None:
-    """Tie Hub entries of the manifest to a commit and the sha256 of their files, and write that down.
+    """Tie entries of the manifest to the sha256 of their files, those of the Hub to a commit too.
 
     Comments and layout are kept. An entry that cannot be resolved stays as it was, and is listed at the end
     with what to do; the command then ends with status 1.

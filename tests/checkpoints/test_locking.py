@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -450,10 +451,42 @@ def test_a_manifest_with_unknown_keys_or_names_is_refused_before_anything_is_ask
     assert manifest.read_text() == TEXT
 
 
-def test_folders_are_left_out_and_refused_by_name(hub, manifest):
-    manifest.write_text(TEXT + "  - {name: local, source: {folder: runs}, method: rl}\n")
-    assert "local" not in lock(manifest, endpoint=hub.url).text()
-    assert "'local' is in a folder, which has no commit" in lock(manifest, ["local"], endpoint=hub.url).text()
+def test_a_folder_is_tied_to_its_files_without_a_request(hub, manifest, llama):
+    folder = shutil.copytree(llama[0], manifest.parent / "runs" / "mine")
+    text = "version: 1\ncheckpoints:\n  # ours\n  - {name: local, source: {folder: runs/mine}, method: rl}\n"
+    manifest.write_text(text)
+    summary = lock(manifest, endpoint=hub.url)
+    entry = read_manifest(manifest).entry("local")
+    held = digests(folder)
+    assert entry.files == {name: held[name] for name in held if name.endswith((".json", ".safetensors"))}
+    assert entry.checked and "# ours" in manifest.read_text() and hub.requests == []
+    assert f"locked  local: its folder ({len(entry.files)} files" in summary.text()
+    assert lock(manifest, endpoint=hub.url).kept.keys() == {"local"}
+
+
+def test_a_folder_that_changed_is_refused_until_it_is_named(hub, manifest, llama):
+    folder = shutil.copytree(llama[0], manifest.parent / "runs" / "mine")
+    manifest.write_text(
+        "version: 1\ncheckpoints:\n  - {name: local, source: {folder: runs/mine}, method: rl}\n"
+    )
+    lock(manifest, endpoint=hub.url)
+    before = manifest.read_bytes()
+    (folder / "config.json").write_text((folder / "config.json").read_text() + "\n")
+    summary = lock(manifest, endpoint=hub.url)
+    assert not summary.ok and manifest.read_bytes() == before
+    assert "the folder of 'local' is not what the manifest locked" in summary.text()
+    assert f"found: sha256 {digests(folder)['config.json']}" in summary.text()
+    assert lock(manifest, ["local"], endpoint=hub.url).ok
+    assert read_manifest(manifest).entry("local").files["config.json"] == digests(folder)["config.json"]
+    with pytest.raises(ManifestError, match="a folder has no revisions"):
+        lock(manifest, ["local"], revision="main", endpoint=hub.url)
+
+
+def test_a_folder_that_is_no_model_stays_as_it_was(hub, manifest):
+    text = TEXT + "  - {name: local, source: {folder: runs}, method: rl}\n"
+    manifest.write_text(text)
+    summary = lock(manifest, ["local"], endpoint=hub.url)
+    assert list(summary.failed) == ["local"] and manifest.read_text() == text
 
 
 def test_a_token_is_in_no_manifest_and_no_message(hub, manifest, monkeypatch):

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import ast
 import json
 import multiprocessing
 import os
 import re
 import shutil
+import threading
 import time
 
 import nbformat
@@ -14,8 +16,9 @@ import pytest
 from tests.study import planted
 from tests.study.test_cards import CLAIM
 from tests.study.test_runner import write_notebook
+from threegates import digest
 from threegates.errors import NotebookError
-from threegates.study import book
+from threegates.study import book, runner
 from threegates.study.chapters import NotRun
 from threegates.study.contents import Page
 from threegates.study.figures import Published
@@ -220,6 +223,32 @@ def test_notebooks_run_beside_each_other_each_in_a_folder_of_its_own(project):
     assert all(isinstance(run, NotebookRun) and run.executed for run in runs.values())
     assert os.getcwd() == here
     assert not list((project / "build" / "notebooks").glob(".running-*"))
+
+
+def test_pages_that_run_beside_each_other_parse_one_at_a_time(project, monkeypatch):
+    """CPython counts the depth of a syntax tree per interpreter: two at once can fail with SystemError."""
+    (project / "build").mkdir()
+    names = [f"page{number}" for number in range(6)]
+    for name in names:
+        write_notebook(project, name, "draws", parameters="draws: int = 3")
+    inside, most, threads, parse = [], [], set(), ast.parse
+
+    def slow(*arguments, **options):
+        inside.append(1)
+        most.append(len(inside))
+        threads.add(threading.get_ident())
+        time.sleep(0.005)
+        try:
+            return parse(*arguments, **options)
+        finally:
+            inside.pop()
+
+    monkeypatch.setattr(runner, "_papermill", lambda plan, work: plan.notebook)
+    digest._parsed.cache_clear()
+    monkeypatch.setattr(ast, "parse", slow)
+    runs = book._run_all([Page(name, name) for name in names], 3, measure=True)
+    assert all(run.executed for run in runs.values())
+    assert len(threads) > 2 and len(most) > len(names) and max(most) == 1
 
 
 def test_a_page_is_measured_before_it_runs_and_a_failure_ends_the_build(monkeypatch):

@@ -13,6 +13,7 @@ from threegates.checkpoints.editing import edit_manifest
 from threegates.checkpoints.licences import is_noncommercial
 from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest, Method, read_manifest
 from threegates.checkpoints.paths import stays_inside
+from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import ManifestError
 
 _HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([0-9a-f]{40}))?")
@@ -25,18 +26,20 @@ _LONGEST = 400
 
 @dataclass(frozen=True)
 class AddedPair:
-    """What `add_pair` wrote: the pair's name, its base's, and the new entries."""
+    """What `add_pair` wrote: the pair's name, its base's, the new entries, and what to look at."""
 
     path: Path
     name: str
     base: str
     written: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     def text(self) -> str:
         """What was written, and how to go on."""
         reused = "" if self.base in self.written else f"\nbase: {self.base}, which was there already"
+        remarks = "".join(f"\nlook at {remark}" for remark in self.remarks)
         return (
-            f"added to {self.path}: {', '.join(self.written)}{reused}\n"
+            f"added to {self.path}: {', '.join(self.written)}{reused}{remarks}\n"
             f"next: `threegates lock {' '.join(self.written)}`, "
             f"then `threegates run NOTEBOOK --pair {self.name}`"
         )
@@ -81,7 +84,8 @@ def add_pair(
     Raises
     ------
     ManifestError : an argument is not of that kind, a name is taken, the pair is there already, or the result
-        would break the schema. Nothing is written then.
+        would break the schema. CheckpointError : a folder holds no checkpoint that is read here, such as an
+        adapter. Nothing is written then.
     """
     path = Path(manifest_path)
     manifest = read_manifest(path)
@@ -107,8 +111,20 @@ def add_pair(
     known = {entry.name for entry in manifest.checkpoints}
     new = [left] if left["name"] not in known else []
     added = [_without_nones(entry) for entry in (*new, right)]
+    remarks = [_checked_side(manifest, entry["name"], entry["source"]) for entry in added]
     edit_manifest(path, {}, added)
-    return AddedPair(path, right["name"], left["name"], tuple(entry["name"] for entry in added))
+    names = tuple(entry["name"] for entry in added)
+    return AddedPair(path, right["name"], left["name"], names, tuple(filter(None, remarks)))
+
+
+def _checked_side(manifest: Manifest, name: str, source: Mapping[str, Any]) -> str:
+    """Refuse a folder that is no checkpoint; of a repository, whether it may have been meant as a folder."""
+    if "folder" in source:
+        Checkpoint.open(manifest.folder / source["folder"])
+        return ""
+    owner = str(source["hub"]).partition("/")[0]
+    near = [place for place in (Path(owner), manifest.folder / owner) if place.is_dir()]
+    return f"{name}: a repository of the Hub, for there is no folder {source['hub']}" if near else ""
 
 
 def _base_entry(manifest: Manifest, base: str, name: str | None, method: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_raise_for_status, validate_repo_id
 
+from threegates.checkpoints.headers import TensorInfo
 from threegates.checkpoints.hub import PATTERNS, no_weights
 from threegates.checkpoints.remote_headers import remote_header
 from threegates.checkpoints.repository import COMMIT, TIMEOUT, listed
@@ -124,12 +125,16 @@ def stored_dtypes(files: Mapping[str, RemoteFile]) -> tuple[str, ...]:
     ------
     CheckpointError : a header cannot be read, or the server sends whole files in place of ranges.
     """
+    shards = [files[name] for name in sorted(files) if name.endswith(".safetensors")]
+    return dtypes_of(info for shard in shards for info in remote_header(shard).values())
+
+
+def dtypes_of(infos: Iterable[TensorInfo]) -> tuple[str, ...]:
+    """In which dtypes tensors are stored, as manifests call them, most bytes first."""
     held: dict[str, int] = {}
-    for name in sorted(files):
-        if name.endswith(".safetensors"):
-            for info in remote_header(files[name]).values():
-                dtype = _NAMES.get(info.dtype, info.dtype.lower())
-                held[dtype] = held.get(dtype, 0) + info.offsets[1] - info.offsets[0]
+    for info in infos:
+        dtype = _NAMES.get(info.dtype, info.dtype.lower())
+        held[dtype] = held.get(dtype, 0) + info.offsets[1] - info.offsets[0]
     return tuple(sorted(held, key=lambda dtype: (-held[dtype], dtype)))
 
 

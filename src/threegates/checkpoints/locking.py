@@ -1,4 +1,4 @@
-"""Locking: each checkpoint of a manifest tied to one commit and the sha256 of its files."""
+"""Locking: each checkpoint of a manifest tied to the sha256 of its files, one of the Hub to a commit too."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ from threegates.checkpoints.licences import check_allowed, is_noncommercial, lic
 from threegates.checkpoints.listing import (
     Card,
     HubUnreachableError,
+    dtypes_of,
     listed_sha256,
     model_files,
     read_card,
     stored_dtypes,
 )
 from threegates.checkpoints.manifest import Entry, Folder, Hub, Manifest, read_manifest
+from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
 from threegates.checkpoints.transfer import REVISION, RemoteFile
 from threegates.errors import CheckpointError, ManifestError, ThreeGatesError
 
@@ -32,7 +34,7 @@ _TRAINING = ("base", "method", "algorithm", "data", "step", "learning_rate", "se
 class LockSummary:
     """What `lock` did, by names of entries.
 
-    locked : those tied to a commit now, with that commit and what is known of the files.
+    locked : those tied to a commit or to files now, with what is known of them.
     kept : those that were locked already and stay.
     remarks : what a person should look at: a newer commit, a licence that the card states otherwise.
     failed : those left as they were, with the reason.
@@ -66,16 +68,16 @@ class _Found:
     """What an entry is to be locked to."""
 
     entry: Entry
-    commit: str
     files: dict[str, str]
     moved: bool
+    commit: str | None = None
     dtypes: tuple[str, ...] = ()
     card: Card | None = None
     remarks: list[str] = field(default_factory=list)
 
     def told(self) -> str:
-        known = [f"{len(self.files)} files", *self.dtypes]
-        return f"commit {self.commit[:12]} ({', '.join(known)})"
+        known = ", ".join([f"{len(self.files)} files", *self.dtypes])
+        return f"commit {self.commit[:12]} ({known})" if self.commit else f"its folder ({known})"
 
 
 def lock(
@@ -87,17 +89,19 @@ def lock(
     endpoint: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> LockSummary:
-    """Tie the Hub entries of a manifest to a commit and the sha256 of their files, and write that down.
+    """Tie the entries of a manifest to the sha256 of their files, those of the Hub to a commit too.
 
-    The sha256 of weights are the Hub's own; small files are fetched and hashed. No weights are downloaded.
-    Licence and stored dtype are written where the entry has none; where they contradict it, that is told.
-    Everything else of the file keeps its bytes, and it is replaced in one step, at the end. An entry that
-    cannot be resolved stays as it was.
+    The sha256 of weights on the Hub are the Hub's own; small files are fetched and hashed. No weights are
+    downloaded. Of a folder, config.json, the index and the files with tensors are hashed. Licence and stored
+    dtype are written where the entry has none; where they contradict it, that is told. Everything else of the
+    file keeps its bytes, and it is replaced in one step, at the end. An entry that cannot be resolved stays
+    as it was.
 
     Parameters
     ----------
     manifest_path : the manifest, such as data_manifest.yaml.
-    names : entries; none takes every Hub entry. A named one that is locked moves to the newest commit.
+    names : entries; none takes them all. A named one that is locked moves to the newest commit, or to the
+        files that its folder holds now.
     update : move every entry to the newest commit, those too whose commit a person wrote.
     revision : branch, tag or commit in place of the newest, for the one entry that is named.
     endpoint : address of the Hub; HF_ENDPOINT or the public one by default.
@@ -116,7 +120,12 @@ def lock(
         if progress:
             progress(f"{number}/{len(chosen)} {entry.name}")
         try:
-            found[entry.name] = _resolved(entry, names is not None, update, revision, endpoint)
+            if isinstance(entry.source, Folder):
+                found[entry.name] = _of_folder(manifest, entry, update or names is not None)
+            else:
+                found[entry.name] = _resolved(
+                    entry, entry.source, names is not None, update, revision, endpoint
+                )
         except HubUnreachableError as error:
             failed |= {left.name: error for left in chosen[number - 1 :]}
             break
@@ -166,7 +175,7 @@ def check_listed(entry: Entry, listed: Mapping[str, str]) -> None:
     weights = {name for name in entry.files.keys() | listed.keys() if name.endswith(".safetensors")}
     for name in sorted(weights | both):
         if listed.get(name) != ours.get(name):
-            raise _repository_changed(
+            raise _changed(
                 entry,
                 f"{name} with sha256 {ours[name]}" if name in ours else f"no file {name}",
                 f"sha256 {listed[name]}" if name in listed else "no such file",
@@ -201,9 +210,16 @@ def check_usable(entry: Entry, *, accepted: Collection[str]) -> None:
 
 def _chosen(manifest: Manifest, names: Sequence[str] | None, revision: str | None) -> list[Entry]:
     if names is None:
-        chosen = [entry for entry in manifest.checkpoints if isinstance(entry.source, Hub)]
+        chosen = list(manifest.checkpoints)
     else:
         chosen = [manifest.entry(name) for name in dict.fromkeys(names)]
+    if revision is not None and any(isinstance(entry.source, Folder) for entry in chosen if names):
+        raise ManifestError(
+            "a folder has no revisions",
+            where=", ".join(entry.name for entry in chosen),
+            expected="an entry of the Hub",
+            remedy="leave the revision away: what the folder holds now is taken",
+        )
     if revision is not None and (names is None or len(chosen) != 1):
         raise ManifestError(
             "a revision is one entry's",
@@ -214,14 +230,30 @@ def _chosen(manifest: Manifest, names: Sequence[str] | None, revision: str | Non
     return chosen
 
 
-def _resolved(entry: Entry, named: bool, update: bool, revision: str | None, endpoint: str | None) -> _Found:
-    source = entry.source
-    if not isinstance(source, Hub):
-        raise CheckpointError(
-            f"checkpoint '{entry.name}' is in a folder, which has no commit",
-            where=source.path,
-            remedy="lock entries of the Hub alone",
-        )
+def _of_folder(manifest: Manifest, entry: Entry, moves: bool) -> _Found:
+    """What a folder holds; one that is not to move has to hold what was listed."""
+    checkpoint = Checkpoint.open(entry.folder(manifest))
+    names = [path.relative_to(checkpoint.folder).as_posix() for path in checkpoint.files()]
+    keeps = bool(entry.files) and not moves
+    files = {
+        name: sha256_of(checkpoint.folder / name)
+        for name in sorted({*names, INDEX, *(entry.files if keeps else ())})
+        if (checkpoint.folder / name).is_file()
+    }
+    if keeps:
+        for name, listed in sorted(entry.files.items()):
+            if files.get(name) != listed:
+                now = f"sha256 {files[name]}" if name in files else "no such file"
+                raise _changed(entry, f"{name} with sha256 {listed}", now)
+        files = dict(entry.files)
+    found = _Found(entry, files, moved=True, dtypes=dtypes_of(checkpoint.infos.values()))
+    found.remarks += _contradictions(found)
+    return found
+
+
+def _resolved(
+    entry: Entry, source: Hub, named: bool, update: bool, revision: str | None, endpoint: str | None
+) -> _Found:
     card = read_card(source.repo, revision, endpoint)
     whole = bool(source.revision and _weights(entry.files))
     # A commit without files was written by a person, and says which weights are meant.
@@ -230,7 +262,7 @@ def _resolved(entry: Entry, named: bool, update: bool, revision: str | None, end
     listed = _at_commit(entry, source.repo, commit, endpoint)
     if whole and not moves:
         check_listed(entry, {name: file.sha256 for name, file in listed.items() if file.sha256})
-        found = _Found(entry, commit, dict(entry.files), moved=False)
+        found = _Found(entry, dict(entry.files), moved=False, commit=commit)
     else:
         found = _taken(entry, card, commit, listed)
     if card.commit != commit:
@@ -246,14 +278,14 @@ def _at_commit(entry: Entry, repo: str, commit: str, endpoint: str | None) -> di
         return model_files(repo, commit, endpoint)
     except CheckpointError as error:
         if error.remedy == REVISION:
-            raise _repository_changed(entry, f"commit {commit}", "no such commit") from error
+            raise _changed(entry, f"commit {commit}", "no such commit") from error
         raise
 
 
 def _taken(entry: Entry, card: Card, commit: str, listed: Mapping[str, RemoteFile]) -> _Found:
     """What the Hub has at a commit: files with their sha256, dtype, licence."""
     files = {name: listed_sha256(file) for name, file in listed.items()}
-    found = _Found(entry, commit, files, moved=True, card=card)
+    found = _Found(entry, files, moved=True, commit=commit, card=card)
     try:
         found.dtypes = stored_dtypes(listed)
     except CheckpointError as error:
@@ -279,9 +311,8 @@ def _contradictions(found: _Found) -> list[str]:
 def _changes(found: _Found) -> dict[str, Any]:
     """Keys of an entry that are to have another value, with that value."""
     entry, card = found.entry, found.card
-    assert isinstance(entry.source, Hub)
     keys: dict[str, Any] = {}
-    if entry.source.revision != found.commit:
+    if isinstance(entry.source, Hub) and entry.source.revision != found.commit:
         keys["source"] = {"revision": found.commit}
     if entry.files != found.files:
         keys["files"] = found.files
@@ -311,7 +342,7 @@ def _impossible(manifest: Manifest, found: Mapping[str, _Found]) -> dict[str, Th
     failed: dict[str, ThreeGatesError] = {}
     for name, one in found.items():
         for other, place in commits.items():
-            same = other != name and place == commits[name] and one.moved
+            same = other != name and place == commits.get(name) and one.moved
             if same and _trained_apart(one.entry, manifest.entry(other)):
                 failed[name] = _same_weights(name, other, one)
     return failed
@@ -368,10 +399,12 @@ def _summary(
     )
 
 
-def _repository_changed(entry: Entry, expected: str, found: str) -> CheckpointError:
-    place = f"{entry.source.repo} at {entry.source.revision}" if isinstance(entry.source, Hub) else entry.name
+def _changed(entry: Entry, expected: str, found: str) -> CheckpointError:
+    source = entry.source
+    kind = "repository" if isinstance(source, Hub) else "folder"
+    place = f"{source.repo} at {source.revision}" if isinstance(source, Hub) else source.path
     return CheckpointError(
-        f"the repository of '{entry.name}' is not what the manifest locked; `threegates lock {entry.name}` "
+        f"the {kind} of '{entry.name}' is not what the manifest locked; `threegates lock {entry.name}` "
         "takes what it is now",
         where=place,
         expected=expected,

@@ -174,10 +174,11 @@ class Manifest(_Strict):
                 return entry
         names = [entry.name for entry in self.checkpoints]
         close = difflib.get_close_matches(name, names, n=3)
+        more = f" and {len(names) - 20} more" if len(names) > 20 else ""
         raise ManifestError(
             f"there is no checkpoint '{name}' in the manifest",
             where=self._folder,
-            expected="one of: " + ", ".join(close or names[:20]),
+            expected="one of: " + (", ".join(close) or ", ".join(names[:20]) + more),
             found=name,
             remedy="give the name of an entry",
         )

@@ -52,6 +52,7 @@ from threegates.study.stated import stated_values
 from threegates.study.statistics import with_statistics
 from threegates.study.study import Study
 from threegates.study.summary import forget, write_summary
+from threegates.study.syntax import parse_package
 from threegates.study.taken import TAKEN, take, taken_note
 from threegates.study.values import FILE, rate_values, verdict_values, write_values
 from threegates.study.verdict_plots import forest, forest_rows
@@ -129,6 +130,8 @@ def _prepare(profile: str, build: Path, root: Path, workers: int, measure: bool)
 
 def _run_all(pages: Sequence[Page], workers: int, measure: bool) -> Runs:
     """Measure page by page over processes, and execute notebooks beside: a kernel keeps but one core busy."""
+    # Digests of code are wanted in every thread below.
+    parse_package()
     futures: dict[Page, Future[NotebookRun | NotRun]] = {}
     with ThreadPoolExecutor(workers) as pool:
         try:

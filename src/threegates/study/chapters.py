@@ -9,9 +9,10 @@ from typing import Any
 
 import pandas as pd
 
+from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
-from threegates.study.choices import explained, refuse_unsuited
+from threegates.study.choices import explained, refuse_foreign, refuse_unsuited
 from threegates.study.claims import not_run, read_claims, verdict_table
 from threegates.study.contents import Page, find_page, page_of
 from threegates.study.estimates.rows import MissingRecordError
@@ -25,7 +26,7 @@ from threegates.study.runner import (
     read_notebook,
     run_notebook,
 )
-from threegates.study.sources import folder_labels
+from threegates.study.sources import folder_labels, manifest_of
 from threegates.study.study import Study
 from threegates.study.subjects import LAB
 
@@ -80,8 +81,10 @@ def run_chapter(
     # A value that is the notebook's own says nothing, and makes no other page.
     values = {key: value for key, value in values.items() if value != known[key].default}
     page = page_of(project_root(), path.stem, values)
-    output, name = (None, page.name) if page else (_output(path.stem, values), None)
     try:
+        if pairs:
+            refuse_foreign(path.stem, manifest_of(pairs))
+        output, name = (None, page.name) if page else (_output(path.stem, values, sources), None)
         return run_notebook(path, values, page=name, output=output, sources=sources, workers=workers)
     except (NotebookError, PairError) as error:
         raise (explained(path.stem, error) if pairs or tuned else error) from None
@@ -136,5 +139,7 @@ def _labelled(name: str, labels: Mapping[str, str]) -> str:
     return labels.get(str(Path(name).resolve()), name) if Path(name).is_dir() else name
 
 
-def _output(chapter: str, values: Mapping[str, object]) -> Path:
-    return build_folder() / "runs" / f"{chapter}-{value_digest(dict(values))[:8]}"
+def _output(chapter: str, values: Mapping[str, object], sources: Mapping[str, str]) -> Path:
+    """A folder for these parameters; folders of one name, such as checkpoint-500, hold different models."""
+    held = {label: Checkpoint.open(folder).digest() for label, folder in sources.items()}
+    return build_folder() / "runs" / f"{chapter}-{value_digest([dict(values), held])[:8]}"

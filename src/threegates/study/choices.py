@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from threegates.checkpoints.manifest import Manifest
 from threegates.errors import NotebookError, ThreeGatesError
+from threegates.study.sources import PAPER
 
 #: Chapters that show any pair, chosen by name or given as two checkpoints.
 ANY_PAIR = ("update-sparsity", "stripe-masks", "spectral-drift", "principal-overlap", "precision-lens")
@@ -25,6 +27,15 @@ WHY_NOT = {
     "sparse-finetuning": "it compares runs of the lab under fixed masks with the dense run of their seed",
     "your-own-model": "it is a tutorial and runs on a pair of the lab",
 }
+#: Of these, the ones that look at logs, recipes or weights as only the lab's runs have them.
+_RUNS_OF_LAB = (
+    "kl-leash",
+    "learning-rate",
+    "lora-vs-pissa",
+    "miniature-lab",
+    "rotation-ablation",
+    "sparse-finetuning",
+)
 
 
 def refuse_unsuited(
@@ -43,6 +54,21 @@ def refuse_unsuited(
                 f"{chapter} cannot be run with {option}: {why}",
                 remedy=f"take one that shows any pair: {', '.join(ANY_PAIR)}",
             )
+
+
+def refuse_foreign(chapter: str, manifest: Manifest) -> None:
+    """Refuse pairs that others trained where a chapter needs what only runs of the lab have.
+
+    Raises
+    ------
+    NotebookError : the pairs are of a manifest that is not the lab's; says why and which chapters show them.
+    """
+    if chapter in _RUNS_OF_LAB and manifest.profile in (None, PAPER):
+        raise NotebookError(
+            f"{chapter} cannot show these pairs: {WHY_NOT[chapter]}",
+            found="pairs of a manifest that the lab did not write",
+            remedy=f"take a chapter that shows any pair: {', '.join(ANY_PAIR)}",
+        )
 
 
 def explained(chapter: str, error: ThreeGatesError) -> ThreeGatesError:

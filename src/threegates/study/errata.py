@@ -301,8 +301,9 @@ def _of_storage() -> list[Erratum]:
 
 
 def _of_tables() -> list[Erratum]:
-    wrong, densities = averages().query("differs"), mask_densities()
-    at_320 = averages().query("steps == 320").set_index("mask")["computed"]
+    printed, densities = averages(), mask_densities()
+    wrong = printed[printed["differs"]]
+    at_320 = printed[printed["steps"] == 320].set_index("mask")["computed"]
     across, within = sparsity_factors()
     errors = head_permutation_errors()
     return [

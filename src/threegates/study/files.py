@@ -9,12 +9,13 @@ import pandas as pd
 
 from threegates.checkpoints.families import family_of
 from threegates.checkpoints.views import naming_digest
-from threegates.errors import PairError, RecordError
+from threegates.errors import PairError, RecordError, ThreeGatesError
 from threegates.study.batches import measure_parts, opened
 from threegates.study.by_tensor import Parts, as_tables
 from threegates.study.estimates.rows import pair_sparsity
 from threegates.study.jobs import NARROWED, Job, table_job
 from threegates.study.measure import write_masks
+from threegates.study.partial import parts_folder
 from threegates.study.provenance import build_folder, build_state, record_provenance
 from threegates.study.sources import Source, StudyPair
 from threegates.study.store import write_parquet
@@ -76,10 +77,10 @@ def measure_to_files(
     RecordError : an output is a folder, or cannot be written.
     """
     targets = [path for path in (out, masks, axis) if path is not None]
-    _check_targets(targets)
+    _check_targets(targets, masks)
     parameters = {"draws": draws, "seed": seed, "axes": axis is not None, "spectra": spectra}
     job = table_job(pair, parameters)
-    parts = Parts(out.absolute().with_name(out.name + ".parts"), job.digest)
+    parts = Parts(parts_folder(out), job.digest)
     tables = _measured(job, parts, workers)
     provenance = _provenance(job, {"base": pair.base, "tuned": pair.tuned}, parameters)
     # Masks first: what can still fail comes before the table that says that all went well.
@@ -115,8 +116,9 @@ def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
         measure_parts({job: parts}, workers, "measure")
         pair = opened(job)
         return as_tables(pair, [parts.read(tensor) for tensor in pair.names])
-    except PairError:
-        parts.remove()
+    except ThreeGatesError as error:
+        if isinstance(error, PairError) or not any(parts.root.glob("*/*.json")):
+            parts.remove()
         raise
 
 
@@ -136,8 +138,17 @@ def _provenance(job: Job, sources: dict[str, Source], parameters: dict) -> dict:
     return record_provenance(modules, inputs=inputs, parameters=parameters, **state)
 
 
-def _check_targets(targets: list[Path]) -> None:
+def _check_targets(targets: list[Path], masks: Path | None) -> None:
     for path in targets:
+        wanted = ".safetensors" if path == masks else ".parquet"
+        if path.suffix != wanted:
+            raise RecordError(
+                "an output's name has to say of which kind it is",
+                where=path,
+                expected=f"a name that ends in {wanted}",
+                found=path.suffix or "no ending",
+                remedy=f"give {path.with_suffix(wanted).name}; pandas turns a parquet file into others",
+            )
         if path.is_dir():
             raise RecordError(
                 "an output must be a file", where=path, found="a folder", remedy="add a file name"

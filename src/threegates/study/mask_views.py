@@ -114,7 +114,8 @@ def paper_view(accuracy: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
     scores = paper.pivot(index="mask", columns="steps", values="score")
     gaps = scores - scores.loc["dense"]
     printed = paper.drop_duplicates("mask").set_index("mask")["share"]
-    own = accuracy_summary(accuracy).query("measure == 'over_dense'").set_index("mask")
+    summary = accuracy_summary(accuracy)
+    own = summary[summary["measure"] == "over_dense"].set_index("mask")
     means, seeds = (accuracy.groupby("mask")["pass_at_1"].agg(of) for of in ("mean", "count"))
     free = shares[shares["share"] == HEADLINE_SHARE].drop_duplicates("mask").set_index("mask")["free_share"]
     rows = []
@@ -152,7 +153,8 @@ def resolution_view(verdicts: pd.DataFrame) -> pd.DataFrame:
 
     **Source** power of the t test by the noncentral t distribution, Cohen (1988).
     """
-    rules = with_statistics(verdicts).query("kind == 'rule'")
+    known = with_statistics(verdicts)
+    rules = known[known["kind"] == "rule"]
     tolerance = rules["at_least"].astype(float).fillna(rules["upper"].astype(float))
     return pd.DataFrame(
         {

@@ -11,6 +11,7 @@ import yaml
 from nbformat import NotebookNode
 
 from threegates.errors import NotebookError
+from threegates.study.syntax import syntax_tree
 
 TAG = "parameters"
 _SIMPLE = {
@@ -41,7 +42,7 @@ class Parameter:
 
     def fits(self, value: object) -> bool:
         """Whether a value is of the declared type; an int passes for a float, a bool for nothing else."""
-        return _fits(value, ast.parse(self.type, mode="eval").body)
+        return _fits(value, _expression(self.type))
 
     def parse(self, text: str) -> object:
         """A value typed on the command line; what cannot be read as the type stays text, and does not fit."""
@@ -71,7 +72,7 @@ def declared(notebook: NotebookNode, name: str) -> dict[str, Parameter]:
     cells = [cell for cell in notebook.cells if TAG in cell.metadata.get("tags", [])]
     source = cells[0].source if cells else ""
     lines = source.splitlines()
-    found = [_parameter(node, lines, name) for node in ast.parse(source).body]
+    found = [_parameter(node, lines, name) for node in syntax_tree(source).body]
     return {parameter.name: parameter for parameter in found}
 
 
@@ -109,6 +110,12 @@ def _parameter(node: ast.stmt, lines: list[str], name: str) -> Parameter:
         meaning = lines[(node.end_lineno or node.lineno) - 1].partition("#")[2].strip()
         return Parameter(target.id, ast.unparse(node.annotation), default, meaning)
     raise _malformed(name, line)
+
+
+def _expression(text: str) -> ast.expr:
+    statement = syntax_tree(text).body[0]
+    assert isinstance(statement, ast.Expr)
+    return statement.value
 
 
 def _fits(value: object, kind: ast.expr) -> bool:

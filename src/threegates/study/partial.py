@@ -17,12 +17,13 @@ from threegates.study.tensor_table import PairTable
 UNFINISHED = "unfinished"
 
 
-def parts_folder(out: Path) -> Path:
+def parts_folder(out: Path | str) -> Path:
     """Where the parts of a measurement lie until `out` is written: ``OUT.parts`` beside it."""
-    return out.absolute().with_name(out.name + ".parts")
+    path = Path(out).absolute()
+    return path.with_name(path.name + ".parts")
 
 
-def read_parts(out: Path, table: str = "tensor") -> pd.DataFrame:
+def read_parts(out: Path | str, table: str = "tensor") -> pd.DataFrame:
     """The rows that an unfinished measurement has found so far, by layer and name.
 
     Parameters
@@ -40,7 +41,7 @@ def read_parts(out: Path, table: str = "tensor") -> pd.DataFrame:
     ------
     RecordError : there are no parts, or they cannot be read.
     """
-    folder = _newest(out)
+    folder = _newest(Path(out))
     columns = PairTable.tables.get(table)
     if columns is None:
         raise RecordError(

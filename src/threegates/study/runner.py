@@ -15,6 +15,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from threegates.study.sources import VARIABLE
 from threegates.study.store import remove_leftovers
 from threegates.study.study import Study
 from threegates.study.subjects import LAB
+from threegates.study.syntax import syntax_tree
 
 _STUDY = "threegates.study.study"
 # A notebook that imports this shows tables of published pairs.
@@ -267,7 +269,7 @@ def _code(notebook: NotebookNode) -> ast.Module:
     body: list[ast.stmt] = []
     for source in sources:
         try:
-            body += ast.parse(source).body
+            body += syntax_tree(source).body
         except SyntaxError:
             # Magics are no Python; what they import cannot be seen. A real mistake fails when it runs.
             continue
@@ -329,6 +331,9 @@ def _execute(plan: _Plan, digest: str, page: Path) -> None:
         write_json(_sidecar(page), {**facts, **state, "subjects": subjects, "figures": figures})
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):
+            # Of a page that failed, in a folder that was made for it, nothing stays.
+            page.parent.rmdir()
 
 
 def _named(study: Study) -> str:

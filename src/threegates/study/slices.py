@@ -16,6 +16,7 @@ from nbformat import NotebookNode
 
 from threegates.errors import NotebookError
 from threegates.study.parameters import TAG
+from threegates.study.syntax import syntax_tree
 
 _BUILTIN = frozenset(dir(builtins))
 # Functions that show what they are given and leave it as it is.
@@ -79,7 +80,7 @@ def _needed(notebook: NotebookNode, last: int) -> set[int]:
 def _code(notebook: NotebookNode) -> Iterator[tuple[int, ast.Module]]:
     for number, cell in enumerate(notebook.cells):
         if cell.cell_type == "code":
-            yield number, ast.parse(cell.source)
+            yield number, syntax_tree(cell.source)
 
 
 def _calls(tree: ast.AST, function: str) -> Iterator[ast.Call]:

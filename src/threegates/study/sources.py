@@ -134,7 +134,10 @@ def open_source(name: str, known: Iterable[Manifest], way: str | None = None) ->
             if entry.name == name:
                 return Source(name, _of_entry(manifest, entry, way), entry)
     if "/" in name or not known:
-        return Source(name.replace("/", "--").replace("@", "-"), _of_hub(name, known, way))
+        try:
+            return Source(name.replace("/", "--").replace("@", "-"), _of_hub(name, known, way))
+        except CheckpointError as error:
+            raise _perhaps_a_folder(name, error) from None
     raise _nothing(name, known)
 
 
@@ -299,6 +302,20 @@ def _tail(path: Path, depth: int) -> str:
 
 def _labelled() -> dict[str, str]:
     return json.loads(os.environ.get(VARIABLE, "{}"))
+
+
+def _perhaps_a_folder(name: str, error: CheckpointError) -> CheckpointError:
+    """The error of a repository that is not to be had, where a folder may have been meant by its name."""
+    beside = Path(name).parent
+    if not beside.is_dir():
+        return error
+    here = sorted(path.name for path in beside.iterdir() if path.is_dir())
+    kept = {"where": error.where, "expected": error.expected, "found": error.found}
+    return type(error)(
+        f"there is no folder {name}, and of a repository of that name: {error.what}",
+        **kept,
+        remedy=f"if a folder was meant: {beside} has {', '.join(here[:10]) or 'none'}; else {error.remedy}",
+    )
 
 
 def _nothing(name: str, known: Iterable[Manifest], limit: int = 20) -> ManifestError:
