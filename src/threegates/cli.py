@@ -181,7 +181,9 @@ def preflight(
     pair: Pair = None,
     diagnostic: Annotated[
         list[str] | None,
-        typer.Option(help="What is to be run: measure (default), or a chapter; may be repeated."),
+        typer.Option(
+            help="What is to be run: measure (default), or a chapter that measures pairs; may be repeated."
+        ),
     ] = None,
     layers: Layers = None,
     matrices: Matrices = None,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.study import planted
 from threegates.checkpoints.adding import add_pair
 from threegates.checkpoints.manifest import Folder, Hub, read_manifest
-from threegates.errors import ManifestError
+from threegates.errors import CheckpointError, ManifestError
 
 TRACKED = Path(__file__).parents[2] / "data_manifest.yaml"
 COMMIT = "0b" * 20
@@ -110,8 +111,8 @@ def test_everything_that_is_known_is_written(manifest):
 
 
 def test_folders_inside_the_manifest_s_own_are_written_relative_to_it(manifest, monkeypatch):
-    (manifest.parent / "runs" / "then").mkdir(parents=True)
-    (manifest.parent / "runs" / "now").mkdir()
+    for name in ("then", "now"):
+        planted.write(manifest.parent / "runs" / name, planted.base_tensors())
     monkeypatch.chdir(manifest.parent / "runs")
     added = add_pair(manifest, "runs/then", str(manifest.parent / "runs" / "now"), method="rl")
     read = read_manifest(manifest)
@@ -121,6 +122,24 @@ def test_folders_inside_the_manifest_s_own_are_written_relative_to_it(manifest, 
     # Seen from where one stands, and there already.
     assert add_pair(manifest, "then", "b/new", method="rl").base == "then"
     assert "has that pair already, as 'now'" in refusal(manifest, "then", "now", name="again")
+
+
+@pytest.mark.parametrize("held", ["adapter_model.safetensors", "pytorch_model.bin", "notes.txt"])
+def test_a_folder_that_is_no_checkpoint_is_refused_before_it_is_written_down(manifest, held):
+    (manifest.parent / "mine").mkdir()
+    (manifest.parent / "mine" / held).write_text("x")
+    before = manifest.read_bytes()
+    with pytest.raises(CheckpointError, match="mine|weights|adapter") as caught:
+        add_pair(manifest, "base", "mine", method="rl")
+    assert caught.value.remedy and manifest.read_bytes() == before
+
+
+def test_a_repository_that_may_have_been_meant_as_a_folder_is_told(manifest, monkeypatch):
+    planted.write(manifest.parent / "mine" / "base", planted.base_tensors())
+    added = add_pair(manifest, "mine/base", "mine/tunde", method="rl", name="new", base_name="own")
+    assert added.remarks == ("new: a repository of the Hub, for there is no folder mine/tunde",)
+    assert "\nlook at new: a repository of the Hub" in added.text()
+    assert add_pair(manifest, "base", "other/new", method="rl", name="newer").remarks == ()
 
 
 def test_folders_elsewhere_are_refused(manifest, tmp_path_factory):

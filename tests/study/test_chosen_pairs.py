@@ -93,6 +93,38 @@ def test_a_chapter_that_finds_too_little_in_the_chosen_runs_says_what_it_compare
     assert choices.WHY_NOT[chapter] in error.value.what and error.value.found
 
 
+@pytest.mark.parametrize("chapter", ["kl-leash", "lora-vs-pissa", "learning-rate"])
+def test_a_chapter_of_the_lab_refuses_pairs_that_the_lab_did_not_train(project, chapter):
+    base = planted.base_tensors()
+    for name, tensors in (("base", base), ("tuned", planted.with_noise(base, 1e-3, 1))):
+        planted.write(project / "mine" / name, tensors)
+    (project / "data_manifest.yaml").write_text(
+        "version: 1\nprofile: paper\ncheckpoints:\n"
+        "  - {name: start, source: {folder: mine/base}, method: pretrain}\n"
+        "  - {name: end, source: {folder: mine/tuned}, base: start, method: rl}\n"
+    )
+    with pytest.raises(NotebookError, match=f"{chapter} cannot show these pairs") as error:
+        run_chapter(source(chapter), {}, pairs=["end"])
+    assert choices.WHY_NOT[chapter] in error.value.what
+    assert not list((project / "build").glob("runs/*"))
+
+
+@pytest.mark.slow
+def test_two_pairs_in_folders_of_one_name_are_two_pages(project):
+    base = planted.base_tensors()
+    pages = []
+    for number in (1, 2, 1):
+        for name, tensors in (("base", base), ("checkpoint-9", planted.with_noise(base, 1e-3, number))):
+            planted.write(project / f"run-{number}" / name, tensors)
+        sides = {"base": "base", "tuned": "checkpoint-9"}
+        own = {side: str(project / f"run-{number}" / name) for side, name in sides.items()}
+        run = run_chapter(source("update-sparsity"), {}, **own)
+        pages.append((run.page, run.page.read_text()))
+    assert pages[0] == pages[2] and pages[0][0] != pages[1][0] and pages[0][1] != pages[1][1]
+    assert pages[0][0].read_text() == pages[0][1]
+    assert not re.search(r"\{(val|cite:t|cite:p|doc)\}`", pages[0][1])
+
+
 def test_every_chapter_shows_any_pair_or_has_a_reason():
     stems = {path.stem for path in (planted.ROOT / "notebooks").glob("*.ipynb")}
     assert stems == {*choices.ANY_PAIR, *choices.WHY_NOT}

@@ -56,6 +56,8 @@ def test_a_choice_narrows_what_is_compared_and_what_it_needs(pair):
     whole, narrow = looked(*pair), looked(*pair, choice=([1], ["up"]))
     assert [row.name for row in narrow.findings.aligned] == ["model.layers.1.mlp.up_proj.weight"]
     assert (len(whole.findings.matrices), len(narrow.findings.matrices)) == (4, 1)
+    told = "chosen     tensors, 1 of 5 of base and 1 of 5 of tuned: what follows is of these alone"
+    assert narrow.text().startswith(told) and "chosen     " not in whole.text()
     with pytest.raises(CheckpointError, match="7"):
         looked(*pair, choice=([7], None))
 

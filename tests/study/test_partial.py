@@ -103,7 +103,7 @@ def test_parts_of_other_parameters_are_not_mixed_in(stopped):
 def test_where_nothing_is_unfinished_it_says_so(stopped, pair, tmp_path):
     out, _ = stopped
     with pytest.raises(RecordError, match="start it with `threegates measure`"):
-        read_parts(tmp_path / "other.parquet")
+        read_parts(str(tmp_path / "other.parquet"))
     with pytest.raises(RecordError, match="no such table") as caught:
         read_parts(out, "spectrum")
     assert caught.value.expected == "tensor or axis"

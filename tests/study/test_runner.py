@@ -68,7 +68,7 @@ def test_two_runs_are_byte_identical_and_skip_what_has_not_changed(project, tmp_
 
 def test_what_it_rests_on_makes_it_run_again(project, monkeypatch):
     runs = counting(monkeypatch)
-    monkeypatch.setattr(runner, "_execute", lambda plan, digest, page: runs.append(digest))
+    monkeypatch.setattr(runner, "_execute", lambda plan, digest, page, alone: runs.append(digest))
     path = write_notebook(project, "demo", "1 + 1")
     digest = lambda: (run_notebook(path), runs[-1])[1]  # noqa: E731
     first = digest()
@@ -226,7 +226,7 @@ def test_a_chapter_reads_its_study_and_ends_with_page_records_and_verdict(projec
     assert "verdict: masks-agree-across-runs: reproduced, not distinguishable from storage" in text
     assert not run_notebook(path, {"draws": 3}).executed
     planted.write(project / "build" / "lab" / "grpo-s2", planted.with_noise(base, 1e-4, 9))
-    monkeypatch.setattr(runner, "_execute", lambda plan, digest, page: None)
+    monkeypatch.setattr(runner, "_execute", lambda plan, digest, page, alone: None)
     assert run_notebook(path, {"draws": 3}).executed
 
 

@@ -48,7 +48,7 @@ def test_an_unknown_subject_is_refused_and_a_known_one_without_pairs_is_not(mani
 def test_a_study_says_plainly_what_it_is_about(manifest):
     encoder = Study.open(CHAPTER, manifest=manifest, subject="encoder").subject
     assert "one-step bandit" in encoder and "third party" in encoder
-    assert "1 checkpoints of profile planted" in encoder
+    assert "1 checkpoint of profile planted" in encoder
     assert Study.open(CHAPTER, manifest=manifest).subject.startswith("the miniature lab: 2 checkpoints")
 
 

@@ -28,6 +28,7 @@ from threegates.study.tensor_table import PairTable
 #: What `threegates measure` does, beside the chapters.
 MEASURE = "measure"
 _WIDTH, _INDENT = 88, 11
+_SIDES = ("base", "tuned")
 #: A line that many have, in bytes a second: 100 Mbit/s.
 LINE = 100e6 / 8
 
@@ -45,10 +46,12 @@ class Memory:
 class Preflight:
     """A pair that may be measured.
 
+    stored : how many tensors base and tuned hold, of which `findings` may be of a choice alone.
     minutes : by diagnostic, on the chosen workers; None where it is not measured tensor by tensor.
     """
 
     names: tuple[str, str]
+    stored: tuple[int, int]
     findings: Findings
     families: tuple[str, ...]
     memory: Memory | None
@@ -76,7 +79,8 @@ class Preflight:
     def text(self) -> str:
         """What a terminal shows."""
         lines = [
-            *(_side_line(name, one) for name, one in zip(("base", "tuned"), self._sides(), strict=True)),
+            *self._chosen_line(),
+            *(_side_line(name, one) for name, one in zip(_SIDES, self._sides(), strict=True)),
             *_tensor_lines(self.findings),
             *(("family", text) for text in self.families),
             *(("note", note) for note in self.findings.notes),
@@ -111,6 +115,15 @@ class Preflight:
     def write(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""
         write_json(path, self.record())
+
+    def _chosen_line(self) -> list[tuple[str, str]]:
+        held = (self.findings.base.tensors, self.findings.tuned.tensors)
+        if held == self.stored:
+            return []
+        told = (
+            f"{few} of {all_} of {side}" for few, all_, side in zip(held, self.stored, _SIDES, strict=True)
+        )
+        return [("chosen", f"tensors, {' and '.join(told)}: what follows is of these alone")]
 
     def _sides(self) -> tuple[tuple[str, Side], tuple[str, Side]]:
         return (self.names[0], self.findings.base), (self.names[1], self.findings.tuned)
@@ -175,7 +188,8 @@ def preflight(
     }
     families = tuple(dict.fromkeys(family_of(one).note for one in whole))
     memory = _memory(pair, draws, workers, _spectral(kinds)) if findings.aligned else None
-    return Preflight(names, findings, families, memory, minutes, workers, draws)
+    base, tuned = (sum(info.alias_of is None for info in one.infos.values()) for one in whole)
+    return Preflight(names, (base, tuned), findings, families, memory, minutes, workers, draws)
 
 
 def _kinds(diagnostics: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -44,8 +44,10 @@ from threegates.study.figure_facts import page_facts
 from threegates.study.measured import measured_digest
 from threegates.study.pages import every_rate, studies_of
 from threegates.study.parameters import TAG, checked, declared
+from threegates.study.plain import plain_notebook
 from threegates.study.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.study.sources import VARIABLE
+from threegates.study.stated import stated_values
 from threegates.study.store import remove_leftovers
 from threegates.study.study import Study
 from threegates.study.subjects import LAB
@@ -181,7 +183,8 @@ def run_notebook(
     path : the notebook's source.
     parameters : values for some of the parameters that it declares.
     page : name of the page that it becomes, and of its figures; the notebook's own by default.
-    output : folder of the executed notebook and its figures, build/notebooks by default.
+    output : folder of the executed notebook and its figures: build/notebooks by default, where the book is
+        made of them; in any other, prose is plain Markdown, which every viewer shows.
     sources : folders of checkpoints by the labels that parameters use for them.
     workers : processes that measure missing records.
     measure : whether they are measured at all.
@@ -192,17 +195,16 @@ def run_notebook(
     NotebookError : unknown or wrong parameters, a failing cell, or a path of this machine in the output. The
         last good output stays in place.
     """
-    output = output or build_folder() / "notebooks"
     notebook = read_notebook(path)
     values = checked(declared(notebook, path.stem), parameters or {}, path.stem)
     os.environ[VARIABLE] = json.dumps(dict(sources or {}))
     plan = _Plan(path, page or path.stem, notebook, values, _studies(path, notebook, values, measure))
     for study in plan.studies:
         study.ensure(workers).require()
-    digest, place = plan.digest(), output / f"{plan.page}.ipynb"
+    digest, place = plan.digest(), (output or build_folder() / "notebooks") / f"{plan.page}.ipynb"
     fresh = _is_fresh(place, digest)
     if not fresh:
-        _execute(plan, digest, place)
+        _execute(plan, digest, place, alone=output is not None)
     verdicts = plan.study.verdicts() if plan.study else judge_computed(_claims(), plan.chapter)
     return NotebookRun(place, [file for study in plan.studies for file in study.paths()], verdicts, not fresh)
 
@@ -314,7 +316,7 @@ def _is_fresh(page: Path, digest: str) -> bool:
     return made.get("digest") == digest and page.is_file() and made.get("notebook") == file_digest(page)
 
 
-def _execute(plan: _Plan, digest: str, page: Path) -> None:
+def _execute(plan: _Plan, digest: str, page: Path, alone: bool) -> None:
     work = page.parent / f".running-{plan.page}"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -322,7 +324,10 @@ def _execute(plan: _Plan, digest: str, page: Path) -> None:
     try:
         executed = _papermill(plan, work)
         _refuse_paths(plan, executed)
-        text = nbformat.writes(_titled(plan, _stripped(executed)))
+        shown = _titled(plan, _stripped(executed))
+        if alone:
+            shown = plain_notebook(shown, stated_values(_claims()), project_root() / "book" / "refs.bib")
+        text = nbformat.writes(shown)
         _put_in_place(plan, work, page, text if text.endswith("\n") else text + "\n")
         facts = {"digest": digest, "notebook": file_digest(page), "parameters": plan.parameters}
         subjects = {_named(study): study.subject for study in plan.studies}

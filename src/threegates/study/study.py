@@ -352,4 +352,5 @@ def _checkpoints(pairs: Sequence[StudyPair], profile: str | None, chosen: bool) 
     seeds = sorted({entry.seed for entry in _entries(pairs) if entry.seed is not None})
     of_seeds = f", {len(seeds)} seed{'s' * (len(seeds) != 1)}" if seeds else ""
     of_profile = f"profile {profile}" if profile else "the manifest"
-    return f"{len(pairs)} {'chosen ' if chosen else ''}checkpoints of {of_profile}{of_seeds}"
+    kind = f"{'chosen ' * chosen}checkpoint{'s' * (len(pairs) != 1)}"
+    return f"{len(pairs)} {kind} of {of_profile}{of_seeds}"

@@ -6,7 +6,7 @@ The words stand on the pages: a notebook is executed once for each subject and h
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from threegates.checkpoints.manifest import Entry
 
@@ -80,6 +80,14 @@ _PAPER = Subject(
     "**Of this subject.** Base, data and recipe are those of the publishers, and few runs share them; "
     "what a method does cannot be told from what its authors chose besides.",
 )
+_CHOSEN = replace(
+    _PAPER,
+    title="chosen pairs",
+    short="chosen pairs",
+    text="**The subject** of this page are pairs that were chosen by name from the manifest.",
+    limits="**Of this subject.** Base, data and recipe are those of whoever trained these checkpoints, and "
+    "few runs share them; what a method does cannot be told from what was chosen besides.",
+)
 
 
 def subject_of(entry: Entry) -> str:
@@ -103,4 +111,6 @@ def foreign(base: str | None, tuned: str | None) -> Subject:
 def of_pairs(entries: Iterable[Entry], profile: str | None) -> Subject:
     """What pairs chosen by name have in common: their subject, or nothing to be said."""
     names = {subject_of(entry) for entry in entries}
+    if names == {LAB} and profile == "paper":
+        return _CHOSEN
     return described(names.pop(), profile) if len(names) == 1 else Subject("", "chosen pairs", "chosen pairs")
