@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from tests.study import planted
 from threegates import cli
 from threegates.cli import app
+from threegates.errors import CheckpointError
 from threegates.geometry.masks import unpack
 from threegates.study.store import read_provenance
 from threegates.workers import run_parallel
@@ -238,6 +239,38 @@ def test_a_faulty_checkpoint_is_refused_and_no_file_is_written(command, models, 
 def test_what_stands_for_nothing_is_refused(command, tmp_path):
     status, _, err = command("measure", "--base", "./none", "--tuned", "./none", "--out", "t.parquet")
     assert status == 1 and "none" in err and not list(tmp_path.glob("t.parquet*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--out", "t.parquet", "--memory", "1MiB"], "memory"),
+        (["--out", "t.csv"], "give t.parquet"),
+        (["--out", "t.parquet", "--masks", "m.parquet"], "give m.safetensors"),
+    ],
+)
+def test_a_measurement_that_is_refused_leaves_nothing(command, models, tmp_path, monkeypatch, options, told):
+    # The command sets it for this process, and it is put back with everything that monkeypatch has set.
+    monkeypatch.setenv("THREEGATES_MEMORY", "")
+    before = sorted(tmp_path.rglob("*"))
+    status, out, err = command("measure", "--base", "base", "--tuned", "tuned", *options)
+    assert status == 1 and out == "" and told in err and "what to do" in err and "Traceback" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_mistyped_folder_is_not_only_a_repository_that_is_not_there(command, models, tmp_path, monkeypatch):
+    def gone(name: str, *_: object) -> None:
+        raise CheckpointError(f"the Hub has no {name}", remedy="correct the repository's name")
+
+    monkeypatch.setattr("threegates.study.sources._of_hub", gone)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "base").rename(tmp_path / "mine" / "base")
+    options = ["--tuned", "tuned", "--out", "t.parquet"]
+    status, _, err = command("measure", "--base", "mine/bse", *options)
+    assert status == 1 and "there is no folder mine/bse" in err and "mine has base" in err
+    assert "the Hub has no mine/bse" in err and "correct the repository's name" in err
+    status, _, err = command("measure", "--base", "yours/base", *options)
+    assert status == 1 and err.startswith("error: the Hub has no yours/base")
 
 
 def test_a_killed_measurement_continues(command, models, tmp_path):
