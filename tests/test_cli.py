@@ -273,6 +273,17 @@ def test_a_mistyped_folder_is_not_only_a_repository_that_is_not_there(command, m
     assert status == 1 and err.startswith("error: the Hub has no yours/base")
 
 
+def test_a_broken_manifest_hinders_only_who_asks_it(command, project):
+    (project / "data_manifest.yaml").write_text("version: 1\ncheckpoints: [")
+    base = planted.base_tensors()
+    for name, tensors in (("then", base), ("now", planted.with_noise(base, 2e-4, 1))):
+        planted.write(project / name, tensors)
+    options = ["--out", "t.parquet", "--draws", 1, "--no-spectra"]
+    assert command("measure", "--base", "then", "--tuned", "now", *options)[0] == 0
+    status, _, err = command("measure", "--base", "named", "--tuned", "now", *options)
+    assert status == 1 and "data_manifest.yaml" in err and "Traceback" not in err
+
+
 def test_a_killed_measurement_continues(command, models, tmp_path):
     arguments = ["measure", "--base", "base", "--tuned", "tuned", "--out", "t.parquet", "--axis", "a.parquet"]
     arguments += ["--draws", "20"]

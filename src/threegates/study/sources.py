@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -265,9 +265,13 @@ def own_pair(base: str | None, tuned: str | None, way: str | None = None) -> Stu
     if not (base and tuned):
         found = f"base {base!r}, tuned {tuned!r}"
         raise PairError("a pair of one's own needs both sides", found=found, remedy="give base and tuned")
-    known = known_manifests()
-    left, right = open_source(base, known, way), open_source(tuned, known, way)
+    left, right = (open_source(side, _read_when_asked(), way) for side in (base, tuned))
     return StudyPair(right.label, left, right)
+
+
+def _read_when_asked() -> Iterator[Manifest]:
+    """The manifests that are known here. Who names two folders needs none, and a broken one is no matter."""
+    yield from known_manifests()
 
 
 def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | None = None) -> StudyPair:
