@@ -74,18 +74,19 @@ def _accuracy(plus: str, minus: str, frame: pd.DataFrame, values: np.ndarray) ->
     return frame
 
 
-def _distance(frame: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
-    """KL under M_princ, so that its distance exceeds the safe mask's by the values."""
+def _distance(mask: str, frame: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
+    """KL under a mask, so that its distance exceeds the safe mask's by the values."""
     sign = frame["step"].map({2: 1, 4: -1})
     kl = 0.01 * frame["step"] * np.exp(sign * (DISTANCE["safe"] + _values(frame, values)))
-    frame["kl"] = frame["kl"].where((frame["mask"] != "principal") | sign.isna(), kl)
+    frame["kl"] = frame["kl"].where((frame["mask"] != mask) | sign.isna(), kl)
     return frame
 
 
 Plant = Callable[[pd.DataFrame, np.ndarray], pd.DataFrame]
 #: By the name of the estimate: the table and what plants its values, one a seed.
 PLANTERS: dict[str, tuple[str, int, Plant]] = {
-    "kl_distance_principal_minus_safe": ("log", len(SEEDS), _distance),
+    "kl_distance_principal_minus_safe": ("log", len(SEEDS), partial(_distance, "principal")),
+    "kl_distance_random_minus_safe": ("log", len(SEEDS), partial(_distance, "random")),
     **{
         f"accuracy_{name}": ("evaluation", len(SEEDS), partial(_accuracy, plus, minus))
         for name, plus, minus in (

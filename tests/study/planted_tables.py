@@ -619,7 +619,8 @@ PLANTERS: dict[str, Planter] = {
         for name, (table, units, plant, exact) in planted_rotation.PLANTERS.items()
     },
     **{name: Planter("curvature", 3, plant, log=True) for name, plant in planted_curvature.PLANTERS.items()},
-    "leash_of_one_step_holds": _leash_steps("tilt_kl", 0.0),
+    "leash_of_one_step_holds": _leash_steps("step_kl", 2.0),
+    "leash_of_one_step_holds_response": _leash_steps("step_kl_response", 2.0),
     "fisher_norm_bound_holds": _leash_steps("step_norm", 3.0),
     "kl_sft_over_rl": _seeds("log", planted_leash.ratio, "sft-teacher", 2.0, log=True),
     "kl_sft_over_rl_equal_norm": _seeds("log", planted_leash.ratio, "sft-teacher", 1.0, log=True),

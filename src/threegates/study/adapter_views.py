@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from threegates.study.estimates.adapters import FULL, JUDGED, adapter_runs, collapses
+from threegates.study.cards import number
+from threegates.study.estimates.adapters import FULL, JUDGED, adapter_runs, collapses, norm_bounds
 from threegates.study.estimates.intervals import t_estimate
 from threegates.study.estimates.masks import HEADLINE_SHARE
 from threegates.study.estimates.rows import with_labels
@@ -170,17 +171,34 @@ def start_rates(runs: pd.DataFrame) -> str | None:
     return None if full.empty else f"{full['learning_rate'].mode().iloc[0]:g}"
 
 
+def at_the_edge(runs: pd.DataFrame) -> str:
+    """Which starts are best at an end of the grid of rates, and may be better beyond it; or nothing."""
+    known = runs[(runs["algorithm"] == JUDGED) & runs["rank"].notna()]
+    told = []
+    for init, own in known.groupby("init", sort=False):
+        means = own.pivot_table(index="rank", columns="learning_rate", values="pass_at_1")
+        best = means.dropna(how="all").idxmax(axis=1)
+        for end, word in ((means.columns.min(), "lowest"), (means.columns.max(), "highest")):
+            ranks = ", ".join(str(rank) for rank in best.index[best == end])
+            if ranks and means.shape[1] > 1:
+                told.append(f"{STARTS[str(init)]} is best at the {word} rate of the grid at rank {ranks}")
+    return f"{'; '.join(told)}: beyond that none was tried. " if told else ""
+
+
 def norm_reading(runs: pd.DataFrame) -> str:
     """What the norms at collapse say of LoRA and PiSSA: a clause in plain words."""
     found = collapses(runs)
     which = set(found["which"]) - {"neither"}
     if not which:
-        return "neither start collapsed on this grid, so that it is one by definition"
-    if "pissa" not in which and "both" not in which:
-        return "only LoRA collapsed on this grid"
-    earlier = found.groupby("seed")["log_norm"].mean().mean() > 0
-    if earlier:
+        return "neither start collapsed on this grid"
+    if "both" not in which:
+        return f"only {' and '.join(STARTS[start] for start in sorted(which))} collapsed on this grid"
+    least, most = norm_bounds(found)
+    if least > 1:
         return "PiSSA collapses earlier in the norm too"
-    if "both" in which or "lora" in which:
+    if most < 1:
         return "PiSSA collapses no earlier in the norm, so that its larger steps are enough to explain it"
-    return "LoRA never moved as far as PiSSA where that collapsed, so that unequal steps can explain it"
+    return (
+        f"the grid of rates leaves anything between {number(least, 2)} and {number(most, 2)}, so that PiSSA "
+        "may collapse earlier in the norm too, or by its larger steps alone"
+    )

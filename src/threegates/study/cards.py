@@ -111,10 +111,12 @@ def _line(row: pd.Series) -> str:
     what = {"rule": f"the claim: {row['measure']}", "matched": row["says"], "storage": row["says"]}[
         row["kind"]
     ]
-    state = _MARKS.get(row["holds"], f"not tested: {row['missing']}" if row["missing"] else "not tested")
+    untested = f"not tested: {row['missing']}" if row["missing"] else "not tested"
+    state = _MARKS.get(row["holds"], untested)
+    noted = f" ({escape(row['missing'])})" if row["missing"] and state != untested else ""
     units = f" over {row['n']} {row['unit']}" if row["n"] else ""
     measured = f"{number(row['value'])} {interval(row['low'], row['high'])}{escape(units)}"
     return (
         f"<li>{escape(str(what).rstrip('.'))}: {measured}; "
-        f"rule: {escape(row['rule'])}; <strong>{escape(state)}</strong></li>"
+        f"rule: {escape(row['rule'])}; <strong>{escape(state)}</strong>{noted}</li>"
     )

@@ -96,11 +96,14 @@ def summary_view(curvature: pd.DataFrame) -> pd.DataFrame:
 
 
 def steepness(curvature: pd.DataFrame) -> Mapping[str, float]:
-    """Of RL, for the prose: means along ΔW and along noise, and the geometric mean of ΔW over noise."""
+    """Of RL, for the prose: means along ΔW and along noise, and the geometric mean of ΔW over noise.
+
+    `times` is NaN where a curvature of a run is not above zero: of the others alone it would say too much.
+    """
     rows = run_curvature(curvature)
     rl = rows[rows["method"] == "rl"].pivot_table(index="pair", columns="direction", values="curvature")
-    positive = rl[(rl["noise"] > 0) & (rl["update"] > 0)]
-    times = float(np.exp(np.log(positive["update"] / positive["noise"]).mean())) if len(positive) else np.nan
+    positive = len(rl) > 0 and bool((rl[["noise", "update"]] > 0).all(axis=None))
+    times = float(np.exp(np.log(rl["update"] / rl["noise"]).mean())) if positive else np.nan
     return {"update": float(rl["update"].mean()), "noise": float(rl["noise"].mean()), "times": times}
 
 

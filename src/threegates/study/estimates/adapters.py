@@ -24,6 +24,7 @@ FULL = "full"
 JUDGED = "grpo"
 _COLUMNS = ["run", "seed", "method", "algorithm", "init", "rank", "rate", "learning_rate"]
 NEITHER = "neither start collapsed at any rate of the grid"
+_NO_RUNS = "no RL runs of LoRA and PiSSA of one rank and seed"
 
 
 def collapsed(run_log: pd.DataFrame, final_pass: float, base_pass: float) -> bool:
@@ -77,10 +78,12 @@ def collapses(runs: pd.DataFrame, one: str = "lora", other: str = "pissa") -> pd
     """Where the first start collapses over where the second does: one row a seed and rank.
 
     Columns: seed, rank, log_rate, log_norm (log ratios of the smallest learning rate at which each has
-    collapsed, and of ‖ΔW‖ at the end of that run), which ("both", "neither", or the start that did).
+    collapsed, and of ‖ΔW‖ at the end of that run), least and most (between which the grid leaves log_norm: a
+    start collapses somewhere between its last healthy norm and the first collapsed one), which ("both",
+    "neither", or the start that did).
 
     Where only one has collapsed, the rates count as one step of the grid apart, the least that can be said,
-    and of the other the largest norm on the grid is taken. Where neither has, both log ratios are 0.
+    and where neither has, log_rate is 0. Norms are compared where both have, and are NaN elsewhere.
     """
     known = runs[(runs["algorithm"] == JUDGED) & runs["init"].isin([one, other])]
     rows = []
@@ -88,26 +91,29 @@ def collapses(runs: pd.DataFrame, one: str = "lora", other: str = "pissa") -> pd
         if own["init"].nunique() == 2:
             pair = [own[own["init"] == init].sort_values("learning_rate") for init in (one, other)]
             rows.append({"seed": seed, "rank": rank, **_collapse(pair[0], pair[1], (one, other))})
-    return pd.DataFrame(rows, columns=["seed", "rank", "log_rate", "log_norm", "which"])
+    return pd.DataFrame(rows, columns=["seed", "rank", "log_rate", "log_norm", "least", "most", "which"])
 
 
 def _collapse(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) -> dict:
     first = [runs[runs["collapsed"]].head(1) for runs in (one, other)]
     did = [len(found) > 0 for found in first]
     if not any(did):
-        return {"log_rate": 0.0, "log_norm": 0.0, "which": "neither"}
-    norms = [
-        found["delta_norm"].iloc[0] if len(found) else runs["delta_norm"].max()
-        for found, runs in zip(first, (one, other), strict=True)
-    ]
-    if all(did):
-        rates = [float(found["learning_rate"].iloc[0]) for found in first]
-        log_rate = math.log(rates[0] / rates[1])
-    else:
+        return {"log_rate": 0.0, "which": "neither"}
+    if not all(did):
         # The grid is never left: a start that did not collapse on it might have far above it.
         log_rate = _grid_step(pd.concat([one, other])["learning_rate"]) * (-1 if did[0] else 1)
-    which = "both" if all(did) else names[0 if did[0] else 1]
-    return {"log_rate": log_rate, "log_norm": float(np.log(norms[0] / norms[1])), "which": which}
+        return {"log_rate": log_rate, "which": names[0 if did[0] else 1]}
+    rates = [float(found["learning_rate"].iloc[0]) for found in first]
+    norms = [math.log(found["delta_norm"].iloc[0]) for found in first]
+    below = [_healthy(runs, rate) for runs, rate in zip((one, other), rates, strict=True)]
+    apart = {"log_rate": math.log(rates[0] / rates[1]), "log_norm": norms[0] - norms[1]}
+    return {**apart, "least": below[0] - norms[1], "most": norms[0] - below[1], "which": "both"}
+
+
+def _healthy(runs: pd.DataFrame, rate: float) -> float:
+    """Log of the largest ‖ΔW‖ below a rate, all healthy; −∞ where the grid begins there."""
+    below = runs.loc[runs["learning_rate"] < rate, "delta_norm"]
+    return math.log(below.max()) if len(below) else -math.inf
 
 
 def _grid_step(rates: pd.Series) -> float:
@@ -134,23 +140,48 @@ def _lora_minus_full(tables: Tables, confidence: float) -> Estimate:
     lora = runs[runs["init"] == "lora"]
     chosen = pd.concat([lora[lora["rank"] == lora["rank"].max()], runs[runs["init"] == FULL]])
     best = chosen.pivot_table(index="seed", columns="init", values="pass_at_1", aggfunc="max")
-    return paired_gap(best, "lora", FULL, "of adapters, or in full:", confidence)
+    gap = paired_gap(best, "lora", FULL, "of adapters, or in full:", confidence)
+    rates = chosen.groupby("init")["rate"].nunique()
+    told = f"LoRA of rank {lora['rank'].max()} at the best of {rates.get('lora')} learning rates, in full"
+    return replace(gap, reason=f"{told} of {rates.get(FULL)}") if gap.has_interval else gap
 
 
-def _collapse_ratio(column: str, tables: Tables, confidence: float) -> Estimate:
+def norm_bounds(found: pd.DataFrame) -> tuple[float, float]:
+    """Between which the grid of rates leaves the ratio of norms at collapse: means of `collapses`."""
+    both = found[found["which"] == "both"]
+    ends = both.groupby("seed")[["least", "most"]].mean().mean()
+    return math.exp(ends["least"]), math.exp(ends["most"])
+
+
+def _collapse_rate(tables: Tables, confidence: float) -> Estimate:
     found = collapses(_runs(tables))
     if found.empty:
-        return missing("no RL runs of LoRA and PiSSA of one rank and seed", "seeds")
-    ratio = exponential(t_estimate(found.groupby("seed")[column].mean(), "seeds", confidence))
+        return missing(_NO_RUNS, "seeds")
+    ratio = exponential(t_estimate(found.groupby("seed")["log_rate"].mean(), "seeds", confidence))
     if (found["which"] != "neither").any():
         return ratio
     return replace(ratio, reason="; ".join(filter(None, [NEITHER, ratio.reason])))
+
+
+def _collapse_norm(tables: Tables, confidence: float) -> Estimate:
+    found = collapses(_runs(tables))
+    if found.empty:
+        return missing(_NO_RUNS, "seeds")
+    if not (found["which"] == "both").any():
+        which = sorted(set(found["which"]) - {"neither"})
+        alone = f"{' or '.join(which)} alone collapsed on the grid, and a norm of the other is only a bound"
+        return missing(alone if which else NEITHER, "seeds")
+    logs = found.groupby("seed")["log_norm"].mean().dropna()
+    ratio = exponential(t_estimate(logs, "seeds", confidence))
+    least, most = norm_bounds(found)
+    told = f"the grid of rates leaves it between {least:.2g} and {most:.2g}"
+    return replace(ratio, reason="; ".join(filter(None, [ratio.reason, told])))
 
 
 ESTIMATES: dict[str, Estimator] = {
     "best_lora_minus_pissa": partial(_best_gap, "lora", "pissa"),
     "best_lora_minus_milora": partial(_best_gap, "lora", "milora"),
     "best_lora_minus_full": _lora_minus_full,
-    "collapse_rate_lora_over_pissa": partial(_collapse_ratio, "log_rate"),
-    "collapse_norm_lora_over_pissa": partial(_collapse_ratio, "log_norm"),
+    "collapse_rate_lora_over_pissa": _collapse_rate,
+    "collapse_norm_lora_over_pissa": _collapse_norm,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -34,14 +35,20 @@ def over_runs(rows: pd.DataFrame, direction: str) -> pd.Series:
 def ratio(top: pd.Series, bottom: pd.Series, confidence: float) -> Estimate:
     """Geometric mean over seeds of top over bottom; their mean where a curvature on top is not positive.
 
-    Seeds whose bottom is not positive have no ratio: no statement about steepness compares with them.
+    Seeds whose bottom is not positive have no ratio: no statement about steepness compares with them. Where
+    either happens, the estimate's reason says so.
     """
     found = (top / bottom.where(bottom > 0)).dropna()
     if found.empty:
         return missing("no seed with a positive curvature to compare with", "seeds")
+    lost = len(top.index.intersection(bottom.index)) - len(found)
+    told = [f"{lost} seed{'s' * (lost != 1)} without a positive curvature to compare with"] * (lost > 0)
     if (found > 0).all():
-        return exponential(t_estimate(np.log(found), "seeds", confidence))
-    return t_estimate(found, "seeds", confidence)
+        estimate = exponential(t_estimate(np.log(found), "seeds", confidence))
+    else:
+        estimate = t_estimate(found, "seeds", confidence)
+        told.append("an arithmetic mean, for a curvature above the line is not positive")
+    return replace(estimate, reason="; ".join(filter(None, [estimate.reason, *told])))
 
 
 def of_directions(

@@ -63,10 +63,14 @@ def ends(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps(log: pd.DataFrame) -> pd.DataFrame:
-    """RL's steps whose KL was measured: the log's rows, with `on_leash`, whether step_kl ≤ tilt_kl."""
+    """RL's steps whose KL was measured: the log's rows, with whether it is at most tilt_kl.
+
+    on_leash : by step_kl, a token; on_leash_response : by step_kl_response, in tilt_kl's own units.
+    """
     rows = rl_log(log)
     rows = rows[rows["step_kl"].notna()]
-    return rows.assign(on_leash=rows["step_kl"] <= rows["tilt_kl"])
+    held = {"on_leash": "step_kl", "on_leash_response": "step_kl_response"}
+    return rows.assign(**{name: rows[kl] <= rows["tilt_kl"] for name, kl in held.items()})
 
 
 def bounded_steps(log: pd.DataFrame, fisher: pd.DataFrame) -> pd.DataFrame:
@@ -89,11 +93,11 @@ def _share_per_run(rows: pd.DataFrame, column: str, confidence: float) -> Estima
     return t_estimate(shares, unit, confidence)
 
 
-def _on_leash(tables: Tables, confidence: float) -> Estimate:
+def _on_leash(column: str, tables: Tables, confidence: float) -> Estimate:
     rows = steps(tables.table("log"))
     if rows.empty:
         return missing("no step of RL whose KL was logged", "seeds")
-    return _share_per_run(rows, "on_leash", confidence)
+    return _share_per_run(rows, column, confidence)
 
 
 def _fisher_bound(tables: Tables, confidence: float) -> Estimate:
@@ -185,7 +189,8 @@ def _over_rl_equal_norm(tables: Tables, confidence: float) -> Estimate:
 
 
 ESTIMATES: dict[str, Estimator] = {
-    "leash_of_one_step_holds": _on_leash,
+    "leash_of_one_step_holds": partial(_on_leash, "on_leash"),
+    "leash_of_one_step_holds_response": partial(_on_leash, "on_leash_response"),
     "fisher_norm_bound_holds": _fisher_bound,
     "kl_sft_over_rl": partial(_over_rl, "SFT"),
     "kl_sft_over_rl_equal_norm": _over_rl_equal_norm,

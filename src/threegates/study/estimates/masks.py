@@ -72,4 +72,5 @@ ESTIMATES: dict[str, Estimator] = {
     "accuracy_off_minus_principal": partial(_gap, "off-principal", "principal"),
     "accuracy_safe_minus_random": partial(_gap, "safe", "random"),
     "kl_distance_principal_minus_safe": partial(_kl_gap, "principal", "safe"),
+    "kl_distance_random_minus_safe": partial(_kl_gap, "random", "safe"),
 }
