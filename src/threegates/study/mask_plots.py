@@ -106,7 +106,7 @@ def over_training(summary: pd.DataFrame) -> Figure:
         for ax, measure in zip(axes, MEASURES, strict=True):
             rows = summary[(summary["measure"] == measure) & summary["value"].notna()]
             for place, mask in enumerate(arms):
-                aside = gap * 0.09 * (place - (len(arms) - 1) / 2)
+                aside = gap * 0.05 * (place - (len(arms) - 1) / 2)
                 _course(ax, rows[rows["mask"] == mask].sort_values("step"), aside)
             _scale(ax, measure)
         axes[-1].set_xlabel("training step")
