@@ -134,6 +134,35 @@ def test_what_the_norms_say_follows_from_the_runs(runs):
     assert "the grid of rates leaves anything between 0.83 and" in adapter_views.norm_reading(near)
 
 
+@pytest.mark.parametrize("start", ["lora", "pissa"])
+def test_norms_are_not_compared_where_one_start_alone_collapsed(given, monkeypatch, start):
+    monkeypatch.setattr(
+        adapters, "_runs", lambda tables: healed(adapter_views.runs_view(**tables.frames), start)
+    )
+    found = estimates.estimate("collapse_norm_lora_over_pissa", Given(**given))
+    other = {"lora": "pissa", "pissa": "lora"}[start]
+    assert not found.has_interval and found.reason.startswith(f"{other} alone collapsed on the grid")
+
+
+def test_the_ratio_of_norms_says_between_what_the_grid_leaves_it(given, runs):
+    found = estimates.estimate("collapse_norm_lora_over_pissa", Given(**given))
+    least, most = adapters.norm_bounds(adapters.collapses(runs))
+    assert least < found.value <= most and f"between {least:.2g} and {most:.2g}" in found.reason
+    assert least == pytest.approx(1.5 / 1.0)
+
+
+def test_a_best_rate_at_the_end_of_the_grid_is_told(runs):
+    told = adapter_views.at_the_edge(runs)
+    judged = runs[(runs["algorithm"] == "grpo") & runs["rank"].notna()]
+    for init, own in judged.groupby("init"):
+        best = own.pivot_table(index="rank", columns="learning_rate", values="pass_at_1").idxmax(axis=1)
+        lowest = best[best == own["learning_rate"].min()].index
+        named = f"{adapter_views.STARTS[init]} is best at the lowest rate of the grid at rank"
+        assert (named in told) == (len(lowest) > 0)
+    inner = judged.assign(pass_at_1=-(np.log(judged["learning_rate"] / 0.003) ** 2))
+    assert adapter_views.at_the_edge(inner) == ""
+
+
 def test_one_rate_alone_has_no_step(runs):
     lone = runs[(runs["learning_rate"] == 0.003)]
     assert adapters.collapses(lone)["log_rate"].isna().all()

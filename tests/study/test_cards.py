@@ -149,6 +149,12 @@ def test_what_is_not_known_is_a_dash_no_interval_and_the_reason_why():
     assert "over 0" not in page.text
 
 
+def test_what_an_estimate_says_of_itself_stands_behind_what_became_of_its_rule():
+    page = _read(CLAIM, CONTROL | {"holds": False, "missing": "the grid leaves <b>it</b> open"})
+    assert "does not hold (the grid leaves <b>it</b> open)" in page.text and "b" not in page.tags
+    assert "not tested" not in page.text
+
+
 @pytest.mark.parametrize("holds", [np.True_, np.False_, True, False])
 def test_whether_a_rule_holds_reads_the_same_from_a_record_as_from_memory(holds):
     page = _read(CLAIM | {"holds": holds})

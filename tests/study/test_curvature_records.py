@@ -196,6 +196,9 @@ def test_a_curvature_below_zero_has_an_interval_too():
     """Along noise the loss may bend down: its logarithm is no reason to say nothing."""
     found = ratio(pd.Series({1: -0.1, 2: 0.2, 3: 0.1}), pd.Series({1: 1.0, 2: 1.0, 3: 1.0}), 0.95)
     assert (found.scale, found.n) == ("linear", 3) and found.low < found.value < found.high
+    assert found.reason.startswith("an arithmetic mean")
+    fewer = ratio(pd.Series({1: 1.0, 2: 2.0, 3: 3.0}), pd.Series({1: 1.0, 2: -1.0, 3: 1.0}), 0.95)
+    assert fewer.n == 2 and fewer.reason == "1 seed without a positive curvature to compare with"
     lost = ratio(pd.Series({1: 1.0}), pd.Series({1: -1.0}), 0.95)
     assert not lost.has_interval and "positive" in lost.reason
 
@@ -233,6 +236,9 @@ def test_ratios_are_given_of_both_functions():
 def test_steepness_compares_the_update_with_noise():
     found = curvature_views.steepness(planted_curvature.table())
     assert found["times"] == pytest.approx(0.5) and found["noise"] == pytest.approx(2 * found["update"])
+    below = planted_curvature.table()
+    below.loc[(below["direction"] == "noise") & (below["seed"] == 1), "curvature"] *= -1
+    assert np.isnan(curvature_views.steepness(below)["times"])
 
 
 def test_shares_in_the_block_are_rls_own_and_the_noises():
