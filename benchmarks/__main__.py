@@ -1,12 +1,14 @@
 """`python -m benchmarks [--json FILE] [--only NAME] [--sizes s,m]`: measure; fail where a gate does.
 
-The book's appendix shows what `make bench` wrote last, or else the record kept beside this file.
+The book's appendix shows what `make bench` wrote last, or else the record kept beside this file. Every module
+is a run of its own, with its commit, machine and time; one that is measured alone replaces its own run.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import os
 import pkgutil
 import platform
@@ -92,7 +94,9 @@ def sizes(text: str) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and report; 1 if results differ or a ratio misses its gate."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the rows there")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the rows there; with --only the others stay"
+    )
     parser.add_argument("--only", choices=names(), metavar="NAME", help=f"one of: {', '.join(names())}")
     parser.add_argument(
         "--sizes", type=sizes, default=list(SIZES), metavar="LIST", help="of s,m,l,x; s,m is a quick run"
@@ -101,14 +105,23 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     found = [name for name in names() if chosen.only in (None, name)]
     modules = [importlib.import_module(f"benchmarks.{name}") for name in found]
-    rows = [row for module in modules for row in module.rows(chosen.sizes)]
+    runs, rows = dict(kept(chosen.json) if chosen.only else {}), []
+    for name, module in zip(found, modules, strict=True):
+        own = module.rows(chosen.sizes)
+        runs[name] = {"machine": machine(), **build_state(), "rows": [row.record() for row in own]}
+        rows += own
+        if chosen.json:
+            write_json(chosen.json, {"runs": runs})
     print(table(rows))
     print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    if chosen.json:
-        write_json(
-            chosen.json, {"machine": machine(), **build_state(), "rows": [row.record() for row in rows]}
-        )
     return 0 if all(row.accurate and row.fast for row in rows) else 1
+
+
+def kept(path: Path | None) -> dict[str, dict]:
+    """The other modules' runs of a file that one module is measured into anew."""
+    if path is None or not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))["runs"]
 
 
 if __name__ == "__main__":

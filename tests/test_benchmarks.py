@@ -30,11 +30,22 @@ def test_rows_that_hold_end_well_and_land_in_the_file(rows, tmp_path, capsys):
     assert program.main(["--only", "masks", "--json", str(tmp_path / "out.json")]) == 0
     out = capsys.readouterr().out
     assert "40.0×" in out and "15× met" in out and "threads 1" in out
-    written = json.loads((tmp_path / "out.json").read_text())
+    written = json.loads((tmp_path / "out.json").read_text())["runs"]["masks"]
     assert [row["ratio"] for row in written["rows"]] == [40, 2]
     assert written["machine"]["threads"] == 1 and "torch" in written["machine"]
     assert len(written["time"]) == 20 and "commit" in written
     assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
+
+
+def test_a_module_that_is_measured_alone_replaces_its_own_run(rows, tmp_path):
+    path = tmp_path / "out.json"
+    other = {"machine": {}, "time": "then", "rows": ["kept"]}
+    path.write_text(json.dumps({"runs": {"scale": other, "masks": other}}))
+    rows += [FAST]
+    assert program.main(["--only", "masks", "--json", str(path)]) == 0
+    runs = json.loads(path.read_text())["runs"]
+    assert set(runs) == {"scale", "masks"} and runs["scale"] == other
+    assert [row["ratio"] for row in runs["masks"]["rows"]] == [40]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,10 +16,22 @@ ROW = Row("warm <fast>", "s", 12.5, "svd", 2500.0, True, "error 1e-6", aim=20.0,
 
 
 def written(folder, *rows: Row, **more: object):
-    record = {"machine": {"cpu": "some"}, "time": "2026-01-02T03:04:05Z", "rows": [r.record() for r in rows]}
+    run = {"machine": {"cpu": "some"}, "time": "2026-01-02T03:04:05Z", "rows": [r.record() for r in rows]}
     path = folder / "benchmarks.json"
-    path.write_text(json.dumps(record | more))
+    path.write_text(json.dumps({"runs": {"first": run | more}}))
     return path
+
+
+def test_modules_that_were_measured_apart_say_when_and_where_each(tmp_path):
+    path = written(tmp_path, ROW)
+    runs = json.loads(path.read_text())["runs"]
+    other = {"machine": {"cpu": "some", "load": 2.5}, "time": "2026-02-03T03:04:05Z", "commit": "f" * 40}
+    second = {"rows": [replace(ROW, name="later").record()], **other}
+    path.write_text(json.dumps({"runs": runs | {"second": second, "third": second}}))
+    page = benchmark_page(path)
+    assert "*first*: Measured on 2026-01-02. Cpu some." in page
+    assert "*second, third*: Measured on 2026-02-03 at commit ffffffffffff. Cpu some. Load 2.5." in page
+    assert page.count("<td>later</td>") == 2 and page.count("<td>warm &lt;fast&gt;</td>") == 1
 
 
 def test_a_row_says_what_it_compares_how_far_and_what_was_aimed_for(tmp_path):
@@ -47,7 +60,7 @@ def test_this_build_folder_goes_before_the_kept_record(tmp_path):
     assert benchmark_file(build, root) != written(build, ROW) == benchmark_file(build, root)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rows": [{}], "machine": {}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"runs": []}', '{"runs": {"a": {"rows": [{}]}}}'])
 def test_what_is_no_record_is_refused(tmp_path, text):
     path = tmp_path / "benchmarks.json"
     path.write_text(text)
@@ -59,10 +72,11 @@ def test_what_is_no_record_is_refused(tmp_path, text):
 def test_the_kept_record_has_every_target_and_its_results_hold():
     root = project_root()
     record = json.loads(benchmark_file(root / "nowhere", root).read_text())
-    assert all(row["accurate"] for row in record["rows"])
-    stated = {(row["name"].split(" (")[0], row["size"].split()[0]) for row in record["rows"] if row["gate"]}
+    rows = [row for run in record["runs"].values() for row in run["rows"]]
+    assert all(row["accurate"] for row in rows)
+    stated = {(row["name"].split(" (")[0], row["size"].split()[0]) for row in rows if row["gate"]}
     assert {("warm fast", size) for size in "smlx"} <= stated
     assert {"warm certified", "cold pair fast", "count changes", "pair streamed", "exact threshold"} <= {
         name for name, _ in stated
     }
-    assert record["machine"]["threads"] == 1
+    assert {run["machine"]["threads"] for run in record["runs"].values()} == {1}

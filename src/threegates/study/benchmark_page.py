@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
@@ -58,9 +58,9 @@ def benchmark_page(path: Path) -> str:
     """
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        rows = "\n".join(_row(row) for row in record["rows"])
-        facts = _facts(record)
-    except (ValueError, KeyError, TypeError) as error:
+        rows = "\n".join(_row(row) for run in record["runs"].values() for row in run["rows"])
+        facts = _facts(record["runs"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
             "that is no record of benchmarks",
             where=path,
@@ -78,11 +78,32 @@ def benchmark_page(path: Path) -> str:
     )
 
 
-def _facts(record: Mapping) -> str:
-    machine = "; ".join(f"{key} {value}" for key, value in sorted(record["machine"].items()))
-    state = " with changes that were not committed" if record.get("dirty") else ""
-    commit = f" at commit {record['commit'][:12]}{state}" if record.get("commit") else ""
-    return f"Measured on {record['time'][:10]}{commit}. {machine[0].upper()}{machine[1:]}."
+def _facts(runs: Mapping[str, Mapping]) -> str:
+    """When, at which commit and on what machine; where modules differ in that, each with its name."""
+    by_fact: dict[str, list[str]] = {}
+    for name, run in runs.items():
+        by_fact.setdefault(_fact(run), []).append(name)
+    if len(by_fact) == 1:
+        return next(iter(by_fact)) + f" {_load(runs.values())}"
+    told = [
+        f"*{', '.join(names)}*: {fact} {_load(runs[name] for name in names)}"
+        for fact, names in by_fact.items()
+    ]
+    return "\n\n".join(told)
+
+
+def _fact(run: Mapping) -> str:
+    known = {key: value for key, value in run["machine"].items() if key != "load"}
+    machine = "; ".join(f"{key} {value}" for key, value in sorted(known.items()))
+    state = " with changes that were not committed" if run.get("dirty") else ""
+    commit = f" at commit {run['commit'][:12]}{state}" if run.get("commit") else ""
+    return f"Measured on {run['time'][:10]}{commit}. {machine[0].upper()}{machine[1:]}."
+
+
+def _load(runs: Iterable[Mapping]) -> str:
+    loads = [run["machine"]["load"] for run in runs if "load" in run["machine"]]
+    ends = dict.fromkeys((min(loads), max(loads))) if loads else ()
+    return f"Load {' to '.join(f'{load:g}' for load in ends)}." if ends else ""
 
 
 def _row(row: Mapping) -> str:
