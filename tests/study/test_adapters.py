@@ -131,7 +131,7 @@ def test_what_the_norms_say_follows_from_the_runs(runs):
     assert adapter_views.norm_reading(larger).startswith("PiSSA collapses no earlier")
     pissa = (runs["init"] == "pissa") & runs["collapsed"]
     near = runs.assign(delta_norm=runs["delta_norm"].where(~pissa, 1.8))
-    assert "the grid of rates leaves anything between 0.83 and" in adapter_views.norm_reading(near)
+    assert "for LoRA over PiSSA anything between 0.83 and" in adapter_views.norm_reading(near)
 
 
 @pytest.mark.parametrize("start", ["lora", "pissa"])
@@ -149,6 +149,21 @@ def test_the_ratio_of_norms_says_between_what_the_grid_leaves_it(given, runs):
     least, most = adapters.norm_bounds(adapters.collapses(runs))
     assert least < found.value <= most and f"between {least:.2g} and {most:.2g}" in found.reason
     assert least == pytest.approx(1.5 / 1.0)
+
+
+def test_a_ratio_of_norms_that_the_grid_leaves_on_either_side_of_one_is_none(given, runs, monkeypatch):
+    pissa = (runs["init"] == "pissa") & runs["collapsed"]
+    near = runs.assign(delta_norm=runs["delta_norm"].where(~pissa, 1.8))
+    monkeypatch.setattr(adapters, "_runs", lambda _: near)
+    found = estimates.estimate("collapse_norm_lora_over_pissa", Given(**given))
+    assert not found.has_interval and "anything between 0.83 and" in found.reason
+    lowest = near[(near["init"] != "pissa") | (near["learning_rate"] > 0.001)]
+    monkeypatch.setattr(
+        adapters, "_runs", lambda _: lowest[(lowest["init"] != "pissa") | lowest["collapsed"]]
+    )
+    found = estimates.estimate("collapse_norm_lora_over_pissa", Given(**given))
+    assert not found.has_interval and found.reason.endswith("anything above 0.83")
+    assert adapters.between(0.0, 2.0) == "below 2"
 
 
 def test_a_best_rate_at_the_end_of_the_grid_is_told(runs):

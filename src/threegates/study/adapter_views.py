@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from threegates.study.cards import number
-from threegates.study.estimates.adapters import FULL, JUDGED, adapter_runs, collapses, norm_bounds
+from threegates.study.estimates.adapters import (
+    FULL,
+    JUDGED,
+    adapter_runs,
+    between,
+    collapses,
+    norm_bounds,
+)
 from threegates.study.estimates.intervals import t_estimate
 from threegates.study.estimates.masks import HEADLINE_SHARE
 from threegates.study.estimates.rows import with_labels
@@ -199,6 +205,6 @@ def norm_reading(runs: pd.DataFrame) -> str:
     if most < 1:
         return "PiSSA collapses no earlier in the norm, so that its larger steps are enough to explain it"
     return (
-        f"the grid of rates leaves anything between {number(least, 2)} and {number(most, 2)}, so that PiSSA "
-        "may collapse earlier in the norm too, or by its larger steps alone"
+        f"the grid of rates leaves for LoRA over PiSSA anything {between(least, most)}, so that PiSSA may "
+        "collapse earlier in the norm too, or by its larger steps alone"
     )

@@ -416,6 +416,9 @@ def _kernel_manager(scratch: Path, plan: _Plan, work: Path) -> type:
             # Sockets in the file system: no port that another kernel could take, and nothing on the network.
             super().__init__(**options, connection_file=str(scratch / "kernel.json"), transport="ipc")
 
+        async def interrupt_kernel(self) -> None:  # type: ignore[override]
+            """Nothing: no cell is ever interrupted, and an idle kernel would call it an error at its end."""
+
         async def start_kernel(self, **options: Any) -> None:  # type: ignore[override]
             await super().start_kernel(**{**options, "cwd": str(work)})
 

@@ -105,15 +105,15 @@ def _collapse(one: pd.DataFrame, other: pd.DataFrame, names: tuple[str, str]) ->
         return {"log_rate": log_rate, "which": names[0 if did[0] else 1]}
     rates = [float(found["learning_rate"].iloc[0]) for found in first]
     norms = [math.log(found["delta_norm"].iloc[0]) for found in first]
-    below = [_healthy(runs, rate) for runs, rate in zip((one, other), rates, strict=True)]
+    below = [_healthy(runs, norm) for runs, norm in zip((one, other), norms, strict=True)]
     apart = {"log_rate": math.log(rates[0] / rates[1]), "log_norm": norms[0] - norms[1]}
     return {**apart, "least": below[0] - norms[1], "most": norms[0] - below[1], "which": "both"}
 
 
-def _healthy(runs: pd.DataFrame, rate: float) -> float:
-    """Log of the largest ‖ΔW‖ below a rate, all healthy; −∞ where the grid begins there."""
-    below = runs.loc[runs["learning_rate"] < rate, "delta_norm"]
-    return math.log(below.max()) if len(below) else -math.inf
+def _healthy(runs: pd.DataFrame, norm: float) -> float:
+    """Log of the largest ‖ΔW‖ of a healthy run up to a norm, itself a logarithm; −∞ where there is none."""
+    logs = np.log(runs.loc[~runs["collapsed"], "delta_norm"])
+    return float(logs[logs <= norm].max()) if (logs <= norm).any() else -math.inf
 
 
 def _grid_step(rates: pd.Series) -> float:
@@ -174,8 +174,18 @@ def _collapse_norm(tables: Tables, confidence: float) -> Estimate:
     logs = found.groupby("seed")["log_norm"].mean().dropna()
     ratio = exponential(t_estimate(logs, "seeds", confidence))
     least, most = norm_bounds(found)
-    told = f"the grid of rates leaves it between {least:.2g} and {most:.2g}"
+    told = f"the grid of rates leaves it anything {between(least, most)}"
+    if least <= 1 <= most:
+        # On which side of one it lies is open, however narrow the interval over seeds.
+        return missing(told, "seeds")
     return replace(ratio, reason="; ".join(filter(None, [ratio.reason, told])))
+
+
+def between(least: float, most: float) -> str:
+    """Two bounds in words; one that is nowhere is left out."""
+    if math.isinf(most):
+        return f"above {least:.2g}"
+    return f"between {least:.2g} and {most:.2g}" if least > 0 else f"below {most:.2g}"
 
 
 ESTIMATES: dict[str, Estimator] = {
