@@ -6,8 +6,10 @@ import math
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import pytest
 
 from tests.study.test_cards import CLAIM, CONTROL
+from threegates.study.claims import Judgement
 from threegates.study.verdict_plots import forest, forest_rows
 
 RATIO = CLAIM | {"scale": "log"}
@@ -72,4 +74,12 @@ def test_the_figure_has_a_panel_a_scale_and_a_label_a_row():
     labels = {text.get_text() for text in fig.legends[0].get_texts()}
     tolerance = "tolerance of the claim's rule (controls have theirs)"
     assert {"reproduced", "contradicted", tolerance, "under a storage null"} == labels
+    plt.close(fig)
+
+
+@pytest.mark.parametrize("judgement", [one for one in Judgement if one is not Judgement.not_run])
+def test_every_verdict_that_may_have_numbers_is_drawn(judgement):
+    """A rule with an interval may hold though its control cannot be tested."""
+    fig = forest(drawn(RATIO | {"verdict": str(judgement)}))
+    assert len(fig.axes[0].lines) > 1
     plt.close(fig)

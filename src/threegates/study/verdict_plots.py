@@ -12,13 +12,14 @@ from matplotlib.ticker import FuncFormatter
 from threegates.study.figures import style
 from threegates.study.verdicts import ORDER, subject_title
 
-#: Colour and marker of each verdict that rests on numbers.
+#: Colour and marker of each verdict that may have numbers. A rule may hold whose control cannot be tested.
 _LOOKS = {
     "reproduced": ("#009E73", "o", "reproduced"),
     "reproduced, not distinguishable from storage": ("#E69F00", "s", "not beyond storage"),
     "reproduced raw, gone when matched": ("#B8860B", "D", "gone when matched"),
     "not reproduced": ("#56B4E9", "v", "not reproduced"),
     "contradicted": ("#D55E00", "X", "contradicted"),
+    "cannot be tested here": ("#7A7A7A", "h", "a control is not tested"),
 }
 _CONTROLS = {"storage": ("#6F6F6F", "|", "under a storage null"), "matched": ("#6F6F6F", "2", "when matched")}
 _SHORT = {"the miniature lab": "lab", "the encoder": "encoder"}
