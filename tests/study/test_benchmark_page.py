@@ -79,5 +79,5 @@ def test_the_kept_record_has_every_target_and_its_results_hold():
     assert {"warm certified", "cold pair fast", "count changes", "pair streamed", "exact threshold"} <= {
         name for name, _ in stated
     }
-    assert {"pair within a cap", "memory of a tensor"} <= {row["name"] for row in rows}
+    assert {"pair within a cap", "layer within a cap", "memory of a tensor"} <= {row["name"] for row in rows}
     assert {run["machine"]["threads"] for run in record["runs"].values()} == {1}
