@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from threegates.study.estimates.accuracy import base_accuracy, final_accuracy, paired_gap
-from threegates.study.estimates.intervals import Estimate, exponential, missing, t_estimate
+from threegates.study.estimates.intervals import Estimate, exponential, missing, noted, t_estimate
 from threegates.study.estimates.masks import HEADLINE_SHARE
 from threegates.study.estimates.rows import Estimator, Tables, with_labels
 
@@ -143,7 +143,7 @@ def _lora_minus_full(tables: Tables, confidence: float) -> Estimate:
     gap = paired_gap(best, "lora", FULL, "of adapters, or in full:", confidence)
     rates = chosen.groupby("init")["rate"].nunique()
     told = f"LoRA of rank {lora['rank'].max()} at the best of {rates.get('lora')} learning rates, in full"
-    return replace(gap, reason=f"{told} of {rates.get(FULL)}") if gap.has_interval else gap
+    return noted(gap, f"{told} of {rates.get(FULL)}") if gap.has_interval else gap
 
 
 def norm_bounds(found: pd.DataFrame) -> tuple[float, float]:
@@ -178,7 +178,7 @@ def _collapse_norm(tables: Tables, confidence: float) -> Estimate:
     if least <= 1 <= most:
         # On which side of one it lies is open, however narrow the interval over seeds.
         return missing(told, "seeds")
-    return replace(ratio, reason="; ".join(filter(None, [ratio.reason, told])))
+    return noted(ratio, told)
 
 
 def between(least: float, most: float) -> str:

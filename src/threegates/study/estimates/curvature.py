@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from threegates.study.estimates.intervals import Estimate, exponential, missing, t_estimate
+from threegates.study.estimates.intervals import Estimate, exponential, missing, noted, t_estimate
 from threegates.study.estimates.rows import Estimator, Tables, rl_runs, sft_runs
 
 #: The function whose Hessian the claims are about.
@@ -48,7 +47,7 @@ def ratio(top: pd.Series, bottom: pd.Series, confidence: float) -> Estimate:
     else:
         estimate = t_estimate(found, "seeds", confidence)
         told.append("an arithmetic mean, for a curvature above the line is not positive")
-    return replace(estimate, reason="; ".join(filter(None, [estimate.reason, *told])))
+    return noted(estimate, *told)
 
 
 def of_directions(

@@ -34,6 +34,11 @@ class Estimate:
         return math.isfinite(self.low) and math.isfinite(self.high)
 
 
+def noted(estimate: Estimate, *notes: str) -> Estimate:
+    """The estimate with notes behind the reason that it has, if any."""
+    return replace(estimate, reason="; ".join(filter(None, [estimate.reason, *notes])))
+
+
 def missing(reason: str, unit: str = "runs") -> Estimate:
     """An estimate that the tables cannot give."""
     return Estimate(math.nan, math.nan, math.nan, 0, unit, reason)
