@@ -3,10 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from scipy import stats
 
 from tests.study import pages
 from threegates.study import views
+from threegates.study.agreement import LONGEST_SIDE, _map_row
 from threegates.study.cards import interval, number
 from threegates.study.claims import read_claims
 from threegates.study.figures import METHOD_COLOURS
@@ -88,22 +90,14 @@ def test_a_method_the_study_does_not_know_keeps_its_name():
     assert views.method_name(None) == "your pair"
 
 
-def test_consensus_comes_back_in_the_shape_of_its_blocks():
-    flat = np.arange(6) / 6
-    maps = pd.DataFrame(
-        {
-            "role": ["q", "gate"],
-            "kind": ["observed", "observed"],
-            "method": ["rl", "rl"],
-            "consensus": [flat.tolist(), flat.tolist()],
-            "rows": [3, 3],
-            "columns": [5, 5],
-            "block": [2, 2],
-        }
-    )
-    shown = views.consensus_view(maps)
-    assert list(shown["role"]) == ["q"]
-    assert np.array_equal(shown["consensus"].iloc[0], flat.reshape(2, 3))
+def test_consensus_of_a_long_matrix_comes_back_as_averages_over_its_blocks():
+    """Held against the means of a mask's 2 × 2 blocks, which `rows` and `columns` count, not its entries."""
+    mask = torch.rand(6, 2 * LONGEST_SIDE, generator=torch.Generator().manual_seed(1)) < 0.3
+    facts = [{"method": "rl", "role": role} for role in ("q", "gate")]
+    shown = views.consensus_view(pd.DataFrame([_map_row(of, "observed", [mask]) for of in facts]))
+    assert list(shown["role"]) == ["q"] and list(shown["block"]) == [2]
+    expected = mask.numpy().reshape(3, 2, LONGEST_SIDE, 2).mean(axis=(1, 3))
+    assert np.allclose(shown["consensus"].iloc[0], expected)
 
 
 def test_stripes_are_geometric_means_in_the_order_of_a_block():

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from threegates.study.agreement import consensus_map
 from threegates.study.estimates.intervals import t_estimate
 from threegates.study.estimates.rows import LINEAR, pair_sparsity
 from threegates.study.estimates.stripes import excess_spread
@@ -111,13 +112,13 @@ def sparsity_summary(view: pd.DataFrame) -> pd.DataFrame:
 def consensus_view(
     maps: pd.DataFrame, method: str = "rl", kinds: tuple[str, ...] = ("observed", "storage_density")
 ) -> pd.DataFrame:
-    """Consensus maps of the shown block as arrays: one row a matrix and kind."""
+    """Consensus maps of the shown block as arrays: one row a matrix and kind.
+
+    Each array has `rows` × `columns` shares; where `block` exceeds one, each is of that many entries squared.
+    """
     shown = maps["role"].isin(["q", "k", "v", "o", "down"]) & maps["kind"].isin(kinds)
     rows = maps[shown & (maps["method"] == method)]
-    arrays = [
-        np.asarray(flat, dtype=float).reshape(-(-r // b), -(-c // b))
-        for flat, r, c, b in zip(rows["consensus"], rows["rows"], rows["columns"], rows["block"], strict=True)
-    ]
+    arrays = [consensus_map(row) for _, row in rows.iterrows()]
     return rows.assign(consensus=pd.Series(arrays, index=rows.index, dtype=object)).reset_index(drop=True)
 
 
