@@ -21,7 +21,7 @@ import torch
 import benchmarks
 from benchmarks.measure import Row
 from threegates.atomic import write_json
-from threegates.study.provenance import build_state
+from threegates.records.provenance import build_state
 
 NOT_MEASURED = {"__main__", "measure"}
 SIZES = ("s", "m", "l", "x")

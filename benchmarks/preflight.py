@@ -13,9 +13,9 @@ from benchmarks.measure import Row
 from threegates.checkpoints.pairs import align
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.writer import write_checkpoint
-from threegates.study.by_tensor import Shared
-from threegates.study.costs import Costs, measured_costs
-from threegates.study.tensor_table import PairTable
+from threegates.jobs.costs import Costs, measured_costs
+from threegates.measures.by_tensor import Shared
+from threegates.measures.tensor_table import PairTable
 
 SHAPES = {"s": (1536, 1536), "m": (8960, 1536), "l": (4096, 4096)}
 NAME = "model.layers.0.mlp.up_proj.weight"

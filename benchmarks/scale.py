@@ -31,10 +31,10 @@ from benchmarks.measure import Row
 from threegates.atomic import write_json
 from threegates.checkpoints.tensors import INDEX, Checkpoint
 from threegates.geometry.masks import pack
-from threegates.study.by_tensor import Parts, Shared
-from threegates.study.measure import write_masks
-from threegates.study.memory import MIB, PROCESS, give_back_freed_memory, need_of, parse_size, run_within
-from threegates.study.tensor_table import MEASURED, PairTable
+from threegates.jobs.memory import MIB, PROCESS, give_back_freed_memory, need_of, parse_size, run_within
+from threegates.measures.by_tensor import Parts, Shared
+from threegates.measures.changes import write_masks
+from threegates.measures.tensor_table import MEASURED, PairTable
 
 GIB = 1 << 30
 SHARE = 0.2

@@ -1,6 +1,7 @@
-"""Checked shapes for the geometry under test, one torch thread, and property tests that repeat exactly."""
+"""Checked shapes for the geometry under test, one torch thread, repeatable property tests, projects."""
 
 import hypothesis
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -10,3 +11,16 @@ install_import_hook("threegates.geometry", "beartype.beartype")
 # No deadline: a busy machine is no error. Derandomised: a failure seen once is seen again.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A project folder of its own for every test that needs one: claims, notebooks, build."""
+    # Geometry is imported only behind the hook above.
+    from tests.planted import planted
+
+    for name, value in planted.make_project(tmp_path / "project").items():
+        monkeypatch.setenv(name, value)
+    # Set, not deleted: running a notebook sets it too, and only what was set here is put back afterwards.
+    monkeypatch.setenv("THREEGATES_SOURCES", "{}")
+    return tmp_path / "project"

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from tests.hub.loopback import Fault, LoopbackHub  # noqa: E402
-from tests.study import planted  # noqa: E402
+from tests.planted import planted  # noqa: E402
 
 OUT = "out.parquet"
 # What a writer that was killed may leave: ours, and huggingface_hub's own.

@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
 from tests.hub.loopback import Fault, LoopbackHub  # noqa: E402
-from threegates.checkpoints.ranged import open_ranged  # noqa: E402
+from threegates.checkpoints.hub.ranged import open_ranged  # noqa: E402
 from threegates.checkpoints.tensors import Checkpoint  # noqa: E402
 
 REPO = "org/killed"
@@ -34,9 +34,9 @@ SHAPE = (1500, 1000)
 # What may come twice for each kill: what is in hand, and what was on its way.
 AT_ONCE = {"fetch": 4 << 20, "ranged": SHAPE[0] * SHAPE[1] * 4 + (1 << 20)}
 SCRIPTS = {
-    "fetch": "import sys; from threegates.checkpoints.hub import fetch\n"
+    "fetch": "import sys; from threegates.checkpoints.hub.snapshots import fetch\n"
     "fetch(f'{sys.argv[1]}@{sys.argv[2]}', sys.argv[3], endpoint=sys.argv[4])",
-    "ranged": "import sys; from threegates.checkpoints.ranged import open_ranged\n"
+    "ranged": "import sys; from threegates.checkpoints.hub.ranged import open_ranged\n"
     "c = open_ranged(*sys.argv[1:3], cache=sys.argv[3], endpoint=sys.argv[4])\n"
     "for name in c.infos: c.stored(name)",
 }

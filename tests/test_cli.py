@@ -17,12 +17,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from tests.study import planted
+from tests.planted import planted
 from threegates import cli
 from threegates.cli import app
 from threegates.errors import CheckpointError
 from threegates.geometry.masks import unpack
-from threegates.study.store import read_provenance
+from threegates.records.store import read_provenance
 from threegates.workers import run_parallel
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -262,7 +262,7 @@ def test_a_mistyped_folder_is_not_only_a_repository_that_is_not_there(command, m
     def gone(name: str, *_: object) -> None:
         raise CheckpointError(f"the Hub has no {name}", remedy="correct the repository's name")
 
-    monkeypatch.setattr("threegates.study.sources._of_hub", gone)
+    monkeypatch.setattr("threegates.jobs.sources._of_hub", gone)
     (tmp_path / "mine").mkdir()
     (tmp_path / "base").rename(tmp_path / "mine" / "base")
     options = ["--tuned", "tuned", "--out", "t.parquet"]
@@ -311,7 +311,7 @@ def write_chapter(project: Path) -> None:
         "base: str = ''  # own base\ntuned: str = ''  # own tuned side\npairs: list[str] = []\ndraws: int = 3"
     )
     code = (
-        "from threegates.study.study import Study\n"
+        "from threegates.study import Study\n"
         "study = Study.open('update-sparsity', pairs=pairs, base=base, tuned=tuned, draws=draws)\n"
         "print(study.subject, len(study.table('tensor')))"
     )

@@ -18,20 +18,20 @@ import pytest
 import torch
 
 from tests.dask_processes import ROOT, DaskProcesses, wait_for
-from tests.study import planted
+from tests.planted import planted
 from threegates import cluster as module
 from threegates import cluster_check
 from threegates.backends import run_parallel
 from threegates.cluster import _in_worker, run_on_cluster
 from threegates.cluster_check import ClusterError, Facts, check_workers, facts_of, leave_probe, unlike
 from threegates.errors import RecipeError
-from threegates.study import batches
-from threegates.study.batches import keep, measure_parts, run_jobs
-from threegates.study.by_tensor import Parts
-from threegates.study.files import measure_to_files
-from threegates.study.jobs import table_job
-from threegates.study.sources import StudyPair, open_source, own_pair
-from threegates.study.store import Records, read_provenance
+from threegates.jobs import batches
+from threegates.jobs.batches import keep, measure_parts, run_jobs
+from threegates.jobs.jobs import table_job
+from threegates.jobs.pair_files import measure_to_files
+from threegates.jobs.sources import StudyPair, open_source, own_pair
+from threegates.measures.by_tensor import Parts
+from threegates.records.store import Records, read_provenance
 
 LOCAL = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": "127.0.0.1:0", "silence_logs": 50}
 

@@ -14,10 +14,10 @@ import yaml
 from huggingface_hub import constants
 
 from tests.hub.loopback import Fault, LoopbackHub
-from tests.study import planted
+from tests.planted import planted
 from threegates import cli
 from threegates.checkpoints.writer import write_checkpoint
-from threegates.study.store import read_provenance
+from threegates.records.store import read_provenance
 
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 BASE, TUNED = "org/base-1b", "org/tuned-1b"
@@ -198,7 +198,7 @@ def test_all_that_may_not_be_read_is_told_at_once_and_before_the_hub_is_asked(hu
 
 
 def test_a_fault_leaves_a_clear_error_and_nothing_half_written(hub, sides, command, monkeypatch):
-    monkeypatch.setattr("threegates.checkpoints.transfer.ATTEMPTS", 1)
+    monkeypatch.setattr("threegates.checkpoints.hub.transfer.ATTEMPTS", 1)
     added(command)
     assert command("lock")[0] == 0
     size = (sides[TUNED] / "model.safetensors").stat().st_size

@@ -8,7 +8,7 @@ import re
 import nbformat
 import pytest
 
-from tests.study.pages import NOTEBOOKS, ROOT, calls, keyword
+from tests.planted.pages import NOTEBOOKS, ROOT, calls, keyword
 
 ALL = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 # None judges a claim of its own: one describes the lab, one computes what is printed, one looks at others,

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.browser import CHROMIUM, Browser
-from tests.study import pages
-from threegates.study import book
-from threegates.study.contents import book_pages
+from tests.planted import pages
+from threegates.book import build
+from threegates.pages.contents import book_pages
 
 LOOK = """(() => {
   const SEARCHES = '.search-button, .search-button__button, .search-button-field, input[type=search]';
@@ -48,7 +48,7 @@ def html(tmp_path_factory):
     if built := os.environ.get("THREEGATES_PAGES"):
         return Path(built)
     folder = tmp_path_factory.mktemp("book")
-    drawn = book._render(folder, pages.assemble(folder / "book-src")).parent
+    drawn = build._render(folder, pages.assemble(folder / "book-src")).parent
     # Copied away from its sources, as a reader would get it.
     return Path(shutil.copytree(drawn, folder / "elsewhere"))
 

@@ -9,10 +9,10 @@ import nbformat
 import pytest
 
 from tests.prose import page_texts, shown_strings, typed_numbers
-from threegates.study.claims import read_claims
-from threegates.study.paper import sparsity_ranges
-from threegates.study.provenance import project_root
-from threegates.study.stated import stated_values
+from threegates.estimates.paper import sparsity_ranges
+from threegates.judging.claims import read_claims
+from threegates.pages.stated_values import stated_values
+from threegates.records.provenance import project_root
 
 ROOT = project_root()
 PAGES = [

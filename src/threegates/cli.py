@@ -95,7 +95,7 @@ def train(
     build/lab in Hugging Face format, with a manifest beside them.
     """
     from threegates.lab.train import train as train_lab
-    from threegates.study.provenance import build_folder
+    from threegates.records.provenance import build_folder
 
     path = train_lab(profile, build_folder(), workers, tuple(only or ()), tuple(seed or ()))
     typer.echo(f"manifest: {path}")
@@ -153,9 +153,9 @@ def measure(
     A measurement that is killed continues where it was when the same command is given again. When the
     checkpoints cannot be compared, the reason is printed and no file is written.
     """
-    from threegates.study.files import default_output, measure_to_files
-    from threegates.study.settings import export
-    from threegates.study.sources import narrowed, one_pair
+    from threegates.jobs.pair_files import default_output, measure_to_files
+    from threegates.jobs.settings import export
+    from threegates.jobs.sources import narrowed, one_pair
 
     export(
         ranged=ranged,
@@ -198,8 +198,8 @@ def preflight(
 
     Reads configs and headers alone. Ends with status 1, and says what to change, where it cannot be measured.
     """
-    from threegates.study.preflight import preflight_of
-    from threegates.study.settings import export
+    from threegates.jobs.settings import export
+    from threegates.preflight import preflight_of
 
     export(device=device, licences=accept_licence)
     found = preflight_of(
@@ -251,9 +251,9 @@ def run(
     Unknown parameters and values of a wrong type are refused before anything runs. Nothing runs when
     nothing has changed. Ends by saying where the page, the records and the verdicts are.
     """
-    from threegates.study.chapters import run_chapter
-    from threegates.study.runner import results_text
-    from threegates.study.settings import export
+    from threegates.jobs.settings import export
+    from threegates.pages.asked import run_chapter
+    from threegates.pages.runner import results_text
 
     export(
         ranged=ranged,
@@ -285,9 +285,9 @@ def book(
 
     What has not changed since the last time is not done again.
     """
-    from threegates.study.book import build_book
-    from threegates.study.provenance import build_folder
-    from threegates.study.settings import export
+    from threegates.book.build import build_book
+    from threegates.jobs.settings import export
+    from threegates.records.provenance import build_folder
 
     export(ranged=ranged, licences=accept_licence)
     typer.echo(f"book: {build_book(profile, build_folder(), workers, measure=not from_records)}")
@@ -304,7 +304,7 @@ def release(
 
     What the book's chapters lack is measured first. An older release is replaced in one step.
     """
-    from threegates.study.releasing import release_build
+    from threegates.releases.making import release_build
 
     made = release_build(out, workers)
     size = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file()) / 1e6
@@ -326,8 +326,8 @@ def fetch(
 
     The disk's free space is looked at first. A download that was killed goes on where it was.
     """
-    from threegates.study.settings import DOWNLOAD, export
-    from threegates.study.sources import known_manifests, open_source
+    from threegates.jobs.settings import DOWNLOAD, export
+    from threegates.jobs.sources import known_manifests, open_source
 
     export(licences=accept_licence)
     for name in names:
@@ -352,8 +352,8 @@ def lock(
     Comments and layout are kept. An entry that cannot be resolved stays as it was, and is listed at the end
     with what to do; the command then ends with status 1.
     """
-    from threegates.checkpoints.locking import lock as lock_entries
-    from threegates.study.provenance import tracked_manifest
+    from threegates.checkpoints.manifests.locking import lock as lock_entries
+    from threegates.records.provenance import tracked_manifest
 
     done = lock_entries(
         manifest or tracked_manifest(), names or None, update=update, revision=revision, progress=_progress
@@ -372,8 +372,8 @@ def verify(
 
     Ends with status 1 where a file differs.
     """
-    from threegates.checkpoints.verifying import verify as verify_entries
-    from threegates.study.provenance import tracked_manifest
+    from threegates.checkpoints.manifests.verifying import verify as verify_entries
+    from threegates.records.provenance import tracked_manifest
 
     report = verify_entries(manifest or tracked_manifest(), names or None, progress=_progress)
     typer.echo(report.text())
@@ -404,9 +404,9 @@ def add_pair(
     manifest: Annotated[Path | None, _MANIFEST] = None,
 ) -> None:
     """Write a pair of checkpoints into the manifest, so that chapters take it by --pair NAME."""
-    from threegates.checkpoints.adding import add_pair as add
-    from threegates.study.jobs import CHAPTERS
-    from threegates.study.provenance import tracked_manifest
+    from threegates.checkpoints.manifests.adding import add_pair as add
+    from threegates.jobs.jobs import CHAPTERS
+    from threegates.records.provenance import tracked_manifest
 
     added = add(
         manifest or tracked_manifest(),
@@ -439,8 +439,8 @@ def compare(
 
     Each number's move is held against the intervals of both builds.
     """
-    from threegates.study.compare import compare_builds
-    from threegates.study.compare_page import comparison_text, write_comparison
+    from threegates.book.compare import compare_builds
+    from threegates.book.compare_page import comparison_text, write_comparison
 
     found = compare_builds(first, second)
     typer.echo(comparison_text(found))
@@ -463,8 +463,8 @@ def show(
     Its notebook, cells and parameters; seeds; checkpoints and records with their digests; code, versions,
     commit and time.
     """
-    from threegates.study.reproduce import figure_list
-    from threegates.study.reproduce import show as show_figure
+    from threegates.pages.reproduce import figure_list
+    from threegates.pages.reproduce import show as show_figure
 
     typer.echo(show_figure(figure, full) if figure else figure_list())
 
@@ -480,7 +480,7 @@ def reproduce(
     It lands in build/reproduced, and its numbers are held against those of the book. Ends with status 1 if
     they differ.
     """
-    from threegates.study.reproduce import reproduce as reproduce_figure
+    from threegates.pages.reproduce import reproduce as reproduce_figure
 
     made = reproduce_figure(figure, profile, workers)
     typer.echo(f"figure:  {made.place}\n{made.name}: {made.verdict}")

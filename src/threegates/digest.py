@@ -41,7 +41,7 @@ def code_digest(*modules: str, root: Path = PACKAGE) -> str:
 
     Parameters
     ----------
-    modules : dotted names, such as ``"threegates.study.measure"``.
+    modules : dotted names, such as ``"threegates.measures.changes"``.
     root : folder of the package that the imports are followed in.
 
     Raises

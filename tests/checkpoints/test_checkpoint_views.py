@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from threegates.checkpoints.formats.roles import layer, role
 from threegates.checkpoints.pairs import align, load_pair
-from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import DTYPES, SINGLE, Checkpoint
 from threegates.checkpoints.views import (

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from tests.hub.loopback import LoopbackHub
+from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged
 from threegates.checkpoints.places import Place, place_of
-from threegates.checkpoints.ranged import RangedCheckpoint, open_ranged
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen
 from threegates.errors import CheckpointError

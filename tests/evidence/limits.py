@@ -14,7 +14,7 @@ import pytest
 from tests.evidence import planted_studies, planting
 from tests.evidence.deserved import DESERVED, TRUE_OF_NOISE
 from threegates.atomic import write_text
-from threegates.study.provenance import build_folder
+from threegates.records.provenance import build_folder
 
 DRAWS = int(os.environ.get("PLANTED_DRAWS", "200"))
 WORKERS = int(os.environ.get("PLANTED_WORKERS", "2"))

@@ -19,12 +19,13 @@ import pandas as pd
 from tests.evidence.planting import base_matrices, held, tuned
 from threegates.atomic import write_text
 from threegates.geometry.principal import HEADLINE_ALPHA
-from threegates.study import agreement, claims, drift, measure, overlap
-from threegates.study.agreement import measure_agreement
-from threegates.study.by_tensor import ByTensor, Shared, as_tables
-from threegates.study.drift import PairDrift
-from threegates.study.measure import PairTensors
-from threegates.study.overlap import PairOverlap
+from threegates.judging import claims
+from threegates.measures import agreement, changes, drift, overlap
+from threegates.measures.agreement import measure_agreement
+from threegates.measures.by_tensor import ByTensor, Shared, as_tables
+from threegates.measures.changes import PairTensors
+from threegates.measures.drift import PairDrift
+from threegates.measures.overlap import PairOverlap
 from threegates.workers import run_parallel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,7 +142,7 @@ def without_sweeps() -> Iterator[None]:
     nothing = {
         agreement: {"COARSE_ETAS": ()},
         drift: {"SWEEP_SHARES": ()},
-        measure: {"COARSE_ETAS": ()},
+        changes: {"COARSE_ETAS": ()},
         overlap: {"ETAS": (), "RANK_SHARES": (), "ALPHAS": (HEADLINE_ALPHA,)},
     }
     with ExitStack() as patches:

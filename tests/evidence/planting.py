@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.headers import TensorInfo
+from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.tensors import DTYPES, Checkpoint
 from threegates.geometry.nulls import gaussian_noise, noise_generator
 from threegates.geometry.precision import to_bf16

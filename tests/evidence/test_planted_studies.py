@@ -9,9 +9,9 @@ from tests.evidence import planted_studies
 from tests.evidence.deserved import DESERVED, TRUE_OF_NOISE
 from tests.evidence.planted_studies import KINDS, Draw, Kind, counts, means, runs_of, verdicts
 from tests.evidence.planting import LARGER, base_matrices, tuned
-from tests.study import planted
+from tests.planted import planted
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.study.overlap import measure_overlap
+from threegates.measures.overlap import measure_overlap
 
 #: Each kind once, over three draws.
 QUICK = {0: ("nothing",), 1: ("norm", "turning"), 2: ("avoidance", "stripes")}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.lab.tiny import TINY, random_weights
-from threegates.checkpoints.roles import LINEAR, role
+from threegates.checkpoints.formats.roles import LINEAR, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
 from threegates.geometry.principal import headline_rank

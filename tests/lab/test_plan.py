@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from threegates.checkpoints.manifest import Manifest, read_manifest, write_manifest
+from threegates.checkpoints.manifests.manifest import Manifest, read_manifest, write_manifest
 from threegates.errors import RecipeError
 from threegates.lab.interventions import DATA, intervention_drafts, rotated_name
 from threegates.lab.plan import ENCODER_RATES, STEP_CHAPTERS, Planned, manifest, plan

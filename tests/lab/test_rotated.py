@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.lab.tiny import random_weights, transformers_model
-from threegates.checkpoints.frame import Frame, read_frame
+from threegates.checkpoints.formats.frame import Frame, read_frame
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.writer import write_checkpoint
 from threegates.errors import RecipeError

@@ -11,8 +11,8 @@ import pytest
 
 from tests.lab.encoder.tiny_encoder import write_tiny_encoder
 from tests.lab.tiny import BIGRAM, guessing_weights
-from threegates.checkpoints.hub import open_entry
-from threegates.checkpoints.manifest import read_manifest
+from threegates.checkpoints.hub.snapshots import open_entry
+from threegates.checkpoints.manifests.manifest import read_manifest
 from threegates.checkpoints.tensors import WITHOUT_WEIGHTS, Checkpoint, without_weights
 from threegates.digest import file_digest
 from threegates.errors import RecipeError

@@ -10,8 +10,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.headers import TensorInfo
-from threegates.checkpoints.roles import role
+from threegates.checkpoints.formats.headers import TensorInfo
+from threegates.checkpoints.formats.roles import role
 from threegates.checkpoints.rounding import round_to_bf16
 from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 
-from threegates.checkpoints.ranged import RangedCheckpoint, open_ranged
-from threegates.checkpoints.repository import COMMIT
-from threegates.checkpoints.roles import layer, role
+from threegates.checkpoints.formats.roles import layer, role
+from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged
+from threegates.checkpoints.hub.repository import COMMIT
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import (
     ROLES,

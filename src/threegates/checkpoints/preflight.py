@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from threegates.checkpoints.headers import BITS, TensorInfo
+from threegates.checkpoints.formats.headers import BITS, TensorInfo
+from threegates.checkpoints.formats.roles import layer, role
 from threegates.checkpoints.pairs import AlignedTensor, Status, align
-from threegates.checkpoints.roles import layer, role
 from threegates.checkpoints.tensors import EMBEDDING, HEAD, Checkpoint
 from threegates.errors import PairError
 

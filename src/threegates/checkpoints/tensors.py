@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.headers import GET_AGAIN, TensorInfo, read_header, read_json
+from threegates.checkpoints.formats.headers import GET_AGAIN, TensorInfo, read_header, read_json
 from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.rounding import round_to_bf16
 from threegates.errors import CheckpointError

@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.families import naming
-from threegates.checkpoints.headers import TensorInfo
-from threegates.checkpoints.roles import LINEAR, layer, role
+from threegates.checkpoints.formats.families import naming
+from threegates.checkpoints.formats.headers import TensorInfo
+from threegates.checkpoints.formats.roles import LINEAR, layer, role
 from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import value_digest

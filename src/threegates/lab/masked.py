@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.roles import linear_layers
+from threegates.checkpoints.formats.roles import linear_layers
 from threegates.geometry.decomposition import decompose
 from threegates.geometry.principal import headline_rank, low_magnitude_mask, principal_mask
 from threegates.lab.randomness import step_generator

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from threegates.checkpoints.manifest import Entry, Folder, Manifest, Method
+from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, Method
 from threegates.lab.interventions import intervention_drafts
 from threegates.lab.larger import PROFILE as LARGER
 from threegates.lab.larger import larger_drafts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from threegates.checkpoints.manifest import Method
+from threegates.checkpoints.manifests.manifest import Method
 from threegates.errors import RecipeError
 from threegates.lab.kl import Estimator
 from threegates.lab.recipe import AnyRecipe, Init, Mask, Rotation

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.frame import NAME, Frame
+from threegates.checkpoints.formats.frame import NAME, Frame
 from threegates.errors import RecipeError
 from threegates.geometry.rotation import Heads, haar, hadamard, random_order, reframed
 from threegates.lab.evaluate import held_out_problems

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from threegates.checkpoints.manifest import write_manifest
+from threegates.checkpoints.manifests.manifest import write_manifest
 from threegates.checkpoints.tensors import WITHOUT_WEIGHTS
 from threegates.errors import RecipeError
 from threegates.lab.device import require_device

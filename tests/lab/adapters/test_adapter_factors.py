@@ -10,7 +10,7 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from tests.lab.tiny import TINY, random_weights
-from threegates.checkpoints.roles import LINEAR, linear_layers, role
+from threegates.checkpoints.formats.roles import LINEAR, linear_layers, role
 from threegates.errors import RecipeError
 from threegates.lab.adapters import factors
 from threegates.lab.adapters.factors import Start, starts

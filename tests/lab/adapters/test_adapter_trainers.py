@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from tests.lab.tiny import TINY, random_weights
-from threegates.checkpoints.roles import LINEAR
+from threegates.checkpoints.formats.roles import LINEAR
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
 from threegates.errors import RecipeError

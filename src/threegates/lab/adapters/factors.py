@@ -23,7 +23,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
-from threegates.checkpoints.roles import linear_layers
+from threegates.checkpoints.formats.roles import linear_layers
 from threegates.errors import RecipeError
 from threegates.lab.recipe import Init
 

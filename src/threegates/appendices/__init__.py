@@ -1,0 +1,1 @@
+"""Pages about the whole study: verdicts, sensitivity, larger model, benchmarks, tutorial."""

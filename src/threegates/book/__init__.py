@@ -1,0 +1,1 @@
+"""The book: built, assembled, rendered, compared."""

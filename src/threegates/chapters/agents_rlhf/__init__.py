@@ -1,0 +1,1 @@
+"""Table 3 and the pairs of agents and RLHF."""

@@ -1,0 +1,1 @@
+"""The curvature that an update meets."""

@@ -1,0 +1,1 @@
+"""Stripes over training."""

@@ -1,0 +1,1 @@
+"""What is printed in the paper and cannot be."""

@@ -1,0 +1,173 @@
+"""Estimates that need no checkpoint: arithmetic on what is printed, and storage noise on made weights."""
+
+from __future__ import annotations
+
+import math
+from functools import cache, partial
+
+import numpy as np
+import pandas as pd
+import torch
+
+from threegates.chapters.errata import errata, noise
+from threegates.estimates.intervals import Estimate, exact, t_estimate
+from threegates.estimates.paper import sparsity_ranges
+from threegates.estimates.rows import Estimator, Tables
+from threegates.geometry.precision import INFINITY_CODE, bf16_from_codes, unchanged_by_definition
+
+#: A divergence of as many nats excludes next to nothing: e^(−10) of the probability.
+NATS_THAT_SAY_NOTHING = 10.0
+#: Steps of an aligned AdamW at lr 1e-6 until a stored weight changes, as this study inferred them: size of
+#: the weight, upwards, downwards.
+FIRST_STEPS = ((0.005, 16, 16), (0.02, 62, 62), (0.1, 245, 245), (1.0, 3907, 1954))
+_MOST_DIGITS = 16.0
+
+
+def _share(holds: np.ndarray, unit: str) -> Estimate:
+    return exact(float(np.mean(holds)), len(holds), unit)
+
+
+def _eta_rule() -> Estimate:
+    """Share of neighbouring non-negative bf16 values that Def. 2.1 calls changed; all are different."""
+    return _share(~_unchanged_neighbours(), "neighbouring bf16 values")
+
+
+def _unchanged_neighbours() -> np.ndarray:
+    """Which neighbouring non-negative bf16 values Def. 2.1 calls the same."""
+    values = bf16_from_codes(torch.arange(0, INFINITY_CODE, dtype=torch.int32)).double()
+    return unchanged_by_definition(values[:-1], values[1:]).numpy()
+
+
+def _ends_of_tolerance() -> Estimate:
+    """At how many ends a fixed tolerance errs on stored values: missed changes, equal ones called changed."""
+    near = errata.neighbours_called_unchanged()["called_unchanged"].to_numpy()
+    same = _unchanged_neighbours()
+    ends = (near & ~same).any(), (~near & same).any()
+    return exact(float(sum(ends)), len(near), "neighbouring bf16 values")
+
+
+def _strict_lemma() -> Estimate:
+    """Share of normal positive bf16 values with ULP(x)/|x| strictly below 2⁻⁷."""
+    values = INFINITY_CODE - 0x80
+    return exact(1 - errata.equalities_of_lemma_e_1() / values, values, "normal bf16 values")
+
+
+def _printed_ulps() -> Estimate:
+    """bf16 values from 1e-6 to 2e-6 over the printed number of ULPs."""
+    return exact(errata.codes_between(1e-6, 2e-6) / errata.ULPS_BETWEEN, 1, "pair of numbers")
+
+
+def _first_steps() -> Estimate:
+    """Share of weights whose first changing step is the one inferred, upwards and downwards."""
+    holds = [errata.exact_steps(size, 1e-6) == (up, down) for size, up, down in FIRST_STEPS]
+    return _share(np.array(holds), "sizes of a weight")
+
+
+def _right_averages() -> Estimate:
+    return _share(~errata.averages()["differs"].to_numpy(), "printed averages")
+
+
+def _order_of_masks() -> Estimate:
+    return exact(float(errata.order_is_kept()), 2, "tables")
+
+
+def _sparsity_factor() -> Estimate:
+    """Least share of unchanged weights under RL over the largest under SFT, as printed in Table 1."""
+    return exact(errata.sparsity_factors()[0], len(sparsity_ranges()), "ranges")
+
+
+def _order_of_rotation() -> Estimate:
+    """Power of ‖ΔW‖₂ with which the sine grows where the update is small."""
+    curve = errata.rotation_by_size()
+    return exact(errata.order_of(curve), len(curve), "sizes of an update")
+
+
+def _wedin_in_general(which: str) -> Estimate:
+    """Share of the counterexample's angles at which a bound holds."""
+    return _share(errata.counterexample_curve()[f"{which}_holds"].to_numpy(), "angles")
+
+
+def _clip_bound() -> Estimate:
+    """Share of the paper's longest response up to which Lemma F.9's bound excludes anything."""
+    per_token = errata.clip_bound() / errata.LENGTH
+    return exact(NATS_THAT_SAY_NOTHING / per_token / errata.LENGTH, errata.LENGTH, "tokens")
+
+
+def _safe_mask() -> Estimate:
+    """Average of the paper's “safe” mask minus that of the low-magnitude mask alone, at 320 steps."""
+    averages = errata.averages()
+    at_320 = averages[averages["steps"] == 320].set_index("mask")["computed"].astype(float)
+    return exact(at_320["M_low or not M_princ"] - at_320["M_low"], 1, "pair of runs")
+
+
+def _baseline_of_third_panel() -> Estimate:
+    """Density of M_princ without M_low, by the shares of Tables 4 and 5, over the share α of M_princ."""
+    found = errata.mask_densities()["principal_not_low"]
+    return exact(found / errata.PRINCIPAL_SHARE, 1, "mask")
+
+
+def _kept_digits(which: str) -> Estimate:
+    """Decimal digits of the output that a permutation of heads keeps, at most 16."""
+    error = errata.head_permutation_errors()[which]
+    digits = _MOST_DIGITS if error == 0 else min(_MOST_DIGITS, -math.log10(error))
+    return exact(digits, 1, "permutation")
+
+
+def _principal_update_meets_bounds() -> Estimate:
+    """Energy in the principal block of an update along the leading direction that meets every bound."""
+    energy, holds = errata.principal_update()
+    return exact(energy if holds else 0.0, 1, "update")
+
+
+@cache
+def _noise(exponent: float) -> pd.DataFrame:
+    return noise.storage_alone(exponent=exponent)
+
+
+def _noise_jaccard(exponent: float, confidence: float) -> Estimate:
+    found = _noise(exponent)
+    return t_estimate(found["jaccard"] - found["bernoulli"], "draws", confidence)
+
+
+def _noise_overlap(target: str, exponent: float, confidence: float) -> Estimate:
+    found = _noise(exponent)
+    return t_estimate(found[f"{target}_density"] - found[f"{target}_overlap"], "draws", confidence)
+
+
+def _without_tables(tables: Tables, confidence: float, *, of: partial) -> Estimate:
+    return of()
+
+
+def _drawn(tables: Tables, confidence: float, *, of: partial) -> Estimate:
+    return of(confidence=confidence)
+
+
+_EXACT = {
+    "eta_rule_calls_neighbours_changed": partial(_eta_rule),
+    "fixed_tolerance_wrong_ends": partial(_ends_of_tolerance),
+    "ulp_ratio_below_bound": partial(_strict_lemma),
+    "codes_over_printed_ulps": partial(_printed_ulps),
+    "first_steps_as_inferred": partial(_first_steps),
+    "printed_averages_right": partial(_right_averages),
+    "order_of_masks_kept": partial(_order_of_masks),
+    "printed_sparsity_factor": partial(_sparsity_factor),
+    "order_of_rotation": partial(_order_of_rotation),
+    "wedin_printed_in_general": partial(_wedin_in_general, "printed"),
+    "wedin_corrected_in_general": partial(_wedin_in_general, "corrected"),
+    "clip_bound_reach": partial(_clip_bound),
+    "safe_mask_over_low": partial(_safe_mask),
+    "third_panel_baseline": partial(_baseline_of_third_panel),
+    "inverse_permutation_digits": partial(_kept_digits, "inverse"),
+    "same_permutation_digits": partial(_kept_digits, "same"),
+    "bounds_allow_principal_updates": partial(_principal_update_meets_bounds),
+}
+_DRAWN = {
+    "made_noise_jaccard_excess": partial(_noise_jaccard, noise.EXPONENT),
+    "made_noise_principal_avoidance": partial(_noise_overlap, "principal", noise.EXPONENT),
+    "made_noise_principal_not_low_avoidance": partial(_noise_overlap, "principal_not_low", noise.EXPONENT),
+    "made_noise_avoidance_without_structure": partial(_noise_overlap, "principal", 0.0),
+}
+ESTIMATES: dict[str, Estimator] = {
+    **{name: partial(_without_tables, of=of) for name, of in _EXACT.items()},
+    **{name: partial(_drawn, of=of) for name, of in _DRAWN.items()},
+}

@@ -1,0 +1,1 @@
+"""Gate I: KL over training."""

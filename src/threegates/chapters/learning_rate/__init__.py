@@ -1,0 +1,1 @@
+"""Gate III: learning rate and optimiser."""

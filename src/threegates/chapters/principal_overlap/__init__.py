@@ -1,0 +1,1 @@
+"""Masks on principal and small weights."""

@@ -1,0 +1,1 @@
+"""Stripes of masks, and how masks agree."""

@@ -1,0 +1,449 @@
+"""The figures of the first chapters: each function takes a tidy frame and gives a figure.
+
+No function reads a file or computes a result; what is drawn is in the frame. Frames are named by their
+columns in each docstring. Ratios lie in [0, 1].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter, PercentFormatter, ScalarFormatter
+
+from threegates.estimates.intervals import t_estimate
+from threegates.estimates.paper import sparsity_ranges
+from threegates.figures.style import DIVERGING, NULLS, SEQUENTIAL, colour, heatmap, style
+from threegates.geometry.stripes import smooth
+
+#: Matrix types in the order of a block, with the names used on axes.
+ROLES: dict[str, str] = {"q": "Q", "k": "K", "v": "V", "o": "O", "gate": "gate", "up": "up", "down": "down"}
+
+
+def t_interval(values: Sequence[float] | pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Give mean, low and high of Student's t interval; the bounds are NaN for fewer than two values."""
+    found = t_estimate(values, "values", confidence)
+    return found.value, found.low, found.high
+
+
+def sparsity_by_method(frame: pd.DataFrame) -> Figure:
+    """Draw the share of weights left unchanged: one row a label, one point a seed, mean and t interval.
+
+    Columns: label (row), method (colour), seed, sparsity (bf16), sparsity_fp32, sparsity_storage_norm
+    (mean of null 1b: Gaussian noise of equal stored norm).
+    """
+    labels = list(dict.fromkeys(frame["label"]))
+    with style():
+        fig, ax = plt.subplots(figsize=(8.2, 1.5 + 0.46 * len(labels)))
+        for name, (low, high) in sparsity_ranges().items():
+            tint = "#D55E00" if name == "SFT" else "#0072B2"
+            ax.axvspan(low, high, color=tint, alpha=0.09, lw=0)
+            ax.text(
+                (low + high) / 2, -0.75, f"paper: {name}", color=tint, ha="center", va="bottom", fontsize=10
+            )
+        for y, label in enumerate(labels):
+            _sparsity_row(ax, y, frame[frame["label"] == label])
+        ax.set(ylim=(len(labels) - 0.4, -0.7), xlim=(-0.02, 1.0), xlabel="share of weights unchanged")
+        ax.set_yticks(range(len(labels)), labels)
+        ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+        ax.grid(axis="x")
+        ax.tick_params(axis="y", length=0)
+        fig.legend(handles=_sparsity_key(), loc="outside lower center", ncols=4, handletextpad=0.4)
+    return fig
+
+
+def _sparsity_row(ax: Axes, y: int, rows: pd.DataFrame) -> None:
+    """Draw one label's seeds, mean, interval, fp32 view and storage null."""
+    tint = colour(rows["method"].iloc[0])
+    seeds = y + np.linspace(-0.1, 0.1, len(rows)) if len(rows) > 1 else np.array([float(y)])
+    ax.scatter(rows["sparsity"], seeds, s=26, color=tint, alpha=0.55, lw=0, zorder=3)
+    ax.scatter(rows["sparsity_fp32"], seeds, s=26, facecolors="white", edgecolors=tint, lw=1.2, zorder=3)
+    mean, low, high = t_interval(rows["sparsity"])
+    ax.plot([low, high], [y, y], color=tint, lw=2.5, solid_capstyle="butt", zorder=4)
+    ax.plot([mean], [y], "D", color=tint, ms=8, mec="white", zorder=5)
+    null = rows["sparsity_storage_norm"].mean()
+    ax.plot([null, null], [y - 0.3, y + 0.3], color="#4D4D4D", lw=2, zorder=2)
+
+
+def _sparsity_key() -> list[Line2D]:
+    """Explain the marks of the sparsity figure."""
+    grey = "#4D4D4D"
+    return [
+        Line2D([], [], marker="D", color=grey, mec="white", ms=8, lw=2.5, label="bf16: mean, 95 % interval"),
+        Line2D([], [], marker="o", color=grey, alpha=0.55, ms=5, lw=0, label="one seed"),
+        Line2D([], [], marker="o", mfc="white", mec=grey, ms=5, lw=0, label="same run in fp32"),
+        Line2D([], [], marker="|", color=grey, ms=13, mew=2, lw=0, label="noise of equal norm (1b)"),
+    ]
+
+
+def consensus_maps(frame: pd.DataFrame, head_size: int | None = None) -> Figure:
+    """Draw consensus maps with their row and column ratios, one column a matrix, one line a kind of map.
+
+    Columns: role, kind ("observed" or the name of a null), consensus (2-D array: share of runs that changed
+    the entry, or the block of `block` × `block` entries where there is such a column). Head borders are
+    dashed on the rows of Q, K and V and on the columns of O.
+    """
+    block = int(frame["block"].max()) if "block" in frame else 1
+    roles = [r for r in ROLES if r in set(frame["role"])]
+    kinds = list(dict.fromkeys(frame["kind"]))
+    maps = {(r, k): np.asarray(a) for r, k, a in frame[["role", "kind", "consensus"]].itertuples(index=False)}
+    widths = [1.0 if maps[r, kinds[0]].shape[1] < 256 else 1.5 for r in roles]
+    with style():
+        fig = plt.figure(figsize=(1.0 + 2.05 * sum(widths), 0.5 + 2.9 * len(kinds)))
+        grid = fig.add_gridspec(
+            2 * len(kinds),
+            2 * len(roles) + 1,
+            width_ratios=[x for w in widths for x in (4 * w, 0.9)] + [0.22],
+            height_ratios=[0.9, 4] * len(kinds),
+        )
+        for line, kind in enumerate(kinds):
+            for i, role in enumerate(roles):
+                body = fig.add_subplot(grid[2 * line + 1, 2 * i])
+                top = fig.add_subplot(grid[2 * line, 2 * i], sharex=body)
+                side = fig.add_subplot(grid[2 * line + 1, 2 * i + 1], sharey=body)
+                image = _map_with_margins(body, top, side, maps[role, kind])
+                _head_borders(body, role, head_size and head_size / block, maps[role, kind].shape)
+                top.set_title(f"{ROLES[role]}  {_by(maps[role, kind].shape)}", fontsize=10.5)
+                if i == 0:
+                    body.set_ylabel(_kind_title(kind), fontsize=11, weight="bold")
+        fig.colorbar(image, cax=fig.add_subplot(grid[1::2, -1]), label="share of runs that changed the entry")
+    return fig
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    """Write a shape as people say it."""
+    return " × ".join(map(str, shape))
+
+
+def _kind_title(kind: str) -> str:
+    """Name a line of maps."""
+    return "observed" if kind == "observed" else NULLS[kind][0]
+
+
+def _map_with_margins(body: Axes, top: Axes, side: Axes, consensus: np.ndarray) -> AxesImage:
+    """Draw one map, its column ratios above and its row ratios to the right."""
+    image = body.imshow(consensus, cmap=SEQUENTIAL, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    columns, rows = consensus.mean(axis=0), consensus.mean(axis=1)
+    top.fill_between(np.arange(len(columns)), columns, step="mid", color="#4D4D4D", lw=0)
+    side.fill_betweenx(np.arange(len(rows)), rows, step="mid", color="#4D4D4D", lw=0)
+    top.set(ylim=(0, 1), yticks=[0, 1])
+    side.set(xlim=(0, 1), xticks=[0, 1])
+    for ax in (body, top, side):
+        ax.tick_params(labelsize=8, length=2)
+    top.tick_params(labelbottom=False, bottom=False)
+    side.tick_params(labelleft=False, left=False)
+    body.set(xticks=[], yticks=[])
+    return image
+
+
+def _head_borders(ax: Axes, role: str, head_size: float | None, shape: tuple[int, ...]) -> None:
+    """Dash the borders of attention heads: rows of Q, K and V, columns of O."""
+    if not head_size or role not in ("q", "k", "v", "o"):
+        return
+    draw, size = (ax.axvline, shape[1]) if role == "o" else (ax.axhline, shape[0])
+    for border in np.arange(head_size, size - 1e-6, head_size):
+        draw(border - 0.5, color="#FF6B3D", lw=1.1, ls=(0, (4, 3)))
+
+
+def stripes_against_nulls(frame: pd.DataFrame) -> Figure:
+    """Draw how far row and column ratios spread in each matrix type, beside what the nulls give.
+
+    Columns: role, axis ("row" or "column"), dispersion, and for each null of `figures.NULLS` ``<null>_mean``.
+    """
+    roles = [r for r in ROLES if r in set(frame["role"])]
+    with style():
+        fig, axes = plt.subplots(1, 2, figsize=(9.6, 1.3 + 0.42 * len(roles)), sharex=True, sharey=True)
+        for ax, axis in zip(axes, ("row", "column"), strict=True):
+            rows = frame[frame["axis"] == axis].set_index("role")
+            for y, role in enumerate(roles):
+                for name, (_, grey, marker) in NULLS.items():
+                    wide = {"ms": 11, "mew": 2} if marker == "|" else {"ms": 5.5, "mew": 0}
+                    ax.plot([rows.loc[role, f"{name}_mean"]], [y], marker, color=grey, **wide)
+                ax.plot([rows.loc[role, "dispersion"]], [y], "o", color="#0072B2", ms=8, mec="white")
+            ax.axvline(1, color="#000000", lw=0.8, ls=":")
+            ax.set(xscale="log", ylim=(len(roles) - 0.5, -0.5), title=f"{axis} ratios")
+            ax.set_xlabel("variance, in units of the binomial one")
+            ax.xaxis.set_major_formatter(ScalarFormatter())
+            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.set_xticks([t for t in (1, 2, 3, 5, 10, 20) if t <= 1.5 * frame["dispersion"].max()])
+            ax.grid(axis="x")
+        axes[0].set_yticks(range(len(roles)), [ROLES[r] for r in roles])
+        fig.legend(handles=_jaccard_key("observed"), loc="outside lower center", ncols=3)
+    return fig
+
+
+def jaccard_heatmap(frame: pd.DataFrame, colours: dict[str, str]) -> Figure:
+    """Draw the Jaccard index of every pair of runs, and beside it its excess over the Bernoulli value.
+
+    Columns: run_a, run_b (labels, every ordered pair or one triangle), jaccard, bernoulli.
+    `colours` gives the colour of each run's method and the order of the runs.
+    """
+    runs = list(colours)
+    with style():
+        side = 0.6 * len(runs)
+        fig, axes = plt.subplots(1, 2, figsize=(2 * side + 2.6, side + 1.6), sharey=True)
+        value = _symmetric(frame, "jaccard", runs)
+        excess = value - _symmetric(frame, "bernoulli", runs)
+        limit = max(0.05, float(np.nanmax(np.abs(excess))))
+        for ax, cells, title, options in (
+            (axes[0], value, "Jaccard", {"cmap": SEQUENTIAL, "vmin": 0, "vmax": 1}),
+            (axes[1], excess, "minus Bernoulli", {"cmap": DIVERGING, "vmin": -limit, "vmax": limit}),
+        ):
+            heatmap(ax, cells, annot=True, fmt=".2f", square=True, annot_kws={"size": 9}, **options)
+            ax.set(title=title, xlabel="", ylabel="")
+            _tint_ticks(ax, colours)
+    return fig
+
+
+def _symmetric(frame: pd.DataFrame, column: str, runs: list[str]) -> pd.DataFrame:
+    """Spread pairs over a square; the diagonal stays empty."""
+    swapped = frame.rename(columns={"run_a": "run_b", "run_b": "run_a"})
+    both = pd.concat([frame, swapped])[["run_a", "run_b", column]].drop_duplicates(["run_a", "run_b"])
+    square = both.pivot(index="run_a", columns="run_b", values=column).reindex(index=runs, columns=runs)
+    return square.mask(np.eye(len(runs), dtype=bool))
+
+
+def _tint_ticks(ax: Axes, colours: dict[str, str]) -> None:
+    """Write each run's name in its method's colour."""
+    ax.tick_params(axis="x", rotation=40, length=0, labelsize=9.5)
+    ax.tick_params(axis="y", rotation=0, length=0, labelsize=9.5)
+    plt.setp(ax.get_xticklabels(), ha="right", rotation_mode="anchor")
+    for text in (*ax.get_xticklabels(), *ax.get_yticklabels()):
+        text.set_color(colours.get(text.get_text(), "#000000"))
+
+
+def jaccard_against_nulls(frame: pd.DataFrame) -> Figure:
+    """Draw the mean Jaccard of each matrix type beside its four baselines.
+
+    Columns: group (a panel, such as "RL runs"), role, jaccard, jaccard_low, jaccard_high, and for each null
+    of `figures.NULLS` its mean, with `_low` and `_high` where it was drawn.
+    """
+    groups = list(dict.fromkeys(frame["group"]))
+    with style():
+        fig, axes = plt.subplots(
+            1, len(groups), figsize=(1.6 + 4.0 * len(groups), 4.6), sharey=True, squeeze=False
+        )
+        for ax, group in zip(axes[0], groups, strict=True):
+            rows = frame[frame["group"] == group]
+            roles = [r for r in ROLES if r in set(rows["role"])]
+            for y, role in enumerate(roles):
+                _jaccard_row(ax, y, rows[rows["role"] == role].iloc[0])
+            ax.set(ylim=(len(roles) - 0.4, -0.6), xlabel="Jaccard index", title=group)
+            ax.set_yticks(range(len(roles)), [ROLES[r] for r in roles])
+            ax.grid(axis="x")
+        fig.legend(handles=_jaccard_key(), loc="outside lower center", ncols=3, handletextpad=0.4)
+    return fig
+
+
+def _jaccard_row(ax: Axes, y: int, row: pd.Series) -> None:
+    """Draw the observed value and its baselines, each on a line of its own within the row."""
+    offsets = np.linspace(0.3, -0.05, len(NULLS))
+    for (name, (_, grey, marker)), down in zip(NULLS.items(), offsets, strict=True):
+        low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
+        ax.plot([low, high], [y + down] * 2, color=grey, lw=2)
+        ax.plot(
+            [row[name]],
+            [y + down],
+            marker,
+            color=grey,
+            ms=11 if marker == "|" else 5.5,
+            mew=2 if marker == "|" else 0,
+        )
+    ax.plot([row["jaccard_low"], row["jaccard_high"]], [y - 0.25] * 2, color="#0072B2", lw=2.5)
+    ax.plot([row["jaccard"]], [y - 0.25], "o", color="#0072B2", ms=8, mec="white")
+
+
+def _jaccard_key(observed_label: str = "observed (range of runs)") -> list[Line2D]:
+    """Explain the marks of what is observed and of each null."""
+    observed = Line2D([], [], marker="o", color="#0072B2", mec="white", ms=8, lw=2.5, label=observed_label)
+    return [observed] + [
+        Line2D([], [], marker=marker, color=grey, ms=11 if marker == "|" else 5.5, mew=2, lw=0, label=name)
+        for name, grey, marker in NULLS.values()
+    ]
+
+
+def rate_correlations(frame: pd.DataFrame, colours: dict[str, str]) -> Figure:
+    """Draw Spearman correlations of row and column ratios between runs.
+
+    Columns: run_a, run_b, axis ("row" or "column"), spearman. `colours` as for `jaccard_heatmap`.
+    """
+    runs = list(colours)
+    with style():
+        cell = 0.5 if len(runs) < 7 else 0.38
+        side = cell * len(runs)
+        fig, axes = plt.subplots(1, 2, figsize=(2 * side + 2.6, side + 1.6), sharey=True)
+        for ax, axis in zip(axes, ("row", "column"), strict=True):
+            cells = _symmetric(frame[frame["axis"] == axis], "spearman", runs)
+            heatmap(
+                ax, cells, annot=True, fmt=".2f", square=True, annot_kws={"size": 17 * cell},
+                cmap=DIVERGING, vmin=-1, vmax=1,
+            )  # fmt: skip
+            ax.set(title=f"{axis} ratios", xlabel="", ylabel="")
+            _tint_ticks(ax, colours)
+    return fig
+
+
+def ratios_over_training(frame: pd.DataFrame, head_size: int | None = None, window: int = 3) -> Figure:
+    """Draw row or column ratios of several matrices at several steps, smoothed over a window.
+
+    Columns: role, axis ("row" or "column"), step, ratio (list of length rows or columns).
+    """
+    order = list(ROLES)
+    panels = sorted(
+        set(zip(frame["role"], frame["axis"], strict=True)), key=lambda p: (order.index(p[0]), p[1])
+    )
+    steps = sorted(frame["step"].unique())
+    shades = sns.color_palette("crest", len(steps))
+    with style():
+        fig, axes = plt.subplots(
+            len(panels), 1, figsize=(8.2, 0.8 + 1.75 * len(panels)), sharey=True, squeeze=False
+        )
+        for ax, (role, axis) in zip(axes[:, 0], panels, strict=True):
+            rows = frame[(frame["role"] == role) & (frame["axis"] == axis)].sort_values("step")
+            for ratio, step in zip(rows["ratio"], rows["step"], strict=True):
+                ax.plot(
+                    smoothed(ratio, window), color=shades[steps.index(step)], lw=1.5, label=f"step {step}"
+                )
+            for border in range(head_size or 10**9, len(ratio), head_size or 10**9):
+                ax.axvline(border - 0.5, color="#888888", lw=0.9, ls=(0, (4, 3)))
+            ax.set(
+                title=f"{ROLES[role]}: {axis} ratios", xlim=(-0.5, len(ratio) - 0.5), ylabel="share changed"
+            )
+            ax.set_xlabel(f"{axis} of the matrix")
+        handles, labels = axes[0, 0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=len(steps))
+    return fig
+
+
+def smoothed(ratio: Sequence[float], window: int = 3) -> np.ndarray:
+    """Average over a centred window, shorter at both ends, as the paper's figures do."""
+    return smooth(torch.tensor(np.asarray(ratio, dtype=float)), window).numpy()
+
+
+def emergence_correlation(frame: pd.DataFrame) -> Figure:
+    """Draw how soon the ratios look like the final ones, and the same for coordinate-blind walks.
+
+    Columns: role, run, step, spearman, storage_path_mean, storage_path_low, storage_path_high.
+    """
+    roles = [r for r in ROLES if r in set(frame["role"])]
+    with style():
+        fig, axes = plt.subplots(
+            1, len(roles), figsize=(1.0 + 2.35 * len(roles), 3.4), sharey=True, squeeze=False
+        )
+        for ax, role in zip(axes[0], roles, strict=True):
+            rows = frame[frame["role"] == role].sort_values("step")
+            for _, run in rows.groupby("run", sort=True):
+                low, high = run["storage_path_low"], run["storage_path_high"]
+                ax.fill_between(run["step"], low, high, color="#BDBDBD", alpha=0.45, lw=0)
+                ax.plot(run["step"], run["storage_path_mean"], color="#6E6E6E", lw=1.2, ls="--")
+                tint = _run_colour(run)
+                ax.plot(run["step"], run["spearman"], "o-", color=tint, ms=4.5, lw=1.8)
+            ax.axhline(0, color="#444444", lw=0.8)
+            ax.set(title=ROLES[role], xlabel="training step", ylim=(-0.25, 1.05))
+            ax.grid(axis="y")
+        axes[0, 0].set_ylabel("Spearman with the final ratios")
+        fig.legend(handles=_emergence_key(frame), loc="outside lower center", ncols=3)
+    return fig
+
+
+def _run_colour(rows: pd.DataFrame) -> str:
+    """Colour of a run that stands by itself, RL's blue for any other."""
+    return colour(str(rows["run"].iloc[0])) if "alone" in rows else "#0072B2"
+
+
+def _emergence_key(frame: pd.DataFrame) -> list[Line2D | Patch]:
+    """Explain the marks of the emergence figure."""
+    runs = {str(run): _run_colour(own) for run, own in frame.groupby("run", sort=True)}
+    named = runs if "alone" in frame else {"RL run": "#0072B2"}
+    return [
+        *(Line2D([], [], marker="o", color=tint, ms=4.5, label=name) for name, tint in named.items()),
+        Line2D([], [], color="#6E6E6E", lw=1.2, ls="--", label="Gaussian walk, equal densities: mean"),
+        Patch(color="#BDBDBD", alpha=0.45, lw=0, label="its 95 % range"),
+    ]
+
+
+#: Logged quantities, their axis titles, and whether the axis is logarithmic.
+CURVES: dict[str, tuple[str, bool]] = {
+    "reward": ("reward", False),
+    "pass_at_1": ("pass@1, held out", False),
+    "kl": ("KL to the base (nats a token)", False),
+    "entropy": ("entropy (nats a token)", False),
+    "length": ("response length (tokens)", False),
+    "delta_norm": ("‖ΔW‖", False),
+}
+DIAGNOSTICS: dict[str, tuple[str, bool]] = {
+    "clip_fraction": ("clipped tokens (share)", False),
+    "resampled_groups": ("groups sampled again", False),
+    "advantage_scale": ("advantage scale", False),
+}
+
+
+def learning_curves(
+    frame: pd.DataFrame, curves: dict[str, tuple[str, bool]] = CURVES, columns: int = 3
+) -> Figure:
+    """Draw the training log: one panel a quantity, one colour a method, one line a run.
+
+    Columns: method, run, step, and the keys of `curves`; a missing value draws nothing.
+    """
+    names = [name for name in curves if name in frame]
+    lines = -(-len(names) // columns)
+    with style():
+        fig, axes = plt.subplots(
+            lines, columns, figsize=(1.0 + 2.9 * columns, 0.9 + 2.4 * lines), squeeze=False
+        )
+        for ax, name in zip(axes.flat, names, strict=False):
+            for (method, _), run in frame.groupby(["method", "run"], sort=False):
+                points = run[["step", name]].dropna().sort_values("step")
+                sparse = len(points) < 0.5 * len(run)
+                look = {
+                    "color": colour(str(method)),
+                    "lw": 1.6,
+                    "alpha": 0.85,
+                    "marker": "o" if sparse else "",
+                }
+                ax.plot(points["step"], points[name], ms=4, **look)
+            ax.set(
+                title=curves[name][0], xlabel="training step", yscale="log" if curves[name][1] else "linear"
+            )
+            ax.grid(axis="y")
+        for ax in axes.flat[len(names) :]:
+            ax.set_axis_off()
+        methods = list(dict.fromkeys(frame["method"]))
+        handles = [Line2D([], [], color=colour(m), lw=2, label=m) for m in methods]
+        fig.legend(handles=handles, loc="outside lower center", ncols=min(6, len(methods)))
+    return fig
+
+
+def pass_rates(frame: pd.DataFrame) -> Figure:
+    """Draw pass rates with their intervals: one row a checkpoint, one panel a measure.
+
+    Columns: label, method, measure (such as "pass@1"), value, low, high.
+    """
+    measures, labels = list(dict.fromkeys(frame["measure"])), list(dict.fromkeys(frame["label"]))
+    with style():
+        fig, axes = plt.subplots(
+            1,
+            len(measures),
+            figsize=(1.8 + 3.2 * len(measures), 1.1 + 0.36 * len(labels)),
+            sharey=True,
+            squeeze=False,
+        )
+        for ax, measure in zip(axes[0], measures, strict=True):
+            for row in frame[frame["measure"] == measure].itertuples():
+                y, tint = labels.index(row.label), colour(row.method)
+                ax.plot([row.low, row.high], [y, y], color=tint, lw=2.5, solid_capstyle="butt")
+                ax.plot([row.value], [y], "o", color=tint, ms=7, mec="white")
+            ax.set(title=measure, xlim=(0, 1.02), ylim=(len(labels) - 0.5, -0.5))
+            ax.xaxis.set_major_formatter(PercentFormatter(1.0))
+            ax.grid(axis="x")
+        axes[0, 0].set_yticks(range(len(labels)), labels)
+    return fig

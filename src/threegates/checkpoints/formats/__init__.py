@@ -1,0 +1,1 @@
+"""What files hold: headers, names, roles, frames."""

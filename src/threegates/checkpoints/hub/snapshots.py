@@ -1,0 +1,285 @@
+"""Checkpoints of the Hugging Face Hub: download at a fixed commit, check every file's sha256, open."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, get_cached_repo_tree, is_offline_mode, snapshot_download
+from huggingface_hub.errors import CachedRepoTreeNotFoundError
+from tqdm.auto import tqdm
+
+from threegates.atomic import write_text
+from threegates.checkpoints.hub.download import download, link, storage_of
+from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged, refuse_quantised_config
+from threegates.checkpoints.hub.repository import commit_of, listed
+from threegates.checkpoints.hub.transfer import git_sha1, hub_error
+from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest
+from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
+from threegates.errors import CheckpointError
+
+_HEAVY = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5|msgpack)$")
+# Not "*.safetensors": some repositories hold the same weights a second time as consolidated.safetensors.
+WEIGHTS = ("model.safetensors", "model-*.safetensors", INDEX)
+PATTERNS = (
+    *WEIGHTS,
+    "config.json",
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "chat_template*",
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A repository's files on this machine, and the commit they are of."""
+
+    folder: Path
+    revision: str
+
+
+def resolve(
+    entry: Entry,
+    cache_dir: str | os.PathLike | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+) -> Snapshot:
+    """Download what is missing of a Hub entry, check it against the manifest, and say where it is.
+
+    An entry without a revision takes the newest commit; the snapshot says which one that was. Files that the
+    entry lists are checked by sha256 every time, because the client checks only their length.
+    """
+    source = entry.source
+    if not isinstance(source, Hub):
+        raise CheckpointError(
+            f"checkpoint '{entry.name}' is in a folder, not on the Hub",
+            where=source.path,
+            remedy="open it with open_entry, which takes both",
+        )
+    snapshot = fetch(source, cache_dir, offline, endpoint)
+    verify_files(snapshot.folder, entry.files)
+    return snapshot
+
+
+def fetch(
+    source: Hub | str,
+    cache_dir: str | os.PathLike | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+) -> Snapshot:
+    """Download what is missing of ORG/REPO or ORG/REPO@COMMIT into huggingface_hub's cache.
+
+    Every file is checked against the sha256 that the Hub lists (git's sha1 where git holds it). After a kill
+    the next call goes on where the last one was; what is whole at a fixed commit takes no request.
+
+    Raises
+    ------
+    CheckpointError : the disk is too small, which is looked at before anything is fetched; the repository
+        cannot be had, has no safetensors weights, or holds a file that is not the one that is listed.
+    """
+    source = _parsed(source) if isinstance(source, str) else source
+    cache = Path(cache_dir).expanduser() if cache_dir is not None else None
+    offline = offline or is_offline_mode()
+    folder = _in_cache(source, cache, offline) or _downloaded(source, cache, endpoint)
+    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+        raise no_weights(_named(source), _names(source, folder.name, offline, endpoint))
+    _check_content(folder)
+    return Snapshot(folder, folder.name)
+
+
+def _in_cache(source: Hub, cache: Path | None, offline: bool) -> Path | None:
+    """The snapshot if all of it is in the cache; a newest commit is looked for there only without network."""
+    if source.revision is None and not offline:
+        return None
+    if offline:
+        return _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
+    try:
+        # Without the commit's listing the client cannot tell a whole snapshot from a part of one.
+        get_cached_repo_tree(source.repo, revision=source.revision, cache_dir=cache)
+        return _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
+    except (CachedRepoTreeNotFoundError, CheckpointError):
+        return None
+
+
+def _downloaded(source: Hub, cache: Path | None, endpoint: str | None) -> Path:
+    repo, commit = source.repo, commit_of(source.repo, source.revision, endpoint)
+    repository = listed(repo, commit, endpoint)
+    storage = storage_of(repo, cache)
+    # First a small file: the client keeps the listing with it, and so knows a snapshot that is not whole.
+    folder = _client(repo, commit, cache, ("config.json",), endpoint=endpoint)
+    _check_content(folder, ("config.json",))
+    refuse_quantised_config(folder)
+    wanted = [file for name, file in repository.files.items() if any(fnmatch(name, p) for p in PATTERNS)]
+    large = [file for file in wanted if file.sha256]
+    download(large, storage)
+    for file in large:
+        link(file, storage)
+    folder = _client(repo, commit, cache, PATTERNS, endpoint=endpoint)
+    if source.revision is None:
+        write_text(storage / "refs" / "main", commit)
+    return folder
+
+
+def _client(
+    repo: str, revision: str | None, cache: Path | None, patterns: Sequence[str], **settings: Any
+) -> Path:
+    settings |= {"revision": revision, "cache_dir": cache, "allow_patterns": list(patterns)}
+    try:
+        return Path(snapshot_download(repo, tqdm_class=_Silent, **settings))
+    except Exception as error:
+        # The client lets its HTTP library's errors through, and that library changes between versions.
+        raise hub_error(repo, f"{repo} at {revision or 'its newest commit'}", error) from None
+
+
+class _Silent(tqdm):
+    """No bar: what takes long has one of ours."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings | {"disable": True})
+
+
+def _check_content(folder: Path, patterns: Sequence[str] = PATTERNS) -> None:
+    """Check files of a snapshot against their blobs' names, which are the digests that the Hub lists."""
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() and any(fnmatch(name, pattern) for pattern in patterns):
+            expected = Path(os.readlink(path)).name
+            kind, digest = ("sha256", sha256_of) if len(expected) == 64 else ("git's sha1", _git_sha1_of)
+            if len(expected) in (40, 64) and (found := digest(path)) != expected:
+                raise _other_file(path, name, "the Hub", f"{kind} {expected}", f"{kind} {found}")
+
+
+def _git_sha1_of(path: Path) -> str:
+    return git_sha1(path.read_bytes())
+
+
+def verify_files(folder: Path, files: Mapping[str, str]) -> None:
+    """Check each listed file's sha256; the first that is missing or differs raises CheckpointError."""
+    for name, expected in sorted(files.items()):
+        path = folder / name
+        found = f"sha256 {sha256_of(path)}" if path.is_file() else "no such file"
+        if found != f"sha256 {expected}":
+            raise _other_file(path, name, "the manifest", f"sha256 {expected}", found)
+
+
+def _other_file(path: Path, name: str, who: str, expected: str, found: str) -> CheckpointError:
+    # In the Hub's cache the snapshot holds a link; unless its target goes too, it is taken again.
+    doomed = " and ".join(dict.fromkeys([str(path), str(path.resolve())]))
+    return CheckpointError(
+        f"{name} is not the file that {who} lists",
+        where=path,
+        expected=expected,
+        found=found,
+        remedy=f"delete {doomed} and run again; if it happens twice, the manifest is wrong"
+        " or the repository was changed",
+    )
+
+
+def open_entry(
+    manifest: Manifest,
+    entry: Entry,
+    cache_dir: str | os.PathLike | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+    ranged: bool = False,
+) -> Checkpoint:
+    """Open a manifest's checkpoint, wherever it is; one from the Hub knows its commit.
+
+    ranged : read one of the Hub tensor by tensor, and download no file of it.
+    """
+    if isinstance(entry.source, Folder):
+        folder = entry.folder(manifest)
+        checkpoint = Checkpoint.open(folder)
+        verify_files(folder, entry.files)
+        return checkpoint
+    if ranged:
+        return _opened_ranged(entry.source, entry.files, offline, endpoint)
+    snapshot = resolve(entry, cache_dir, offline, endpoint)
+    return replace(Checkpoint.open(snapshot.folder), revision=snapshot.revision)
+
+
+def open_named(
+    text: str,
+    cache_dir: str | os.PathLike | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+    ranged: bool = False,
+) -> Checkpoint:
+    """Open what a user typed: a folder if there is one of that name, else ORG/REPO or ORG/REPO@COMMIT.
+
+    ranged : read a repository tensor by tensor, and download no file of it.
+    """
+    if Path(text).is_dir():
+        return Checkpoint.open(text)
+    source = _parsed(text)
+    if ranged:
+        return _opened_ranged(source, {}, offline, endpoint)
+    snapshot = fetch(source, cache_dir, offline, endpoint)
+    return replace(Checkpoint.open(snapshot.folder), revision=snapshot.revision)
+
+
+def _opened_ranged(
+    source: Hub, files: Mapping[str, str], offline: bool, endpoint: str | None
+) -> RangedCheckpoint:
+    """A checkpoint read by ranges, of whose files the Hub lists the sha256 that the manifest lists."""
+    checkpoint = open_ranged(source.repo, source.revision, endpoint=endpoint, offline=offline)
+    for name, expected in sorted(files.items()):
+        found = checkpoint.sha256.get(name)
+        if found != expected and (
+            found is not None or any(fnmatch(name, pattern) for pattern in WEIGHTS[:2])
+        ):
+            raise CheckpointError(
+                f"{name} of the Hub is not the file that the manifest lists",
+                where=checkpoint.folder / name,
+                expected=f"sha256 {expected}",
+                found=f"sha256 {found}" if found else "no such file with tensors",
+                remedy="correct revision and files in the manifest: they are not of one commit",
+            )
+    return checkpoint
+
+
+def _parsed(text: str) -> Hub:
+    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([0-9a-f]{40}))?", text)
+    if match is None:
+        raise CheckpointError(
+            f"'{text}' is neither a folder nor a Hub repository",
+            where=Path(text).absolute(),
+            expected="an existing folder, ORG/REPO, or ORG/REPO@COMMIT with all 40 digits",
+            found="no such folder",
+            remedy="correct the path",
+        )
+    return Hub(repo=match[1], revision=match[2])
+
+
+def _named(source: Hub) -> str:
+    return f"{source.repo} at {source.revision or 'its newest commit'}"
+
+
+def _names(source: Hub, revision: str, offline: bool, endpoint: str | None) -> list[str]:
+    """Files of a repository; none where the Hub does not tell, for they only make a message better."""
+    try:
+        return [] if offline else HfApi(endpoint=endpoint).list_repo_files(source.repo, revision=revision)
+    except Exception:
+        return []
+
+
+def no_weights(where: object, names: Iterable[str]) -> CheckpointError:
+    """The error for a repository of these files, none of which holds a whole model as safetensors."""
+    heavy = sorted(name for name in names if _HEAVY.search(name))
+    return CheckpointError(
+        "the Hub repository has no safetensors weights of a whole model",
+        where=where,
+        expected=" or ".join(WEIGHTS),
+        found=", ".join(heavy[:5]) or "none of them",
+        remedy="pickle and quantised files are not read, adapters must be merged first: "
+        "take another upload of this model",
+    )

@@ -1,0 +1,1 @@
+"""Manifests: read, edited, locked, verified."""

@@ -1,0 +1,1 @@
+"""What estimates are made of: statistics, intervals, rows of tables, numbers of the paper."""

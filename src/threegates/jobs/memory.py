@@ -1,0 +1,254 @@
+"""What measuring a tensor needs of memory, and how many tensors at a time keep within a stated cap.
+
+What counts is anonymous memory: arrays of our own, interpreter and libraries. Pages of a local checkpoint's
+files are mapped, shared with the page cache, and given back by the system when it needs them, so they are
+left out; tensors that come over the net or lie on a device are arrays like others.
+
+The estimates are upper bounds, fitted to what was measured: `benchmarks/scale.py` wants each to be no less
+than that and no more than two and a half times as much.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from threegates.backends import run_parallel
+from threegates.checkpoints.formats.headers import BITS
+from threegates.checkpoints.pairs import BLOCK, Status
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.errors import ThreeGatesError
+from threegates.measures.bases import REFERENCE_SIDE
+from threegates.measures.changes import is_block_matrix
+from threegates.measures.draws import SAMPLE
+from threegates.measures.tensor_table import PairTable
+
+MIB = 1 << 20
+#: A process that has done some work: interpreter, libraries, memory that was freed but not given back.
+PROCESS = 256 * MIB
+#: Least that a tensor is taken to need, however small.
+LEAST = 16 * MIB
+
+# Bytes an entry, of what is held at once. Counting: one block in float64, three times over. Noise: four draws
+# on a sample of one block, added and rounded in float64. Null masks: sorted keys of the magnitude null.
+_COUNTING, _NOISE, _NULLS = 48, 136, 76
+# The update in float64, beside which both sides are held in the type they are measured in.
+_DELTA = 8
+# Squares of the smaller side: Gram matrices, their eigenvectors, workspace; and thin matrices of the longer.
+_SQUARE, _THIN = 44, 96 * 8 * 8
+# Float64 SVDs of small matrices, whole.
+_REFERENCE = 56
+
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)(B?)\s*", re.IGNORECASE)
+
+
+class MemoryCapError(ThreeGatesError):
+    """A cap on memory is no size, or too small for what is asked."""
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size such as 2GiB, 1500 MB or 2G.
+
+    KiB, MiB, GiB, TiB and K, M, G, T are powers of 1024, KB, MB, GB, TB of 1000; a number alone is bytes.
+
+    Raises
+    ------
+    MemoryCapError : no such size, or none above 0.
+    """
+    found = _SIZE.fullmatch(text)
+    size = 0
+    if found and not (found[3] and not found[2]):
+        power = _UNITS[found[2].upper()]
+        decimal = found[2] and found[4] and not found[3]
+        size = math.floor(float(found[1]) * (1000 ** (power // 10) if decimal else 1 << power))
+    if size < 1:
+        raise MemoryCapError(
+            "that is no amount of memory",
+            where="--memory",
+            expected="a number above 0 and a unit, such as 2GiB, 1500MB or 800MiB",
+            found=text,
+            remedy="give the memory that all processes of the measurement may take together",
+        )
+    return size
+
+
+def size_text(size: int) -> str:
+    """A number of bytes in MiB or GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 1 << 30 else f"{size / MIB:.0f} MiB"
+
+
+def estimate(
+    shape: Sequence[int],
+    dtype_base: str,
+    dtype_tuned: str,
+    *,
+    spectra: bool,
+    draws: int,
+    axes: bool = False,
+    mapped: bool = True,
+) -> int:
+    """Upper bound of the anonymous memory that measuring one tensor takes at its peak, in bytes.
+
+    Parameters
+    ----------
+    shape, dtype_base, dtype_tuned : as the headers say; types by their names in safetensors, such as "BF16".
+    spectra : whether the tensor is a matrix whose spectra, angles and overlaps are measured.
+    draws : null masks of each kind, for overlaps and with `axes` for row and column ratios; their number does
+        not matter, only whether there are any.
+    axes : whether row and column ratios are measured (of a matrix in a block).
+    mapped : whether both sides lie in local files; else what is read counts too.
+    """
+    size = math.prod(shape)
+    stored = sum(BITS[dtype] // 8 for dtype in (dtype_base, dtype_tuned))
+    whole = spectra or (axes and draws > 0)
+    # A block has at least one row.
+    block = min(size, max(BLOCK, size // shape[0] if shape and shape[0] else 0))
+    held = 0 if mapped else stored * (size if whole else block)
+    counting = max(_COUNTING * block, _NOISE * min(size, SAMPLE))
+    if not whole:
+        return LEAST + held + counting
+    held += 2 * size * sum(dtype != "BF16" for dtype in (dtype_base, dtype_tuned))
+    needs = [counting]
+    kept = 0
+    if spectra:
+        kept, peak = _of_spectra(tuple(shape), dtype_base, dtype_tuned)
+        needs.append(peak)
+    if draws:
+        needs.append(kept + _NULLS * size)
+    return LEAST + held + max(needs)
+
+
+def _of_spectra(shape: tuple[int, ...], dtype_base: str, dtype_tuned: str) -> tuple[int, int]:
+    """What stays of the spectra while overlaps are measured, and what they take at their peak."""
+    size, (short, long) = math.prod(shape), sorted(shape)
+    # A base that is not stored in bf16 is decomposed twice: as stored, for angles, and in bf16, for overlaps.
+    rounded = dtype_base != "BF16"
+    if short <= REFERENCE_SIDE:
+        return 8 * size * (1 + rounded), _REFERENCE * size + _SQUARE * short**2
+    wide = "F64" if "F64" in (dtype_base, dtype_tuned) else "F32"
+    width = BITS[wide] // 8
+    copies = [width * size * (dtype != wide) for dtype in (dtype_base, dtype_tuned)]
+    kept = copies[0] + width * short**2 + rounded * 4 * (size + short**2)
+    angles = sum(copies) + _DELTA * size
+    return kept, max(angles, kept) + _SQUARE * short**2 + _THIN * long
+
+
+@dataclass(frozen=True)
+class Need:
+    """A task: the tensor that it is about, and what it takes at its peak, in bytes."""
+
+    tensor: str
+    size: int
+
+
+def need_of(pair: PairTable, tensor: str) -> Need:
+    """What a row of that tensor takes, from the headers alone."""
+    row, facts = pair.tensors.aligned[tensor], pair.tensors.facts(tensor)
+    matrix = row.status is Status.compared and is_block_matrix(facts)
+    size = estimate(
+        facts["shape"],
+        row.dtype_base or row.dtype_tuned or "F64",
+        row.dtype_tuned or row.dtype_base or "F64",
+        spectra=matrix and pair.spectra,
+        draws=pair.draws,
+        axes=matrix and pair.axes,
+        mapped=is_mapped(pair.base) and is_mapped(pair.tuned),
+    )
+    return Need(tensor, size)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks, by their numbers, of which so many may run at once."""
+
+    workers: int
+    tasks: tuple[int, ...]
+
+
+def plan(needs: Sequence[Need], cap: int | None, workers: int) -> list[Group]:
+    """How many of these tasks run at once, at most `workers`, so that all processes stay below a cap.
+
+    One worker is this process itself; more are processes beside it, and each takes `PROCESS` before it does
+    anything. Every task is in one group, with as many workers as tasks of its size allow; groups with fewer
+    workers come first, so that no worker waits with memory of its own while a large task runs alone.
+
+    Raises
+    ------
+    MemoryCapError : one tensor alone needs more than the cap.
+    """
+    found: dict[int, list[int]] = defaultdict(list)
+    for number, need in enumerate(needs):
+        allowed = workers if cap is None else _allowed(need, cap, workers)
+        found[allowed].append(number)
+    return [Group(count, tuple(tasks)) for count, tasks in sorted(found.items())]
+
+
+def _allowed(need: Need, cap: int, workers: int) -> int:
+    for count in range(max(1, workers), 0, -1):
+        if taken(need.size, count) <= cap:
+            return count
+    raise MemoryCapError(
+        f"tensor '{need.tensor}' needs more memory than the cap",
+        where=f"--memory, tensor '{need.tensor}'",
+        expected=f"at least {size_text(taken(need.size, 1))}: {size_text(need.size)} for the tensor, "
+        f"{size_text(PROCESS)} for the process",
+        found=size_text(cap),
+        remedy="give a larger --memory; or leave the tensor out with --layers and --matrices, or take "
+        "--draws 0 or --no-spectra",
+    )
+
+
+def taken(size: int, workers: int) -> int:
+    """What so many tasks of a size take at once, with the processes they run in."""
+    processes = workers + 1 if workers > 1 else 1
+    return processes * PROCESS + workers * size
+
+
+def run_within(
+    work: Callable[..., None],
+    tasks: Sequence[tuple],
+    needs: Sequence[Need],
+    cap: int | None,
+    workers: int,
+    label: str | None = None,
+    **where: Any,
+) -> None:
+    """`threegates.backends.run_parallel` with no more tasks at once than a cap on memory allows.
+
+    Parameters
+    ----------
+    needs : of each task, in their order. cap : bytes; None for no cap. where : backend, scheduler and what
+    workers share. Workers of a scheduler that runs already are as many as they are, on machines of their own:
+    of a cap only that is kept there that no task is larger.
+
+    Raises
+    ------
+    MemoryCapError : before anything runs, one task alone needs more than the cap.
+    """
+    for group in plan(needs, cap, workers):
+        run_parallel(work, [tasks[number] for number in group.tasks], group.workers, label, **where)
+
+
+def give_back_freed_memory() -> None:
+    """Give the memory of freed arrays back to the system, where the C library is glibc.
+
+    By itself it keeps what was freed in its heap, several hundred MiB after a large tensor, and the next
+    tensor finds only some of it.
+
+    **Source** malloc_trim(3).
+    """
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def is_mapped(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint's tensors are pages of local files, seen through views of it or not."""
+    inner = getattr(checkpoint, "inner", None)
+    return is_mapped(inner) if isinstance(inner, Checkpoint) else type(checkpoint) is Checkpoint

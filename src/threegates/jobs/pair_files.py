@@ -1,0 +1,157 @@
+"""Measuring one pair into files of the user's choice, all of them or none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from threegates.checkpoints.formats.families import family_of
+from threegates.checkpoints.views import naming_digest
+from threegates.errors import PairError, RecordError, ThreeGatesError
+from threegates.estimates.rows import pair_sparsity
+from threegates.jobs.batches import measure_parts, opened
+from threegates.jobs.jobs import NARROWED, Job, table_job
+from threegates.jobs.partial import parts_folder
+from threegates.jobs.sources import Source, StudyPair
+from threegates.measures.by_tensor import Parts, as_tables
+from threegates.measures.changes import write_masks
+from threegates.measures.tensor_table import MEASURED
+from threegates.records.provenance import build_folder, build_state, record_provenance
+from threegates.records.store import write_parquet
+
+#: Folder of the build, and of what is released, that holds tables of pairs of the manifest.
+PAIRS = "pairs"
+
+
+@dataclass(frozen=True)
+class Written:
+    """The files of a measurement, its table of tensors, and what was made of names that are not canonical."""
+
+    files: list[Path]
+    tensor: pd.DataFrame
+    notes: tuple[str, ...] = ()
+
+    def summary(self) -> str:
+        """The pair's sparsity and its files, in a few lines."""
+        compared = self.tensor["status"] == "compared"
+        lines = [*self.notes, f"{int(compared.sum())} tensors compared"]
+        for row in self.tensor[~compared].itertuples():
+            lines.append(f"not compared: {row.tensor} ({row.status})")
+        for row in pair_sparsity(self.tensor).itertuples():
+            lines.append(f"changed in bf16: {row.changed:.0f} of {row.size:.0f} weights")
+            lines.append(f"sparsity in bf16 {row.sparsity:.4f}, as stored {row.sparsity_fp32:.4f}")
+            lines.append(f"sparsity of Gaussian noise of the same norm {row.sparsity_storage_norm:.4f}")
+        return "\n".join([*lines, *self._spectra(), *(f"written: {file}" for file in self.files)])
+
+    def _spectra(self) -> list[str]:
+        of_matrices = self.tensor[self.tensor["spectra"] == MEASURED]
+        if of_matrices.empty:
+            return []
+        angles = of_matrices[["angle_left_max", "angle_right_max"]].max(axis=1)
+        return [
+            f"spectra of {len(of_matrices)} matrices: median NSS {of_matrices['nss'].median():.2e}, "
+            f"median of their largest angles {angles.median():.2e} rad"
+        ]
+
+
+def measure_to_files(
+    pair: StudyPair,
+    out: Path,
+    *,
+    masks: Path | None,
+    axis: Path | None,
+    draws: int,
+    seed: int,
+    spectra: bool = True,
+    workers: int = 1,
+) -> Written:
+    """Measure a pair and write its table of tensors, and its masks and axis table where they are asked for.
+
+    Parts of a measurement under way lie in ``OUT.parts`` beside the output.
+
+    Raises
+    ------
+    CheckpointError, PairError : the pair cannot be compared; no file is written.
+    RecordError : an output is a folder, or cannot be written.
+    """
+    targets = [path for path in (out, masks, axis) if path is not None]
+    _check_targets(targets, masks)
+    parameters = {"draws": draws, "seed": seed, "axes": axis is not None, "spectra": spectra}
+    job = table_job(pair, parameters)
+    parts = Parts(parts_folder(out), job.digest)
+    tables = _measured(job, parts, workers)
+    provenance = _provenance(job, {"base": pair.base, "tuned": pair.tuned}, parameters)
+    # Masks first: what can still fail comes before the table that says that all went well.
+    if masks:
+        write_masks(pair.base.checkpoint, pair.tuned.checkpoint, masks)
+    if axis:
+        write_parquet(axis, tables["axis"], {**provenance, "table": "axis"})
+    write_parquet(out, tables["tensor"], {**provenance, "table": "tensor"})
+    parts.remove()
+    families = {family_of(side.checkpoint) for side in (pair.base, pair.tuned)}
+    renamed = any(naming_digest(side.checkpoint) for side in (pair.base, pair.tuned))
+    notes = sorted(family.note for family in families if renamed or not family.known)
+    return Written(targets, tables["tensor"], tuple(notes))
+
+
+def default_output(pair: str | None) -> Path:
+    """Where the table of a manifest's pair lands if nothing else is said.
+
+    Raises
+    ------
+    RecordError : the pair has no name in a manifest.
+    """
+    if pair is None:
+        raise RecordError(
+            "it is not said which file to write", expected="--out FILE.parquet", remedy="add --out"
+        )
+    return build_folder() / PAIRS / f"{pair}.parquet"
+
+
+def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
+    """The job's tables. A pair that is refused leaves no parts; those of a lost network or worker stay."""
+    try:
+        measure_parts({job: parts}, workers, "measure")
+        pair = opened(job)
+        return as_tables(pair, [parts.read(tensor) for tensor in pair.names])
+    except ThreeGatesError as error:
+        if isinstance(error, PairError) or not any(parts.root.glob("*/*.json")):
+            parts.remove()
+        raise
+
+
+def _provenance(job: Job, sources: dict[str, Source], parameters: dict) -> dict:
+    inputs: dict[str, object] = {
+        side: {
+            "label": source.label,
+            "digest": source.checkpoint.digest(),
+            "revision": source.checkpoint.revision,
+        }
+        for side, source in sources.items()
+    }
+    inputs |= {key: job.inputs[key] for key in NARROWED if key in job.inputs}
+    # A file of the user's choice has no sidecar, so the state of the code stands in it.
+    state = {key: value for key, value in build_state().items() if key != "time"}
+    modules = ("threegates.measures.tensor_table",)
+    return record_provenance(modules, inputs=inputs, parameters=parameters, **state)
+
+
+def _check_targets(targets: list[Path], masks: Path | None) -> None:
+    for path in targets:
+        wanted = ".safetensors" if path == masks else ".parquet"
+        if path.suffix != wanted:
+            raise RecordError(
+                "an output's name has to say of which kind it is",
+                where=path,
+                expected=f"a name that ends in {wanted}",
+                found=path.suffix or "no ending",
+                remedy=f"give {path.with_suffix(wanted).name}; pandas turns a parquet file into others",
+            )
+        if path.is_dir():
+            raise RecordError(
+                "an output must be a file", where=path, found="a folder", remedy="add a file name"
+            )
+    if len({path.resolve() for path in targets}) < len(targets):
+        raise RecordError("two outputs have one name", where=targets[0], remedy="give each its own file")

@@ -1,0 +1,85 @@
+"""How tensors are reached and where they are measured; of these settings only the device changes a number.
+
+They stand in the environment, so that kernels that papermill starts and worker processes have them too. Those
+of the backend are `threegates.backends`'s, accepted licences `threegates.checkpoints.manifests.licences`'s.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from threegates.backends import choose_backend
+from threegates.checkpoints.manifests.licences import accept_licences
+from threegates.errors import ThreeGatesError
+from threegates.jobs.memory import parse_size
+
+#: "download" takes a Hub repository whole; "ranged" reads one tensor at a time and keeps nothing but a cache.
+READS = "THREEGATES_READS"
+DOWNLOAD, RANGED = "download", "ranged"
+#: What looks at headers alone takes a download that is there, and else reads ranges.
+HEADERS = "headers"
+#: "cpu", "cuda" or "cuda:N"; what is measured on a GPU has digests of its own.
+DEVICE = "THREEGATES_DEVICE"
+CPU = "cpu"
+#: Most memory of all processes that measure together, such as 4GiB; none stands for as much as it takes.
+MEMORY = "THREEGATES_MEMORY"
+
+
+def reads() -> str:
+    """How weights of the Hub are read.
+
+    Raises
+    ------
+    ThreeGatesError : the environment names no such way.
+    """
+    found = os.environ.get(READS) or DOWNLOAD
+    if found not in (DOWNLOAD, RANGED):
+        raise ThreeGatesError(
+            "there is no such way to read a checkpoint",
+            where=READS,
+            expected=f"{DOWNLOAD} or {RANGED}",
+            found=found,
+            remedy="set it to one of the two, or leave it out",
+        )
+    return found
+
+
+def device() -> str:
+    """Device that tensors are measured on."""
+    return os.environ.get(DEVICE) or CPU
+
+
+def memory_cap() -> int | None:
+    """Bytes that all processes which measure may take together, None for no cap.
+
+    Raises
+    ------
+    ThreeGatesError : the environment names no amount of memory.
+    """
+    text = os.environ.get(MEMORY)
+    return parse_size(text) if text else None
+
+
+def export(
+    *,
+    ranged: bool = False,
+    device: str | None = None,
+    backend: str | None = None,
+    scheduler: str | None = None,
+    memory: str | None = None,
+    licences: Sequence[str] | None = None,
+) -> None:
+    """Put what a command was given into the environment; what it was not given stays as it is.
+
+    Raises
+    ------
+    ThreeGatesError : there is no such backend, or no such amount of memory.
+    """
+    if backend or scheduler:
+        choose_backend(backend, scheduler)
+    if memory:
+        parse_size(memory)
+    accept_licences(licences or ())
+    given = {READS: RANGED if ranged else None, DEVICE: device, MEMORY: memory}
+    os.environ.update({name: value for name, value in given.items() if value})

@@ -1,0 +1,333 @@
+"""Which checkpoints a name or a chapter stands for: folders, manifest entries, Hub repositories, pairs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from threegates.checkpoints.hub.snapshots import open_entry, open_named
+from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
+from threegates.checkpoints.manifests.locking import check_usable
+from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.views import canonical, chosen, on_device
+from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
+from threegates.jobs.settings import DOWNLOAD, HEADERS, device, reads
+from threegates.jobs.subjects import LAB, SUBJECTS, subject_of
+from threegates.records.provenance import build_folder, project_root, tracked_manifest
+
+# Folders of this machine by the labels that notebooks use for them, so that no page shows a path.
+VARIABLE = "THREEGATES_SOURCES"
+# The manifest that chapters take their pairs from, where it is not the lab's: the paper profile sets it.
+MANIFEST_VARIABLE = "THREEGATES_MANIFEST"
+
+#: Profile of manifests whose checkpoints have to be locked before they are measured.
+PAPER = "paper"
+
+# Chapters that look at every kept step of a run.
+_FOLLOWING = ("emergence", "precision-lens")
+
+
+@dataclass(frozen=True)
+class Source:
+    """An opened checkpoint, the label it goes by, and the manifest's entry if it has one."""
+
+    label: str
+    checkpoint: Checkpoint
+    entry: Entry | None = None
+
+    @property
+    def run_folder(self) -> Path | None:
+        """Folder of a lab run, which holds the log beside the checkpoints."""
+        lab = self.entry is not None and isinstance(self.entry.source, Folder)
+        return self.checkpoint.folder.parent if lab else None
+
+
+@dataclass(frozen=True)
+class StudyPair:
+    """A tuned checkpoint and its base."""
+
+    name: str
+    base: Source
+    tuned: Source
+
+    def facts(self) -> dict:
+        """What the manifest knows of the tuned checkpoint's training, and its labels."""
+        entry = self.tuned.entry
+        if entry is None:
+            return {
+                "pair": self.name,
+                "base": self.base.label,
+                "run": self.name,
+                "method": "unknown",
+                "final": True,
+            }
+        known = entry.model_dump(
+            include={"method", "data", "step", "updates", "learning_rate", "seed", "final"}
+        )
+        named = {"algorithm": entry.algorithm or entry.method, "run": entry.run or entry.name}
+        return {"pair": self.name, "base": self.base.label, **known, **named, **entry.labels}
+
+
+def lab_manifest(path: Path | None = None) -> Manifest:
+    """The given manifest, or the one that a profile chose, or the one the lab wrote last."""
+    chosen = os.environ.get(MANIFEST_VARIABLE)
+    return read_manifest(path or (Path(chosen) if chosen else build_folder() / "lab" / "manifest.yaml"))
+
+
+def known_manifests() -> list[Manifest]:
+    """The lab's manifest and the tracked one, those that exist; outside the project there are none."""
+    try:
+        project_root()
+    except ThreeGatesError:
+        return []
+    paths = (build_folder() / "lab" / "manifest.yaml", tracked_manifest())
+    return [read_manifest(path) for path in paths if path.is_file()]
+
+
+def manifest_of(names: Sequence[str], path: Path | None = None) -> Manifest:
+    """The manifest with entries of these names: the given or chosen one, else the lab's or the tracked one.
+
+    Raises
+    ------
+    ManifestError : none has them all.
+    """
+    if path or os.environ.get(MANIFEST_VARIABLE):
+        return lab_manifest(path)
+    known = known_manifests()
+    entries = [{entry.name for entry in manifest.checkpoints} for manifest in known]
+    for manifest, held in zip(known, entries, strict=True):
+        if set(names) <= held:
+            return manifest
+    missing = [name for name in names if not any(name in held for held in entries)]
+    if not known:
+        return lab_manifest()
+    if missing:
+        raise _nothing(missing[0], known)
+    raise ManifestError(
+        "pairs of two manifests cannot be shown at once",
+        where=", ".join(names),
+        remedy="choose pairs of the lab, or pairs of data_manifest.yaml",
+    )
+
+
+def open_source(name: str, known: Iterable[Manifest], way: str | None = None) -> Source:
+    """Open what a name stands for: a folder, else an entry of a manifest, else ORG/REPO or ORG/REPO@COMMIT.
+
+    way : how weights of the Hub are read, as `threegates.jobs.settings` has it by default.
+
+    Raises
+    ------
+    CheckpointError, ManifestError : it stands for nothing, or what it stands for cannot be opened.
+    """
+    folder = _labelled().get(name, name)
+    if Path(folder).is_dir():
+        return Source(Path(name).resolve().name, seen(Checkpoint.open(folder)))
+    known = list(known)
+    for manifest in known:
+        for entry in manifest.checkpoints:
+            if entry.name == name:
+                return Source(name, _of_entry(manifest, entry, way), entry)
+    if "/" in name or not known:
+        try:
+            return Source(name.replace("/", "--").replace("@", "-"), _of_hub(name, known, way))
+        except CheckpointError as error:
+            raise _perhaps_a_folder(name, error) from None
+    raise _nothing(name, known)
+
+
+def seen(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint as it is measured: under canonical names, on the chosen device."""
+    return on_device(canonical(checkpoint), device())
+
+
+def narrowed(
+    pairs: Sequence[StudyPair], layers: Sequence[int] | None, matrices: Sequence[str] | None
+) -> list[StudyPair]:
+    """The same pairs with only those blocks and roles of tensors; None takes all.
+
+    Raises
+    ------
+    CheckpointError : there is no such block or role, or nothing is left.
+    """
+    if not layers and not matrices:
+        return list(pairs)
+
+    def only(source: Source) -> Source:
+        # An empty list is a notebook's way to say all.
+        return replace(source, checkpoint=chosen(source.checkpoint, layers or None, matrices or None))
+
+    return [replace(pair, base=only(pair.base), tuned=only(pair.tuned)) for pair in pairs]
+
+
+def _of_entry(manifest: Manifest, entry: Entry, way: str | None = None) -> Checkpoint:
+    if isinstance(entry.source, Folder):
+        return seen(open_entry(manifest, entry))
+    _check(manifest, entry, way)
+    return _by(way, partial(open_entry, manifest, entry))
+
+
+def _check(manifest: Manifest, entry: Entry, way: str | None) -> None:
+    """Refuse what may not be read from the Hub; who only looks at headers may look at what is not locked."""
+    if isinstance(entry.source, Folder):
+        return
+    check = check_usable if manifest.profile == PAPER and way != HEADERS else check_allowed
+    check(entry, accepted=accepted_licences())
+
+
+def _check_all(manifest: Manifest, entries: Iterable[Entry], way: str | None) -> None:
+    """Refuse all that may not be read at once, before anything is opened."""
+    refused: list[CheckpointError] = []
+    for entry in entries:
+        try:
+            _check(manifest, entry, way)
+        except CheckpointError as error:
+            refused.append(error)
+    if len(refused) == 1:
+        raise refused[0]
+    if refused:
+        told = "; ".join(error.what for error in refused)
+        raise CheckpointError(
+            f"{len(refused)} checkpoints may not be read as they are: {told}",
+            remedy="do what each asks for (`threegates lock` without a name locks all of them), or choose "
+            "others: `threegates run CHAPTER --pair NAME`, which may be repeated",
+        )
+
+
+def _of_hub(text: str, known: Iterable[Manifest], way: str | None = None) -> Checkpoint:
+    check_repository(text.partition("@")[0], known, accepted=accepted_licences())
+    return _by(way, partial(open_named, text))
+
+
+def _by(way: str | None, opening: Callable[..., Checkpoint]) -> Checkpoint:
+    """A checkpoint of the Hub, downloaded or read by ranges as `way` or the settings say."""
+    way = way or reads()
+    if way == HEADERS:
+        with suppress(CheckpointError):
+            return seen(opening(offline=True))
+    return seen(opening(ranged=way != DOWNLOAD))
+
+
+def folder_labels(names: Iterable[str]) -> dict[str, str]:
+    """Path of each name that is a folder, by a label: its last parts, as many as keep the folders apart."""
+    folders = {Path(name).resolve() for name in names if Path(name).is_dir()}
+    depth = 1
+    while len({_tail(path, depth) for path in folders}) < len(folders):
+        depth += 1
+    return {_tail(path, depth): str(path) for path in sorted(folders)}
+
+
+def chapter_pairs(chapter: str, manifest: Manifest, subject: str = LAB) -> list[StudyPair]:
+    """The pairs that the manifest has for a chapter and subject: final checkpoints, or every step of a run.
+
+    Raises
+    ------
+    ManifestError : no subject has that name.
+    """
+    known = {*SUBJECTS, *map(subject_of, manifest.checkpoints)}
+    if subject not in known:
+        raise ManifestError(
+            "there is no such subject", where="labels", expected=", ".join(sorted(known)), found=subject
+        )
+    pairs = [pair for pair in manifest.pairs(chapter) if subject_of(pair.tuned) == subject]
+    return _open_pairs(manifest, [pair for pair in pairs if pair.tuned.final or chapter in _FOLLOWING])
+
+
+def named_pairs(names: Sequence[str], manifest: Manifest, way: str | None = None) -> list[StudyPair]:
+    """Pairs by the names of their tuned entries; `way` as in `open_source`.
+
+    Raises
+    ------
+    ManifestError : there is no such entry, or it names no base.
+    """
+    pairs = {pair.name: pair for pair in manifest.pairs()}
+    for name in names:
+        if manifest.entry(name).base is None:
+            raise ManifestError(
+                "that entry is no pair: it names no base", where=name, remedy="choose an entry with a base"
+            )
+    return _open_pairs(manifest, [pairs[name] for name in dict.fromkeys(names)], way)
+
+
+def own_pair(base: str | None, tuned: str | None, way: str | None = None) -> StudyPair:
+    """A pair of two checkpoints that the user names; `way` as in `open_source`.
+
+    Raises
+    ------
+    PairError : one side is not given.
+    CheckpointError, ManifestError : a side stands for nothing that can be opened.
+    """
+    if not (base and tuned):
+        found = f"base {base!r}, tuned {tuned!r}"
+        raise PairError("a pair of one's own needs both sides", found=found, remedy="give base and tuned")
+    left, right = (open_source(side, _read_when_asked(), way) for side in (base, tuned))
+    return StudyPair(right.label, left, right)
+
+
+def _read_when_asked() -> Iterator[Manifest]:
+    """The manifests that are known here. Who names two folders needs none, and a broken one is no matter."""
+    yield from known_manifests()
+
+
+def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | None = None) -> StudyPair:
+    """A pair by the name of its tuned entry in a manifest that is known here, or by its two checkpoints.
+
+    way : as in `open_source`.
+
+    Raises
+    ------
+    ManifestError, CheckpointError : a name stands for nothing that can be opened. PairError : both ways, or
+        half a pair.
+    """
+    if not pair:
+        return own_pair(base, tuned, way)
+    if base or tuned:
+        raise PairError("give either --pair, or --base and --tuned", found="both")
+    return named_pairs([pair], manifest_of([pair]), way)[0]
+
+
+def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None = None) -> list[StudyPair]:
+    sides = {entry.name: entry for pair in pairs for entry in (pair.base, pair.tuned)}
+    _check_all(manifest, sides.values(), way)
+    opened: dict[str, Source] = {}
+    for name, entry in sides.items():
+        opened[name] = Source(name, _of_entry(manifest, entry, way), entry)
+    return [StudyPair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs]
+
+
+def _tail(path: Path, depth: int) -> str:
+    return "-".join(path.parts[-depth:])
+
+
+def _labelled() -> dict[str, str]:
+    return json.loads(os.environ.get(VARIABLE, "{}"))
+
+
+def _perhaps_a_folder(name: str, error: CheckpointError) -> CheckpointError:
+    """The error of a repository that is not to be had, where a folder may have been meant by its name."""
+    beside = Path(name).parent
+    if not beside.is_dir():
+        return error
+    here = sorted(path.name for path in beside.iterdir() if path.is_dir())
+    kept = {"where": error.where, "expected": error.expected, "found": error.found}
+    return type(error)(
+        f"there is no folder {name}, and of a repository of that name: {error.what}",
+        **kept,
+        remedy=f"if a folder was meant: {beside} has {', '.join(here[:10]) or 'none'}; else {error.remedy}",
+    )
+
+
+def _nothing(name: str, known: Iterable[Manifest], limit: int = 20) -> ManifestError:
+    names = [entry.name for manifest in known for entry in manifest.checkpoints]
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ManifestError(
+        "there is neither a folder nor a manifest's entry of that name",
+        where=name,
+        expected=f"a folder, ORG/REPO[@COMMIT] on the Hub, or one of: {', '.join(names[:limit])}{more}",
+        remedy="check the spelling; `threegates train` makes the lab's checkpoints",
+    )

@@ -1,0 +1,1 @@
+"""Claims, their verdicts, and how these depend on free choices."""

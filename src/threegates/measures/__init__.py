@@ -1,0 +1,1 @@
+"""What one pair of checkpoints shows, as tables."""

@@ -1,0 +1,54 @@
+"""Base matrices, decomposed once for all tuned ones that are held against them.
+
+This is the one place where the study decomposes a base, whatever is measured of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from threegates.geometry.decomposition import BaseDecomposition
+from threegates.geometry.spectra import FullSpectrum, singular_values
+from threegates.measures.base_cache import decompose_base
+from threegates.measures.by_tensor import Shared
+
+#: Up to this smaller side everything is found by float64 SVDs, beyond it by the certified engine.
+REFERENCE_SIDE = 256
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base matrix in the type that it is measured in, its leading triplets, and all its singular values."""
+
+    weight: Tensor
+    leading: BaseDecomposition
+    accuracy: str
+
+    @cached_property
+    def spectrum(self) -> FullSpectrum:
+        """All singular values."""
+        return singular_values(self.weight, self.accuracy)
+
+
+def accuracy_of(shape: Sequence[int]) -> str:
+    """How exactly a matrix of that shape is measured: 'reference' or 'certified'."""
+    return "reference" if min(shape) <= REFERENCE_SIDE else "certified"
+
+
+def working_type(weight: Tensor) -> torch.dtype:
+    """Type that a matrix is measured in: float64 for float64 SVDs and float64 weights, else float32."""
+    wide = accuracy_of(weight.shape) == "reference" or weight.dtype == torch.float64
+    return torch.float64 if wide else torch.float32
+
+
+def base_of(weight: Tensor, k: int, shared: Shared) -> Base:
+    """A base matrix with its k leading triplets, found once for each content among what is shared."""
+    exact, accuracy = weight.to(working_type(weight)), accuracy_of(weight.shape)
+    return shared.of(
+        ("base", k, accuracy), exact, lambda: Base(exact, decompose_base(exact, k, accuracy), accuracy)
+    )

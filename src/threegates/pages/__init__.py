@@ -1,0 +1,1 @@
+"""One page of the book: opened, executed, made plain."""

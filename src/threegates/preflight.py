@@ -1,0 +1,291 @@
+"""Before hours are spent: whether a pair can be measured, what it takes, and what to change if it cannot.
+
+Everything but the minutes comes from config and headers; the minutes from the measuring code, timed on small
+made-up tensors on this machine.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from threegates.atomic import write_json
+from threegates.checkpoints.formats.families import family_of
+from threegates.checkpoints.places import place_of
+from threegates.checkpoints.preflight import Findings, Side, by_role, file_bytes, look_at
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.errors import NotebookError, PairError
+from threegates.jobs.costs import Costs, measured_costs
+from threegates.jobs.jobs import BY_TENSOR, CHAPTERS
+from threegates.jobs.memory import need_of, size_text, taken
+from threegates.jobs.settings import HEADERS, device
+from threegates.jobs.sources import narrowed, one_pair
+from threegates.measures.tensor_table import PairTable
+
+#: What `threegates measure` does, beside the chapters.
+MEASURE = "measure"
+_WIDTH, _INDENT = 88, 11
+_SIDES = ("base", "tuned")
+#: A line that many have, in bytes a second: 100 Mbit/s.
+LINE = 100e6 / 8
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at most: of one tensor's measurement, which tensor that is, and of all processes together."""
+
+    tensor: str
+    largest: int
+    together: int
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """A pair that may be measured.
+
+    stored : how many tensors base and tuned hold, of which `findings` may be of a choice alone.
+    minutes : by diagnostic, on the chosen workers; None where it is not measured tensor by tensor.
+    """
+
+    names: tuple[str, str]
+    stored: tuple[int, int]
+    findings: Findings
+    families: tuple[str, ...]
+    memory: Memory | None
+    minutes: dict[str, float | None]
+    workers: int
+    draws: int
+
+    @property
+    def possible(self) -> bool:
+        """Whether nothing hinders the measurement."""
+        return not self.findings.problems
+
+    def check(self) -> None:
+        """Raise PairError, with every problem, if the pair cannot be measured."""
+        if self.possible:
+            return
+        problems = self.findings.problems
+        raise PairError(
+            "the pair cannot be measured",
+            where=f"base {self.names[0]}, tuned {self.names[1]}",
+            found="; ".join(problem.what for problem in problems),
+            remedy="; ".join(dict.fromkeys(problem.remedy for problem in problems)),
+        )
+
+    def text(self) -> str:
+        """What a terminal shows."""
+        lines = [
+            *self._chosen_line(),
+            *(_side_line(name, one) for name, one in zip(_SIDES, self._sides(), strict=True)),
+            *_tensor_lines(self.findings),
+            *(("family", text) for text in self.families),
+            *(("note", note) for note in self.findings.notes),
+            ("to fetch", _fetch_text(self.findings)),
+        ]
+        lines += [("memory", _memory_text(self.memory, self.workers))] if self.memory else []
+        lines += [("time", _minutes_text(*item, self.workers)) for item in self.minutes.items()]
+        for problem in self.findings.problems:
+            lines += [("PROBLEM", problem.what), ("what to do", problem.remedy)]
+        lines.append(("verdict", "can be measured" if self.possible else "cannot be measured as it is"))
+        return "\n".join(_wrapped(label, text) for label, text in lines)
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain values, for JSON; without the tensors one by one."""
+        found = asdict(self.findings)
+        aligned = found.pop("aligned")
+        return {
+            "base": self.names[0],
+            "tuned": self.names[1],
+            "possible": self.possible,
+            **found,
+            "chosen": len(aligned),
+            "compared": len(self.findings.compared),
+            "matrices": len(self.findings.matrices),
+            "families": list(self.families),
+            "memory": asdict(self.memory) if self.memory else None,
+            "minutes": self.minutes,
+            "workers": self.workers,
+            "draws": self.draws,
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        write_json(path, self.record())
+
+    def _chosen_line(self) -> list[tuple[str, str]]:
+        held = (self.findings.base.tensors, self.findings.tuned.tensors)
+        if held == self.stored:
+            return []
+        told = (
+            f"{few} of {all_} of {side}" for few, all_, side in zip(held, self.stored, _SIDES, strict=True)
+        )
+        return [("chosen", f"tensors, {' and '.join(told)}: what follows is of these alone")]
+
+    def _sides(self) -> tuple[tuple[str, Side], tuple[str, Side]]:
+        return (self.names[0], self.findings.base), (self.names[1], self.findings.tuned)
+
+
+def preflight_of(
+    named: tuple[str | None, str | None, str | None],
+    choice: tuple[Sequence[int] | None, Sequence[str] | None],
+    **options: Any,
+) -> Preflight:
+    """Look at a pair by its name in a manifest, or by its base and tuned checkpoint, as they were typed.
+
+    choice : blocks and roles, None for all. options : as `preflight`.
+
+    Raises
+    ------
+    ManifestError, CheckpointError : a name stands for nothing that can be measured. PairError : half a pair.
+    """
+    pair = one_pair(*named, way=HEADERS)
+    (chosen,) = narrowed([pair], *choice)
+    sides, whole = (chosen.base, chosen.tuned), (pair.base, pair.tuned)
+    return preflight(
+        (pair.base.label, pair.tuned.label),
+        (sides[0].checkpoint, sides[1].checkpoint),
+        (whole[0].checkpoint, whole[1].checkpoint),
+        (bool(place_of(whole[0].checkpoint).folder), bool(place_of(whole[1].checkpoint).folder)),
+        **options,
+    )
+
+
+def preflight(
+    names: tuple[str, str],
+    pair: tuple[Checkpoint, Checkpoint],
+    whole: tuple[Checkpoint, Checkpoint],
+    here: tuple[bool, bool],
+    *,
+    diagnostics: Sequence[str] = (MEASURE,),
+    draws: int,
+    workers: int,
+    timed: bool = True,
+) -> Preflight:
+    """Look at a pair from its headers, and time the chosen diagnostics on made-up tensors.
+
+    Parameters
+    ----------
+    names : of base and tuned, as the user calls them.
+    pair : the checkpoints as they would be measured, views of the chosen tensors if there is a choice.
+    whole : the checkpoints as they are stored, of which a download takes everything.
+    here : which of them lies on this machine.
+    diagnostics : "measure", or chapters.
+    timed : whether minutes are estimated, which takes some seconds.
+
+    Raises
+    ------
+    NotebookError : there is no such diagnostic.
+    """
+    kinds = _kinds(diagnostics)
+    findings = look_at(*pair, here, (file_bytes(whole[0]), file_bytes(whole[1])))
+    costs = measured_costs(_by_tensor(kinds), device()) if timed and findings.compared else {}
+    minutes = {
+        name: _minutes(findings, of_name, costs, draws, workers) for name, of_name in kinds.items() if costs
+    }
+    families = tuple(dict.fromkeys(family_of(one).note for one in whole))
+    memory = _memory(pair, draws, workers, _spectral(kinds)) if findings.aligned else None
+    base, tuned = (sum(info.alias_of is None for info in one.infos.values()) for one in whole)
+    return Preflight(names, (base, tuned), findings, families, memory, minutes, workers, draws)
+
+
+def _kinds(diagnostics: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    known = {MEASURE: ("table",), **CHAPTERS}
+    for name in diagnostics:
+        if name not in known:
+            raise NotebookError("there is no such diagnostic", found=name, expected=", ".join(known))
+    return {name: known[name] for name in diagnostics}
+
+
+def _by_tensor(kinds: dict[str, tuple[str, ...]]) -> list[str]:
+    return sorted({kind for found in kinds.values() for kind in found if kind in BY_TENSOR})
+
+
+def _spectral(kinds: dict[str, tuple[str, ...]]) -> bool:
+    return any(kind in ("table", "drift", "overlap") for found in kinds.values() for kind in found)
+
+
+def _minutes(
+    findings: Findings, kinds: Sequence[str], costs: dict[str, Costs], draws: int, workers: int
+) -> float | None:
+    """Minutes of one diagnostic; tensors are shared out evenly, but none ends before the longest one does."""
+    if not set(kinds) <= set(costs):
+        return None
+    seconds = [sum(costs[kind].seconds(row, draws) for kind in kinds) for row in findings.compared]
+    return max(sum(seconds) / workers, max(seconds, default=0.0)) / 60
+
+
+def _memory(pair: tuple[Checkpoint, Checkpoint], draws: int, workers: int, spectra: bool) -> Memory:
+    """What the largest tensor takes, as often as there are workers."""
+    table = PairTable(*pair, name="preflight", draws=draws, spectra=spectra)
+    largest = max((need_of(table, tensor) for tensor in table.names), key=lambda need: need.size)
+    return Memory(largest.tensor, largest.size, taken(largest.size, workers))
+
+
+def _wrapped(label: str, text: str) -> str:
+    """A labelled text over lines that a terminal and a page show whole."""
+    indent = " " * _INDENT
+    return textwrap.fill(
+        text,
+        _WIDTH,
+        initial_indent=f"{label:<{_INDENT}}",
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e9:.2f} billion" if number >= 1e8 else f"{number / 1e6:.2f} million"
+
+
+def _side_line(label: str, named: tuple[str, Side]) -> tuple[str, str]:
+    name, one = named
+    stored = ", ".join(f"{dtype} {size_text(size)}" for dtype, size in one.dtypes.items())
+    at = f" at {one.revision[:12]}" if one.revision else ""
+    place = "on this machine" if one.here else "on the Hub"
+    experts = f", {one.experts} experts a block" if one.experts else ""
+    return label, (
+        f"{name}{at} ({one.kind}), {place}: {_count(one.parameters)} parameters in {one.tensors} "
+        f"tensors, {one.blocks} blocks{experts}, head {one.head}; stored in {one.files} "
+        f"file{'s' * (one.files != 1)}: {stored}"
+    )
+
+
+def _tensor_lines(findings: Findings) -> list[tuple[str, str]]:
+    if not findings.aligned:
+        return []
+    of_roles = ", ".join(f"{number} {name}" for name, (number, _) in by_role(findings.compared).items())
+    found = f"{len(findings.compared)} of {len(findings.aligned)} chosen can be compared: {of_roles}"
+    return [("tensors", found), ("matrices", f"{len(findings.matrices)} in blocks, which have spectra")]
+
+
+def _fetch_text(findings: Findings) -> str:
+    if findings.fetch_whole == 0:
+        return "nothing: both lie on this machine"
+    ways = (("downloaded", findings.fetch_whole), ("read by ranges", findings.fetch_ranges))
+    return "; ".join(f"{way} {size_text(size)}, {_spell(size / LINE)} at 100 Mbit/s" for way, size in ways)
+
+
+def _memory_text(memory: Memory, workers: int) -> str:
+    return (
+        f"{size_text(memory.largest)} at most for one tensor ({memory.tensor}), "
+        f"{size_text(memory.together)} for {workers} process{'es' * (workers != 1)}"
+    )
+
+
+def _minutes_text(name: str, minutes: float | None, workers: int) -> str:
+    if minutes is None:
+        return f"{name}: not estimated, it is not measured tensor by tensor"
+    return (
+        f"{name}: {_spell(60 * minutes)} on {workers} process{'es' * (workers != 1)}, within a factor of two"
+    )
+
+
+def _spell(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""Tables of results on disk, and what made them."""

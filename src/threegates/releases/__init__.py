@@ -1,0 +1,1 @@
+"""Released records: packed, taken, laid out."""

@@ -1,0 +1,69 @@
+"""Making a release from a build, and laying one out to be rendered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from threegates.errors import RecordError
+from threegates.jobs.jobs import CHAPTERS
+from threegates.jobs.sources import lab_manifest
+from threegates.lab.larger import SUBJECT
+from threegates.lab.profiles import GPU
+from threegates.pages.contents import book_pages
+from threegates.pages.runner import notebook_path, page_studies
+from threegates.records.provenance import build_folder, project_root
+from threegates.releases.packing import Release, pack, read_release, unpack
+from threegates.study import Study
+
+#: Folder of the project that holds releases, one a profile.
+RESULTS = "results"
+#: The profile whose release the book is rendered from.
+RELEASED_PROFILE = "full"
+
+
+def release_build(target: Path | None = None, workers: int = 1) -> Release:
+    """Pack what this build's checkpoints gave; what a chapter lacks is measured first.
+
+    Raises
+    ------
+    RecordError : the build's checkpoints are of no profile of the lab.
+    """
+    manifest = lab_manifest()
+    if manifest.profile is None:
+        raise RecordError(
+            "only checkpoints of a profile can be released",
+            where=build_folder() / "lab",
+            expected="a manifest that `threegates train` wrote",
+        )
+    opened = _larger() if manifest.profile == GPU else _of_pages()
+    studies = [study.ensure(workers) for study in opened if study.pairs]
+    return pack(studies, manifest, target or project_root() / RESULTS / manifest.profile)
+
+
+def _larger() -> Iterator[Study]:
+    """The larger model's study of every chapter."""
+    return (Study.open(chapter, subject=SUBJECT) for chapter in CHAPTERS)
+
+
+def _of_pages() -> Iterator[Study]:
+    """Every study that a page of the book opens, as the page opens it."""
+    for page in book_pages(project_root()):
+        yield from page_studies(notebook_path(page.notebook), page.parameters)
+
+
+def released() -> Release:
+    """The release that the book is rendered from, with its files checked.
+
+    Raises
+    ------
+    RecordError : it is missing, of another version, or damaged.
+    """
+    return read_release(project_root() / RESULTS / RELEASED_PROFILE)
+
+
+def unpacked(build: Path) -> Release:
+    """The same, laid out in a build's folder."""
+    release = released()
+    unpack(release, build)
+    return release

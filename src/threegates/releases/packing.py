@@ -1,0 +1,356 @@
+"""Released records: what a long study measured and logged, packed into a few files that a repository carries.
+
+A release holds the records of every chapter and the logs of every run, with their provenance, and what is
+needed to find them again: the manifest, and of every checkpoint its config, its headers and its digest. Only
+the language model's base keeps its weights: a megabyte, from which any run can be trained anew. Unpacked, a
+release looks like a build in which everything was measured; verdicts are never packed, they are computed.
+
+| file | holds |
+|---|---|
+| release.json | profile, time and commit of packing, versions, digests of the other files |
+| manifest.yaml | the lab's manifest |
+| runs.json | run.json and when.json of every run |
+| checkpoints.json | config, headers, digest and frame of every checkpoint |
+| provenance.json | of every record: its job's digest and inputs, code and versions |
+| logs/, records/ | one parquet file a table; `_of` names the run or the job |
+| base/ | the base's checkpoint |
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from threegates.atomic import atomic_path, write_json, write_text
+from threegates.checkpoints.formats.frame import NAME as FRAME
+from threegates.checkpoints.manifests.manifest import Entry, Manifest, read_manifest, write_manifest
+from threegates.checkpoints.tensors import WITHOUT_WEIGHTS, Checkpoint, without_weights
+from threegates.digest import file_digest, runtime_versions, value_digest
+from threegates.errors import RecordError
+from threegates.jobs.released import FILE, place_of, run_folder_of
+from threegates.records.provenance import build_state
+from threegates.records.store import Records, read_provenance, write_table
+from threegates.study import Study
+
+VERSION = 1
+MANIFEST, RUNS = "manifest.yaml", "runs.json"
+CHECKPOINTS, PROVENANCE, BASE = "checkpoints.json", "provenance.json", "base"
+_LOGS = ("log", "evaluation")
+_OF = "_of"
+#: Bits of the mantissa that are kept of the sweeps' numbers, which would else be most of a release: they say
+#: how verdicts depend on free choices, and are never judged themselves.
+_MANTISSA = {
+    "sweep": 10,
+    **dict.fromkeys(
+        ("agreement_sweep", "axis_sweep", "direction_sweep", "drift_sweep", "emergence_sweep"), 13
+    ),
+}
+#: A column of no more values than these is a choice, such as k or α, by which rows are found: it stays exact.
+_CHOICES = 64
+_LEVEL = 19
+
+
+@dataclass(frozen=True)
+class Release:
+    """A packed release, checked: its folder and what release.json says."""
+
+    folder: Path
+    profile: str
+    made: dict[str, Any]
+    versions: dict[str, str]
+    files: dict[str, str]
+
+
+# ---------------------------------------------------------------------------------------------- packing
+
+
+def pack(studies: Iterable[Study], manifest: Manifest, target: Path) -> Release:
+    """Pack the records of these studies, and logs and headers of the manifest's checkpoints, into a folder.
+
+    An older release in that folder is replaced in one step, or left as it was.
+
+    Raises
+    ------
+    MissingRecordError : a study lacks a record.
+    """
+    work = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        _pack_records(studies, work)
+        _pack_lab(manifest, work)
+        _write_facts(manifest.profile or "", work)
+        _replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return read_release(target)
+
+
+def _pack_records(studies: Iterable[Study], work: Path) -> None:
+    provenance: dict[str, dict[str, Any]] = {}
+    files: dict[str, dict[str, Path]] = {}
+    for study in studies:
+        study.ensure().require()
+        for job in study.jobs:
+            for table in job.tables:
+                path = study.records.path(table, job.name, job.digest)
+                files.setdefault(table, {})[path.stem] = path
+                provenance.setdefault(table, {})[path.stem] = read_provenance(path)
+    for table, paths in files.items():
+        _write_table(work / "records" / f"{table}.parquet", sorted(paths.items()), _MANTISSA.get(table))
+    write_json(work / PROVENANCE, provenance)
+
+
+def _pack_lab(manifest: Manifest, work: Path) -> None:
+    folders = {entry.name: entry.folder(manifest) for entry in manifest.checkpoints}
+    runs = {folder.parent.name: folder.parent for folder in folders.values()}
+    write_json(work / RUNS, {name: _told(folder) for name, folder in sorted(runs.items())})
+    places = {place_of(entry): folders[entry.name] for entry in manifest.checkpoints}
+    write_json(work / CHECKPOINTS, _headers(places))
+    write_manifest(work / MANIFEST, manifest)
+    for log in _LOGS:
+        found = [(name, folder / f"{log}.parquet") for name, folder in sorted(runs.items())]
+        _write_table(work / "logs" / f"{log}.parquet", [one for one in found if one[1].is_file()])
+    if (base := _base(manifest)) is not None:
+        shutil.copytree(folders[base.name], work / BASE)
+
+
+def _base(manifest: Manifest) -> Entry | None:
+    """The checkpoint whose weights a release keeps: what the lab's runs start from, if it is there."""
+    found = [entry for entry in manifest.checkpoints if entry.method == "pretrain" and entry.base is None]
+    own = [entry for entry in found if "subject" not in entry.labels]
+    if len(own) > 1:
+        raise RecordError(
+            "a release keeps the weights of one base",
+            where=MANIFEST,
+            expected="one pre-trained entry without a base and without a subject of its own",
+            found=[entry.name for entry in own],
+        )
+    return own[0] if own else None
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    return {
+        name: json.loads((folder / f"{name}.json").read_text(encoding="utf-8")) for name in ("run", "when")
+    }
+
+
+def _headers(folders: Mapping[str, Path]) -> dict[str, Any]:
+    """Of every checkpoint its digest, its frame, and which config and tensors it has: few are different."""
+    layouts: dict[str, Any] = {}
+    checkpoints: dict[str, dict[str, str]] = {}
+    for place, folder in folders.items():
+        checkpoint, frame = Checkpoint.open(folder), folder / FRAME
+        kept = without_weights(checkpoint)
+        layout = {"config": checkpoint.config, "tensors": kept["tensors"]}
+        name = value_digest(layout)[:12]
+        layouts[name] = layout
+        own = {FRAME: frame.read_text(encoding="utf-8")} if frame.is_file() else {}
+        checkpoints[place] = {"digest": kept["digest"], "layout": name, **own}
+    return {"layouts": layouts, "checkpoints": checkpoints}
+
+
+def _write_facts(profile: str, work: Path) -> None:
+    files = {str(path.relative_to(work)): file_digest(path) for path in _files(work)}
+    facts = {"profile": profile, "made": build_state(), "versions": runtime_versions(), "files": files}
+    write_json(work / FILE, {"version": VERSION, **facts})
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+
+
+def _replace(work: Path, target: Path) -> None:
+    old = target.with_name(f".{target.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        os.replace(target, old)
+    os.replace(work, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_table(path: Path, parts: Sequence[tuple[str, Path]], bits: int | None = None) -> None:
+    """All parts below each other, each row with its part's name; which columns a part has is metadata."""
+    if not parts:
+        return
+    tables = {name: pq.read_table(part).replace_schema_metadata(None) for name, part in parts}
+    named = [_named(table, name) for name, table in tables.items()]
+    whole = pa.concat_tables(named, promote_options="permissive")
+    whole = whole.combine_chunks() if bits is None else _rounded(whole.combine_chunks(), bits)
+    layouts: list[list[str]] = []
+    for table in tables.values():
+        if table.column_names not in layouts:
+            layouts.append(table.column_names)
+    told = {"layouts": layouts, "parts": {name: layouts.index(t.column_names) for name, t in tables.items()}}
+    reals = [field.name for field in whole.schema if pa.types.is_floating(field.type)]
+    with atomic_path(path) as temporary:
+        pq.write_table(
+            whole.replace_schema_metadata({_OF: json.dumps(told)}),
+            temporary,
+            compression="zstd",
+            compression_level=_LEVEL,
+            use_dictionary=[name for name in whole.column_names if name not in reals],
+            use_byte_stream_split=reals,
+        )
+
+
+def _named(table: pa.Table, name: str) -> pa.Table:
+    return table.append_column(_OF, pa.repeat(pa.scalar(name), table.num_rows))
+
+
+def _rounded(table: pa.Table, bits: int) -> pa.Table:
+    for number, field in enumerate(table.schema):
+        if pa.types.is_float64(field.type) and len(table.column(number).unique()) > _CHOICES:
+            values = _short(table.column(number).to_numpy(), bits)
+            missing = table.column(number).is_null().to_numpy()
+            table = table.set_column(number, field.name, pa.array(values, pa.float32(), mask=missing))
+    return table
+
+
+def _short(values: np.ndarray, bits: int) -> np.ndarray:
+    """Float32 with that many bits of mantissa, rounded to nearest; relative error at most 2^−(bits + 1)."""
+    mantissa, exponent = np.frexp(values.astype(np.float64))
+    return np.ldexp(np.round(np.ldexp(mantissa, bits + 1)), exponent - bits - 1).astype(np.float32)
+
+
+# -------------------------------------------------------------------------------------------- unpacking
+
+
+def read_release(folder: Path) -> Release:
+    """A release, with its files checked.
+
+    Raises
+    ------
+    RecordError : there is none, it is of another version, or a file is missing or not as it was packed.
+    """
+    path = folder / FILE
+    remedy = "take the folder from the repository again, or pack one: `threegates release --profile full`"
+    if not path.is_file():
+        raise RecordError("there are no released records", where=folder, expected=FILE, remedy=remedy)
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        if told["version"] != VERSION:
+            raise RecordError(
+                "a release is of another version",
+                where=path,
+                expected=VERSION,
+                found=told["version"],
+                remedy="pack it again with this code",
+            )
+        release = Release(folder, told["profile"], told["made"], told["versions"], told["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        found = f"{type(error).__name__}: {error}"
+        raise RecordError("a release cannot be read", where=path, found=found, remedy=remedy) from None
+    for name, digest in release.files.items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            raise RecordError(
+                "a file of a release is missing or not as it was packed",
+                where=folder / name,
+                expected=digest,
+                remedy=remedy,
+            )
+    return release
+
+
+def unpack_runs(release: Release, build: Path, runs: Collection[str]) -> None:
+    """Lay out the runs in folders of these names alone, and a manifest of them."""
+    manifest = read_manifest(release.folder / MANIFEST)
+    kept = [entry for entry in manifest.checkpoints if run_folder_of(entry) in runs]
+    _unpack_lab(release, build / "lab", manifest.model_copy(update={"checkpoints": kept}))
+
+
+def unpack_records(release: Release, build: Path, digests: Collection[str]) -> None:
+    """Lay out the records of jobs of these digests, those that the release has."""
+    _unpack_records(release, Records(build / "records"), digests)
+
+
+def unpack(release: Release, build: Path) -> None:
+    """Lay a release out as a build with everything trained and measured; once, as long as it is the same."""
+    mark, digest = build / FILE, value_digest(release.files)
+    if mark.is_file() and json.loads(mark.read_text(encoding="utf-8")).get("digest") == digest:
+        return
+    for name in ("lab", "records"):
+        shutil.rmtree(build / name, ignore_errors=True)
+    mark.unlink(missing_ok=True)
+    _unpack_lab(release, build / "lab", read_manifest(release.folder / MANIFEST))
+    index = _unpack_records(release, Records(build / "records"))
+    write_json(mark, {"digest": digest, "records": index})
+
+
+def _unpack_lab(release: Release, lab: Path, manifest: Manifest) -> None:
+    """Write the manifest, and lay out what it lists."""
+    runs = {run_folder_of(entry) for entry in manifest.checkpoints}
+    told = _json(release, CHECKPOINTS)
+    for place in map(place_of, manifest.checkpoints):
+        kept = told["checkpoints"][place]
+        folder, layout = lab / place, told["layouts"][kept["layout"]]
+        folder.mkdir(parents=True)
+        write_json(folder / "config.json", layout["config"])
+        write_json(folder / WITHOUT_WEIGHTS, {"digest": kept["digest"], "tensors": layout["tensors"]})
+        if FRAME in kept:
+            write_text(folder / FRAME, kept[FRAME])
+    if (base := _base(manifest)) is not None:
+        shutil.rmtree(lab / place_of(base))
+        shutil.copytree(release.folder / BASE, lab / place_of(base))
+    for name, known in _json(release, RUNS).items():
+        for part, value in known.items() if name in runs else ():
+            write_json(lab / "runs" / name / f"{part}.json", value)
+    for log in _LOGS:
+        for name, rows in _parts(release.folder / "logs" / f"{log}.parquet"):
+            if name in runs:
+                write_table(lab / "runs" / name / f"{log}.parquet", rows, {})
+    write_manifest(lab / MANIFEST, manifest)
+
+
+def _unpack_records(
+    release: Release, records: Records, digests: Collection[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Write records, those of jobs of these digests or all, under the digests of their jobs.
+
+    Returns digests and inputs by "table/job".
+    """
+    index: dict[str, list[dict[str, Any]]] = {}
+    provenance = _json(release, PROVENANCE)
+    for table, known in provenance.items():
+        if digests is not None and not any(told["digest"] in digests for told in known.values()):
+            continue
+        for name, rows in _parts(release.folder / "records" / f"{table}.parquet"):
+            told = known[name]
+            if digests is not None and told["digest"] not in digests:
+                continue
+            job, digest = told["job"], told["digest"]
+            write_table(records.path(table, job, digest), rows, told)
+            index.setdefault(f"{table}/{job}", []).append({"digest": digest, "inputs": told["inputs"]})
+    return index
+
+
+def _json(release: Release, name: str) -> Mapping[str, Any]:
+    return json.loads((release.folder / name).read_text(encoding="utf-8"))
+
+
+def _parts(path: Path) -> Iterator[tuple[str, pa.Table]]:
+    """The parts of a packed table, each with its own columns in the types that they had."""
+    if not path.is_file():
+        return
+    whole = pq.read_table(path)
+    told = json.loads(whole.schema.metadata[_OF.encode()])
+    whole = whole.replace_schema_metadata(None).cast(pa.schema([_wide(field) for field in whole.schema]))
+    names = whole.column(_OF).to_pylist()
+    ends = {name: number + 1 for number, name in enumerate(names)}
+    starts = {name: number for number, name in reversed(list(enumerate(names)))}
+    for name, layout in told["parts"].items():
+        rows = whole.slice(starts.get(name, 0), ends.get(name, 0) - starts.get(name, 0))
+        yield name, rows.select(told["layouts"][layout])
+
+
+def _wide(field: pa.Field) -> pa.Field:
+    return field.with_type(pa.float64()) if pa.types.is_float32(field.type) else field

@@ -1,1 +1,0 @@
-"""Records, notebooks, claims and the book."""

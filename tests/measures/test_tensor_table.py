@@ -1,0 +1,179 @@
+"""One row a tensor, against numpy and scipy, and where it comes from the same numbers as the other tables."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.linalg
+import torch
+
+from tests.planted import planted
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.measures import bases
+from threegates.measures.by_tensor import Shared, measure_all
+from threegates.measures.changes import measure_pair
+from threegates.measures.drift import measure_drift
+from threegates.measures.overlap import measure_overlap
+from threegates.measures.tensor_table import COLUMNS, MEASURED, PairTable
+
+STATED = """
+tensor shape size stored_dtype_base stored_dtype_tuned changed sparsity sparsity_fp32 norm_base norm_delta nss
+k gap angle_left_max angle_left_mean angle_right_max angle_right_mean angle_bound angle_floor
+overlap_principal density_principal overlap_low density_low
+overlap_principal_not_low density_principal_not_low status
+"""
+ANGLES = ["angle_left_max", "angle_left_mean", "angle_right_max", "angle_right_mean"]
+Q = "model.layers.0.self_attn.q_proj.weight"
+
+
+def opened(folder, base, tuned):
+    sides = {"base": base, "tuned": tuned}
+    return [Checkpoint.open(planted.write(folder / name, tensors)) for name, tensors in sides.items()]
+
+
+def table_of(folder, base, tuned):
+    return measure_all(PairTable(*opened(folder, base, tuned), "p", draws=2))["tensor"].set_index("tensor")
+
+
+def largest(values, count):
+    mask = np.zeros(values.size, dtype=bool)
+    mask[np.argsort(-values.ravel(), kind="stable")[:count]] = True
+    return mask.reshape(values.shape)
+
+
+def oracle(before, after):
+    """What a row says of a matrix's spectra and overlaps, by full SVDs, sorts and bool sums."""
+    a, b = before.double().numpy(), after.double().numpy()
+    k = max(1, min(a.shape) // 8) if min(a.shape) < 512 else 64
+    (ua, sa, va), (ub, sb, vb) = (np.linalg.svd(x, full_matrices=False) for x in (a, b))
+    left = scipy.linalg.subspace_angles(ua[:, :k], ub[:, :k])
+    right = scipy.linalg.subspace_angles(va[:k].T, vb[:k].T)
+    stored = before.to(torch.bfloat16).double().numpy()
+    u, s, v = np.linalg.svd(stored, full_matrices=False)
+    principal = largest(np.abs((u[:, :k] * s[:k]) @ v[:k]), a.size // 2)
+    low = largest(-np.abs(stored), a.size // 2)
+    mask = (before.to(torch.bfloat16) != after.to(torch.bfloat16)).numpy()
+    targets = {"principal": principal, "low": low, "principal_not_low": principal & ~low}
+    return {
+        "k": k,
+        "nss": np.linalg.norm(sb - sa) / np.linalg.norm(sa),
+        "gap": min(s[k - 1] - s[k] for s in (sa, sb)),
+        "angle_left_max": left.max(),
+        "angle_left_mean": left.mean(),
+        "angle_right_max": right.max(),
+        "angle_right_mean": right.mean(),
+        **{f"overlap_{name}": (mask & target).sum() / mask.sum() for name, target in targets.items()},
+        **{f"density_{name}": target.mean() for name, target in targets.items()},
+    }
+
+
+@pytest.fixture(scope="module")
+def noisy(tmp_path_factory):
+    base = planted.base_tensors(width=64)
+    tuned = planted.with_noise(base, 3e-4, seed=1)
+    sides = opened(tmp_path_factory.mktemp("noisy"), base, tuned)
+    return base, tuned, sides, measure_all(PairTable(*sides, "p", draws=5))["tensor"]
+
+
+def test_every_stated_column_is_there_and_every_tensor_has_a_row(noisy):
+    base, _, _, table = noisy
+    assert set(STATED.split()) <= set(COLUMNS) and list(table) == list(COLUMNS)
+    assert set(table["tensor"]) == set(base) and (table["status"] == "compared").all()
+    assert (table["spectra"] == MEASURED).sum() == 7
+
+
+def test_matrices_agree_with_svds_and_full_sorts(noisy):
+    base, tuned, _, table = noisy
+    rows = table[table["spectra"] == MEASURED].to_dict("records")
+    for row in rows:
+        for name, value in oracle(base[row["tensor"]], tuned[row["tensor"]]).items():
+            assert row[name] == pytest.approx(value, abs=1e-9), (row["tensor"], name)
+        assert row["accuracy"] == "reference" and row["path"] == "svd" and row["proved"]
+        assert 0 < row["angle_floor"] <= row["angle_bound"] < 1e-6 and row["resolved"] == 1
+        assert row["overlap_low_bernoulli_low"] <= row["overlap_low_bernoulli_mean"] <= row["overlap_low"]
+
+
+def test_a_side_beyond_the_svds_is_certified_and_agrees_with_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(bases, "REFERENCE_SIDE", 32)
+    base = {Q: planted.base_tensors(width=128)[Q] * torch.linspace(0.2, 3, 128).bfloat16()}
+    tuned = planted.with_noise(base, 3e-4, seed=1)
+    row = measure_all(PairTable(*opened(tmp_path, base, tuned), "p"))["tensor"].iloc[0]
+    assert row["accuracy"] == "certified" and row["path"] == "warm" and row["proof"] in ("weyl", "cholesky")
+    for name, value in oracle(base[Q], tuned[Q]).items():
+        exact = 1e-7 if name == "nss" else row["angle_bound"] if "angle" in name else 1e-6
+        within = 2 / row["changed"] if "overlap" in name else exact
+        assert row[name] == pytest.approx(value, abs=within), name
+    assert row["angle_bound"] < 1e-4 < row["angle_left_max"]
+
+
+def test_the_numbers_are_those_of_the_other_tables(noisy):
+    _, _, sides, table = noisy
+    table = table.set_index("tensor")
+    tensors = measure_pair(*sides, name="p", axes=False)["tensor"].set_index("tensor")
+    pd.testing.assert_frame_equal(table[list(tensors)], tensors)
+    drift = measure_drift(*sides, name="p")["drift"].query("variant == 'raw'").set_index("tensor")
+    for name in ("nss", "gap", "stable_rank", "energy", *ANGLES):
+        assert (table.loc[drift.index, name] == drift[name]).all()
+    found = measure_overlap(*sides, name="p", draws=5)["overlap"].query("view == 'bf16'")
+    for row in found.to_dict("records"):
+        mine, target = table.loc[row["tensor"]], row["target"]
+        assert mine[f"overlap_{target}"] == row["overlap"]
+        assert mine[f"overlap_{target}_storage_norm_mean"] == row["storage_norm_mean"]
+        assert mine[f"overlap_{target}_magnitude_p"] == row["magnitude_p"]
+
+
+def test_what_has_no_spectra_says_why(tmp_path):
+    base = planted.base_tensors() | {"model.layers.0.extra.weight": torch.zeros(0, 4, dtype=torch.bfloat16)}
+    tuned = planted.with_noise(base, 1e-3, 1)
+    tuned["model.embed_tokens.weight"] = torch.zeros(14, 32)
+    del tuned["lm_head.weight"]
+    table = table_of(tmp_path, base, tuned)
+    assert table.loc["model.layers.0.input_layernorm.weight", "spectra"] == "not a matrix"
+    assert table.loc["model.embed_tokens.weight", "spectra"] == "not compared: resized"
+    assert table.loc["lm_head.weight", "spectra"] == "not compared: only-in-base"
+    assert table.loc["model.layers.0.extra.weight", "spectra"] == "no entries"
+    without = table[table["spectra"] != MEASURED]
+    numbers = [name for name in COLUMNS if name in ("k", "nss", "gap", "overlap_low", "proved", *ANGLES)]
+    assert without[numbers].isna().all(axis=None) and (without["draws"] == 0).all()
+    head = opened(
+        tmp_path / "again", planted.base_tensors(), planted.with_noise(planted.base_tensors(), 1e-3, 1)
+    )
+    assert (
+        measure_all(PairTable(*head, "p"))["tensor"]
+        .set_index("tensor")
+        .loc[["lm_head.weight", "model.embed_tokens.weight"], "spectra"]
+        .tolist()
+        == ["not in a block"] * 2
+    )
+
+
+def test_an_unchanged_matrix_moves_nothing_and_overlaps_with_nothing(tmp_path):
+    base = planted.base_tensors()
+    row = (
+        measure_all(PairTable(*opened(tmp_path, base, base), "p", draws=2))["tensor"]
+        .set_index("tensor")
+        .loc[Q]
+    )
+    assert row["path"] == "unchanged" and (row[["nss", *ANGLES]] == 0).all()
+    assert (
+        np.isnan(row["overlap_low"])
+        and row["density_low"] == 0.5
+        and np.isnan(row["overlap_low_bernoulli_p"])
+    )
+
+
+def test_without_spectra_the_columns_stay_and_are_empty(noisy):
+    _, _, sides, table = noisy
+    bare = measure_all(PairTable(*sides, "p", draws=5, spectra=False))["tensor"]
+    assert list(bare) == list(table) and MEASURED not in set(bare["spectra"])
+    assert bare["nss"].isna().all() and bare.set_index("tensor").loc[Q, "spectra"] == "not asked for"
+    pd.testing.assert_frame_equal(bare[["tensor", "sparsity"]], table[["tensor", "sparsity"]])
+
+
+def test_a_base_is_decomposed_once_for_a_row(noisy, monkeypatch):
+    _, _, sides, _ = noisy
+    calls, original = [], bases.decompose_base
+    monkeypatch.setattr(bases, "decompose_base", lambda *a: calls.append(a) or original(*a))
+    PairTable(*sides, "p", draws=2).rows(Q, Shared())
+    assert len(calls) == 1

@@ -1,0 +1,86 @@
+"""The book's own chapters on a pair that the lab has never seen."""
+
+from __future__ import annotations
+
+import shutil
+
+import nbformat
+import pytest
+import yaml
+
+from tests.pages.test_runner import write_notebook
+from tests.planted import planted
+from threegates.judging.claims import Judgement
+from threegates.pages.asked import run_chapter, run_page
+from threegates.pages.contents import Page
+
+
+def test_a_page_that_looks_at_no_checkpoints_runs_without_any(project):
+    write_notebook(project, "plain", "print(1 + 1)")
+    run = run_page(Page("plain", "plain"))
+    assert run is not None and run.executed and run.verdicts.empty
+    assert nbformat.read(run.page, as_version=4).cells[0].source == "# Demo"
+
+
+def two_subjects(project):
+    """A study whose RL and SFT runs are noise, on two subjects."""
+    base, runs = planted.base_tensors(layers=2), {}
+    for subject, sft in (("lab", "sft-teacher"), ("encoder", "cross-entropy")):
+        for seed in (1, 2):
+            for method, algorithm, rate, scale in (
+                ("rl", "grpo", "mask", 2e-4),
+                ("sft", sft, "own", 2e-3),
+                ("sft", sft, "mask", 4e-4),
+            ):
+                name = f"{subject}-{algorithm}-{rate}-{seed}"
+                facts = {"algorithm": algorithm, "seed": seed, "labels": {"rate": rate, "subject": subject}}
+                entry = planted.entry(name, method, CHAPTERS, **facts, learning_rate=scale / 100)
+                runs[name] = (planted.with_noise(base, scale, len(runs)), entry)
+    planted.write_study(project / "build" / "lab", base, runs)
+
+
+CHAPTERS = ["spectral-drift", "principal-overlap"]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS)
+def test_one_notebook_is_a_page_for_each_subject(chapter, project):
+    two_subjects(project)
+    shutil.copy(planted.ROOT / "notebooks" / f"{chapter}.ipynb", project / "notebooks")
+    (project / "book").mkdir()
+    shutil.copy(planted.ROOT / "book" / "pages.yaml", project / "book")
+    listed = yaml.safe_load((project / "book" / "pages.yaml").read_text(encoding="utf-8"))
+    for other in {page["notebook"] for page in listed.values()} - {chapter}:
+        shutil.copy(planted.ROOT / "notebooks" / f"{other}.ipynb", project / "notebooks")
+    own, encoder = run_chapter(chapter, {}), run_chapter(chapter, {"subject": "encoder"})
+    assert own.page == project / "build" / "notebooks" / f"{chapter}.ipynb"
+    assert encoder.page == own.page.with_name(f"{chapter}-encoder.ipynb")
+    texts = [own.page.read_text(), encoder.page.read_text()]
+    assert "(the miniature lab)" in texts[0] and "(the encoder)" in texts[1]
+    assert "SFT (cross-entropy)" in texts[1] and "SFT (cross-entropy)" not in texts[0]
+    assert "one-step bandit" in texts[1] and "one-step bandit" not in texts[0]
+    assert set(own.verdicts["verdict"]) | set(encoder.verdicts["verdict"]) <= set(map(str, Judgement))
+    assert "cannot be tested here" not in set(encoder.verdicts["verdict"])
+    figures = [
+        {p.name for p in (own.page.parent / "figures" / name).glob("*.svg")}
+        for name in (chapter, f"{chapter}-encoder")
+    ]
+    assert figures[0] == figures[1] != set()
+    # By the page's name it is the same page, and by its default the notebook's own.
+    assert not run_chapter(f"{chapter}-encoder", {}).executed
+    assert not run_chapter(chapter, {"subject": "lab"}).executed
+
+
+@pytest.mark.parametrize(
+    "chapter", ["update-sparsity", "stripe-masks", "spectral-drift", "principal-overlap", "precision-lens"]
+)
+def test_a_chapter_of_the_book_runs_on_two_foreign_folders(chapter, project, tmp_path):
+    base = planted.base_tensors()
+    planted.write(tmp_path / "base", base)
+    planted.write(tmp_path / "tuned", planted.with_noise(base, 2e-4, seed=3))
+    texts = {"draws": "3"} if chapter in ("stripe-masks", "principal-overlap") else {}
+    source = planted.ROOT / "notebooks" / f"{chapter}.ipynb"
+    run = run_chapter(str(source), texts, base=str(tmp_path / "base"), tuned=str(tmp_path / "tuned"))
+    assert run.executed and run.page.is_file()
+    assert list((run.page.parent / "figures" / chapter).glob("*.svg"))
+    assert set(run.verdicts["verdict"]) == {"cannot be tested here"}
+    assert str(tmp_path) not in run.page.read_text()

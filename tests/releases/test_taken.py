@@ -1,0 +1,204 @@
+"""What a build takes from the release: all that a subject's pages need, or nothing, and it says so."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+from tests.pages.test_runner import write_notebook
+from tests.planted import planted
+from tests.planted.planted import DIGEST, STEP
+from tests.test_study import noisy_runs
+from threegates.book import build as book
+from threegates.checkpoints.manifests.manifest import read_manifest
+from threegates.jobs import jobs, released
+from threegates.pages.contents import Page
+from threegates.records.store import record_digest
+from threegates.releases.making import release_build
+from threegates.releases.taking import take, taken_note
+from threegates.study import Study
+
+CHAPTER, PAGE = "stripe-masks", "stripe-masks-encoder"
+SUBJECT = Page(PAGE, CHAPTER, {"subject": "encoder"})
+CELL = (
+    "from threegates.study import Study\n"
+    "study = Study.open('stripe-masks', draws=draws, subject=subject)\n"
+    "study.table('agreement')['jaccard'].mean()"
+)
+
+
+def planned(name, digest=DIGEST, subject="encoder"):
+    """A run of a plan, as far as taking it looks at it."""
+    run = SimpleNamespace(
+        name=name,
+        folder=f"{name}-{digest}",
+        checkpoint=lambda step: f"runs/{name}-{digest}/step-{step:06d}",
+        recipe=SimpleNamespace(saved_steps=lambda: (STEP,)),
+    )
+    return SimpleNamespace(run=run, draft=SimpleNamespace(subject=subject, chapters=()))
+
+
+def _lay_out(project):
+    """A project with five runs of the subject, a page on it, and their release."""
+    runs = noisy_runs(planted.base_tensors())
+    planted.lay_out_runs(project / "build" / "lab", runs, subject="encoder")
+    write_notebook(project, CHAPTER, CELL, parameters="draws: int = 3\nsubject: str = 'lab'  # whose")
+    (project / "book").mkdir()
+    chapters = [{"file": CHAPTER}, {"file": PAGE}, {"file": "verdicts"}]
+    contents = {"root": "intro", "parts": [{"chapters": chapters}]}
+    (project / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
+    (project / "book" / "intro.md").write_text("# Title\n\nComputed {val}`origin`.\n")
+    pages = {PAGE: {"notebook": CHAPTER, "parameters": {"subject": "encoder"}}}
+    (project / "book" / "pages.yaml").write_text(yaml.safe_dump(pages))
+
+
+@pytest.fixture(scope="module")
+def packed_once(tmp_path_factory):
+    project = tmp_path_factory.mktemp("taken") / "project"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in planted.make_project(project).items():
+            patch.setenv(name, value)
+        patch.setenv("THREEGATES_SOURCES", "{}")
+        _lay_out(project)
+        release_build()
+    return project
+
+
+@pytest.fixture
+def names(packed_once):
+    return [entry.name for entry in read_manifest(packed_once / "build/lab/manifest.yaml").checkpoints]
+
+
+@pytest.fixture
+def fresh(project, packed_once, names, monkeypatch):
+    """The project with its release and an empty build; the plan has just the released runs."""
+    shutil.rmtree(project)
+    shutil.copytree(packed_once, project, ignore=shutil.ignore_patterns("build"))
+    shutil.copytree(planted.ROOT / "benchmarks", project / "benchmarks")
+    (project / "build").mkdir()
+    plans(monkeypatch, [planned(name) for name in names])
+    yield project
+    released.planned.cache_clear()
+
+
+def plans(monkeypatch, items):
+    monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: items)
+    released.planned.cache_clear()
+
+
+def as_trained(project, packed_once):
+    """What training does after taking: it writes the manifest of all runs that are there."""
+    shutil.copy(packed_once / "build/lab/manifest.yaml", project / "build/lab/manifest.yaml")
+
+
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_every_run_and_record_that_the_pages_need_is_laid_out(fresh, packed_once, names, monkeypatch):
+    assert set(take("mini", fresh / "build")) == set(names)
+    as_trained(fresh, packed_once)
+    study = Study.open(CHAPTER, draws=3, subject="encoder")
+    assert len(study.pairs) == 5 and study.missing() == []
+    assert all(pair.tuned.checkpoint.kept_digest for pair in study.pairs)
+    found = {path.name: record_digest(path) for path in study.files(("tensor", "agreement"))}
+    monkeypatch.setenv("THREEGATES_BUILD", str(packed_once / "build"))
+    measured = Study.open(CHAPTER, draws=3, subject="encoder").files(("tensor", "agreement"))
+    assert found == {path.name: record_digest(path) for path in measured}
+    assert not (fresh / "build" / ".taking").exists()
+
+
+def test_what_was_taken_before_is_left_as_it_is(fresh, packed_once, names):
+    take("mini", fresh / "build")
+    as_trained(fresh, packed_once)
+    before = contents(fresh / "build")
+    assert set(take("mini", fresh / "build")) == set(names)
+    assert contents(fresh / "build") == before
+
+
+def test_a_run_that_was_lost_since_is_taken_again(fresh, packed_once, names):
+    take("mini", fresh / "build")
+    as_trained(fresh, packed_once)
+    lost = fresh / "build" / "lab" / "runs" / f"{names[-1]}-{DIGEST}"
+    shutil.rmtree(lost)
+    assert set(take("mini", fresh / "build")) == set(names) and lost.is_dir()
+
+
+def test_a_profile_that_takes_nothing_trains_everything(fresh):
+    assert take("smoke", fresh / "build") == () and not list((fresh / "build").iterdir())
+
+
+def test_runs_that_were_trained_are_not_replaced(fresh, packed_once):
+    shutil.copytree(packed_once / "build", fresh / "build", dirs_exist_ok=True)
+    before = contents(fresh / "build")
+    assert take("mini", fresh / "build") == () and contents(fresh / "build") == before
+    assert taken_note([SUBJECT], "mini", fresh / "build") == ""
+
+
+def other_recipe(fresh, names, monkeypatch):
+    plans(monkeypatch, [*map(planned, names[:-1]), planned(names[-1], "f" * 12)])
+
+
+def other_code(fresh, names, monkeypatch):
+    monkeypatch.setattr(jobs, "_decides", lambda kind, _: {"code": "another", "versions": {}})
+
+
+def damaged(fresh, names, monkeypatch):
+    (fresh / "results/full/provenance.json").write_text("{}")
+
+
+def lost(fresh, names, monkeypatch):
+    shutil.rmtree(fresh / "results")
+
+
+@pytest.mark.parametrize("change", [other_recipe, other_code, damaged, lost])
+def test_unless_all_of_it_is_there_nothing_is_taken(change, fresh, names, monkeypatch):
+    change(fresh, names, monkeypatch)
+    assert take("mini", fresh / "build") == ()
+    assert not [path for path in (fresh / "build").rglob("*") if path.is_file()]
+
+
+def test_taken_runs_whose_records_are_of_other_code_by_now_are_to_be_trained(fresh, packed_once, monkeypatch):
+    take("mini", fresh / "build")
+    as_trained(fresh, packed_once)
+    other_code(fresh, [], monkeypatch)
+    assert take("mini", fresh / "build") == ()
+
+
+def test_a_kill_between_records_and_runs_is_made_good(fresh, packed_once, names):
+    take("mini", fresh / "build")
+    shutil.rmtree(fresh / "build" / "lab" / "runs" / f"{names[-1]}-{DIGEST}")
+    (fresh / "build" / ".taking" / "lab").mkdir(parents=True)
+    assert set(take("mini", fresh / "build")) == set(names)
+    assert (fresh / "build" / "lab" / "runs" / f"{names[-1]}-{DIGEST}").is_dir()
+    assert not (fresh / "build" / ".taking").exists()
+
+
+def test_the_book_says_on_which_pages_nothing_was_trained(fresh, packed_once, names, monkeypatch, capsys):
+    monkeypatch.setattr(book, "_render", lambda build, source: source)
+    asked = []
+
+    def train(profile, build, workers, *, taken):
+        asked.append(set(taken))
+        as_trained(fresh, packed_once)
+
+    monkeypatch.setattr("threegates.lab.train.train", train)
+    source = book.build_book("mini", fresh / "build", 1)
+    assert asked == [set(names)]
+    assert (
+        "6 runs of the subject encoder and their records are taken from the release"
+        in capsys.readouterr().err
+    )
+    note = "from records of the profile `full` in the repository"
+    assert note in (source / f"{PAGE}.ipynb").read_text()
+    assert note not in (source / f"{CHAPTER}.md").read_text()
+    verdicts = (source / "verdicts.md").read_text()
+    assert f"What {{doc}}`{PAGE}` give is {note}" in verdicts
+    values = json.loads((source / "_values.json").read_text())
+    assert values["origin"].endswith(
+        "trained on the spot; what concerns the encoder is from released records"
+    )
