@@ -9,9 +9,9 @@ import pytest
 
 from tests.hub.loopback import LoopbackHub
 from threegates.checkpoints.formats.headers import read_header
+from threegates.checkpoints.hub import remote_headers
 from threegates.checkpoints.hub.remote_headers import remote_header
 from threegates.checkpoints.hub.repository import listed
-from threegates.checkpoints.hub import remote_headers
 from threegates.errors import CheckpointError
 
 REPO = "org/llama"

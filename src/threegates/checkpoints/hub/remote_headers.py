@@ -37,7 +37,7 @@ def remote_header(file: RemoteFile) -> dict[str, TensorInfo]:
 
     Raises
     ------
-    CheckpointError : the header is damaged, as `threegates.checkpoints.formats.headers.read_header` tells of a
+    CheckpointError : the header is damaged, as `read_header` of checkpoints.formats.headers tells of a
         file; or it cannot be had, or the server sends the whole file in place of a range.
     """
     with TemporaryDirectory(prefix="threegates-") as folder:
