@@ -31,10 +31,11 @@ from benchmarks.measure import Row
 from threegates.atomic import write_json
 from threegates.checkpoints.tensors import INDEX, Checkpoint
 from threegates.geometry.masks import pack
-from threegates.jobs.memory import MIB, PROCESS, give_back_freed_memory, need_of, parse_size, run_within
+from threegates.jobs.memory import PROCESS, give_back_freed_memory, need_of, run_within
 from threegates.measures.by_tensor import Parts, Shared
 from threegates.measures.changes import write_masks
 from threegates.measures.tensor_table import MEASURED, PairTable
+from threegates.records.sizes import MIB, parse_size
 
 GIB = 1 << 30
 SHARE = 0.2

@@ -16,7 +16,7 @@ import pytest
 
 from tests.browser import CHROMIUM, Browser
 from tests.planted import pages
-from threegates.book import build
+from threegates.book import render
 from threegates.pages.contents import book_pages
 
 LOOK = """(() => {
@@ -48,7 +48,7 @@ def html(tmp_path_factory):
     if built := os.environ.get("THREEGATES_PAGES"):
         return Path(built)
     folder = tmp_path_factory.mktemp("book")
-    drawn = build._render(folder, pages.assemble(folder / "book-src")).parent
+    drawn = render.render(folder, pages.assemble(folder / "book-src")).parent
     # Copied away from its sources, as a reader would get it.
     return Path(shutil.copytree(drawn, folder / "elsewhere"))
 

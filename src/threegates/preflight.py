@@ -20,10 +20,11 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import NotebookError, PairError
 from threegates.jobs.costs import Costs, measured_costs
 from threegates.jobs.jobs import BY_TENSOR, CHAPTERS
-from threegates.jobs.memory import need_of, size_text, taken
+from threegates.jobs.memory import need_of, taken
 from threegates.jobs.settings import HEADERS, device
 from threegates.jobs.sources import narrowed, one_pair
 from threegates.measures.tensor_table import PairTable
+from threegates.records.sizes import size_text
 
 #: What `threegates measure` does, beside the chapters.
 MEASURE = "measure"

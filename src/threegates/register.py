@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from threegates.chapters.agents_rlhf import estimates as agents_rlhf_estimates
 from threegates.chapters.curvature import estimates as curvature_estimates
+from threegates.chapters.emergence import estimates as emergence_estimates
 from threegates.chapters.errata import estimates as errata_estimates
 from threegates.chapters.kl_leash import estimates as kl_leash_estimates
 from threegates.chapters.learning_rate import estimates as learning_rate_estimates
@@ -17,7 +18,6 @@ from threegates.chapters.rotation_ablation import estimates as rotation_ablation
 from threegates.chapters.sparse_finetuning import estimates as sparse_finetuning_estimates
 from threegates.chapters.spectral_drift import estimates as spectral_drift_estimates
 from threegates.chapters.stripe_masks import estimates as stripe_masks_estimates
-from threegates.chapters.stripe_masks import null_estimates
 from threegates.chapters.update_sparsity import estimates as update_sparsity_estimates
 from threegates.errors import ClaimError
 from threegates.estimates.intervals import Estimate
@@ -26,10 +26,10 @@ from threegates.estimates.rows import Estimator, Tables
 ESTIMATES: dict[str, Estimator] = {
     **update_sparsity_estimates.ESTIMATES,
     **stripe_masks_estimates.ESTIMATES,
+    **emergence_estimates.ESTIMATES,
     **spectral_drift_estimates.ESTIMATES,
     **principal_overlap_estimates.ESTIMATES,
     **precision_lens_estimates.ESTIMATES,
-    **null_estimates.ESTIMATES,
     **rotation_ablation_estimates.ESTIMATES,
     **curvature_estimates.ESTIMATES,
     **sparse_finetuning_estimates.ESTIMATES,

@@ -17,10 +17,10 @@ from tests.judging.test_cards import CLAIM
 from tests.pages.test_runner import write_notebook
 from tests.planted import planted
 from threegates import digest
-from threegates.book import build
+from threegates.book import assemble, build, render
 from threegates.book.values import FILE
 from threegates.errors import NotebookError
-from threegates.figures.style import Published
+from threegates.figures.published import Published
 from threegates.pages import runner
 from threegates.pages.asked import NotRun
 from threegates.pages.contents import Page
@@ -55,12 +55,12 @@ def drawn(monkeypatch):
         html.mkdir(parents=True)
         (html / "index.html").write_text((source / "intro.md").read_text())
 
-    monkeypatch.setattr(build, "_jupyter_book", draw)
+    monkeypatch.setattr(render, "_jupyter_book", draw)
     return runs
 
 
 def test_a_value_is_printed_where_its_key_stands(tmp_path, source):
-    text = build._render(tmp_path, source).with_name("intro.html").read_text()
+    text = render.render(tmp_path, source).with_name("intro.html").read_text()
     assert re.search(r'It is <span class="tg-value">0\.25</span>\.', text)
 
 
@@ -70,7 +70,7 @@ def test_an_unknown_key_fails_the_build_and_the_last_good_book_stays(tmp_path, s
     (html / "index.html").write_text("the last good book")
     (source / "intro.md").write_text("# Title\n\nIt is {val}`unknown`.\n")
     with pytest.raises(NotebookError) as failure:
-        build._render(tmp_path, source)
+        render.render(tmp_path, source)
     assert "no record has the value 'unknown'" in str(failure.value)
     assert "intro.md:3" in str(failure.value)
     assert [p.name for p in html.iterdir()] == ["index.html"]
@@ -79,28 +79,28 @@ def test_an_unknown_key_fails_the_build_and_the_last_good_book_stays(tmp_path, s
 def test_a_broken_reference_fails_the_build(tmp_path, source):
     (source / "intro.md").write_text("# Title\n\nSee {numref}`fig-nowhere`.\n")
     with pytest.raises(NotebookError, match="warnings are errors") as failure:
-        build._render(tmp_path, source)
+        render.render(tmp_path, source)
     assert "fig-nowhere" in str(failure.value)
 
 
 def test_a_changed_value_alone_draws_the_book_again(tmp_path, source, drawn):
-    build._render(tmp_path, source)
-    build._render(tmp_path, source)
+    render.render(tmp_path, source)
+    render.render(tmp_path, source)
     assert len(drawn) == 1
     (source / FILE).write_text(json.dumps({"known": "0.26"}))
-    build._render(tmp_path, source)
+    render.render(tmp_path, source)
     assert len(drawn) == 2
 
 
 def test_nothing_is_left_beside_the_book(tmp_path, source, drawn):
     for text in ("# One\n", "# Two\n"):
         (source / "intro.md").write_text(text)
-        assert build._render(tmp_path, source).read_text() == text
+        assert render.render(tmp_path, source).read_text() == text
     assert sorted(p.name for p in tmp_path.iterdir()) == ["book-src", "html"]
 
 
 def test_a_build_killed_while_it_swapped_gives_the_old_book_back(tmp_path, source, drawn, monkeypatch):
-    build._render(tmp_path, source)
+    render.render(tmp_path, source)
     (source / "intro.md").write_text("# Two\n")
     replace, steps = build.os.replace, []
 
@@ -112,10 +112,10 @@ def test_a_build_killed_while_it_swapped_gives_the_old_book_back(tmp_path, sourc
 
     monkeypatch.setattr(build.os, "replace", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
-        build._render(tmp_path, source)
+        render.render(tmp_path, source)
     monkeypatch.undo()
     assert not (tmp_path / "html").exists()
-    build._put_back(tmp_path / "html")
+    render._put_back(tmp_path / "html")
     assert (tmp_path / "html" / "index.html").read_text() == MINIMAL["intro.md"]
 
 
@@ -155,11 +155,11 @@ def test_two_pages_of_one_notebook_stand_side_by_side(tmp_path):
     runs = {page: _finished(tmp_path / "made", page) for page in shown}
     (tmp_path / "src").mkdir()
     for page, run in runs.items():
-        build._add_page(tmp_path / "src", page, run)
+        assemble._add_page(tmp_path / "src", page, run)
     for page in shown:
         assert (tmp_path / "src" / f"{page.name}.ipynb").read_text().count(f'# {page.name}"') == 1
         assert (tmp_path / "src" / "figures" / page.name / "one.svg").read_text() == page.name
-    table = build._verdicts(runs)
+    table = assemble._verdicts(runs)
     table = table[table["page"].isin([page.name for page in shown])]
     assert table[["about", "page"]].values.tolist() == [["lab", "drift"], ["encoder", "drift-encoder"]]
 
@@ -171,12 +171,12 @@ def test_a_page_without_checkpoints_says_so_and_judges_nothing(project, tmp_path
     page = Page("spectral-drift-encoder", "spectral-drift", {"subject": "encoder"})
     result = build._run(page)
     assert isinstance(result, NotRun)
-    build._add_page(tmp_path, page, result)
+    assemble._add_page(tmp_path, page, result)
     shown = (tmp_path / "spectral-drift-encoder.md").read_text()
     assert "Not run: this build has no checkpoints for this page." in shown
     # The verdicts' page links to each claim's card.
     assert all(f'id="verdict-{claim}"' in shown for claim in result.verdicts["claim"])
-    verdicts = build._verdicts({page: result})
+    verdicts = assemble._verdicts({page: result})
     own = verdicts[verdicts["page"] == page.name]
     assert set(own["verdict"]) == {"not run"} and set(own["about"]) == {"encoder"}
     # What stands on no page of this book awaits its runs.
@@ -191,9 +191,9 @@ def test_two_books_of_the_same_sources_differ_in_no_page(tmp_path, source):
         (source / "figures" / "chapter" / f"dots.{kind}").write_text(
             "<svg xmlns='http://www.w3.org/2000/svg'/>"
         )
-    one = build._render(tmp_path, source).with_name("intro.html").read_bytes()
+    one = render.render(tmp_path, source).with_name("intro.html").read_bytes()
     shutil.rmtree(tmp_path / "html")
-    assert build._render(tmp_path, source).with_name("intro.html").read_bytes() == one
+    assert render.render(tmp_path, source).with_name("intro.html").read_bytes() == one
     assert b'alt="Two dots."' in one
     assert b'<span class="caption-number">Fig. 1' in one
     assert len(re.findall(rb'<a class="reference download internal"', one)) == 3

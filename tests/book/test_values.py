@@ -13,7 +13,7 @@ from sphinx.cmd.build import build_main
 
 from tests.judging.test_cards import CLAIM, CONTROL, NOTHING
 from threegates.book.values import FILE, rate_values, verdict_values, write_values
-from threegates.judging.cards import interval, number
+from threegates.figures.numbers import interval, number
 
 # --------------------------------------------------------------------------------- keys and values
 

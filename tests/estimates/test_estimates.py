@@ -13,7 +13,7 @@ from scipy import stats
 from tests.planted import lens_frames
 from threegates.errors import ClaimError
 from threegates.estimates.intervals import jackknife_estimate, t_estimate
-from threegates.estimates.rows import pair_sparsity
+from threegates.measures.whole_models import pair_sparsity
 from threegates.register import ESTIMATES, estimate
 
 CLAIMS = Path(__file__).resolve().parents[2] / "claims.yaml"

@@ -4,9 +4,9 @@ import pytest
 import yaml
 
 from tests.planted.pages import ROOT
-from threegates.chapters.stripe_masks.plots import ROLES
 from threegates.checkpoints.manifests.manifest import read_manifest
 from threegates.estimates import paper
+from threegates.figures.names import ROLES
 
 
 def test_the_ranges_are_those_that_the_claims_quote():

@@ -9,17 +9,19 @@ import pytest
 
 from tests.planted import frames
 from threegates import atomic
-from threegates.chapters.stripe_masks import plots
+from threegates.chapters.miniature_lab import plots as miniature_lab_plots
 from threegates.errors import NotebookError
-from threegates.figures import style
-from threegates.figures.style import METHOD_COLOURS, NULLS, publish, table
+from threegates.figures import published
+from threegates.figures.published import publish
+from threegates.figures.style import METHOD_COLOURS, NULLS
+from threegates.figures.tables import table
 
 WORDS = {"alt": "Two dots.", "caption": "Dots, and *what* they mean."}
 DATA = pd.DataFrame({"x": [1.0, 1 / 3], "label": ["a", "b"]})
 
 
 def drawing():
-    return plots.pass_rates(frames.pass_rates())
+    return miniature_lab_plots.pass_rates(frames.pass_rates())
 
 
 def files(folder):
@@ -120,7 +122,7 @@ class _Attributes(HTMLParser):
 def test_alt_text_survives_quotes_and_brackets():
     alt = 'A "quoted" <b>text</b> & more'
     reader = _Attributes()
-    reader.feed(style.Published("chapter/dots", alt, "c").html())
+    reader.feed(published.Published("chapter/dots", alt, "c").html())
     assert reader.alt == alt
 
 

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.colors import to_hex
 
 from tests.planted import frames, lens_frames
+from threegates.chapters.emergence import plots as emergence_plots
 from threegates.chapters.precision_lens import plots as precision_lens_plots
 from threegates.chapters.precision_lens import views as precision_lens_views
 from threegates.chapters.precision_lens.estimates import lens_totals
@@ -16,8 +17,10 @@ from threegates.chapters.principal_overlap import plots as principal_overlap_plo
 from threegates.chapters.principal_overlap import views as principal_overlap_views
 from threegates.chapters.spectral_drift import plots as spectral_drift_plots
 from threegates.chapters.spectral_drift import views as spectral_drift_views
-from threegates.chapters.stripe_masks import plots, views
-from threegates.figures import pair_plots, style
+from threegates.chapters.stripe_masks import views as stripe_masks_views
+from threegates.chapters.update_sparsity import plots as update_sparsity_plots
+from threegates.chapters.update_sparsity import views as update_sparsity_views
+from threegates.figures import names, pair_plots, style
 from threegates.figures.style import METHOD_COLOURS, PAIR_COLOURS, colour, one_colour_each
 
 
@@ -64,11 +67,11 @@ def test_sparsity_has_a_row_and_a_colour_for_each_of_two_seeds_of_one_method():
         tensor="q", role="q", status="compared", size=10, changed=4, sparsity=0.6
     )
     tensors = tensors.assign(sparsity_fp32=0.0, sparsity_storage_norm=0.5, base="b", data="d")
-    together = views.sparsity_view(tensors)
+    together = update_sparsity_views.sparsity_view(tensors)
     assert together["label"].to_list() == ["GRPO, lr 1e-05"] * 2
-    alone = views.sparsity_view(one_colour_each(tensors))
+    alone = update_sparsity_views.sparsity_view(one_colour_each(tensors))
     assert alone["label"].to_list() == ["one", "two"]
-    fig = plots.sparsity_by_method(alone)
+    fig = update_sparsity_plots.sparsity_by_method(alone)
     diamonds = [line for line in fig.axes[0].lines if line.get_marker() == "D"]
     assert {to_hex(line.get_color()) for line in diamonds} == hexes(2)
 
@@ -138,8 +141,8 @@ def test_the_lens_draws_a_curve_for_every_chosen_pair_and_knows_steps_of_one_run
 
 def test_emergence_has_a_colour_for_every_run():
     view = frames.emergence()
-    assert names_in_legend(plots.emergence_correlation(view))[0] == "RL run"
-    fig = plots.emergence_correlation(one_colour_each(view, "steps", "run"))
+    assert names_in_legend(emergence_plots.emergence_correlation(view))[0] == "RL run"
+    fig = emergence_plots.emergence_correlation(one_colour_each(view, "steps", "run"))
     runs = sorted(view["run"].unique())
     assert names_in_legend(fig)[: len(runs)] == runs
     assert hexes(len(runs)) <= drawn(fig)
@@ -152,7 +155,7 @@ def test_stripes_of_every_pair_stand_beside_its_own_null():
             for name, method in (("one", "rl"), ("two", "sft"))
         ]
     )
-    view = views.stripes_by_pair(axis)
+    view = stripe_masks_views.stripes_by_pair(axis)
     assert list(dict.fromkeys(view["pair"])) == ["one", "two"]
     own = frames.stripes().set_index(["role", "axis"])["dispersion"]
     found = view[view["pair"] == "two"].set_index(["role", "axis"])["dispersion"]
@@ -163,6 +166,6 @@ def test_stripes_of_every_pair_stand_beside_its_own_null():
 
 def test_labels_of_chosen_runs_are_their_names():
     frame = lens_frames.frame()
-    assert set(views.run_labels(one_colour_each(frame)).values()) == set(frame["pair"])
-    colours = views.run_colours(one_colour_each(frame))
+    assert set(names.run_labels(one_colour_each(frame)).values()) == set(frame["pair"])
+    colours = names.run_colours(one_colour_each(frame))
     assert len(set(colours.values())) == len(colours) == len(frame)

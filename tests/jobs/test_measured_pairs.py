@@ -11,6 +11,7 @@ import pytest
 
 from tests.planted import planted
 from tests.planted.planted_pairs import FLIPS, measured_table, place
+from threegates.chapters.agents_rlhf import tables
 from threegates.checkpoints.manifests.manifest import Entry, Hub, Manifest, read_manifest
 from threegates.errors import ManifestError
 from threegates.jobs import measured_pairs
@@ -57,10 +58,10 @@ def test_what_was_never_measured_has_no_number_and_says_so(tmp_path):
     known = measured_pairs.measured_pairs(read_manifest(TRACKED), folders=[tmp_path])
     assert set(known["status"]) == {"not measured"} and len(known) > 20
     assert known[list(measured_pairs.NUMBERS)].isna().all(axis=None)
-    shown = measured_pairs.pairs_text(known)
+    shown = tables.pairs_text(known)
     numbers = ["ours", "as stored", "noise of equal norm", "NSS", "on principal weights", "their density"]
     assert (shown[numbers] == "not measured").all(axis=None)
-    beside = measured_pairs.beside_table_1(read_manifest(TRACKED), folders=[tmp_path])
+    beside = tables.beside_table_1(read_manifest(TRACKED), folders=[tmp_path])
     assert not any(re.search(r"\d", text) for text in beside[["ours", "as stored", "status"]].to_numpy().flat)
 
 
@@ -113,9 +114,7 @@ def test_a_part_of_a_model_is_told_as_a_part(table, tmp_path):
     place(table, tmp_path / "one.parquet", layers=[0, 13], matrices=["q", "o"])
     own = row([tmp_path])
     assert own["status"] == "measured" and own["remark"] == "only layers 0, 13 and matrices q, o"
-    assert (
-        "only layers 0, 13" in measured_pairs.beside_table_1(manifest(), [tmp_path])["status"].to_list()[12]
-    )
+    assert "only layers 0, 13" in tables.beside_table_1(manifest(), [tmp_path])["status"].to_list()[12]
 
 
 def broken(kind, table, path):
@@ -135,7 +134,7 @@ def test_what_cannot_be_read_says_why_has_no_number_and_names_no_folder(table, t
     own = row([tmp_path], revision=LOCK)
     assert own["status"] == "cannot be read" and own["remark"]
     assert own[list(measured_pairs.NUMBERS)].isna().all()
-    shown = measured_pairs.pairs_text(measured_pairs.measured_pairs(manifest(), folders=[tmp_path])).iloc[0]
+    shown = tables.pairs_text(measured_pairs.measured_pairs(manifest(), folders=[tmp_path])).iloc[0]
     assert shown["ours"] == "not measured" and shown["status"].startswith("cannot be read (")
     assert str(tmp_path) not in shown["status"]
     assert {"bytes": "parquet", "columns": "nss"}.get(kind, "") in shown["status"]
@@ -153,7 +152,7 @@ def test_of_two_tables_the_one_at_the_locked_commit_is_taken(table, tmp_path):
 
 def test_table_1_keeps_the_paper_s_order_and_fills_in_as_pairs_are_measured(table, tmp_path):
     place(table, tmp_path / "Polaris-4B-Preview.parquet")
-    beside = measured_pairs.beside_table_1(read_manifest(TRACKED), [tmp_path])
+    beside = tables.beside_table_1(read_manifest(TRACKED), [tmp_path])
     assert beside["tuned"].to_list()[1] == "DeepScaleR-1.5B-Preview" and len(beside) == 15
     own = beside.set_index("tuned").loc["Polaris-4B-Preview"]
     whole = measured_pairs.summary(read_parquet(table))["sparsity"]
@@ -187,7 +186,7 @@ def test_a_project_without_a_manifest_has_no_pairs(project):
     empty = measured_pairs.measured_pairs(measured_pairs.paper_manifest())
     assert len(empty) == 0 and list(empty) == list(measured_pairs.COLUMNS)
     assert len(measured_pairs.measured_tensors([])) == 0
-    assert len(measured_pairs.beside_table_1(measured_pairs.paper_manifest())) == 15
+    assert len(tables.beside_table_1(measured_pairs.paper_manifest())) == 15
 
 
 def test_a_name_that_is_no_entry_is_refused_with_those_that_are():

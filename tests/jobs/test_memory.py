@@ -14,21 +14,9 @@ from hypothesis import strategies as st
 from tests.planted import planted
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.jobs import memory
-from threegates.jobs.memory import (
-    MIB,
-    PROCESS,
-    MemoryCapError,
-    Need,
-    estimate,
-    is_mapped,
-    need_of,
-    parse_size,
-    plan,
-    run_within,
-    size_text,
-    taken,
-)
+from threegates.jobs.memory import PROCESS, Need, estimate, is_mapped, need_of, plan, run_within, taken
 from threegates.measures.tensor_table import PairTable
+from threegates.records.sizes import MIB, MemoryCapError, parse_size, size_text
 
 GIB = 1 << 30
 SIZES = st.lists(st.integers(0, 2000).map(lambda size: size * MIB), max_size=30)

@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from threegates.judging.cards import VerdictCards, interval, number, span, verdict_summary
+from threegates.figures.numbers import interval, number, span
+from threegates.judging.cards import VerdictCards, verdict_summary
 from threegates.judging.claims import Judgement
 
 CLAIM: dict[str, Any] = {

@@ -17,7 +17,7 @@ from threegates.figures.style import PAIR_COLOURS
 from threegates.pages import choices
 from threegates.pages.asked import run_chapter, run_page
 from threegates.pages.contents import Page
-from threegates.pages.runner import notebook_path, read_notebook
+from threegates.pages.notebooks import notebook_path, read_notebook
 
 SECRET, PLACE = "hf_ThisIsNoToken0123456789", "someones-own-place"
 FEW = {"stripe-masks": {"draws": "3"}, "principal-overlap": {"draws": "3"}}

@@ -6,12 +6,12 @@ import pytest
 import yaml
 
 from tests.planted import pages
-from threegates.book.build import LAB_CHAPTER
+from threegates.book.assemble import LAB_CHAPTER
 from threegates.errors import NotebookError
 from threegates.pages import contents
 from threegates.pages.contents import Page, book_pages, find_page, page_of
+from threegates.pages.notebooks import read_notebook
 from threegates.pages.parameters import checked, declared
-from threegates.pages.runner import read_notebook
 
 CONTENTS = {"parts": [{"chapters": [{"file": "intro"}, {"file": "one"}]}, {"chapters": [{"file": "one-b"}]}]}
 

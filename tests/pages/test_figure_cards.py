@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import nbformat
 
-from threegates.figures.style import Published
+from threegates.figures.published import Published
 from threegates.pages.figure_cards import card, text, with_cards
 
 FACTS = {

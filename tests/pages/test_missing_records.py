@@ -13,7 +13,8 @@ import yaml
 from tests.pages.test_runner import write_notebook
 from tests.planted import planted
 from tests.test_study import noisy_runs, verdict_of
-from threegates.book import build as book
+from threegates.book import build as book_build
+from threegates.book import render
 from threegates.book.values import FILE
 from threegates.errors import CheckpointError
 from threegates.estimates.rows import MissingRecordError
@@ -51,10 +52,10 @@ def small_book(measured, monkeypatch):
     contents = {"root": "intro", "parts": [{"chapters": [{"file": PAGE.name}, {"file": "verdicts"}]}]}
     (folder / "_toc.yml").write_text(yaml.safe_dump(contents))
     (folder / "intro.md").write_text(f"# Title\n\nIt is {{val}}`{AGREE}.verdict`.\n")
-    monkeypatch.setattr(book, "_render", lambda build, source: source)
+    monkeypatch.setattr(render, "render", lambda build, source: source)
 
     def build(measure=False):
-        return book.build_book("mini", measured / "build", 1, measure)
+        return book_build.build_book("mini", measured / "build", 1, measure)
 
     monkeypatch.setattr("threegates.lab.train.train", lambda *_, **__: None)
     build(measure=True)

@@ -120,7 +120,7 @@ def test_differences_are_given_in_absolute_and_relative_size(tmp_path):
 
 def test_only_the_runs_of_the_figures_chapter_and_subject_are_trained(project, monkeypatch):
     from threegates.lab import train as lab
-    from threegates.pages.runner import notebook_path, read_notebook
+    from threegates.pages.notebooks import notebook_path, read_notebook
     from threegates.pages.slices import slice_of
 
     shutil.copy(planted.ROOT / "notebooks" / f"{PAGE}.ipynb", project / "notebooks")

@@ -9,8 +9,9 @@ import pytest
 
 from tests.planted import planted
 from threegates.errors import ManifestError, NotebookError
-from threegates.pages import runner
-from threegates.pages.runner import notebook_path, read_notebook, results_text, run_notebook
+from threegates.pages import notebooks, runner
+from threegates.pages.notebooks import notebook_path, read_notebook
+from threegates.pages.runner import results_text, run_notebook
 
 PARAMETERS = "draws: int = 5  # masks under each null\nlabel: str = 'x'  # shown"
 DRAWING = """\
@@ -78,7 +79,7 @@ def test_what_it_rests_on_makes_it_run_again(project, monkeypatch):
     write_notebook(project, "demo", "1 + 1", "from threegates.records import store")
     second = digest()
     monkeypatch.setattr(runner, "code_digest", lambda *modules: "+".join(modules))
-    assert "threegates.records.store" in runner._modules(read_notebook(path)) and digest() != second
+    assert "threegates.records.store" in notebooks.modules(read_notebook(path)) and digest() != second
 
 
 def test_the_kernel_is_this_interpreter_on_one_thread(project):

@@ -17,10 +17,11 @@ from threegates.appendices.benchmark_page import benchmark_file, benchmark_page
 from threegates.appendices.larger_page import PAGE as LARGER
 from threegates.appendices.larger_page import larger_page
 from threegates.appendices.verdicts import verdict_page
-from threegates.book import build
+from threegates.book import assemble as build
 from threegates.book.values import FILE, write_values
-from threegates.chapters.stripe_masks import plots
-from threegates.figures.style import publish, table
+from threegates.chapters.miniature_lab import plots as miniature_lab_plots
+from threegates.figures.published import publish
+from threegates.figures.tables import table
 from threegates.jobs.subjects import LAB
 from threegates.judging.cards import VerdictCards
 from threegates.judging.claims import not_run, read_claims, verdict_table
@@ -103,4 +104,4 @@ def _figure(call: ast.Call, source: Path, page: Page) -> Any:
     data = frames.pass_rates()
     texts = {k: keyword(call, k) for k in ("alt", "caption")}
     named = f"{page.name}/{str(name.value).partition('/')[2]}"
-    return publish(plots.pass_rates(data), named, data=data, folder=source / "figures", **texts)
+    return publish(miniature_lab_plots.pass_rates(data), named, data=data, folder=source / "figures", **texts)

@@ -17,14 +17,15 @@ from tests.pages.test_runner import write_notebook
 from tests.planted import planted
 from tests.test_study import noisy_runs
 from threegates.appendices.larger_page import larger_page
-from threegates.book import build as book
+from threegates.book import build as book_build
+from threegates.book import render
 from threegates.checkpoints.manifests.manifest import read_manifest, write_manifest
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError, RecordError
 from threegates.estimates.rows import MissingRecordError
+from threegates.figures.numbers import number
 from threegates.jobs import jobs, released
 from threegates.jobs.released import stale_runs
-from threegates.judging.cards import number
 from threegates.records.store import record_digest, write_parquet
 from threegates.releases.making import release_build
 from threegates.releases.notes import freshness, release_note, wider_note
@@ -253,11 +254,11 @@ def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from
 ):
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
     shutil.rmtree(trained / "build")
-    monkeypatch.setattr(book, "_render", lambda build, source: source)
+    monkeypatch.setattr(render, "render", lambda build, source: source)
     monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: [])
     monkeypatch.setattr("threegates.lab.train.train", None)
     monkeypatch.setattr("threegates.study.run_jobs", None)
-    source = book.build_book("released", trained / "build", 1)
+    source = book_build.build_book("released", trained / "build", 1)
     assert source == trained / "build" / "released" / "book-src"
     page = (source / f"{CHAPTER}.ipynb").read_text()
     assert "6 of 6 runs" in page and "Stale released records" in page
@@ -269,9 +270,9 @@ def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from
 
 def test_a_second_build_of_the_same_has_the_same_pages(trained, packed, monkeypatch):
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
-    monkeypatch.setattr(book, "_render", lambda build, source: source)
+    monkeypatch.setattr(render, "render", lambda build, source: source)
     monkeypatch.setattr("threegates.lab.train.train", lambda *_, **__: None)
-    digests = [book._digest(book.build_book("full", trained / "build", 1)) for _ in range(2)]
+    digests = [render._digest(book_build.build_book("full", trained / "build", 1)) for _ in range(2)]
     assert len(set(digests)) == 1
     assert "Where this figure comes from" in (trained / "build" / "book-src" / "verdicts.md").read_text()
 
@@ -330,9 +331,9 @@ def test_a_smaller_build_says_which_arms_only_the_released_records_have():
 
 def test_the_note_stands_at_the_end_of_the_page_of_a_smaller_build(trained, packed, monkeypatch):
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
-    monkeypatch.setattr(book, "_render", lambda build, source: source)
+    monkeypatch.setattr(render, "render", lambda build, source: source)
     monkeypatch.setattr("threegates.lab.train.train", lambda *_, **__: None)
     for profile, shown in (("mini", True), ("full", False)):
-        source = book.build_book(profile, trained / "build", 1)
+        source = book_build.build_book(profile, trained / "build", 1)
         last = json.loads((source / f"{CHAPTER}.ipynb").read_text())["cells"][-1]
         assert ("further seeds" in "".join(last["source"])) == shown

@@ -10,9 +10,9 @@ from scipy import stats
 
 from tests.planted.planted import ROOT
 from threegates.chapters.learning_rate.estimates import last_evaluations
-from threegates.estimates.rows import pair_sparsity
 from threegates.lab.plan import plan
 from threegates.lab.runs import execute
+from threegates.measures.whole_models import pair_sparsity
 from threegates.releases.making import RELEASED_PROFILE, RESULTS
 from threegates.releases.packing import BASE, read_release, unpack
 from threegates.study import Study

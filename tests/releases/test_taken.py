@@ -13,7 +13,8 @@ from tests.pages.test_runner import write_notebook
 from tests.planted import planted
 from tests.planted.planted import DIGEST, STEP
 from tests.test_study import noisy_runs
-from threegates.book import build as book
+from threegates.book import build as book_build
+from threegates.book import render
 from threegates.checkpoints.manifests.manifest import read_manifest
 from threegates.jobs import jobs, released
 from threegates.pages.contents import Page
@@ -179,7 +180,7 @@ def test_a_kill_between_records_and_runs_is_made_good(fresh, packed_once, names)
 
 
 def test_the_book_says_on_which_pages_nothing_was_trained(fresh, packed_once, names, monkeypatch, capsys):
-    monkeypatch.setattr(book, "_render", lambda build, source: source)
+    monkeypatch.setattr(render, "render", lambda build, source: source)
     asked = []
 
     def train(profile, build, workers, *, taken):
@@ -187,7 +188,7 @@ def test_the_book_says_on_which_pages_nothing_was_trained(fresh, packed_once, na
         as_trained(fresh, packed_once)
 
     monkeypatch.setattr("threegates.lab.train.train", train)
-    source = book.build_book("mini", fresh / "build", 1)
+    source = book_build.build_book("mini", fresh / "build", 1)
     assert asked == [set(names)]
     assert (
         "6 runs of the subject encoder and their records are taken from the release"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
+from threegates.figures.numbers import interval, number
 from threegates.jobs.jobs import CHAPTERS
 from threegates.jobs.released import FILE
 from threegates.jobs.subjects import LAB
-from threegates.judging.cards import interval, number
 from threegates.lab.larger import LARGER_DATA, LARGER_PRETRAINING, SHAPE, SUBJECT
 from threegates.lab.model import ModelShape
 from threegates.lab.plan import plan

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from threegates.chapters.stripe_masks.views import method_name
-from threegates.estimates.rows import LINEAR, pair_sparsity
+from threegates.checkpoints.formats.roles import LINEAR
+from threegates.figures.names import method_name
+from threegates.measures.whole_models import pair_sparsity
 from threegates.study import Study
 
 #: One letter for each verdict, in cells of a figure.

@@ -11,8 +11,9 @@ from html import escape
 
 import pandas as pd
 
+from threegates.figures.numbers import interval, number
 from threegates.jobs.subjects import COMPUTED, SUBJECTS
-from threegates.judging.cards import VerdictCards, interval, look, number
+from threegates.judging.cards import VerdictCards, look
 
 _HEAD = ("claim", "verdict", "ours", "decisive null or control", "how sure", "see")
 _CONTROLS = {"matched": "matched", "storage": "beyond storage"}

@@ -13,7 +13,7 @@ import pandas as pd
 from threegates.atomic import write_text
 from threegates.book.compare import Comparison, told_subject
 from threegates.book.summary import Summary
-from threegates.judging.cards import interval, number
+from threegates.figures.numbers import interval, number
 
 _STYLE = """
 :root { color-scheme: light dark; --line: #8886; --soft: #8881; }

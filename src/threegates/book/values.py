@@ -15,8 +15,8 @@ import pandas as pd
 from docutils import nodes
 
 from threegates.atomic import write_json
+from threegates.figures.numbers import interval, number
 from threegates.jobs.subjects import LAB
-from threegates.judging.cards import interval, number
 
 if TYPE_CHECKING:
     from docutils.parsers.rst.states import Inliner

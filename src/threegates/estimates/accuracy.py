@@ -39,3 +39,7 @@ def paired_gap(wide: pd.DataFrame, plus: str, minus: str, what: str, confidence:
     if absent:
         return missing(f"no RL runs {what} '{absent[0]}'", "seeds")
     return t_estimate((wide[plus] - wide[minus]).dropna(), "seeds", confidence)
+
+
+#: α of M_princ in the headline, as the label `share` has it.
+HEADLINE_SHARE = "0.5"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 
@@ -97,3 +98,9 @@ def exponential(log: Estimate) -> Estimate:
     """Back from the mean of logarithms to a geometric mean."""
     value, low, high = (math.exp(x) for x in (log.value, log.low, log.high))
     return replace(log, value=value, low=low, high=high, scale="log")
+
+
+def t_interval(values: Sequence[float] | pd.Series, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Give mean, low and high of Student's t interval; the bounds are NaN for fewer than two values."""
+    found = t_estimate(values, "values", confidence)
+    return found.value, found.low, found.high

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import ROUND_HALF_UP, Decimal
+
 import pandas as pd
 
 _TABLE_1 = """
@@ -88,3 +90,16 @@ def tables_4_and_5() -> pd.DataFrame:
     rows = [line.split("|") for line in _TABLES_4_5.split("\n") if line]
     frame = pd.DataFrame(rows, columns=["steps", "mask", "scores", "average", "share"])
     return frame.assign(steps=frame["steps"].astype(int), share=frame["share"].astype(float) / 100)
+
+
+def average(scores: str) -> Decimal:
+    """Mean of printed scores to two decimals, exactly, halves rounded up."""
+    numbers = [Decimal(x) for x in scores.split()]
+    return (sum(numbers, Decimal(0)) / len(numbers)).quantize(Decimal("0.01"), ROUND_HALF_UP)
+
+
+def averages() -> pd.DataFrame:
+    """Tables 4 and 5 with the average of each row computed, and whether the printed one differs."""
+    frame = tables_4_and_5()
+    computed = frame["scores"].map(average)
+    return frame.assign(computed=computed.map(str), differs=computed.map(str) != frame["average"])

@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
-from threegates.chapters.principal_overlap.plots import TARGETS, beside_overlaps, overlap_row
-from threegates.chapters.stripe_masks.plots import ROLES
+from threegates.figures.names import ROLES
+from threegates.figures.overlap_marks import TARGETS, beside_overlaps, overlap_row
 from threegates.figures.pair_views import DRIFT, KINDS
 from threegates.figures.style import NULLS, pair_colours, style
 

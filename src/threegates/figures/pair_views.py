@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from threegates.chapters.stripe_masks.plots import ROLES
+from threegates.figures.names import ROLES
 from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
 from threegates.measures.tensor_table import MEASURED
 

@@ -18,13 +18,11 @@ import pandas as pd
 from threegates.checkpoints.manifests.manifest import Entry, Hub, Manifest, PairEntry, read_manifest
 from threegates.digest import file_digest, value_digest
 from threegates.errors import RecordError, ThreeGatesError
-from threegates.estimates.paper import table_1
-from threegates.estimates.rows import pair_sparsity
 from threegates.geometry.principal import TARGETS
-from threegates.judging.cards import number
 from threegates.measures.by_tensor import typed
 from threegates.measures.tensor_table import COLUMNS as TENSOR_COLUMNS
 from threegates.measures.tensor_table import MEASURED as HAS_SPECTRA
+from threegates.measures.whole_models import pair_sparsity
 from threegates.records.provenance import build_folder, project_root, tracked_manifest
 from threegates.records.store import read_parquet, read_provenance
 
@@ -40,12 +38,6 @@ NUMBERS = (
     "angle",
     *(f"{what}_{target}" for target in TARGETS for what in ("overlap", "density", "storage_norm")),
 )
-#: The shares of unchanged weights, with their names on a page.
-_SPARSITIES = {
-    "sparsity": "ours",
-    "sparsity_fp32": "as stored",
-    "sparsity_storage_norm": "noise of equal norm",
-}
 COLUMNS = {
     **dict.fromkeys(("pair", "paper_name", "place", "base", "method", "algorithm", "data"), "str"),
     **dict.fromkeys(("paper_sparsity", "followup_sparsity"), "float64"),
@@ -154,82 +146,6 @@ def measured_digest() -> str:
     manifest = tracked_manifest()
     known = {f"{path.parent.parent.name}/{path.name}": file_digest(path) for path in files}
     return value_digest(known | ({manifest.name: file_digest(manifest)} if manifest.is_file() else {}))
-
-
-def beside_table_1(manifest: Manifest, folders: Sequence[Path] | None = None) -> pd.DataFrame:
-    """Rows of the paper's Table 1 in its order, each with what the follow-up quotes and what we measured.
-
-    Columns: base, tuned, method, data as printed; paper, follow-up (where it differs), ours, as stored, noise
-    of equal norm: shares of unchanged weights as text; status.
-
-    **Source** Zhu et al. (2025), Table 1; arXiv 2606.07082.
-    """
-    known = measured_pairs(manifest, folders=folders)
-    # Of the pairs in the manifest only those of Table 1 have a printed sparsity.
-    printed_there = known[known["paper_sparsity"].notna()]
-    by_name = printed_there.drop_duplicates("paper_name").set_index("paper_name")
-    rows = []
-    for printed in table_1().to_dict("records"):
-        own = by_name.loc[printed["tuned"]] if printed["tuned"] in by_name.index else None
-        rows.append(printed | {"paper": _share(printed["sparsity"]), **_ours(own)})
-    return pd.DataFrame(rows).drop(columns="sparsity")
-
-
-def _ours(own: pd.Series | None) -> dict[str, str]:
-    """The half of a row that is not printed in the paper."""
-    if own is None:
-        ours = dict.fromkeys(_SPARSITIES.values(), NOT_MEASURED)
-        return {"follow-up": "–", **ours, "status": "no repository is known"}
-    ours = {name: _measured(own[column], own["status"]) for column, name in _SPARSITIES.items()}
-    return {"follow-up": _share(own["followup_sparsity"]), **ours, "status": told_status(own)}
-
-
-def pairs_text(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Pairs as a page shows them, as text: a pair without a table reads "not measured" where numbers stand.
-
-    Columns: pair, base, algorithm, data, status, ours, as stored, noise of equal norm, NSS, largest angle (in
-    degrees), on principal weights, their density, noise on them, revision, date.
-    """
-    rows = []
-    for own in pairs.to_dict("records"):
-        status = own["status"]
-        more = {
-            "NSS": own["nss"],
-            "largest angle, degrees": math.degrees(own["angle"]),
-            "on principal weights": own["overlap_principal"],
-            "their density": own["density_principal"],
-            "noise on them": own["storage_norm_principal"],
-        }
-        rows.append(
-            {
-                "pair": own["paper_name"] or own["pair"],
-                "base": own["base"],
-                "algorithm": own["algorithm"],
-                "data": own["data"],
-                "status": told_status(own),
-                **{name: _measured(own[column], status) for column, name in _SPARSITIES.items()},
-                **{name: _measured(value, status, number(value)) for name, value in more.items()},
-                "revision": own["revision"][:12] or "–",
-                "date": own["date"] or "–",
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def told_status(own: pd.Series | dict) -> str:
-    """A pair's status with its remark."""
-    return f"{own['status']} ({own['remark']})" if own["remark"] else str(own["status"])
-
-
-def _share(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.3f}"
-
-
-def _measured(value: float, status: str, text: str | None = None) -> str:
-    """A measured number as text; of a pair that has no table the words that say so."""
-    if status in (NOT_MEASURED, UNREADABLE):
-        return NOT_MEASURED
-    return _share(value) if text is None else text
 
 
 def _found(pair: PairEntry, folders: Sequence[Path]) -> Found:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,13 +22,12 @@ from threegates.backends import run_parallel
 from threegates.checkpoints.formats.headers import BITS
 from threegates.checkpoints.pairs import BLOCK, Status
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.errors import ThreeGatesError
 from threegates.measures.bases import REFERENCE_SIDE
 from threegates.measures.changes import is_block_matrix
 from threegates.measures.draws import SAMPLE
 from threegates.measures.tensor_table import PairTable
+from threegates.records.sizes import MIB, MemoryCapError, size_text
 
-MIB = 1 << 20
 #: A process that has done some work: interpreter, libraries, memory that was freed but not given back.
 PROCESS = 256 * MIB
 #: Least that a tensor is taken to need, however small.
@@ -44,44 +42,6 @@ _DELTA = 8
 _SQUARE, _THIN = 44, 96 * 8 * 8
 # Float64 SVDs of small matrices, whole.
 _REFERENCE = 56
-
-_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)(B?)\s*", re.IGNORECASE)
-
-
-class MemoryCapError(ThreeGatesError):
-    """A cap on memory is no size, or too small for what is asked."""
-
-
-def parse_size(text: str) -> int:
-    """Bytes of a size such as 2GiB, 1500 MB or 2G.
-
-    KiB, MiB, GiB, TiB and K, M, G, T are powers of 1024, KB, MB, GB, TB of 1000; a number alone is bytes.
-
-    Raises
-    ------
-    MemoryCapError : no such size, or none above 0.
-    """
-    found = _SIZE.fullmatch(text)
-    size = 0
-    if found and not (found[3] and not found[2]):
-        power = _UNITS[found[2].upper()]
-        decimal = found[2] and found[4] and not found[3]
-        size = math.floor(float(found[1]) * (1000 ** (power // 10) if decimal else 1 << power))
-    if size < 1:
-        raise MemoryCapError(
-            "that is no amount of memory",
-            where="--memory",
-            expected="a number above 0 and a unit, such as 2GiB, 1500MB or 800MiB",
-            found=text,
-            remedy="give the memory that all processes of the measurement may take together",
-        )
-    return size
-
-
-def size_text(size: int) -> str:
-    """A number of bytes in MiB or GiB."""
-    return f"{size / 2**30:.2f} GiB" if size >= 1 << 30 else f"{size / MIB:.0f} MiB"
 
 
 def estimate(

@@ -10,7 +10,6 @@ import pandas as pd
 from threegates.checkpoints.formats.families import family_of
 from threegates.checkpoints.views import naming_digest
 from threegates.errors import PairError, RecordError, ThreeGatesError
-from threegates.estimates.rows import pair_sparsity
 from threegates.jobs.batches import measure_parts, opened
 from threegates.jobs.jobs import NARROWED, Job, table_job
 from threegates.jobs.partial import parts_folder
@@ -18,6 +17,7 @@ from threegates.jobs.sources import Source, StudyPair
 from threegates.measures.by_tensor import Parts, as_tables
 from threegates.measures.changes import write_masks
 from threegates.measures.tensor_table import MEASURED
+from threegates.measures.whole_models import pair_sparsity
 from threegates.records.provenance import build_folder, build_state, record_provenance
 from threegates.records.store import write_parquet
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from threegates.backends import choose_backend
 from threegates.checkpoints.manifests.licences import accept_licences
 from threegates.errors import ThreeGatesError
-from threegates.jobs.memory import parse_size
+from threegates.records.sizes import parse_size
 
 #: "download" takes a Hub repository whole; "ranged" reads one tensor at a time and keeps nothing but a cache.
 READS = "THREEGATES_READS"

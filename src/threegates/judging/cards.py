@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 
 import pandas as pd
+
+from threegates.figures.numbers import interval, number
 
 _CLASSES = {
     "reproduced": "tg-reproduced",
@@ -34,16 +35,6 @@ def look(verdict: str) -> str:
     return _CLASSES.get(verdict, "tg-open")
 
 
-def number(value: float, digits: int = 3) -> str:
-    """A measured number with three significant digits, a dash where there is none."""
-    return "–" if value is None or pd.isna(value) else f"{value:.{digits}g}".replace("-", "−")
-
-
-def interval(low: float, high: float) -> str:
-    """An interval in brackets, or why there is none in two words."""
-    return "no interval" if pd.isna(low) or pd.isna(high) else f"[{number(low)}, {number(high)}]"
-
-
 def verdict_summary(verdicts: pd.DataFrame) -> str:
     """The page's statements by verdict, in Markdown: what holds raw, at matched norm, beyond storage."""
     if verdicts.empty:
@@ -60,13 +51,6 @@ def verdict_summary(verdicts: pd.DataFrame) -> str:
 def _plain(text: str) -> str:
     """Text that Markdown leaves as it is."""
     return re.sub(r"([*_`<>\[\]$])", r"\\\1", text.rstrip("."))
-
-
-def span(values: Iterable[float], digits: int = 3) -> str:
-    """Smallest to largest of some numbers, or the one number that they all read as."""
-    known = [value for value in values if not pd.isna(value)]
-    ends = [number(end, digits) for end in (min(known), max(known))] if known else ["–"]
-    return " to ".join(dict.fromkeys(ends))
 
 
 @dataclass(frozen=True)
@@ -120,3 +104,18 @@ def _line(row: pd.Series) -> str:
         f"<li>{escape(str(what).rstrip('.'))}: {measured}; "
         f"rule: {escape(row['rule'])}; <strong>{escape(state)}</strong>{noted}</li>"
     )
+
+
+def rule_view(verdicts: pd.DataFrame) -> pd.DataFrame:
+    """What a chapter's claims are judged by, before any result: claim, measure, rule, controls' rules."""
+    rules = verdicts[verdicts["kind"] == "rule"]
+    controls = verdicts[verdicts["kind"] != "rule"]
+    told = (controls["says"] + ": " + controls["rule"]).groupby(controls["claim"]).agg("; ".join)
+    return pd.DataFrame(
+        {
+            "claim": rules["title"],
+            "measure": rules["measure"],
+            "rule": rules["rule"],
+            "control": rules["claim"].map(told),
+        }
+    ).reset_index(drop=True)

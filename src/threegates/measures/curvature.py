@@ -32,9 +32,10 @@ from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls import noise_generator
 from threegates.geometry.principal import HEADLINE_ALPHA, headline_rank, principal_mask
 from threegates.measures.bases import base_of
+from threegates.measures.batch import Batch
 from threegates.measures.by_tensor import Shared, typed
 from threegates.measures.changes import as_stored, matrices
-from threegates.measures.losses import Batch, base_losses
+from threegates.measures.losses import base_losses
 
 CURVATURE_COLUMNS = {
     "pair": "str",

@@ -10,7 +10,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.lab.encoder.policy import Encoder, log_policy, right_places
 from threegates.lab.encoder.task import split
 from threegates.lab.randomness import step_rng
-from threegates.measures.losses import SEED, Batch, Losses
+from threegates.measures.batch import SEED, Batch, Losses
 
 ITEMS = 12
 DATA = "words"

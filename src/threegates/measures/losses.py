@@ -15,8 +15,7 @@ surrogate is what RL itself descends, whose Hessian a batch of samples shows wit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -30,34 +29,10 @@ from threegates.lab.objectives import group_advantages
 from threegates.lab.randomness import step_generator, step_rng
 from threegates.lab.rollout import pad_prompts, pad_responses, response_log_probs, token_log_probs
 from threegates.lab.task import data_set, draw_problems, pretraining_example
+from threegates.measures.batch import SEED, Batch, Losses
 
-#: Of the batches alone; no run of the lab has this seed.
-SEED = 41
 EXAMPLES, PROMPTS, SAMPLES = 24, 8, 8
 DATA = "arith-4"
-
-Function = Callable[[Mapping[str, Tensor]], Tensor]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Functions of the weights on one batch.
-
-    loss, reward : scalars to descend, in nats a token (a candidate) and in units of reward. log_probs :
-    (positions, classes) log-probabilities.
-    """
-
-    loss: Function
-    reward: Function
-    log_probs: Function
-
-
-@dataclass(frozen=True)
-class Losses:
-    """The base's weights in float32, and its batches by number."""
-
-    point: dict[str, Tensor]
-    batch: Callable[[int], Batch]
 
 
 def base_losses(base: Checkpoint) -> Losses:

@@ -18,15 +18,9 @@ from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
 from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited
 from threegates.pages.contents import Page, find_page, page_of
+from threegates.pages.notebooks import notebook_path, opens_study, read_notebook
 from threegates.pages.parameters import checked, declared, parsed
-from threegates.pages.runner import (
-    STUDY_PARAMETERS,
-    NotebookRun,
-    notebook_path,
-    opens_study,
-    read_notebook,
-    run_notebook,
-)
+from threegates.pages.runner import STUDY_PARAMETERS, NotebookRun, run_notebook
 from threegates.records.provenance import build_folder, project_root
 from threegates.study import Study
 

@@ -15,8 +15,6 @@ import yaml
 from threegates.errors import NotebookError
 
 FILE = "pages.yaml"
-# The page that is being made, where it is not the notebook's own: the first part of its figures' names.
-PAGE_VARIABLE = "THREEGATES_PAGE"
 
 
 @dataclass(frozen=True)

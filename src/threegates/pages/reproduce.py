@@ -16,8 +16,9 @@ from threegates.errors import NotebookError
 from threegates.jobs.subjects import LAB, subject_of
 from threegates.pages.contents import Page, book_pages
 from threegates.pages.figure_cards import text
+from threegates.pages.notebooks import notebook_path, read_notebook
 from threegates.pages.parameters import declared
-from threegates.pages.runner import PAGES, execute_cells, notebook_path, page_studies, read_notebook, sidecar
+from threegates.pages.runner import PAGES, execute_cells, page_studies, sidecar
 from threegates.pages.slices import Slice, figures_of, slice_of
 from threegates.records.provenance import build_folder, project_root
 

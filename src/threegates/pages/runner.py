@@ -7,7 +7,6 @@ with that digest and with what must not be in the notebook itself: time, commit,
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -33,27 +32,25 @@ from threegates.digest import (
     PACKAGE,
     code_digest,
     file_digest,
-    imported_names,
     runtime_versions,
     value_digest,
 )
 from threegates.errors import NotebookError
+from threegates.figures.published import PAGE_VARIABLE
 from threegates.jobs.measured_pairs import measured_digest
 from threegates.jobs.sources import VARIABLE
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import Claims, judge_computed, read_claims
-from threegates.pages.contents import PAGE_VARIABLE
 from threegates.pages.figure_facts import page_facts
+from threegates.pages.notebooks import modules, opened_chapters, opens_study, read_notebook
 from threegates.pages.other_pages import every_rate, studies_of
 from threegates.pages.parameters import TAG, checked, declared
 from threegates.pages.plain_markdown import plain_notebook
 from threegates.pages.stated_values import stated_values
-from threegates.pages.syntax import syntax_tree
 from threegates.records.provenance import build_folder, build_state, importlib_version, project_root
 from threegates.records.store import remove_leftovers
 from threegates.study import Study
 
-_STUDY = "threegates.study"
 # A notebook that imports this shows tables of published pairs.
 _MEASURED = "threegates.jobs.measured_pairs"
 #: Parameters of a notebook that are those of `Study.open`.
@@ -118,7 +115,7 @@ class _Plan:
                 "page": self.page,
                 "cells": cells,
                 "parameters": self.parameters,
-                "code": code_digest(__name__, *_modules(self.notebook)),
+                "code": code_digest(__name__, *modules(self.notebook)),
                 "studies": [[study.chapter, study.about.name, study.digest()] for study in self.studies],
                 "claims": [
                     claim.model_dump()
@@ -127,43 +124,13 @@ class _Plan:
                 ]
                 + [claim.model_dump() for claim in claims.of(self.chapter) if not self.study],
                 "versions": versions,
-                **({"measured": measured_digest()} if _MEASURED in _modules(self.notebook) else {}),
+                **({"measured": measured_digest()} if _MEASURED in modules(self.notebook) else {}),
             }
         )
 
 
 def _claims() -> Claims:
     return read_claims(project_root() / "claims.yaml")
-
-
-def notebook_path(name: str) -> Path:
-    """The source of a chapter by its name, or of any notebook by its path.
-
-    Raises
-    ------
-    NotebookError : there is none; the message lists those there are.
-    """
-    folder = project_root() / "notebooks"
-    for path in (folder / f"{name}.ipynb", Path(name)):
-        if path.suffix == ".ipynb" and path.is_file():
-            return path
-    known = sorted(path.stem for path in folder.glob("*.ipynb"))
-    raise NotebookError(
-        "there is no such notebook", found=name, expected=", ".join(known) or "notebooks/*.ipynb"
-    )
-
-
-def read_notebook(path: Path) -> NotebookNode:
-    """Read a notebook's source.
-
-    Raises
-    ------
-    NotebookError : it is not a notebook.
-    """
-    try:
-        return nbformat.read(path, as_version=4)
-    except (OSError, ValueError, nbformat.ValidationError) as error:
-        raise NotebookError("a notebook cannot be read", where=path.name, found=str(error)[:200]) from None
 
 
 def run_notebook(
@@ -218,7 +185,7 @@ def _studies(path: Path, notebook: NotebookNode, values: Mapping[str, object], m
     if PAGES in known:
         pages: Any = values.get(PAGES, known[PAGES].default)
         return [*studies_of(pages, measure).values(), every_rate(measure)]
-    chapters = _opened_chapters(notebook)
+    chapters = opened_chapters(notebook)
     if not opens_study(notebook):
         return []
     options: dict[str, Any] = {name: known[name].default for name in STUDY_PARAMETERS if name in known}
@@ -259,43 +226,6 @@ def execute_cells(
             os.replace(drawn, target / drawn.name)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def opens_study(notebook: NotebookNode) -> bool:
-    """Whether a notebook looks at checkpoints; one that does not runs without any."""
-    return _STUDY in _modules(notebook)
-
-
-def _code(notebook: NotebookNode) -> ast.Module:
-    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    body: list[ast.stmt] = []
-    for source in sources:
-        try:
-            body += syntax_tree(source).body
-        except SyntaxError:
-            # Magics are no Python; what they import cannot be seen. A real mistake fails when it runs.
-            continue
-    return ast.Module(body, [])
-
-
-def _modules(notebook: NotebookNode) -> list[str]:
-    """Modules of this package that a notebook imports."""
-    names = {
-        name for name in imported_names(_code(notebook), "", False) if name.split(".")[0] == PACKAGE.name
-    }
-    return sorted(name for name in names if _is_module(name))
-
-
-def _is_module(name: str) -> bool:
-    place = PACKAGE.joinpath(*name.split(".")[1:])
-    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
-
-
-def _opened_chapters(notebook: NotebookNode) -> list[str]:
-    """First arguments of the calls of Study.open, where they are written out."""
-    calls = [node for node in ast.walk(_code(notebook)) if isinstance(node, ast.Call) and node.args]
-    opened = [call.args[0] for call in calls if ast.unparse(call.func) == "Study.open"]
-    return list(dict.fromkeys(str(name.value) for name in opened if isinstance(name, ast.Constant)))
 
 
 def _sidecar(page: Path) -> Path:
@@ -349,7 +279,7 @@ def _named(study: Study) -> str:
 def _figure_facts(plan: _Plan, page: Path, state: dict) -> dict[str, dict]:
     """Where every figure of the page comes from."""
     made = {
-        "code": code_digest(*_modules(plan.notebook)),
+        "code": code_digest(*modules(plan.notebook)),
         "versions": {name: importlib_version(name) for name in _DRAWING} | runtime_versions(),
         "threads": 1,
         **state,

@@ -11,7 +11,8 @@ from threegates.jobs.sources import lab_manifest
 from threegates.lab.larger import SUBJECT
 from threegates.lab.profiles import GPU
 from threegates.pages.contents import book_pages
-from threegates.pages.runner import notebook_path, page_studies
+from threegates.pages.notebooks import notebook_path
+from threegates.pages.runner import page_studies
 from threegates.records.provenance import build_folder, project_root
 from threegates.releases.packing import Release, pack, read_release, unpack
 from threegates.study import Study

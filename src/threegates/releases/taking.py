@@ -20,7 +20,8 @@ from threegates.errors import ThreeGatesError
 from threegates.jobs.released import planned
 from threegates.lab.runs import Run, is_finished
 from threegates.pages.contents import Page, book_pages
-from threegates.pages.runner import notebook_path, page_studies
+from threegates.pages.notebooks import notebook_path
+from threegates.pages.runner import page_studies
 from threegates.records.provenance import project_root
 from threegates.releases.making import released
 from threegates.releases.notes import freshness, release_note

@@ -11,6 +11,7 @@ import torch
 from tests.planted import planted
 from threegates.chapters.errata import errata, plots
 from threegates.chapters.errata.errata import stored
+from threegates.estimates import paper
 from threegates.estimates.paper import table_1, tables_4_and_5
 from threegates.geometry.precision import INFINITY_CODE, bf16_from_codes, ulp
 from threegates.pages.asked import run_chapter
@@ -116,7 +117,7 @@ def test_lemma_f_9_bounds_nothing_at_the_lengths_of_the_paper():
 
 
 def test_three_averages_at_500_steps_are_wrong_and_a_fourth_is_cut_off():
-    frame = errata.averages()
+    frame = paper.averages()
     wrong = frame[frame["differs"]]
     assert set(wrong["steps"]) == {500}
     assert dict(zip(wrong["mask"], zip(wrong["average"], wrong["computed"], strict=True), strict=True)) == {
@@ -129,13 +130,13 @@ def test_three_averages_at_500_steps_are_wrong_and_a_fourth_is_cut_off():
 
 
 def test_averages_are_exact_and_round_halves_up():
-    assert str(errata.average("1.00 1.01")) == "1.01" and str(errata.average("0.1 0.2 0.3")) == "0.20"
+    assert str(paper.average("1.00 1.01")) == "1.01" and str(paper.average("0.1 0.2 0.3")) == "0.20"
     floats = tables_4_and_5()["scores"].map(lambda text: np.mean([float(x) for x in text.split()]))
-    assert errata.averages()["computed"].astype(float).to_numpy() == pytest.approx(floats, abs=0.0051)
+    assert paper.averages()["computed"].astype(float).to_numpy() == pytest.approx(floats, abs=0.0051)
 
 
 def test_the_safe_mask_is_not_the_best_mask_at_320_steps():
-    at = errata.averages().query("steps == 320").set_index("mask")["computed"].astype(float)
+    at = paper.averages().query("steps == 320").set_index("mask")["computed"].astype(float)
     assert at["M_low"] > at["M_low or not M_princ"]
 
 

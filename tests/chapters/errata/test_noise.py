@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from threegates.chapters.errata import noise, noise_plots
+from threegates.chapters.errata import noise, plots
 
 SMALL = {"side": 64, "draws": 3}
 
@@ -56,7 +56,7 @@ def test_everything_changed_leaves_nothing_to_see():
 
 
 def test_the_figure_draws_every_density_of_every_target():
-    fig = noise_plots.noise_figure(noise.storage_alone(**SMALL, densities=(0.25, 0.5, 0.75)))
+    fig = plots.noise_figure(noise.storage_alone(**SMALL, densities=(0.25, 0.5, 0.75)))
     left, right = fig.axes
     assert len(left.lines[0].get_xdata()) == 3
     assert [text.get_text() for text in right.get_legend().get_texts()] == [

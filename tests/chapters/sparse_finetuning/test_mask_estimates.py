@@ -11,13 +11,11 @@ from matplotlib import pyplot as plt
 
 from tests.planted import planted_masks
 from threegates import register
-from threegates.chapters.errata.errata import average
-from threegates.chapters.sparse_finetuning import estimates as masks
-from threegates.chapters.sparse_finetuning import plots, views
+from threegates.chapters.sparse_finetuning import estimates, plots, views
 from threegates.chapters.sparse_finetuning.views import ARMS, MEASURES
 from threegates.estimates.accuracy import base_accuracy, final_accuracy
-from threegates.estimates.paper import tables_4_and_5
-from threegates.judging import claims
+from threegates.estimates.paper import average, tables_4_and_5
+from threegates.judging import cards, claims
 from threegates.records.provenance import project_root
 
 
@@ -59,7 +57,7 @@ def test_accuracy_is_the_share_of_right_samples_and_the_base_is_no_arm(evaluatio
 
 
 def test_each_arm_is_taken_at_its_best_rate_and_another_share_is_left_out(evaluation):
-    best = masks.best_accuracy(evaluation)
+    best = estimates.best_accuracy(evaluation)
     for mask, passed in planted_masks.ACCURACY.items():
         assert best[mask].tolist() == pytest.approx([passed] * 3), mask
 
@@ -68,7 +66,7 @@ def test_the_best_rate_may_differ_between_arms_and_seeds(evaluation):
     frame = evaluation.astype({"correct": float})
     one = (frame["mask"] == "low") & (frame["seed"] == 2) & (frame["rate"] == "0.0001")
     frame.loc[one, "correct"] += 8 * 0.2
-    assert masks.best_accuracy(frame)["low"].tolist() == pytest.approx([0.7, 0.8, 0.7])
+    assert estimates.best_accuracy(frame)["low"].tolist() == pytest.approx([0.7, 0.8, 0.7])
     view = views.accuracy_view(frame)
     assert view.loc[view["mask"] == "low", "rate"].tolist() == ["0.0002", "0.0001", "0.0002"]
 
@@ -83,14 +81,14 @@ def test_differences_are_taken_within_a_seed(evaluation):
 
 
 def test_kl_distance_is_a_mean_of_absolute_log_ratios_at_evaluations(log):
-    distances = masks.kl_distances(log)
+    distances = estimates.kl_distances(log)
     for mask, distance in planted_masks.DISTANCE.items():
         assert distances[mask].tolist() == pytest.approx([distance] * 3), mask
 
 
 def test_a_kl_of_zero_has_no_ratio(log):
     start = log.assign(kl=log["kl"].where(log["step"] != 2, 0.0))
-    ratios = masks.kl_ratios(start)
+    ratios = estimates.kl_ratios(start)
     assert set(ratios["step"]) == {4} and np.isfinite(ratios["log_ratio"]).all()
 
 
@@ -104,14 +102,14 @@ def test_an_arm_that_was_not_run_is_named(evaluation, log):
 
 def test_runs_without_any_mask_give_no_estimate(evaluation, log):
     bare = [frame.drop(columns=["mask", "share"]) for frame in (evaluation, log)]
-    for name in masks.ESTIMATES:
+    for name in estimates.ESTIMATES:
         found = register.estimate(name, Given(evaluation=bare[0], log=bare[1]))
         assert not found.has_interval and found.reason.startswith("no RL runs"), name
 
 
 def test_one_seed_gives_a_value_without_an_interval():
     given = Given(evaluation=planted_masks.evaluation(seeds=[1]), log=planted_masks.log([1]))
-    for name in masks.ESTIMATES:
+    for name in estimates.ESTIMATES:
         found = register.estimate(name, given)
         assert math.isfinite(found.value) and not found.has_interval
         assert found.reason == "one of the seeds gives no interval"
@@ -183,7 +181,7 @@ def test_what_the_seeds_can_separate_comes_from_their_spread(evaluation, log):
 
 
 def test_rules_are_told_with_their_controls_and_without_results(evaluation, log):
-    rules = views.rule_view(verdicts({"evaluation": evaluation, "log": log})).set_index("claim")
+    rules = cards.rule_view(verdicts({"evaluation": evaluation, "log": log})).set_index("claim")
     assert len(rules) == 6 and list(rules.columns) == ["measure", "rule", "control"]
     assert rules.loc["Training principal weights alone is worse", "control"].startswith("a random mask")
     assert rules["control"].notna().sum() == 2

@@ -8,9 +8,13 @@ from scipy import stats
 
 from tests.planted import pages
 from threegates.book.values import rate_values, verdict_values
-from threegates.chapters.stripe_masks import views
+from threegates.chapters.emergence import views as emergence_views
+from threegates.chapters.miniature_lab import views as miniature_lab_views
+from threegates.chapters.stripe_masks import views as stripe_masks_views
+from threegates.chapters.update_sparsity import views as update_sparsity_views
+from threegates.figures import names
+from threegates.figures.numbers import interval, number
 from threegates.figures.style import METHOD_COLOURS
-from threegates.judging.cards import interval, number
 from threegates.judging.claims import read_claims
 from threegates.measures.agreement import LONGEST_SIDE, _map_row
 from threegates.pages.stated_values import stated_values
@@ -32,7 +36,7 @@ def evaluation() -> pd.DataFrame:
 
 
 def test_pass_rates_have_students_and_wilsons_intervals():
-    rates = views.pass_view(evaluation()).set_index(["run", "measure"])
+    rates = miniature_lab_views.pass_view(evaluation()).set_index(["run", "measure"])
     base = rates.loc[("base", "pass@1")]
     student = stats.ttest_1samp([0, 0.25, 0.5, 1.0], 0).confidence_interval(0.95)
     assert base["value"] == pytest.approx(0.4375)
@@ -45,7 +49,7 @@ def test_pass_rates_have_students_and_wilsons_intervals():
 
 
 def test_the_gain_is_the_mean_over_seeds_above_the_base():
-    gain = views.gain_view(evaluation()).iloc[0]
+    gain = miniature_lab_views.gain_view(evaluation()).iloc[0]
     gains = [26 / 32 - 14 / 32, 1 - 14 / 32]
     student = stats.ttest_1samp(gains, 0).confidence_interval(0.95)
     assert gain["gain"] == pytest.approx(np.mean(gains))
@@ -54,7 +58,9 @@ def test_the_gain_is_the_mean_over_seeds_above_the_base():
 
 
 def test_values_of_the_lab_are_what_the_pages_quote():
-    values = rate_values(views.pass_view(evaluation()), views.gain_view(evaluation()))
+    values = rate_values(
+        miniature_lab_views.pass_view(evaluation()), miniature_lab_views.gain_view(evaluation())
+    )
     assert values["base.pass@1"].startswith("0.438 [")
     assert values["base.prompts"] == "4"
     assert values["gain.GRPO"].startswith("0.469 [")
@@ -62,7 +68,9 @@ def test_values_of_the_lab_are_what_the_pages_quote():
 
 def test_every_value_of_the_pages_has_a_claim_or_is_the_labs():
     planted = set(verdict_values(pages.planted_verdicts()))
-    lab = set(rate_values(views.pass_view(evaluation()), views.gain_view(evaluation()))) | {
+    lab = set(
+        rate_values(miniature_lab_views.pass_view(evaluation()), miniature_lab_views.gain_view(evaluation()))
+    ) | {
         "profile",
         "origin",
     }
@@ -80,45 +88,47 @@ def test_every_value_of_the_pages_has_a_claim_or_is_the_labs():
     ],
 )
 def test_the_size_of_a_head_comes_from_the_config(config, expected):
-    assert views.head_size(config) == expected
+    assert names.head_size(config) == expected
 
 
 def test_a_method_the_study_does_not_know_keeps_its_name():
-    assert views.method_name("dapo") == "DAPO"
-    assert views.method_name("GRPO") == "GRPO"
-    assert views.method_name("flow-grpo") == "flow-grpo"
-    assert views.method_name(None) == "your pair"
+    assert names.method_name("dapo") == "DAPO"
+    assert names.method_name("GRPO") == "GRPO"
+    assert names.method_name("flow-grpo") == "flow-grpo"
+    assert names.method_name(None) == "your pair"
 
 
 def test_consensus_of_a_long_matrix_comes_back_as_averages_over_its_blocks():
     """Held against the means of a mask's 2 × 2 blocks, which `rows` and `columns` count, not its entries."""
     mask = torch.rand(6, 2 * LONGEST_SIDE, generator=torch.Generator().manual_seed(1)) < 0.3
     facts = [{"method": "rl", "role": role} for role in ("q", "gate")]
-    shown = views.consensus_view(pd.DataFrame([_map_row(of, "observed", [mask]) for of in facts]))
+    shown = stripe_masks_views.consensus_view(
+        pd.DataFrame([_map_row(of, "observed", [mask]) for of in facts])
+    )
     assert list(shown["role"]) == ["q"] and list(shown["block"]) == [2]
     expected = mask.numpy().reshape(3, 2, LONGEST_SIDE, 2).mean(axis=(1, 3))
     assert np.allclose(shown["consensus"].iloc[0], expected)
 
 
 def test_stripes_are_geometric_means_in_the_order_of_a_block():
-    nulls = {f"{n}_mean": 1.0 for n in ("bernoulli", *views.DRAWN_NULLS)}
+    nulls = {f"{n}_mean": 1.0 for n in ("bernoulli", *names.DRAWN_NULLS)}
     rows = [("o", 1.0), ("o", 4.0), ("q", 3.0)]
     axis = pd.DataFrame(
         [{"method": "rl", "role": r, "axis": "row", "dispersion": d, **nulls} for r, d in rows]
     )
-    view = views.stripe_view(axis)
+    view = stripe_masks_views.stripe_view(axis)
     assert list(view["role"]) == ["q", "o"]
     assert list(view["dispersion"]) == pytest.approx([3.0, 2.0])
 
 
 def test_the_range_of_runs_is_that_of_their_mean_jaccards():
-    nulls = {f"{n}_{e}": 0.5 for n in views.DRAWN_NULLS for e in ("mean", "low", "high")}
+    nulls = {f"{n}_{e}": 0.5 for n in names.DRAWN_NULLS for e in ("mean", "low", "high")}
     pairs = [("a", "b", 0.6), ("a", "c", 0.8), ("b", "c", 0.7)]
     rows = [
         {"method": "rl", "role": "q", "run_a": a, "run_b": b, "jaccard": j, "bernoulli": 0.4, **nulls}
         for a, b, j in pairs
     ]
-    row = views.baseline_view(pd.DataFrame(rows)).iloc[0]
+    row = stripe_masks_views.baseline_view(pd.DataFrame(rows)).iloc[0]
     assert (row["jaccard"], row["jaccard_low"], row["jaccard_high"]) == pytest.approx((0.7, 0.65, 0.75))
 
 
@@ -154,7 +164,7 @@ def test_sparsities_stand_in_the_order_of_the_figure_with_method_and_rate():
         ("grpo", "grpo", 5e-6, 1, 0.5),
         ("reinforce", "reinforce++", 5e-6, 1, 0.7),
     )
-    view = views.sparsity_view(frame)
+    view = update_sparsity_views.sparsity_view(frame)
     assert list(view["label"]) == [
         "REINFORCE++, lr 5e-06", "GRPO, lr 5e-06", "RFT, lr 5e-06", "SFT (teacher), lr 5e-06",
         "SFT (teacher), lr 3e-04", "your pair, mine",
@@ -168,8 +178,8 @@ def test_sparsities_stand_in_the_order_of_the_figure_with_method_and_rate():
 def test_the_summary_has_a_row_for_each_label_with_students_interval_over_seeds():
     levels = (0.5, 0.6, 0.75)
     runs = [(f"grpo-{seed}", "grpo", 5e-6, seed, level) for seed, level in enumerate(levels)]
-    view = views.sparsity_view(_tensors(*runs, ("rft", "rft", 5e-6, 0, 0.4)))
-    summary = views.sparsity_summary(view).set_index("method")
+    view = update_sparsity_views.sparsity_view(_tensors(*runs, ("rft", "rft", 5e-6, 0, 0.4)))
+    summary = update_sparsity_views.sparsity_summary(view).set_index("method")
     assert list(summary.index) == ["GRPO, lr 5e-06", "RFT, lr 5e-06"]
     grpo, whole = summary.iloc[0], [(80 * level + 20) / 100 for level in levels]
     student = stats.ttest_1samp(whole, 0).confidence_interval(0.95)
@@ -201,11 +211,11 @@ LABELS = {
 
 
 def test_runs_are_labelled_by_method_data_and_seed_once_each():
-    assert views.run_labels(pd.concat([FRAME, FRAME])) == LABELS
+    assert names.run_labels(pd.concat([FRAME, FRAME])) == LABELS
 
 
 def test_runs_of_reinforcement_learning_come_first_in_the_colour_of_their_method():
-    colours = views.run_colours(FRAME)
+    colours = names.run_colours(FRAME)
     assert list(colours) == [LABELS[pair] for pair in ("g1", "g2", "x", "t")]
     assert colours[LABELS["g1"]] == colours[LABELS["g2"]] == METHOD_COLOURS["GRPO"]
     assert colours[LABELS["t"]] == METHOD_COLOURS["SFT (teacher)"]
@@ -220,7 +230,7 @@ def _agreement(*rows: tuple[str, str, str, str, float]) -> pd.DataFrame:
     out = []
     for method, role, a, b, jaccard in rows:
         row = {"method": method, "role": role, "run_a": a, "run_b": b, "jaccard": jaccard, "bernoulli": 0.4}
-        for place, null in enumerate(views.DRAWN_NULLS):
+        for place, null in enumerate(names.DRAWN_NULLS):
             ends = {"mean": 0.0, "low": -0.02, "high": 0.03}
             row |= {f"{null}_{end}": jaccard - 0.1 * (place + 1) + d for end, d in ends.items()}
         out.append(row)
@@ -232,7 +242,7 @@ def test_jaccard_of_two_runs_is_the_mean_over_linear_matrices_alone():
         ("rl", "q", "g1", "g2", 0.6), ("rl", "down", "g1", "g2", 0.7), ("rl", "embedding", "g1", "g2", 0.0),
         ("rl", "q", "g1", "x", 0.5),
     )  # fmt: skip
-    view = views.jaccard_view(rows, FRAME)
+    view = stripe_masks_views.jaccard_view(rows, FRAME)
     assert list(view["run_a"]) == [LABELS["g1"]] * 2
     assert list(view["run_b"]) == [LABELS["g2"], LABELS["x"]]
     assert list(view["jaccard"]) == pytest.approx([0.65, 0.5])
@@ -244,10 +254,10 @@ def test_baselines_are_means_over_all_pairs_with_each_method_and_type_apart():
         ("rl", "q", "a", "b", 0.6), ("rl", "q", "a", "c", 0.8), ("rl", "q", "b", "c", 0.7),
         ("rl", "v", "a", "b", 0.9), ("sft", "q", "s", "t", 0.3), ("rl", "norm", "a", "b", 0.1),
     )  # fmt: skip
-    view = views.baseline_view(rows).set_index(["group", "role"])
+    view = stripe_masks_views.baseline_view(rows).set_index(["group", "role"])
     assert list(view.index) == [("RL runs", "q"), ("RL runs", "v"), ("SFT runs", "q")]
     query = view.loc[("RL runs", "q")]
-    for place, null in enumerate(views.DRAWN_NULLS):
+    for place, null in enumerate(names.DRAWN_NULLS):
         mean = 0.7 - 0.1 * (place + 1)
         found = (query[null], query[f"{null}_low"], query[f"{null}_high"])
         assert found == pytest.approx((mean, mean - 0.02, mean + 0.03))
@@ -267,7 +277,7 @@ def test_rates_keep_rows_and_columns_apart():
         ],
         columns=["role", "run_a", "run_b", "axis", "spearman"],
     )
-    view = views.rates_view(rows, FRAME).set_index("axis")
+    view = stripe_masks_views.rates_view(rows, FRAME).set_index("axis")
     assert view["spearman"].to_dict() == pytest.approx({"row": 0.4, "column": -0.1})
     assert set(view["run_a"]) == {LABELS["g1"]} and set(view["run_b"]) == {LABELS["g2"]}
 
@@ -281,12 +291,12 @@ def test_consensus_is_of_one_method_the_drawn_matrices_and_the_asked_kinds():
     ]
     maps = pd.DataFrame(rows, columns=["method", "role", "kind"])
     maps = maps.assign(consensus=[[0.0, 1.0]] * 4, rows=1, columns=2, block=1)
-    assert list(views.consensus_view(maps)["kind"]) == ["observed"]
-    assert list(views.consensus_view(maps, "rl", ("observed", "magnitude"))["kind"]) == [
+    assert list(stripe_masks_views.consensus_view(maps)["kind"]) == ["observed"]
+    assert list(stripe_masks_views.consensus_view(maps, "rl", ("observed", "magnitude"))["kind"]) == [
         "observed",
         "magnitude",
     ]
-    assert len(views.consensus_view(maps, "sft")) == 1
+    assert len(stripe_masks_views.consensus_view(maps, "sft")) == 1
 
 
 # ----------------------------------------------------------------------------------------- emergence
@@ -307,7 +317,7 @@ def _emergence() -> pd.DataFrame:
 
 
 def test_correlations_leave_out_each_runs_own_last_step_and_the_other_axis():
-    view = views.correlation_view(_emergence())
+    view = emergence_views.correlation_view(_emergence())
     assert set(zip(view["role"], view["run"], view["step"], strict=True)) == {
         (role, run, step) for role in "qo" for run, step in (("a", 5), ("a", 20), ("b", 5))
     }
@@ -320,7 +330,7 @@ def test_correlations_leave_out_each_runs_own_last_step_and_the_other_axis():
 
 
 def test_ratios_are_those_of_one_run_and_block_at_every_step_along_the_axis_of_the_type():
-    view = views.ratio_view(_emergence(), layer=1, run="a")
+    view = emergence_views.ratio_view(_emergence(), layer=1, run="a")
     assert set(zip(view["role"], view["axis"], strict=True)) == {("q", "row"), ("o", "column")}
     assert list(view["step"]) == [5, 5, 20, 20, 60, 60]
     assert set(view["run"]) == {"a"} and set(view["layer"]) == {1}
@@ -340,13 +350,13 @@ def _log() -> pd.DataFrame:
 
 
 def test_learning_curves_are_those_of_the_reward_runs_named_by_method():
-    view = views.learning_view(_log())
+    view = miniature_lab_views.learning_view(_log())
     assert list(view["method"]) == ["GRPO", "GRPO", "DAPO"]
     assert list(view.index) == [0, 1, 2]
 
 
 def test_where_the_algorithms_differ_is_a_mean_over_the_reward_runs():
-    view = views.algorithm_view(_log()).set_index("method")
+    view = miniature_lab_views.algorithm_view(_log()).set_index("method")
     assert list(view.index) == ["GRPO", "DAPO"]
     assert view.loc["GRPO"].to_dict() == pytest.approx(
         {
@@ -361,14 +371,14 @@ def test_where_the_algorithms_differ_is_a_mean_over_the_reward_runs():
 
 def test_one_seed_gives_a_gain_without_an_interval():
     frame = evaluation()
-    row = views.gain_view(frame[frame["run"] != "grpo-2"]).iloc[0]
+    row = miniature_lab_views.gain_view(frame[frame["run"] != "grpo-2"]).iloc[0]
     assert row["gain"] == pytest.approx(26 / 32 - 14 / 32)
     assert np.isnan(row["low"]) and np.isnan(row["high"]) and row["seeds"] == 1
 
 
 def test_two_steps_of_one_run_do_not_share_a_label():
     step = {"algorithm": "grpo", "data": "arith-4", "seed": 101}
-    labels = views.run_labels(pd.DataFrame([{"pair": "a-step0010", **step}, {"pair": "a", **step}]))
+    labels = names.run_labels(pd.DataFrame([{"pair": "a-step0010", **step}, {"pair": "a", **step}]))
     assert labels == {"a-step0010": "GRPO · arith-4 · 101 · a-step0010", "a": "GRPO · arith-4 · 101 · a"}
 
 
@@ -380,7 +390,7 @@ def test_training_view_takes_first_and_last_evaluations_and_means_over_seeds():
             line = {"step": step, "updates": 4 * step, "pass_at_1": found, "kl": 0.01 * step * seed}
             rows.append(facts | line | {"delta_norm": float(step)})
     rows.append({"run": "base", "algorithm": None, "step": 1, "updates": 1, "pass_at_1": 0.1})
-    view = views.training_view(pd.DataFrame(rows))
+    view = update_sparsity_views.training_view(pd.DataFrame(rows))
     assert view["method"].tolist() == ["GRPO"] and view["updates"].tolist() == [16]
     assert view["pass@1, first"].iloc[0] == pytest.approx(0.3) and view["‖ΔW‖"].iloc[0] == 4
     assert view["pass@1, last"].iloc[0] == pytest.approx(0.6)
@@ -392,7 +402,7 @@ def test_rate_summary_sets_runs_on_the_same_data_apart():
     values = {("a", "b"): 0.9, ("a", "c"): 0.3, ("b", "c"): 0.5}
     facts = {"method": "rl", "role": "q", "axis": "row", "storage_density_mean": 0.2}
     rates = pd.DataFrame([facts | {"run_a": a, "run_b": b, "spearman": v} for (a, b), v in values.items()])
-    found = views.rate_summary(rates, frame).set_index("data")["spearman"]
+    found = stripe_masks_views.rate_summary(rates, frame).set_index("data")["spearman"]
     assert found["same data"] == pytest.approx(0.9) and found["different data"] == pytest.approx(0.4)
 
 
@@ -400,7 +410,7 @@ def test_orientation_view_gives_the_spread_beyond_chance_of_both_axes():
     facts = {"pair": "p", "tensor": "t", "method": "rl", "role": "q", "density": 0.5}
     row = facts | {"axis": "row", "ratio": [0.5] * 10, "dispersion": 5.0, "storage_density_mean": 1.0}
     column = facts | {"axis": "column", "ratio": [0.5] * 40, "dispersion": 0.5, "storage_density_mean": 2.0}
-    view = views.orientation_view(pd.DataFrame([row, column])).iloc[0]
+    view = stripe_masks_views.orientation_view(pd.DataFrame([row, column])).iloc[0]
     # Rows have 40 entries, columns 10; below the binomial variance there is no excess.
     assert view["row"] == pytest.approx((4 * 0.25 / 40) ** 0.5) and view["column"] == 0
     assert view["row, null"] == 0 and view["column, null"] == pytest.approx((0.25 / 10) ** 0.5)

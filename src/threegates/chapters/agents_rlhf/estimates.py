@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 
+from threegates.checkpoints.formats.roles import LINEAR
 from threegates.estimates.intervals import Estimate, exact, missing
 from threegates.estimates.paper import table_2
-from threegates.estimates.rows import LINEAR, Estimator, Tables, pair_sparsity
+from threegates.estimates.rows import Estimator, Tables
+from threegates.measures.whole_models import pair_sparsity
 
 #: How far a measured number may lie from a printed one and still count as the same: half a percentage point
 #: of sparsity, one hundredth of a Jaccard index.

@@ -10,8 +10,8 @@ import pandas as pd
 
 from threegates.chapters.curvature.estimates import RATIOS as JUDGED_RATIOS
 from threegates.chapters.curvature.estimates import of_directions, run_curvature
-from threegates.chapters.stripe_masks.views import method_name, method_order
 from threegates.estimates.intervals import Estimate
+from threegates.figures.names import method_name, method_order
 from threegates.measures.curvature import NOISE, PARTS
 
 #: Directions in the order of the figure, with their names on the page.

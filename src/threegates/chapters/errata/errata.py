@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 import pandas as pd
 import torch
 
-from threegates.estimates.paper import sparsity_ranges, table_1, tables_4_and_5
+from threegates.estimates.paper import averages, sparsity_ranges, table_1, tables_4_and_5
 from threegates.geometry.bounds import ky_fan, mirsky, wedin_as_printed, wedin_corrected, weyl
 from threegates.geometry.directions import principal_energy
 from threegates.geometry.precision import (
@@ -171,19 +170,6 @@ def exact_steps(weight: float, rate: float) -> tuple[int, int]:
 def clip_bound(length: int = LENGTH, low: float = CLIP_LOW, high: float = CLIP_HIGH) -> float:
     """Lemma F.9's bound on the KL divergence in nats: length times the largest clipped log ratio."""
     return length * max(math.log(1 + high), -math.log(1 - low))
-
-
-def average(scores: str) -> Decimal:
-    """Mean of printed scores to two decimals, exactly, halves rounded up."""
-    numbers = [Decimal(x) for x in scores.split()]
-    return (sum(numbers, Decimal(0)) / len(numbers)).quantize(Decimal("0.01"), ROUND_HALF_UP)
-
-
-def averages() -> pd.DataFrame:
-    """Tables 4 and 5 with the average of each row computed, and whether the printed one differs."""
-    frame = tables_4_and_5()
-    computed = frame["scores"].map(average)
-    return frame.assign(computed=computed.map(str), differs=computed.map(str) != frame["average"])
 
 
 def order_is_kept() -> bool:

@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from threegates.chapters.errata import errata, noise
+from threegates.estimates import paper
 from threegates.estimates.intervals import Estimate, exact, t_estimate
 from threegates.estimates.paper import sparsity_ranges
 from threegates.estimates.rows import Estimator, Tables
@@ -64,7 +65,7 @@ def _first_steps() -> Estimate:
 
 
 def _right_averages() -> Estimate:
-    return _share(~errata.averages()["differs"].to_numpy(), "printed averages")
+    return _share(~paper.averages()["differs"].to_numpy(), "printed averages")
 
 
 def _order_of_masks() -> Estimate:
@@ -95,7 +96,7 @@ def _clip_bound() -> Estimate:
 
 def _safe_mask() -> Estimate:
     """Average of the paper's “safe” mask minus that of the low-magnitude mask alone, at 320 steps."""
-    averages = errata.averages()
+    averages = paper.averages()
     at_320 = averages[averages["steps"] == 320].set_index("mask")["computed"].astype(float)
     return exact(at_320["M_low or not M_princ"] - at_320["M_low"], 1, "pair of runs")
 

@@ -21,9 +21,9 @@ from threegates.chapters.kl_leash.estimates import (
     steps,
     with_weight,
 )
-from threegates.chapters.stripe_masks.views import method_name
 from threegates.estimates.intervals import exponential, t_estimate
 from threegates.estimates.rows import sft_runs
+from threegates.figures.names import method_name
 
 #: Estimators of KL by their columns in the log.
 ESTIMATORS = {"kl_k1": "k1", "kl_k2": "k2", "kl": "k3"}

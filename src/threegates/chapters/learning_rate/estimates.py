@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 
 from threegates.estimates.intervals import Estimate, missing, t_estimate
-from threegates.estimates.rows import Estimator, Tables, label, pair_sparsity
+from threegates.estimates.rows import Estimator, Tables, label
+from threegates.measures.whole_models import pair_sparsity
 
 #: By how much AdamW's norm may lie outside those of SGD before nothing is compared.
 REACH = 1.5

@@ -9,8 +9,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from threegates.chapters.sparse_finetuning.estimates import HEADLINE_SHARE
-from threegates.estimates.accuracy import base_accuracy, final_accuracy, paired_gap
+from threegates.estimates.accuracy import HEADLINE_SHARE, base_accuracy, final_accuracy, paired_gap
 from threegates.estimates.intervals import Estimate, exponential, missing, noted, t_estimate
 from threegates.estimates.rows import Estimator, Tables, with_labels
 

@@ -13,7 +13,7 @@ from threegates.chapters.lora_vs_pissa.estimates import (
     collapses,
     norm_bounds,
 )
-from threegates.chapters.sparse_finetuning.estimates import HEADLINE_SHARE
+from threegates.estimates.accuracy import HEADLINE_SHARE
 from threegates.estimates.intervals import t_estimate
 from threegates.estimates.rows import with_labels
 

@@ -7,7 +7,8 @@ from functools import partial
 import pandas as pd
 
 from threegates.estimates.intervals import Estimate, missing, t_estimate
-from threegates.estimates.rows import PAIR_COLUMNS, Estimator, Tables, nearest_to_third, over_seeds
+from threegates.estimates.rows import Estimator, Tables, nearest_to_third, over_seeds
+from threegates.measures.whole_models import PAIR_COLUMNS
 
 
 def lens_totals(lens: pd.DataFrame) -> pd.DataFrame:

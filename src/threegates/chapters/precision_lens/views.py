@@ -9,8 +9,8 @@ import pandas as pd
 import torch
 
 from threegates.chapters.precision_lens.estimates import masters
-from threegates.chapters.stripe_masks.views import method_name
 from threegates.estimates.intervals import t_estimate
+from threegates.figures.names import method_name
 from threegates.geometry.accumulation import first_visible_step
 from threegates.geometry.precision import INFINITY_CODE, bf16_codes, bf16_from_codes, half_gaps
 from threegates.measures.lens import PER_OCTAVE

@@ -7,10 +7,10 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from threegates.checkpoints.formats.roles import LINEAR
 from threegates.estimates.intervals import Estimate, exponential, missing, t_estimate
 from threegates.estimates.rows import (
     FP32_IS_LOST,
-    LINEAR,
     Estimator,
     Tables,
     as_trained,
@@ -89,6 +89,16 @@ def _off_principal(tables: Tables, confidence: float) -> Estimate:
     return exponential(t_estimate(seed_means(rows, ratio), "seeds", confidence))
 
 
+def _overlap_of_noise(target: str, sign: int, tables: Tables, confidence: float) -> Estimate:
+    """Sign times (overlap of noise of RL's norm − density), mean over matrices, then over a seed's runs."""
+    rows = as_trained(rl_runs(tables.table("overlap")))
+    rows = rows[(rows["target"] == target) & (rows["view"] == "bf16") & rows["role"].isin(LINEAR)]
+    if rows.empty:
+        return missing("no runs of RL at the mask learning rate", "seeds")
+    gaps = sign * (rows["storage_norm_mean"] - rows["density"])
+    return t_estimate(seed_means(rows, gaps), "seeds", confidence)
+
+
 ESTIMATES: dict[str, Estimator] = {
     "principal_avoidance": partial(_overlap_gap, "principal", -1, None, "bf16"),
     "principal_avoidance_storage_density": partial(_overlap_gap, "principal", -1, "storage_density", "bf16"),
@@ -115,4 +125,8 @@ ESTIMATES: dict[str, Estimator] = {
     "principal_overlap_sft_over_rl_fp32": partial(_overlap_of_sft, "fp32", False),
     "principal_energy_sft_over_rl": partial(_energy_of_sft, "fp32", False),
     "principal_energy_sft_over_rl_equal_norm": partial(_energy_of_sft, "bf16", True),
+    # What storage alone gives: the same measures on the masks of noise of RL's norm in place of RL's.
+    "noise_principal_avoidance": partial(_overlap_of_noise, "principal", -1),
+    "noise_low_preference": partial(_overlap_of_noise, "low", 1),
+    "noise_principal_not_low_avoidance": partial(_overlap_of_noise, "principal_not_low", -1),
 }

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from threegates.chapters.stripe_masks.views import METHODS, method_name
-from threegates.estimates.rows import LINEAR, SFT
+from threegates.checkpoints.formats.roles import LINEAR
+from threegates.estimates.rows import SFT
+from threegates.figures.names import METHODS, method_name
 from threegates.geometry.precision import ETA
 from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
 from threegates.measures.overlap import MATCHED, RAW

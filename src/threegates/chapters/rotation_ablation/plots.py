@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from threegates.chapters.stripe_masks.plots import ROLES, t_interval
+from threegates.estimates.intervals import t_interval
+from threegates.figures.names import ROLES
 from threegates.figures.style import NULLS, style
 from threegates.measures.rotation import BACK, RAW, ROTATED, UNTOUCHED
 

@@ -6,8 +6,8 @@ from typing import cast
 
 import pandas as pd
 
-from threegates.chapters.stripe_masks.plots import ROLES
 from threegates.estimates.intervals import t_estimate
+from threegates.figures.names import ROLES
 from threegates.measures.rotation import BACK, RAW, ROTATED, UNTOUCHED, VALUES
 
 #: Axis of a matrix that runs over entries of heads; the other one runs over the residual stream.

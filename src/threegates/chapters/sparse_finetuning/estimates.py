@@ -7,12 +7,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from threegates.estimates.accuracy import final_accuracy, paired_gap
+from threegates.estimates.accuracy import HEADLINE_SHARE, final_accuracy, paired_gap
 from threegates.estimates.intervals import Estimate
 from threegates.estimates.rows import Estimator, Tables, with_labels
-
-#: α of M_princ in the headline, as the label `share` has it.
-HEADLINE_SHARE = "0.5"
 
 
 def under_masks(rows: pd.DataFrame, share: str | None = HEADLINE_SHARE) -> pd.DataFrame:

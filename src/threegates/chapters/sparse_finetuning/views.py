@@ -5,15 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from threegates.chapters.errata.errata import averages
-from threegates.chapters.sparse_finetuning.estimates import (
-    HEADLINE_SHARE,
-    kl_distances,
-    kl_ratios,
-    under_masks,
-)
-from threegates.estimates.accuracy import final_accuracy
+from threegates.chapters.sparse_finetuning.estimates import kl_distances, kl_ratios, under_masks
+from threegates.estimates.accuracy import HEADLINE_SHARE, final_accuracy
 from threegates.estimates.intervals import t_estimate
+from threegates.estimates.paper import averages
 from threegates.estimates.statistics import with_statistics
 
 #: Labels of the masks, in the order of the paper's tables, and their names there.
@@ -185,18 +180,3 @@ def distance_view(log: pd.DataFrame) -> pd.DataFrame:
         numbers = {"seeds": found.n, "distance": found.value, "low": found.low, "high": found.high}
         rows.append({"mask": mask, "name": ARMS[mask], **numbers})
     return pd.DataFrame(rows, columns=["mask", "name", "seeds", "distance", "low", "high"])
-
-
-def rule_view(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """What a chapter's claims are judged by, before any result: claim, measure, rule, controls' rules."""
-    rules = verdicts[verdicts["kind"] == "rule"]
-    controls = verdicts[verdicts["kind"] != "rule"]
-    told = (controls["says"] + ": " + controls["rule"]).groupby(controls["claim"]).agg("; ".join)
-    return pd.DataFrame(
-        {
-            "claim": rules["title"],
-            "measure": rules["measure"],
-            "rule": rules["rule"],
-            "control": rules["claim"].map(told),
-        }
-    ).reset_index(drop=True)

@@ -8,15 +8,8 @@ import numpy as np
 import pandas as pd
 
 from threegates.estimates.intervals import Estimate, exponential, missing, t_estimate
-from threegates.estimates.rows import (
-    PAIR_COLUMNS,
-    Estimator,
-    Tables,
-    over_partner,
-    rl_runs,
-    seed_gap,
-    sft_runs,
-)
+from threegates.estimates.rows import Estimator, Tables, over_partner, rl_runs, seed_gap, sft_runs
+from threegates.measures.whole_models import PAIR_COLUMNS
 
 
 def pair_drift(drift: pd.DataFrame) -> pd.DataFrame:

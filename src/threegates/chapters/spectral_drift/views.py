@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from threegates.chapters.stripe_masks.views import group_label, method_name, method_order
+from threegates.checkpoints.formats.roles import LINEAR
 from threegates.estimates.intervals import t_estimate
-from threegates.estimates.rows import LINEAR, SFT
+from threegates.estimates.rows import SFT
+from threegates.figures.names import group_label, method_name, method_order
 from threegates.measures.drift import MATCHED, MATCHED_ROUNDED, NOISE, RAW, ROUNDED
 
 #: Where a variant is drawn; an RL run is its own partner, so that it stands beside the scaled runs as it is.

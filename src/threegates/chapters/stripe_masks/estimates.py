@@ -1,4 +1,4 @@
-"""Estimates of stripes, of the agreement of masks, and of when both emerge."""
+"""Estimates of stripes and of the agreement of masks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
+from threegates.checkpoints.formats.roles import LINEAR
 from threegates.estimates.intervals import Estimate, exponential, jackknife_estimate, missing, t_estimate
-from threegates.estimates.rows import LINEAR, STRIPES, Estimator, Tables, nearest_to_third, over_seeds
+from threegates.estimates.rows import STRIPES, Estimator, Tables, over_seeds
 
 MINIMUM_RUNS = 5
 
@@ -62,10 +63,10 @@ def excess_spread(axis: pd.DataFrame, column: str) -> pd.Series:
 
 def _jaccard_excess(null: str, tables: Tables, confidence: float) -> Estimate:
     column = "bernoulli" if null == "bernoulli" else f"{null}_mean"
-    return agreement_excess("jaccard", column, tables, confidence)
+    return _agreement_excess("jaccard", column, tables, confidence)
 
 
-def agreement_excess(of: str, over: str, tables: Tables, confidence: float) -> Estimate:
+def _agreement_excess(of: str, over: str, tables: Tables, confidence: float) -> Estimate:
     """One column of the agreement of RL masks minus another, the smallest matrix type; jackknife over seeds.
 
     Runs of one seed are left out together. Where no seed is known, each run stands alone.
@@ -90,36 +91,6 @@ def _smallest_role(rows: pd.DataFrame, units: set) -> float:
     return float(kept.groupby("role")["excess"].mean().min())
 
 
-def _emergence(null: str | None, tables: Tables, confidence: float) -> Estimate:
-    rows = tables.table("emergence")
-    if rows.empty:
-        return missing("no RL run with checkpoints along its training")
-    along = np.where(rows["role"] == "o", "column", "row")
-    rows = rows[(rows["method"] == "rl") & rows["role"].isin(STRIPES) & (rows["axis"] == along)]
-    rows = pd.concat([nearest_to_third(run) for _, run in rows.groupby("run")]) if len(rows) else rows
-    excess = rows["spearman_with_final"] - (rows[f"{null}_mean"] if null else 0.0)
-    means, unit = over_seeds(excess.groupby(rows["run"]).mean(), rows, "run")
-    return t_estimate(means, unit, confidence)
-
-
-def _deepening(tables: Tables, confidence: float) -> Estimate:
-    """Log ratio of dispersion at the end to that at a third of training, geometric mean over matrices."""
-    rows = tables.table("emergence")
-    if rows.empty:
-        return missing("no RL run with checkpoints along its training")
-    along = np.where(rows["role"] == "o", "column", "row")
-    rows = rows[(rows["method"] == "rl") & rows["role"].isin(STRIPES) & (rows["axis"] == along)]
-    growth = pd.Series({run: _growth(of_run) for run, of_run in rows.groupby("run")}, dtype=float)
-    means, unit = over_seeds(growth, rows, "run")
-    return exponential(t_estimate(means, unit, confidence))
-
-
-def _growth(run: pd.DataFrame) -> float:
-    ends = (run[run["step"] == run["step"].max()], nearest_to_third(run))
-    late, early = (rows.set_index(["tensor", "axis"])["dispersion"] for rows in ends)
-    return float(np.log(late / early).mean())
-
-
 ESTIMATES: dict[str, Estimator] = {
     "stripe_excess_bernoulli": partial(_stripe_excess, None),
     "stripe_excess_storage_density": partial(_stripe_excess, "storage_density"),
@@ -132,7 +103,6 @@ ESTIMATES: dict[str, Estimator] = {
     "jaccard_excess_storage_density": partial(_jaccard_excess, "storage_density"),
     "jaccard_excess_storage_norm": partial(_jaccard_excess, "storage_norm"),
     "jaccard_excess_magnitude": partial(_jaccard_excess, "magnitude"),
-    "emergence_correlation": partial(_emergence, None),
-    "emergence_excess_storage_path": partial(_emergence, "storage_path"),
-    "stripe_deepening": _deepening,
+    # What storage alone gives: the same measure on the masks of noise of RL's norm in place of RL's.
+    "noise_jaccard_excess": partial(_agreement_excess, "storage_norm_mean", "bernoulli"),
 }

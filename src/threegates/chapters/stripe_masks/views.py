@@ -2,111 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from threegates.chapters.stripe_masks.estimates import excess_spread
-from threegates.chapters.stripe_masks.plots import ROLES
-from threegates.estimates.intervals import t_estimate
-from threegates.estimates.rows import LINEAR, pair_sparsity
-from threegates.figures.style import colour
+from threegates.checkpoints.formats.roles import LINEAR
+from threegates.figures.names import DRAWN_NULLS, ROLES, run_labels
 from threegates.measures.agreement import consensus_map
-
-#: Names on the page of the algorithms in the manifest.
-METHODS = {
-    "pretraining": "pre-training",
-    "sft-teacher": "SFT (teacher)",
-    "cross-entropy": "SFT (cross-entropy)",
-    "sft-same-style": "SFT (same style)",
-    "rft": "RFT",
-    "grpo": "GRPO",
-    "dapo": "DAPO",
-    "reinforce++": "REINFORCE++",
-}
-DRAWN_NULLS = ("storage_density", "storage_norm", "magnitude")
-
-
-def method_name(algorithm: Any) -> str:
-    """Name on the page of an algorithm; one the study does not know keeps its own."""
-    if pd.isna(algorithm):
-        return "your pair"
-    return METHODS.get(str(algorithm).lower(), str(algorithm))
-
-
-def group_label(name: str, rate: float, pair: str) -> str:
-    """Label of a method at a learning rate; of a pair that stands for itself its name."""
-    if name == pair:
-        return pair
-    return f"{name}, lr {rate:.0e}" if rate == rate else f"{name}, {pair}"
-
-
-def run_labels(frame: pd.DataFrame) -> dict[str, str]:
-    """Label of each pair or run by its name: method, data, seed, and the name where that is not unique.
-
-    Pairs that a reader has chosen go by their names.
-    """
-    if "alone" in frame:
-        return {pair: pair for pair in dict.fromkeys(frame["pair"])}
-    rows = frame.drop_duplicates("pair").to_dict("records")
-    labels = {row["pair"]: f"{method_name(row['algorithm'])} · {row['data']} · {row['seed']}" for row in rows}
-    taken = Counter(labels.values())
-    return {pair: label if taken[label] == 1 else f"{label} · {pair}" for pair, label in labels.items()}
-
-
-def run_colours(frame: pd.DataFrame) -> dict[str, str]:
-    """Colour of each run's method by the run's label, RL first, in the order of the figures."""
-    order = {"rl": 0, "rft": 1, "sft": 2}
-    rows = frame.drop_duplicates("pair").sort_values("method", key=lambda m: m.map(order), kind="stable")
-    labels = run_labels(rows)
-    return {labels[row["pair"]]: colour(method_name(row["algorithm"])) for row in rows.to_dict("records")}
-
-
-def head_size(config: Mapping[str, Any]) -> int | None:
-    """Rows of one attention head in Q, K and V, by a checkpoint's config.json; None where it has no heads."""
-    if config.get("head_dim"):
-        return int(config["head_dim"])
-    width, heads = config.get("hidden_size"), config.get("num_attention_heads")
-    return width // heads if width and heads else None
-
-
-def sparsity_view(tensor: pd.DataFrame) -> pd.DataFrame:
-    """Whole-model sparsities, one row a pair, with the label of method and learning rate."""
-    pairs = pair_sparsity(tensor)
-    names = pairs["algorithm"].map(method_name)
-    labels = [group_label(*facts) for facts in zip(names, pairs["learning_rate"], pairs["pair"], strict=True)]
-    view = pairs.assign(method=names, label=labels, order=method_order(pairs))
-    return view.sort_values("order", kind="stable").drop(columns="order").reset_index(drop=True)
-
-
-def method_order(pairs: pd.DataFrame) -> pd.Series:
-    """RL first, then what is on-policy, then the teacher; the smaller learning rate first."""
-    place = {name: number for number, name in enumerate(reversed(METHODS))}
-    return pairs["algorithm"].map(place).fillna(len(place)) + pairs["learning_rate"].fillna(0)
-
-
-def sparsity_summary(view: pd.DataFrame) -> pd.DataFrame:
-    """Mean sparsity of each method and rate with its t interval over seeds: one row a label."""
-    rows = []
-    for label, group in view.groupby("label", sort=False):
-        found = t_estimate(group["sparsity"], "seeds", 0.95)
-        rows.append(
-            {
-                "method": label,
-                "seeds": found.n,
-                "bf16": found.value,
-                "low": found.low,
-                "high": found.high,
-                "linear layers": group["linear_sparsity"].mean(),
-                "fp32": group["sparsity_fp32"].mean(),
-                "noise of equal norm": group["sparsity_storage_norm"].mean(),
-            }
-        )
-    return pd.DataFrame(rows)
 
 
 def consensus_view(
@@ -184,112 +86,6 @@ def stripes_by_pair(axis: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["pair", "role", "axis", "dispersion", "storage_density_mean"]]
 
 
-def ratio_view(emergence: pd.DataFrame, layer: int, run: str) -> pd.DataFrame:
-    """Row ratios of Q, K, V and column ratios of O of one block and run at every kept step."""
-    along = np.where(emergence["role"] == "o", "column", "row")
-    keep = (
-        (emergence["run"] == run)
-        & (emergence["layer"] == layer)
-        & (emergence["axis"] == along)
-        & emergence["role"].isin(["q", "k", "v", "o"])
-    )
-    return emergence[keep].reset_index(drop=True)
-
-
-def correlation_view(emergence: pd.DataFrame) -> pd.DataFrame:
-    """Correlation with the final ratios at every earlier step, mean over blocks, beside the walk's."""
-    along = np.where(emergence["role"] == "o", "column", "row")
-    rows = emergence[(emergence["axis"] == along) & emergence["role"].isin(["q", "k", "v", "o"])]
-    last = rows.groupby("run")["step"].transform("max")
-    walk = ["storage_path_mean", "storage_path_low", "storage_path_high"]
-    means = rows[rows["step"] < last].groupby(["role", "run", "step"], sort=False)
-    view = means[["spearman_with_final", *walk]].mean().reset_index()
-    return view.rename(columns={"spearman_with_final": "spearman"})
-
-
-def learning_view(log: pd.DataFrame) -> pd.DataFrame:
-    """Training logs of the reward-curve runs, with the names of their methods."""
-    rows = log[log["rate"] == "reward"]
-    return rows.assign(method=rows["algorithm"].map(method_name)).reset_index(drop=True)
-
-
-def pass_view(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """pass@1 and pass@k of every evaluated checkpoint on held-out prompts, with 95 % intervals.
-
-    pass@1 is the mean share of right samples over prompts with Student's interval over prompts; pass@k the
-    share of prompts with any right sample, with Wilson's interval.
-
-    **Source** Student (1908); Wilson (1927).
-    """
-    rows = [
-        row for run, group in evaluation.groupby("run", sort=False) for row in _pass_rows(str(run), group)
-    ]
-    return pd.DataFrame(rows)
-
-
-def _pass_rows(run: str, group: pd.DataFrame) -> list[dict[str, Any]]:
-    """Both pass rates of one evaluated checkpoint."""
-    first, prompts = group.iloc[0], len(group)
-    base = pd.isna(first["algorithm"])
-    method = METHODS["pretraining"] if base else method_name(first["algorithm"])
-    facts = {"run": run, "label": "base" if base else f"{method} · {first['seed']}", "method": method}
-    one = t_estimate(group["correct"] / group["samples"], "prompts", 0.95)
-    hits = int((group["correct"] > 0).sum())
-    any_right = stats.binomtest(hits, prompts).proportion_ci(0.95, "wilson")
-    measured = {
-        "pass@1": (one.value, one.low, one.high),
-        f"pass@{int(group['samples'].max())}": (hits / prompts, any_right.low, any_right.high),
-    }
-    return [
-        {**facts, "measure": name, "value": value, "low": low, "high": high, "prompts": prompts}
-        for name, (value, low, high) in measured.items()
-    ]
-
-
-def gain_view(evaluation: pd.DataFrame) -> pd.DataFrame:
-    """What each algorithm adds to the base's pass@1 on the same prompts, with its t interval over seeds."""
-    shares = evaluation.assign(share=evaluation["correct"] / evaluation["samples"])
-    per_run = shares.groupby("run", sort=False).agg(share=("share", "mean"), algorithm=("algorithm", "first"))
-    base = per_run.loc[per_run["algorithm"].isna(), "share"].iloc[0]
-    tuned = per_run[per_run["algorithm"].notna()]
-    rows = []
-    for algorithm, group in tuned.groupby("algorithm", sort=False):
-        found = t_estimate(group["share"] - base, "seeds", 0.95)
-        gain = {"gain": found.value, "low": found.low, "high": found.high, "seeds": found.n}
-        rows.append({"method": method_name(algorithm), **gain})
-    return pd.DataFrame(rows)
-
-
-def training_view(log: pd.DataFrame) -> pd.DataFrame:
-    """What each method's runs did: updates, held-out pass@1 first and last, KL and ‖ΔW‖ at the end.
-
-    Means over seeds of the runs in the log; one row a method and learning rate.
-    """
-    rows = log[log["algorithm"].notna()].sort_values(["run", "step"])
-    runs = rows.groupby("run", sort=False).agg(
-        algorithm=("algorithm", "first"),
-        rate=("learning_rate", "first"),
-        steps=("step", "last"),
-        updates=("updates", "last"),
-        first=("pass_at_1", "first"),
-        last=("pass_at_1", "last"),
-        kl=("kl", "last"),
-        length=("length", "last"),
-        delta_norm=("delta_norm", "last"),
-    )
-    means = runs.groupby(["algorithm", "rate"], sort=False).mean().reset_index()
-    return means.assign(algorithm=means["algorithm"].map(method_name)).rename(
-        columns={
-            "algorithm": "method",
-            "rate": "learning rate",
-            "first": "pass@1, first",
-            "last": "pass@1, last",
-            "kl": "KL to base",
-            "delta_norm": "‖ΔW‖",
-        }
-    )
-
-
 def rate_summary(rates: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     """Mean correlations between runs of one kind, those on the same data set and those on different ones."""
     data = frame.drop_duplicates("pair").set_index("pair")["data"]
@@ -299,18 +95,6 @@ def rate_summary(rates: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     named = same.map({True: "same data", False: "different data"}).rename("data")
     means = rows.groupby([kinds, named, "axis"])[["spearman", "storage_density_mean"]].mean()
     return means.reset_index()
-
-
-def algorithm_view(log: pd.DataFrame) -> pd.DataFrame:
-    """Where the algorithms differ: means over the reward-curve runs of what the log records of them."""
-    rows = learning_view(log)
-    facts = rows.groupby("method", sort=False)
-    return facts.agg(
-        clip_fraction=("clip_fraction", "mean"),
-        largest_clip_fraction=("clip_fraction", "max"),
-        resampled_groups=("resampled_groups", "mean"),
-        advantage_scale=("advantage_scale", "mean"),
-    ).reset_index()
 
 
 def orientation_view(axis: pd.DataFrame, method: str = "rl") -> pd.DataFrame:

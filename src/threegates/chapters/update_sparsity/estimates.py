@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from threegates.estimates.intervals import Estimate, missing, t_estimate
-from threegates.estimates.rows import Estimator, Tables, over_seeds, pair_sparsity, rl_runs, seed_gap
+from threegates.estimates.rows import Estimator, Tables, over_seeds, rl_runs, seed_gap
+from threegates.measures.whole_models import pair_sparsity
 
 
 def _gap_to(algorithm: str, rate: str, tables: Tables, confidence: float) -> Estimate:
