@@ -329,6 +329,18 @@ def test_names_below_a_longer_prefix_are_followed(trees):
     assert {"demo.b.c.g", "demo.a.f"} == set(found)
 
 
+def test_what_a_definition_inside_takes_from_elsewhere_is_followed(trees):
+    """`decompose_base` in the study's cache on disk, which is outside, calls `decompose`, which is not."""
+    files = {
+        "__init__.py": "",
+        "a.py": "from demo.b import g\n\ndef f():\n    return g()\n",
+        "b.py": "from demo.c import h\n\ndef g():\n    return h() + own()\n\ndef own():\n    return 1\n",
+        "c.py": "def h():\n    return 1\n",
+    }
+    bounds = {"outside": ["demo.b"], "inside": ["demo.b.g"]}
+    assert {*reached("demo.a.f", root=trees.make(files), **bounds)} == {"demo.a.f", "demo.b.g", "demo.c.h"}
+
+
 def circle(members: int, change: int | None = None, name: str = "f") -> list[str]:
     """Functions that call each other round and round, with a constant each."""
     numbers = [k + 100 * (k == change) for k in range(members)]

@@ -82,7 +82,7 @@ def test_other_draws_other_weights_and_other_code_are_other_jobs(stripes, projec
     planted.write(project / "build" / "lab" / "grpo-s1", planted.with_noise(planted.base_tensors(), 1e-4, 9))
     other = {job.name: job.digest for job in stripes().jobs}
     assert [name for name in digests if digests[name] != other[name]] == ["grpo-s1", "base-rl-layer00"]
-    monkeypatch.setattr(jobs, "code_digest", lambda *modules: "other code")
+    monkeypatch.setattr(jobs, "code_digest", lambda *_, **__: "other code")
     assert not set(digests.values()) & {job.digest for job in stripes().jobs}
 
 

@@ -2,8 +2,9 @@
 
 A *definition* is a top-level name of a module with all the top-level statements that bind it, in order. Its
 form is a sequence of texts and of references. A text is the same under every Python from 3.11 on: fields are
-named and sorted, empty ones are left out, and positions, contexts and docstrings are no part of it. A reference
-is a name of a module with the attributes taken of it; `threegates.definitions` finds what it stands for.
+named and sorted, empty ones are left out, and positions, contexts and docstrings are no part of it. A
+reference is a name of a module with the attributes taken of it; `threegates.definitions` finds what it stands
+for.
 """
 
 from __future__ import annotations

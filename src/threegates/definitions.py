@@ -61,6 +61,15 @@ class Boundary:
         return max(found, default=(0, False))[1]
 
 
+@dataclass(frozen=True)
+class Reach:
+    """What decides some numbers: the names to start from, and where to stop."""
+
+    roots: tuple[str, ...]
+    outside: tuple[str, ...] = ()
+    inside: tuple[str, ...] = ()
+
+
 def code_digest(
     *roots: str, root: Path = PACKAGE, outside: Sequence[str] = (), inside: Sequence[str] = ()
 ) -> str:
@@ -68,7 +77,7 @@ def code_digest(
 
     Parameters
     ----------
-    roots : dotted names of modules or of definitions, such as ``"threegates.study.measure.PairTensors"``.
+    roots : dotted names of modules or of definitions, such as ``"threegates.measures.changes.PairTensors"``.
     root : folder of the package.
     outside : prefixes of dotted names that are not followed; inside : longer ones that are.
 
@@ -237,19 +246,20 @@ class Closure:
 
     def resolved(self, module: str, chain: Sequence[str], seen: frozenset[Node] = frozenset()) -> _Resolved:
         """What a name of a module stands for: a definition with attributes, or a text where there is none."""
+        facts = self.tree.module(module)
+        head, rest = (chain[0], chain[1:]) if chain else ("", ())
+        # What a name outside imports may lie inside, so the origin decides.
+        if facts is not None and head in facts.imports and (here := Node(module, head)) not in seen:
+            origin = facts.imports[head]
+            return self.resolved(origin.module, (*origin.chain, *rest), seen | {here})
         if self.boundary.excludes(".".join([module, *chain])):
             return (self._outside(module, chain),)
-        facts = self.tree.module(module)
         if facts is None:
             return (f"<ext:{'.'.join([module, *chain])}>",)
         if not chain:
             return (Node(module, _WHOLE),)
-        head, rest = chain[0], chain[1:]
         if head in facts.definitions:
             return (Node(module, head), _attributes(rest))
-        if head in facts.imports and (here := Node(module, head)) not in seen:
-            origin = facts.imports[head]
-            return self.resolved(origin.module, (*origin.chain, *rest), seen | {here})
         if self.tree.module(f"{module}.{head}") is not None:
             return self.resolved(f"{module}.{head}", rest, seen)
         return self._starred(facts, chain, seen) or (Node(module, _WHOLE), _attributes(chain))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from threegates.checkpoints.manifests.manifest import Entry
+from threegates.definitions import Reach
 from threegates.digest import file_digest, value_digest
 from threegates.errors import RecordError
 from threegates.estimates.rows import MissingRecordError
@@ -278,7 +279,7 @@ class Study:
     def _verdict_provenance(self, module: str = "threegates.judging.claims") -> dict:
         own = self._claims().of(self.chapter, self.about.name)
         inputs = {"study": self.digest(), "claims": value_digest(own), "subject": self.subject}
-        return record_provenance((module,), inputs=inputs, draws=self.draws, seed=self.seed)
+        return record_provenance(Reach((module,)), inputs=inputs, draws=self.draws, seed=self.seed)
 
     def _columns(self, name: str) -> dict[str, str]:
         tables = {

@@ -14,7 +14,7 @@ from threegates.checkpoints.formats.roles import LINEAR, role
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
 from threegates.geometry.principal import headline_rank
-from threegates.lab import runs as module
+from threegates.lab import training
 from threegates.lab.masked import MaskedPolicyTrainer, MaskedWeights, update_mask, update_masks
 from threegates.lab.recipe import Mask, MaskedRLRecipe, PretrainRecipe
 from threegates.lab.rollout import Rollout
@@ -188,7 +188,7 @@ def test_stored_checkpoints_keep_the_bases_bits_outside_the_mask(tmp_path, rewar
 
 @pytest.mark.parametrize("mask", ["safe", "random"])
 def test_a_killed_run_resumes_to_the_same_bytes(monkeypatch, tmp_path, rewarded, lab, mask):
-    monkeypatch.setattr(module, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "SNAPSHOT_SECONDS", 0.0)
     whole, broken = (_lab_with_base(lab, tmp_path / name) for name in ("whole", "broken"))
     execute(whole, _run(mask))
     with monkeypatch.context() as patch:

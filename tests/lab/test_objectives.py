@@ -16,10 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threegates.errors import RecipeError
+from threegates.lab.algorithms import ALGORITHMS, algorithm
 from threegates.lab.kl import ESTIMATORS, k3
 from threegates.lab.objectives import (
-    ALGORITHMS,
-    algorithm,
     batch_advantages,
     group_advantages,
     keep_informative,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tests.lab.tiny import TINY, random_weights
 from threegates.checkpoints.writer import write_checkpoint
-from threegates.lab.objectives import ALGORITHMS, Algorithm, group_advantages, policy_loss
+from threegates.lab.algorithms import ALGORITHMS
+from threegates.lab.objectives import Algorithm, group_advantages, policy_loss
 from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
 from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID, Problem, data_set
 from threegates.lab.tokenizer import tokenizer_files

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tests.lab.tiny import BIGRAM, DIGITS, bigram_weights, earns_reward, guessing_weights, words
 from threegates.lab import rl as module
+from threegates.lab.algorithms import ALGORITHMS
 from threegates.lab.model import forward
-from threegates.lab.objectives import ALGORITHMS
 from threegates.lab.recipe import RLRecipe
 from threegates.lab.rl import PolicyTrainer
 from threegates.lab.rollout import Rollout, pad_prompts

@@ -22,12 +22,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.lab.tiny import TINY
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
-from threegates.lab import language
+from threegates.lab import language, training
 from threegates.lab import runs as module
+from threegates.lab.algorithms import algorithm
+from threegates.lab.columns import LOG_COLUMNS
 from threegates.lab.language import load_weights
 from threegates.lab.model import forward
 from threegates.lab.recipe import AnyRecipe, PretrainRecipe, RLRecipe, SFTRecipe
-from threegates.lab.runs import LOG_COLUMNS, Run, execute, is_finished, make_run
+from threegates.lab.runs import Run, execute, is_finished, make_run
 from threegates.lab.task import Problem, encode
 from threegates.lab.trainer import Trainer
 
@@ -50,7 +52,7 @@ class Killed(BaseException):
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several shards even of a tiny model, and a snapshot after every step."""
     monkeypatch.setattr(language, "SHARD_BYTES", 8000)
-    monkeypatch.setattr(module, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "SNAPSHOT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +111,8 @@ def _inside(name: str) -> Patch:
     def killed(*_: object, **__: object) -> None:
         raise Killed
 
-    place = language if name == "final_evaluation" else module
+    places = {"final_evaluation": language, "write_checkpoint": training, "_write_parquet": training}
+    place = places.get(name, module)
     return lambda monkeypatch: monkeypatch.setattr(place, name, killed)
 
 
@@ -271,7 +274,7 @@ def test_progress_tells_the_speed_of_this_process_alone(monkeypatch, tmp_path, l
     run, other = _runs()[1], _other_lab(lab, tmp_path)
     if steps:
         _interrupt(monkeypatch, other, run, _after_steps(steps))
-    done, reports, write = _count_steps(monkeypatch), [], module.write_json
+    done, reports, write = _count_steps(monkeypatch), [], training.write_json
     clock = SimpleNamespace(
         monotonic=lambda: 1000.0 + 10 * len(done), strftime=time.strftime, gmtime=time.gmtime
     )
@@ -281,8 +284,8 @@ def test_progress_tells_the_speed_of_this_process_alone(monkeypatch, tmp_path, l
             reports.append(value)
         write(path, value)
 
-    monkeypatch.setattr(module, "time", clock)
-    monkeypatch.setattr(module, "write_json", noted)
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(training, "write_json", noted)
     execute(other, run)
     assert [report["step"] for report in reports] == list(range(steps + 1, 5))
     assert {report["steps"] for report in reports} == {4}
@@ -398,7 +401,7 @@ def test_a_digest_changes_with_every_field_of_the_recipe():
         "checkpoint_steps": (1,), "evaluate_every": 3, "evaluate_prompts": 9, "evaluation_data": "addsub-4",
         "final_prompts": 9, "final_samples": 9, "base": "other", "algorithm": "grpo", "prompts": 5,
         "samples": 3, "resample_rounds": 4, "optimiser": "sgd", "kl_weight": 0.1, "kl_estimator": "k2",
-        "leash": False, "device": "cuda",
+        "leash": False, "device": "cuda", "objective": algorithm("grpo"),
     }  # fmt: skip
     assert set(changes) == set(RLRecipe.model_fields) - {"kind"}
     base = make_run(BASE, None)
@@ -412,10 +415,10 @@ def test_a_digest_changes_with_the_bases_digest_the_code_and_the_versions(monkey
     other = make_run(BASE.model_copy(update={"seed": 4}), None)
     assert make_run(RL, other).digest != before.digest
     with monkeypatch.context() as patch:
-        patch.setattr(module, "runtime_versions", lambda: {"torch": "0.0.1"})
+        patch.setattr(module, "digest_versions", lambda: {"torch": "0.0.1"})
         assert make_run(RL, base).digest != before.digest
     with monkeypatch.context() as patch:
-        patch.setattr(module, "code_digest", lambda *_: "other code")
+        patch.setattr(module, "code_digest", lambda *_, **__: "other code")
         assert make_run(RL, base).digest != before.digest
     assert make_run(RL, base) == before
 

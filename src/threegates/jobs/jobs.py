@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -15,8 +16,9 @@ from threegates.checkpoints.formats.frame import Frame, read_frame
 from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import naming_digest
-from threegates.digest import code_digest, runtime_versions, value_digest
+from threegates.digest import code_digest, digest_versions, value_digest
 from threegates.errors import PairError
+from threegates.jobs.closures import RECORDS, record_digest
 from threegates.jobs.sources import Source, StudyPair
 from threegates.measures import (
     agreement,
@@ -79,19 +81,6 @@ TABLES: dict[str, dict[str, dict[str, str]]] = {
     "frame": {"frame": rotation.FRAME_COLUMNS},
     "fisher": {"fisher": fisher.FISHER_COLUMNS},
     "table": {"tensor": tensor_table.COLUMNS, "axis": changes.AXIS_COLUMNS},
-}
-_MODULES = {
-    "pair": "threegates.measures.changes",
-    "group": "threegates.measures.agreement",
-    "run": "threegates.measures.emergence",
-    "drift": "threegates.measures.drift",
-    "overlap": "threegates.measures.overlap",
-    "lens": "threegates.measures.lens",
-    "curvature": "threegates.measures.curvature",
-    "rotation": "threegates.measures.rotation",
-    "frame": "threegates.measures.rotation",
-    "fisher": "threegates.measures.fisher",
-    "table": "threegates.measures.tensor_table",
 }
 #: What measures the kinds of job that are measured tensor by tensor, as `threegates.jobs.batches` does.
 BY_TENSOR: dict[str, Callable[..., ByTensor]] = {
@@ -351,7 +340,7 @@ def run_job(job: Job, records: Records) -> None:
 
 def write_records(job: Job, records: Records, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write what a job has measured."""
-    provenance = record_provenance((_MODULES[job.kind],), inputs=job.inputs)
+    provenance = record_provenance(RECORDS[job.kind], inputs=job.inputs)
     for table in job.tables:
         records.write(table, job.name, job.digest, tables[table], provenance)
 
@@ -367,9 +356,9 @@ def _job(
     }
     places = {place: place_of(one) for place, one in checkpoints.items()}
     inputs |= _narrowed(places) | _renamed(checkpoints)
-    decided = {"kind": kind, "inputs": inputs, **_decides(kind, code_digest)}
+    digest = record_digest(kind, inputs, **_decides(kind, code_digest))
     texts = {place: where.text() for place, where in places.items()}
-    return Job(kind, name, value_digest(decided), {"places": texts, **options}, facts or {}, inputs)
+    return Job(kind, name, digest, {"places": texts, **options}, facts or {}, inputs)
 
 
 def _narrowed(places: Mapping[str, Place]) -> dict[str, object]:
@@ -386,9 +375,13 @@ def _renamed(checkpoints: Mapping[str, Checkpoint]) -> dict[str, object]:
 
 
 @cache
-def _decides(kind: str, digest: Callable[[str], str]) -> dict[str, object]:
+def _decides(kind: str, digest: Callable[..., str]) -> dict[str, Any]:
     """What decides a kind of job beside its inputs; a process does not change its code and versions."""
-    return {"code": digest(_MODULES[kind]), "versions": runtime_versions()}
+    reach = RECORDS[kind]
+    return {
+        "code": digest(*reach.roots, outside=reach.outside, inside=reach.inside),
+        "versions": digest_versions(),
+    }
 
 
 def _measure_group(

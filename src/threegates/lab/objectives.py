@@ -5,7 +5,8 @@ With ratio r_t = π(o_t)/π_old(o_t) and advantage A_t, every algorithm maximise
     aggregate_t  min(r_t A_t, clip(r_t, 1 − ε_low, 1 + ε_high) A_t)  −  β KL
 
 and differs only in the fields of `Algorithm`: how advantages are made, how wide the clip is, how
-tokens are averaged, where KL enters, which groups are kept, and whether overlong answers lose reward.
+tokens are averaged, where KL enters, which groups are kept, and whether overlong answers lose reward. Their
+values stand in `threegates.lab.algorithms`, and those of a run's algorithm in its recipe.
 
 Source: GRPO, Shao et al. (2024), arXiv 2402.03300, eq. 3; DAPO, Yu et al. (2025), arXiv 2503.14476,
 eqs 8–13; REINFORCE++, Hu (2025), arXiv 2501.03262; k3 estimator, Schulman (2020).
@@ -20,7 +21,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from threegates.errors import RecipeError
 from threegates.lab.averages import average_tokens
 from threegates.lab.kl import ESTIMATORS, Estimator
 
@@ -51,28 +51,6 @@ class Algorithm:
     dynamic_sampling: bool
     overlong_buffer: int
     kl_estimator: Estimator = "k3"
-
-
-ALGORITHMS = {
-    algorithm.name: algorithm
-    for algorithm in (
-        Algorithm("grpo", "group", 0.2, 0.2, "sequence", "loss", 1e-3, False, 0),
-        Algorithm("dapo", "group", 0.2, 0.28, "token", "none", 0.0, True, 4),
-        Algorithm("reinforce++", "batch", 0.2, 0.2, "token", "reward", 1e-3, False, 0),
-    )
-}
-
-
-def algorithm(name: str) -> Algorithm:
-    """The named algorithm; raises RecipeError that lists the known ones."""
-    if name not in ALGORITHMS:
-        raise RecipeError(
-            f"There is no algorithm {name!r}.",
-            expected=" | ".join(ALGORITHMS),
-            found=name,
-            remedy="Correct the recipe, or add the algorithm in threegates/lab/objectives.py.",
-        )
-    return ALGORITHMS[name]
 
 
 def with_kl(rules: Algorithm, weight: float | None, estimator: Estimator) -> Algorithm:

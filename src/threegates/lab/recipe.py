@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from threegates.lab.algorithms import algorithm
 from threegates.lab.kl import Estimator
 from threegates.lab.model import ModelShape
+from threegates.lab.objectives import Algorithm
 
 # all-MiniLM-L6-v2's model.safetensors; where it comes from stands in threegates.lab.encoder.package.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -84,17 +86,24 @@ class PretrainRecipe(LanguageRecipe):
     shape: ModelShape = ModelShape()
 
 
+def _objective(given: dict[str, Any]) -> Algorithm:
+    """The values of the algorithm that a recipe names."""
+    return algorithm(given.get("algorithm", ""))
+
+
 class RLRecipe(LanguageRecipe):
     """Reinforcement learning with the verifier's reward.
 
-    ``kl_weight`` and ``kl_estimator`` replace the algorithm's own KL term by one in the loss, of that
-    weight β and estimator; a weight of 0 takes the term away. ``leash`` logs how far every step went, in KL
-    and in norm, which costs a forward pass.
+    ``objective`` has the values of the algorithm; where none are given, those that its name stands for. They
+    decide, and the name is a name. ``kl_weight`` and ``kl_estimator`` replace its own KL term by one in the
+    loss, of that weight β and estimator; a weight of 0 takes the term away. ``leash`` logs how far every step
+    went, in KL and in norm, which costs a forward pass.
     """
 
     kind: Literal["rl"] = "rl"
     base: str
     algorithm: str
+    objective: Algorithm = Field(default_factory=_objective)
     prompts: int = 16
     samples: int = 8
     resample_rounds: int = 3
@@ -189,6 +198,7 @@ class EncoderRLRecipe(TrainingRecipe):
     kind: Literal["encoder-rl"] = "encoder-rl"
     base: str
     algorithm: Literal["grpo"] = "grpo"
+    objective: Algorithm = Field(default_factory=_objective)
     prompts: int = 16
     samples: int = 8
 

@@ -21,7 +21,6 @@ from threegates.lab.kl import kl_after
 from threegates.lab.language import LanguageTrainer
 from threegates.lab.model import ModelShape, Weights
 from threegates.lab.objectives import (
-    algorithm,
     batch_advantages,
     group_advantages,
     keep_informative,
@@ -48,7 +47,7 @@ class PolicyTrainer(LanguageTrainer):
 
     def __init__(self, recipe: RLRecipe, shape: ModelShape, base: Weights) -> None:
         super().__init__(recipe, shape, base, base)
-        self.rules = with_kl(algorithm(recipe.algorithm), recipe.kl_weight, recipe.kl_estimator)
+        self.rules = with_kl(recipe.objective, recipe.kl_weight, recipe.kl_estimator)
 
     def step(self, index: int) -> Metrics:
         before = self.weights.effective() if self.recipe.leash else None

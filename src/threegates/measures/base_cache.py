@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from threegates.atomic import atomic_path
-from threegates.digest import code_digest, runtime_versions, value_digest
+from threegates.digest import code_digest, digest_versions, value_digest
 from threegates.errors import RecordError
 from threegates.geometry.certificate import Certificate
 from threegates.geometry.decomposition import BaseDecomposition, LeadingSpectrum, decompose
@@ -166,7 +166,7 @@ def content_digest(weight: Tensor, k: int, accuracy: str) -> str:
             "k": k,
             "accuracy": accuracy,
             "code": code_digest("threegates.geometry.decomposition"),
-            "versions": runtime_versions(),
+            "versions": digest_versions(),
         }
     )
 

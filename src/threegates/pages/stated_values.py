@@ -44,7 +44,7 @@ def tolerance_values(claims: Claims) -> dict[str, str]:
 
 def recipe_values() -> dict[str, str]:
     """``recipe.<name>`` of the tuned runs: betas, weight_decay, clip_norm, warmup; GRPO's kl_weight."""
-    from threegates.lab.objectives import ALGORITHMS
+    from threegates.lab.algorithms import ALGORITHMS
     from threegates.lab.recipe import TrainingRecipe
 
     names = ("betas", "weight_decay", "clip_norm", "warmup")

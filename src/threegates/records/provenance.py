@@ -9,6 +9,7 @@ import time
 from functools import cache
 from pathlib import Path
 
+from threegates.definitions import Reach
 from threegates.digest import PACKAGE, code_digest, runtime_versions
 from threegates.errors import ThreeGatesError
 
@@ -46,23 +47,26 @@ def tracked_manifest() -> Path:
     return project_root() / "data_manifest.yaml"
 
 
-def record_provenance(modules: tuple[str, ...], **details: object) -> dict:
-    """What a record states about its making: the code's digest, versions, and the given details.
+def record_provenance(reach: Reach, **details: object) -> dict:
+    """What a record states about its making: the digest of its code, versions, and the given details.
 
     Deterministic by design: time, commit and dirty flag live beside results (`build_state`), not in them.
     """
     return {
         "threegates": importlib_version("threegates"),
-        **_code_state(modules),
+        **_code_state(reach),
         "threads": 1,
         **details,
     }
 
 
 @cache
-def _code_state(modules: tuple[str, ...]) -> dict:
+def _code_state(reach: Reach) -> dict:
     """Digest of the code, and versions: a process runs the code and the packages that it once imported."""
-    return {"code": code_digest(*modules), "versions": runtime_versions()}
+    return {
+        "code": code_digest(*reach.roots, outside=reach.outside, inside=reach.inside),
+        "versions": runtime_versions(),
+    }
 
 
 def build_state() -> dict:

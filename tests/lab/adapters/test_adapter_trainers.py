@@ -16,7 +16,7 @@ from threegates.checkpoints.formats.roles import LINEAR
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
 from threegates.errors import RecipeError
-from threegates.lab import runs as module
+from threegates.lab import training
 from threegates.lab.adapters.files import FOLDER
 from threegates.lab.adapters.trainers import AdapterPolicyTrainer, AdapterSupervisedTrainer
 from threegates.lab.recipe import AdapterRLRecipe, AdapterSFTRecipe, Init, PretrainRecipe
@@ -161,7 +161,7 @@ def test_a_killed_run_resumes_to_the_same_bytes(monkeypatch, tmp_path, lab, reci
     class Killed(BaseException):
         """Stands for a signal: no code of ours catches it."""
 
-    monkeypatch.setattr(module, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "SNAPSHOT_SECONDS", 0.0)
     run = planned(recipe)
     whole, broken = (lab_with_base(lab, tmp_path / name) for name in ("whole", "broken"))
     execute(whole, run)

@@ -17,13 +17,15 @@ from threegates.digest import file_digest
 from threegates.errors import RecipeError
 from threegates.lab import runs as module
 from threegates.lab import train as training
+from threegates.lab import training as loop
+from threegates.lab.columns import LOG_COLUMNS
 from threegates.lab.encoder import base as base_module
 from threegates.lab.encoder import package
 from threegates.lab.encoder import trainer as encoder_trainer
 from threegates.lab.encoder.policy import Encoder, log_policy, right_places
 from threegates.lab.encoder.task import split
 from threegates.lab.recipe import EncoderBaseRecipe, EncoderRLRecipe, EncoderSFTRecipe
-from threegates.lab.runs import LOG_COLUMNS, Run, execute, make_run
+from threegates.lab.runs import Run, execute, make_run
 from threegates.lab.trainer import Trainer
 
 SETTINGS: dict[str, Any] = {
@@ -55,7 +57,7 @@ def small(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:
     """The tiny encoder in place of the package, several shards, a snapshot after every step."""
     monkeypatch.setattr(base_module, "verified_folder", lambda: tiny)
     monkeypatch.setattr(encoder_trainer, "SHARD_BYTES", 8000)
-    monkeypatch.setattr(module, "SNAPSHOT_SECONDS", 0.0)
+    monkeypatch.setattr(loop, "SNAPSHOT_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")

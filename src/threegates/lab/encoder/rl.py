@@ -12,7 +12,7 @@ from torch import Tensor
 from threegates.lab.encoder.evaluate import policy_metrics
 from threegates.lab.encoder.policy import Encoder
 from threegates.lab.encoder.trainer import EncoderTrainer, mean
-from threegates.lab.objectives import algorithm, group_advantages, outcome_rewards, policy_loss
+from threegates.lab.objectives import group_advantages, outcome_rewards, policy_loss
 from threegates.lab.recipe import EncoderRLRecipe
 from threegates.lab.trainer import Metrics
 
@@ -24,7 +24,7 @@ class EncoderPolicyTrainer(EncoderTrainer):
 
     def __init__(self, recipe: EncoderRLRecipe, encoder: Encoder) -> None:
         super().__init__(recipe, encoder)
-        self.rules = algorithm(recipe.algorithm)
+        self.rules = recipe.objective
 
     def step(self, index: int) -> Metrics:
         places = self.draw(index)
