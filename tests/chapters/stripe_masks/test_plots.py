@@ -109,6 +109,19 @@ def test_head_borders_follow_the_size_of_a_head_in_blocks(block, expected):
     assert len(query.lines) == expected
 
 
+def test_each_map_has_the_heads_and_the_title_of_its_own_matrix():
+    """A long Q is averaged over squares and a short K is not: four heads of 32 rows and two of them."""
+    frame = frames.consensus().query("kind == 'observed'")
+    frame = frame.assign(block=[2 if role == "q" else 1 for role in frame["role"]])
+    frame.loc[frame["role"] == "q", "consensus"] = [np.full((64, 64), 0.5)]
+    fig = plots.consensus_maps(frame.reset_index(drop=True), head_size=32)
+    bodies = [ax for ax in fig.axes if ax.images]
+    borders = {role: len(ax.lines) for role, ax in zip(("q", "k", "v", "o", "down"), bodies, strict=True)}
+    assert borders == {"q": 3, "k": 1, "v": 1, "o": 3, "down": 0}
+    titles = [ax.get_title(loc="left") for ax in fig.axes if ax.get_title(loc="left")]
+    assert titles[:2] == ["Q  64 × 64\nmeans of 2 × 2", "K  64 × 128"]
+
+
 def test_a_matrix_of_runs_is_symmetric_and_has_no_diagonal():
     square = stripe_masks_plots._symmetric(frames.pairs_of_runs(), "jaccard", list(frames.RUNS))
     assert np.isnan(np.diag(square)).all()

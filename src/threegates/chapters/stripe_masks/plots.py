@@ -23,10 +23,11 @@ def consensus_maps(frame: pd.DataFrame, head_size: int | None = None) -> Figure:
     """Draw consensus maps with their row and column ratios, one column a matrix, one line a kind of map.
 
     Columns: role, kind ("observed" or the name of a null), consensus (2-D array: share of runs that changed
-    the entry, or the block of `block` × `block` entries where there is such a column). Head borders are
-    dashed on the rows of Q, K and V and on the columns of O.
+    the entry, or its mean over a square of `block` × `block` entries where there is such a column: long
+    matrices have larger ones than short ones). Head borders are dashed on the rows of Q, K and V and on the
+    columns of O.
     """
-    block = int(frame["block"].max()) if "block" in frame else 1
+    blocks = dict(zip(frame["role"], frame["block"], strict=True)) if "block" in frame else {}
     roles = [r for r in ROLES if r in set(frame["role"])]
     kinds = list(dict.fromkeys(frame["kind"]))
     maps = {(r, k): np.asarray(a) for r, k, a in frame[["role", "kind", "consensus"]].itertuples(index=False)}
@@ -45,8 +46,10 @@ def consensus_maps(frame: pd.DataFrame, head_size: int | None = None) -> Figure:
                 top = fig.add_subplot(grid[2 * line, 2 * i], sharex=body)
                 side = fig.add_subplot(grid[2 * line + 1, 2 * i + 1], sharey=body)
                 image = _map_with_margins(body, top, side, maps[role, kind])
-                _head_borders(body, role, head_size and head_size / block, maps[role, kind].shape)
-                top.set_title(f"{ROLES[role]}  {_by(maps[role, kind].shape)}", fontsize=10.5)
+                block, shape = int(blocks.get(role, 1)), maps[role, kind].shape
+                _head_borders(body, role, head_size and head_size / block, shape)
+                told = f"\nmeans of {block} × {block}" if block > 1 else ""
+                top.set_title(f"{ROLES[role]}  {_by(shape)}{told}", fontsize=10.5)
                 if i == 0:
                     body.set_ylabel(_kind_title(kind), fontsize=11, weight="bold")
         fig.colorbar(image, cax=fig.add_subplot(grid[1::2, -1]), label="share of runs that changed the entry")
