@@ -67,6 +67,13 @@ def test_the_reach_of_one_update_ends_where_half_a_gap_exceeds_it():
     assert [float(line.get_xdata()[0]) for line in lines] == [2.0**-9]
 
 
+def test_a_run_of_unknown_learning_rate_has_no_line_along_zero_for_what_it_could_reach():
+    shown = lens_views.followed(totals().assign(learning_rate=float("nan")))
+    fig = lens_plots.over_training(lens_views.path_view(shown), lens_views.hidden_view(shown))
+    names = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
+    assert names == [lens_views.SHARES[name] for name in ("moved", "changed", "noise_changed")]
+
+
 def test_one_checkpoint_without_steps_is_drawn_too(recwarn):
     own = lens_totals(lens_frames.lens().query("pair == 'grpo-1'").assign(updates=pd.NA))
     view = views.ratio_view(lens_frames.bins(), own)

@@ -245,7 +245,9 @@ def over_training(path: pd.DataFrame, hidden: pd.DataFrame) -> Figure:
 
 
 def _runs(ax: Axes, rows: pd.DataFrame, column: str, tint: str, line: str, marker: str, name: str) -> None:
-    """One mark a run and checkpoint, and a line through their means."""
+    """One mark a run and checkpoint, and a line through their means; nothing of what nobody knows."""
+    if rows.empty:
+        return
     means = rows.groupby("updates")[column].mean()
     if line:
         ax.plot(means.index, means, ls=line, color=tint, lw=1.6)

@@ -138,12 +138,25 @@ def along_training(shown: pd.DataFrame) -> bool:
 
 
 def path_view(shown: pd.DataFrame) -> pd.DataFrame:
-    """Shares of weights over training: run, seed, updates, measure (of `SHARES`), share."""
+    """Shares of weights over training: run, seed, updates, measure (of `SHARES`), share.
+
+    What one update or a straight path could reach has no rows where the learning rate is not known.
+    """
+    shares = {column: shown[column] / shown["size"] for column in SHARES}
+    shares |= {column: reachable(shown, column) for column in ("aligned_path", "single_step")}
     frames = [
-        shown[["run", "seed", "updates"]].assign(measure=name, share=shown[column] / shown["size"])
+        shown[["run", "seed", "updates"]].assign(measure=name, share=shares[column])
         for column, name in SHARES.items()
     ]
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True).dropna(subset="share").reset_index(drop=True)
+
+
+def reachable(totals: pd.DataFrame, column: str = "single_step") -> pd.Series:
+    """Share of weights within reach of paths as long as the learning rate; missing where it is not known.
+
+    The lens counts none for an unknown rate, which says nothing of the weights.
+    """
+    return (totals[column] / totals["size"]).where(totals["learning_rate"].notna())
 
 
 def hidden_view(shown: pd.DataFrame) -> pd.DataFrame:
@@ -209,7 +222,7 @@ def ends(totals: pd.DataFrame) -> pd.DataFrame:
         group=group_names(rows),
         sparsity=1 - rows["changed"] / rows["size"],
         norm=np.sqrt(rows["energy_stored"]),
-        reachable=(rows["single_step"] / rows["size"]).where(rows["learning_rate"].notna()),
+        reachable=reachable(rows),
     ).sort_values(["rate", "algorithm", "master"], ascending=[True, True, False], kind="stable")
 
 
