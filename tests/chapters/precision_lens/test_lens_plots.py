@@ -60,6 +60,17 @@ def test_the_displacement_says_how_much_is_visible():
     assert names == ["8 updates: 10% visible", "16 updates: 25% visible", "32 updates: 50% visible"]
 
 
+def test_weights_that_moved_farther_than_the_last_bin_are_a_mark_and_no_peak_of_the_curve():
+    shares = {0.5: 0.04, 1.0: 0.03, lens_plots._LAST_RATIO: 0.01}
+    rows = {"pair": "far", "updates": 8, "ratio": list(shares), "share": list(shares.values()), "shown": 0.01}
+    ax = lens_plots.displacement(pd.DataFrame(rows)).axes[0]
+    curve, mark = (line.get_ydata().tolist() for line in ax.lines[:2])
+    assert curve == [0.04, 0.03] and mark == [0.01] and ax.lines[1].get_marker() == ">"
+    ax.figure.canvas.draw()
+    ticks = [text.get_text() for text in ax.get_yticklabels()]
+    assert len(ticks) == len(set(ticks)) > 3
+
+
 def test_the_reach_of_one_update_ends_where_half_a_gap_exceeds_it():
     plot, given = frames("size")
     lines = [line for line in plot(*given).axes[0].lines if line.get_linestyle() == ":"]

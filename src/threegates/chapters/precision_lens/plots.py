@@ -16,11 +16,14 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLo
 
 from threegates.chapters.precision_lens.views import SHARES, SIDES, middle
 from threegates.figures.style import SEQUENTIAL, colour, style
+from threegates.measures.lens import PER_OCTAVE, RANGES
 
 _SIDE_MARKS = {"away from zero": ("#0072B2", "^"), "towards zero": ("#D55E00", "v")}
 _PARTS = {"linear": "#0072B2", "embedding and head": "#E69F00", "other": "#009E73"}
 _PART_NAMES = {"linear": "linear", "embedding and head": "embedding and head", "other": "norms and others"}
 _DARK, _GREY = "#333333", "#7F7F7F"
+#: Left end of the bin that holds every larger displacement too.
+_LAST_RATIO = 2.0 ** (RANGES["ratio"][1] - 1 / PER_OCTAVE)
 _COURSES = {"delta_norm": "‖ΔW‖ of the master", "kl": "KL to the base", "pass_at_1": "pass@1, held out"}
 _SHARE_LOOKS = {
     "moved": ("#000000", "-", "o"),
@@ -152,18 +155,14 @@ def displacement(frame: pd.DataFrame) -> Figure:
     """Draw how far weights have moved in half gaps at every checkpoint; right of one they show.
 
     Columns: those of `lens_views.ratio_view`; one curve a number of updates, or a pair where they are named.
+    The last bin holds all weights that moved farther, and is a mark of its own.
     """
     with style():
         fig, ax = plt.subplots(figsize=(8.6, 4.4))
         for name, tint, rows in _checkpoints(frame):
-            rows = rows.sort_values("ratio")
-            visible = rows["shown"].sum()
-            centre = rows["ratio"] * 2 ** (1 / 8)
-            ax.plot(centre, rows["share"], color=tint, lw=2.2, label=f"{name}: {visible:.0%} visible")
-            right = np.geomspace(1, centre.max(), 200) if centre.max() > 1 else np.ones(1)
-            ax.fill_between(
-                right, np.interp(np.log(right), np.log(centre), rows["share"]), color=tint, alpha=0.13, lw=0
-            )
+            _displaced(ax, rows.sort_values("ratio"), name, tint)
+        if (frame["ratio"] >= _LAST_RATIO).any():
+            ax.plot([], [], ">", color=_DARK, ms=7, label="all that moved farther")
         ax.axvline(1, color=_DARK, lw=1.2)
         top = ax.get_ylim()[1]
         ax.text(0.93, 0.99 * top, "hidden ", ha="right", va="top", fontsize=10.5, color=_DARK)
@@ -176,12 +175,24 @@ def displacement(frame: pd.DataFrame) -> Figure:
             ylabel="share of weights per quarter octave",
             ylim=(0, top),
         )
-        ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0))
         if "pair" in frame:
             fig.legend(loc="outside lower center", ncols=2)
         else:
             ax.legend(loc="upper left")
     return fig
+
+
+def _displaced(ax: Axes, rows: pd.DataFrame, name: str, tint: Any) -> None:
+    """One curve, shaded where storage shows it."""
+    visible, last = rows["shown"].sum(), rows["ratio"] >= _LAST_RATIO
+    centre, share = rows["ratio"] * 2 ** (1 / 8), rows["share"]
+    ax.plot(centre[~last], share[~last], color=tint, lw=2.2, label=f"{name}: {visible:.0%} visible")
+    ax.plot(centre[last], share[last], ">", color=tint, ms=7)
+    if (end := centre[~last].max()) > 1:
+        right = np.geomspace(1, end, 200)
+        height = np.interp(np.log(right), np.log(centre[~last]), share[~last])
+        ax.fill_between(right, height, color=tint, alpha=0.13, lw=0)
 
 
 def _checkpoints(frame: pd.DataFrame) -> list[tuple[str, Any, pd.DataFrame]]:
