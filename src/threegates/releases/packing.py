@@ -89,7 +89,7 @@ def pack(studies: Iterable[Study], manifest: Manifest, target: Path) -> Release:
         _pack_records(studies, work)
         _pack_lab(manifest, work)
         _write_facts(manifest.profile or "", work)
-        _replace(work, target)
+        replace_folder(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return read_release(target)
@@ -169,7 +169,8 @@ def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
 
 
-def _replace(work: Path, target: Path) -> None:
+def replace_folder(work: Path, target: Path) -> None:
+    """Put a finished folder in the place of another one."""
     old = target.with_name(f".{target.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
@@ -191,6 +192,20 @@ def _write_table(path: Path, parts: Sequence[tuple[str, Path]], bits: int | None
         if table.column_names not in layouts:
             layouts.append(table.column_names)
     told = {"layouts": layouts, "parts": {name: layouts.index(t.column_names) for name, t in tables.items()}}
+    _write_packed(path, whole, told)
+
+
+def rename_parts(path: Path, target: Path, names: Mapping[str, str]) -> None:
+    """A packed table with other names for its parts, all of which are given; rows stay as they are."""
+    whole = pq.read_table(path)
+    told = json.loads(whole.schema.metadata[_OF.encode()])
+    place = whole.column_names.index(_OF)
+    parts = pa.array([names[name] for name in whole.column(_OF).to_pylist()], whole.schema.field(place).type)
+    told["parts"] = {names[name]: layout for name, layout in told["parts"].items()}
+    _write_packed(target, whole.set_column(place, _OF, parts), told)
+
+
+def _write_packed(path: Path, whole: pa.Table, told: dict[str, Any]) -> None:
     reals = [field.name for field in whole.schema if pa.types.is_floating(field.type)]
     with atomic_path(path) as temporary:
         pq.write_table(
