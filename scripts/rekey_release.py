@@ -36,7 +36,7 @@ from threegates.atomic import write_json, write_text  # noqa: E402
 from threegates.definitions import Closure, closure, differences  # noqa: E402
 from threegates.digest import file_digest  # noqa: E402
 from threegates.jobs.released import FILE  # noqa: E402
-from threegates.releases.packing import (
+from threegates.releases.packing import (  # noqa: E402
     CHECKPOINTS,
     MANIFEST,
     PROVENANCE,

@@ -167,6 +167,42 @@ _REWRITES = (
         "the recipe holds the values that the table had for its algorithm",
     ),
     Rewrite(
+        "threegates.lab.rl",
+        """        loss, clipped = policy_loss(
+            self.rules,
+            log_probs,
+            part.log_probs,
+            reference[rows, :time],
+            advantages[rows, :time],
+            part.mask,
+        )
+        return {"loss": float(loss.detach()), "grad_norm": self.update(loss), "clip_fraction": clipped}
+""",
+        """        loss, clipped = self.loss(
+            log_probs, part.log_probs, reference[rows, :time], advantages[rows, :time], part.mask
+        )
+        return {"loss": float(loss.detach()), "grad_norm": self.update(loss), "clip_fraction": clipped}
+""",
+        "the same call, through a method that an algorithm of another objective replaces",
+    ),
+    Rewrite(
+        "threegates.lab.rl",
+        "    def _minibatch(",
+        """    def loss(
+        self, log_probs: Tensor, old: Tensor, reference: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, float]:
+        return policy_loss(self.rules, log_probs, old, reference, advantages, mask)
+
+    def _minibatch(""",
+        "that method, which hands on what it is given",
+    ),
+    Rewrite(
+        "threegates.study.losses",
+        "add its loss in threegates/study/losses.py",
+        "add its loss in threegates/measures/losses.py",
+        "what an error advises computes nothing",
+    ),
+    Rewrite(
         "threegates.lab.encoder.rl",
         "self.rules = algorithm(recipe.algorithm)",
         "self.rules = recipe.objective",

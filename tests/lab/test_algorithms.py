@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from threegates.errors import RecipeError
-from threegates.lab.algorithms import ALGORITHMS, algorithm
+from threegates.lab.algorithms.table import ALGORITHMS, algorithm
 from threegates.lab.recipe import AnyRecipe, EncoderRLRecipe, RLRecipe
 
 GIVEN = {"name": "r", "base": "b", "data": "arith-4", "seed": 1, "steps": 2, "learning_rate": 1e-3}

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threegates.errors import RecipeError
-from threegates.lab.algorithms import ALGORITHMS, algorithm
+from threegates.lab.algorithms.table import ALGORITHMS, algorithm
 from threegates.lab.kl import ESTIMATORS, k3
 from threegates.lab.objectives import (
     batch_advantages,
@@ -37,7 +37,8 @@ GROUPS = [[0, 1], [2, 3]]
 LENGTH = 3
 # A KL weight large enough that a wrong KL term would show.
 BETA = 0.3
-RULES = {name: replace(rules, kl_weight=BETA * (rules.kl != "none")) for name, rules in ALGORITHMS.items()}
+EVERY = {name: algorithm(name) for name in ALGORITHMS}
+RULES = {name: replace(rules, kl_weight=BETA * (rules.kl != "none")) for name, rules in EVERY.items()}
 
 
 def padded(rows: list[list[float]], fill: float = 0.0) -> torch.Tensor:
@@ -208,7 +209,7 @@ def test_clip_higher_leaves_dapo_room_where_grpo_clips():
     inside = torch.tensor([[math.log(1.25)]])
     zero, mask = torch.zeros(1, 1), torch.ones(1, 1, dtype=torch.bool)
     losses = {
-        name: policy_loss(ALGORITHMS[name], inside, zero, inside, torch.ones(1, 1), mask)
+        name: policy_loss(algorithm(name), inside, zero, inside, torch.ones(1, 1), mask)
         for name in ALGORITHMS
     }
     assert losses["dapo"] == (pytest.approx(-1.25), 0.0)
@@ -225,8 +226,8 @@ def test_algorithms_differ_in_what_the_papers_say():
     assert grpo.kl_weight > 0
     assert reinforce.kl_weight > 0
     assert (grpo.kl, dapo.kl, reinforce.kl) == ("loss", "none", "reward")
-    assert [a.name for a in ALGORITHMS.values() if a.dynamic_sampling] == ["dapo"]
-    assert [a.name for a in ALGORITHMS.values() if a.overlong_buffer] == ["dapo"]
+    assert [a.name for a in EVERY.values() if a.dynamic_sampling] == ["dapo"]
+    assert [a.name for a in EVERY.values() if a.overlong_buffer] == ["dapo"]
 
 
 def test_an_unknown_algorithm_is_refused_with_the_known_ones():
@@ -324,7 +325,7 @@ def test_k3_grows_away_from_equality():
 
 
 def test_a_kl_term_of_ones_own_replaces_the_algorithms():
-    grpo, dapo = ALGORITHMS["grpo"], ALGORITHMS["dapo"]
+    grpo, dapo = algorithm("grpo"), algorithm("dapo")
     assert with_kl(grpo, None, "k2") is grpo
     assert with_kl(grpo, 0.0, "k3").kl == "none"
     changed = with_kl(dapo, 0.04, "k2")
@@ -338,8 +339,8 @@ def test_the_term_is_that_estimators_mean_times_its_weight(estimator):
     log_probs, reference = (-torch.rand(2, 3) for _ in range(2))
     mask = torch.tensor([[True, True, False], [True, True, True]])
     rest = (log_probs, log_probs, reference, torch.zeros(2, 3), mask)
-    bare, _ = policy_loss(with_kl(ALGORITHMS["dapo"], 0.0, "k3"), *rest)
-    with_term, _ = policy_loss(with_kl(ALGORITHMS["dapo"], 0.5, estimator), *rest)
+    bare, _ = policy_loss(with_kl(algorithm("dapo"), 0.0, "k3"), *rest)
+    with_term, _ = policy_loss(with_kl(algorithm("dapo"), 0.5, estimator), *rest)
     values = ESTIMATORS[estimator](log_probs, reference)[mask]
     assert float(with_term - bare) == pytest.approx(0.5 * float(values.mean()), abs=1e-6)
 

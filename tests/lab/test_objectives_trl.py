@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.lab.tiny import TINY, random_weights
 from threegates.checkpoints.writer import write_checkpoint
-from threegates.lab.algorithms import ALGORITHMS
+from threegates.lab.algorithms.table import algorithm
 from threegates.lab.objectives import Algorithm, group_advantages, policy_loss
 from threegates.lab.rollout import Rollout, pad_prompts, response_log_probs, sample, token_log_probs
 from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID, Problem, data_set
@@ -28,10 +28,10 @@ pytestmark = [
 SAMPLES = 4
 # The KL weight of the recipes would hide in the last digits.
 RULES = {
-    "grpo": ALGORITHMS["grpo"],
-    "grpo with a strong KL": replace(ALGORITHMS["grpo"], kl_weight=0.5),
-    "dapo": ALGORITHMS["dapo"],
-    "clip-higher per sequence": replace(ALGORITHMS["grpo"], clip_high=0.28, kl_weight=0.0, kl="none"),
+    "grpo": algorithm("grpo"),
+    "grpo with a strong KL": replace(algorithm("grpo"), kl_weight=0.5),
+    "dapo": algorithm("dapo"),
+    "clip-higher per sequence": replace(algorithm("grpo"), clip_high=0.28, kl_weight=0.0, kl="none"),
 }
 
 

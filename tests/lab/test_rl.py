@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.lab.tiny import BIGRAM, DIGITS, bigram_weights, earns_reward, guessing_weights, words
 from threegates.lab import rl as module
-from threegates.lab.algorithms import ALGORITHMS
+from threegates.lab.algorithms.table import ALGORITHMS
 from threegates.lab.model import forward
 from threegates.lab.recipe import RLRecipe
 from threegates.lab.rl import PolicyTrainer

@@ -24,7 +24,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
 from threegates.lab import language, training
 from threegates.lab import runs as module
-from threegates.lab.algorithms import algorithm
+from threegates.lab.algorithms.table import algorithm
 from threegates.lab.columns import LOG_COLUMNS
 from threegates.lab.language import load_weights
 from threegates.lab.model import forward

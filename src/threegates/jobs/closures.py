@@ -13,7 +13,7 @@ from threegates.boundaries import FILES
 from threegates.definitions import Reach
 from threegates.digest import code_digest, digest_versions, value_digest
 from threegates.lab import runs
-from threegates.lab.trainers import TRAINERS
+from threegates.lab.trainers import sorts
 
 _MEASURES: dict[str, str] = {
     "pair": "threegates.measures.changes.PairTensors",
@@ -40,7 +40,7 @@ RECORDS: dict[str, Reach] = {
 
 def roots() -> dict[str, dict[str, Reach]]:
     """The same of every kind of record and of every kind of run."""
-    return {"record": dict(RECORDS), "run": {kind: runs.reach(kind) for kind in TRAINERS}}
+    return {"record": dict(RECORDS), "run": {kind: runs.reach(kind) for kind in sorts()}}
 
 
 def record_digest(kind: str, inputs: object, code: str, versions: dict[str, str]) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
-from threegates.lab.algorithms import algorithm
+from threegates.lab.algorithms.table import algorithm
 from threegates.lab.kl import Estimator
 from threegates.lab.model import ModelShape
 from threegates.lab.objectives import Algorithm
@@ -103,7 +103,7 @@ class RLRecipe(LanguageRecipe):
     kind: Literal["rl"] = "rl"
     base: str
     algorithm: str
-    objective: Algorithm = Field(default_factory=_objective)
+    objective: SerializeAsAny[Algorithm] = Field(default_factory=_objective)
     prompts: int = 16
     samples: int = 8
     resample_rounds: int = 3
@@ -198,7 +198,7 @@ class EncoderRLRecipe(TrainingRecipe):
     kind: Literal["encoder-rl"] = "encoder-rl"
     base: str
     algorithm: Literal["grpo"] = "grpo"
-    objective: Algorithm = Field(default_factory=_objective)
+    objective: SerializeAsAny[Algorithm] = Field(default_factory=_objective)
     prompts: int = 16
     samples: int = 8
 

@@ -134,16 +134,17 @@ class PolicyTrainer(LanguageTrainer):
         )
         return rollout, verify(rollout, problems, recipe.samples)
 
+    def loss(
+        self, log_probs: Tensor, old: Tensor, reference: Tensor, advantages: Tensor, mask: Tensor
+    ) -> tuple[Tensor, float]:
+        """The objective of one mini-batch, as `policy_loss` has it; an algorithm with another replaces it."""
+        return policy_loss(self.rules, log_probs, old, reference, advantages, mask)
+
     def _minibatch(self, rows: Tensor, rollout: Rollout, reference: Tensor, advantages: Tensor) -> Metrics:
         part = rollout.select(rows)
         time = part.responses.shape[1]
         log_probs = sampled_log_probs(self.weights.named, self.shape, part.prompts, part.responses, part.mask)
-        loss, clipped = policy_loss(
-            self.rules,
-            log_probs,
-            part.log_probs,
-            reference[rows, :time],
-            advantages[rows, :time],
-            part.mask,
+        loss, clipped = self.loss(
+            log_probs, part.log_probs, reference[rows, :time], advantages[rows, :time], part.mask
         )
         return {"loss": float(loss.detach()), "grad_norm": self.update(loss), "clip_fraction": clipped}

@@ -24,7 +24,7 @@ from threegates.definitions import Reach
 from threegates.digest import code_digest, digest_versions, runtime_versions, value_digest
 from threegates.lab.recipe import AnyRecipe
 from threegates.lab.trainer import Producer
-from threegates.lab.trainers import TRAINERS, trainer_of
+from threegates.lab.trainers import place_of_trainer, sort_of, trainer_of
 from threegates.lab.training import Run, train
 
 _LOOP = "threegates.lab.training.train"
@@ -34,15 +34,15 @@ _OUTSIDE = ("threegates.lab.columns", "threegates.lab.recipe")
 _INSIDE = ("threegates.checkpoints.writer",)
 
 
-def reach(kind: str) -> Reach:
-    """The code that decides what a kind of run computes."""
-    roots = (".".join(TRAINERS[kind]), _LOOP)
+def reach(sort: str) -> Reach:
+    """The code that decides what a run of that sort computes (`threegates.lab.trainers.sort_of`)."""
+    roots = (".".join(place_of_trainer(sort)), _LOOP)
     return Reach(roots, (*FILES.outside, *_OUTSIDE), (*FILES.inside, *_INSIDE))
 
 
 def make_run(recipe: AnyRecipe, base: Run | None) -> Run:
     """Attach the digest over recipe, base, code and versions."""
-    reached = reach(recipe.kind)
+    reached = reach(sort_of(recipe))
     code = code_digest(*reached.roots, outside=reached.outside, inside=reached.inside)
     digest = value_digest(
         {
@@ -91,7 +91,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 def make_trainer(lab: Path, run: Run) -> Producer:
     """The trainer of the run's kind, with the base's weights where there is a base."""
-    trainer = trainer_of(run.recipe.kind)
+    trainer = trainer_of(run.recipe)
     return trainer.start(run.recipe, None if run.base_folder is None else lab / run.base_folder)
 
 

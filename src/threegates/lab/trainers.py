@@ -1,4 +1,4 @@
-"""Which trainer makes which kind of run.
+"""Which trainer makes which run: that of its algorithm where this brings one along, else that of its kind.
 
 Trainers are named, not imported: no run's digest covers those of the other kinds, and one alone is loaded.
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 
+from threegates.lab.algorithms.table import ALGORITHMS, own_trainer
+from threegates.lab.recipe import AnyRecipe
 from threegates.lab.trainer import Producer
 
 #: Module and class of each kind of run.
@@ -25,7 +27,29 @@ TRAINERS: Mapping[str, tuple[str, str]] = {
 }
 
 
-def trainer_of(kind: str) -> type[Producer]:
-    """The trainer of a kind of run."""
-    module, name = TRAINERS[kind]
+# The kind of run whose algorithm may bring a trainer of its own along.
+_RL = "rl"
+
+
+def sort_of(recipe: AnyRecipe) -> str:
+    """The name by which a run's trainer is found: its kind, with its algorithm where that has its own."""
+    name = getattr(recipe, "algorithm", None)
+    own = recipe.kind == _RL and name is not None and own_trainer(name) is not None
+    return f"{_RL}:{name}" if own else recipe.kind
+
+
+def sorts() -> list[str]:
+    """Every name that `sort_of` can give."""
+    return [*TRAINERS, *(f"{_RL}:{name}" for name in ALGORITHMS if own_trainer(name) is not None)]
+
+
+def place_of_trainer(sort: str) -> tuple[str, str]:
+    """Module and class of the trainer of that name."""
+    kind, _, name = sort.partition(":")
+    return (own_trainer(name) if name else None) or TRAINERS[kind]
+
+
+def trainer_of(recipe: AnyRecipe) -> type[Producer]:
+    """The trainer of a run."""
+    module, name = place_of_trainer(sort_of(recipe))
     return getattr(importlib.import_module(module), name)

@@ -44,13 +44,13 @@ def tolerance_values(claims: Claims) -> dict[str, str]:
 
 def recipe_values() -> dict[str, str]:
     """``recipe.<name>`` of the tuned runs: betas, weight_decay, clip_norm, warmup; GRPO's kl_weight."""
-    from threegates.lab.algorithms import ALGORITHMS
+    from threegates.lab.algorithms.table import algorithm
     from threegates.lab.recipe import TrainingRecipe
 
     names = ("betas", "weight_decay", "clip_norm", "warmup")
     found = {name: TrainingRecipe.model_fields[name].default for name in names}
     betas = " and ".join(f"{beta:g}" for beta in found.pop("betas"))
-    found["kl_weight"] = ALGORITHMS["grpo"].kl_weight
+    found["kl_weight"] = algorithm("grpo").kl_weight
     return {"recipe.betas": betas} | {f"recipe.{name}": f"{value:g}" for name, value in found.items()}
 
 

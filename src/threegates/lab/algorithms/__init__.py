@@ -1,0 +1,1 @@
+"""The algorithms that a recipe of reinforcement learning can name, a module each."""
