@@ -405,8 +405,8 @@ def add_pair(
 ) -> None:
     """Write a pair of checkpoints into the manifest, so that chapters take it by --pair NAME."""
     from threegates.checkpoints.manifests.adding import add_pair as add
-    from threegates.jobs.jobs import CHAPTERS
     from threegates.records.provenance import tracked_manifest
+    from threegates.register import TAKING_PAIRS
 
     added = add(
         manifest or tracked_manifest(),
@@ -421,7 +421,7 @@ def add_pair(
         chapters=chapter or (),
         licence=licence,
         gated=gated,
-        known_chapters=[*CHAPTERS, "agents-rlhf"],
+        known_chapters=TAKING_PAIRS,
     )
     typer.echo(added.text())
 

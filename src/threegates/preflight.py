@@ -19,12 +19,13 @@ from threegates.checkpoints.preflight import Findings, Side, by_role, file_bytes
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import NotebookError, PairError
 from threegates.jobs.costs import Costs, measured_costs
-from threegates.jobs.jobs import BY_TENSOR, CHAPTERS
+from threegates.jobs.kinds.known import BY_TENSOR, KINDS
 from threegates.jobs.memory import need_of, taken
 from threegates.jobs.settings import HEADERS, device
 from threegates.jobs.sources import narrowed, one_pair
 from threegates.measures.tensor_table import PairTable
 from threegates.records.sizes import size_text
+from threegates.register import WITH_JOBS
 
 #: What `threegates measure` does, beside the chapters.
 MEASURE = "measure"
@@ -194,7 +195,7 @@ def preflight(
 
 
 def _kinds(diagnostics: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    known = {MEASURE: ("table",), **CHAPTERS}
+    known = {MEASURE: ("table",), **WITH_JOBS}
     for name in diagnostics:
         if name not in known:
             raise NotebookError("there is no such diagnostic", found=name, expected=", ".join(known))
@@ -206,7 +207,7 @@ def _by_tensor(kinds: dict[str, tuple[str, ...]]) -> list[str]:
 
 
 def _spectral(kinds: dict[str, tuple[str, ...]]) -> bool:
-    return any(kind in ("table", "drift", "overlap") for found in kinds.values() for kind in found)
+    return any(KINDS[kind].spectra for found in kinds.values() for kind in found)
 
 
 def _minutes(

@@ -7,7 +7,7 @@ record that exists is never measured again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from threegates.digest import file_digest, value_digest
 from threegates.errors import RecordError
 from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.batches import run_jobs
-from threegates.jobs.jobs import CHAPTERS, TABLES, Job, chapter_jobs
+from threegates.jobs.jobs import Job
+from threegates.jobs.kinds.known import KINDS, jobs_of, tables_of
 from threegates.jobs.released import as_released
 from threegates.jobs.sources import (
     StudyPair,
@@ -37,6 +38,7 @@ from threegates.measures.by_tensor import typed
 from threegates.records.known_digests import known_digest
 from threegates.records.provenance import build_folder, project_root, record_provenance
 from threegates.records.store import Records, read_parquet, remove_leftovers
+from threegates.register import chapter_of
 
 #: Facts of a pair, the columns of `Study.frame` before the labels.
 FACTS = {
@@ -119,7 +121,8 @@ class Study:
             told = about.short
         else:
             known = manifest_of(pairs, manifest) if pairs else lab_manifest(manifest)
-            found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known, subject)
+            every = chapter_of(chapter).follows_steps
+            found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known, subject, every)
             about = of_pairs(_entries(found), known.profile) if pairs else described(subject, known.profile)
             told = f"{about.short}: {_checkpoints(found, known.profile, chosen=bool(pairs))}"
         found = narrowed(found, layers, matrices)
@@ -139,7 +142,7 @@ class Study:
     @cached_property
     def jobs(self) -> list[Job]:
         """Everything that has to be measured for the chapter, done or not."""
-        jobs = chapter_jobs(self.chapter, self.pairs, self.draws, self.seed)
+        jobs = jobs_of(chapter_of(self.chapter).jobs, self.pairs, self.draws, self.seed)
         return as_released(jobs, self.records)
 
     def missing(self) -> list[Job]:
@@ -281,10 +284,8 @@ class Study:
         inputs = {"study": self.digest(), "claims": value_digest(own), "subject": self.subject}
         return record_provenance(Reach((module,)), inputs=inputs, draws=self.draws, seed=self.seed)
 
-    def _columns(self, name: str) -> dict[str, str]:
-        tables = {
-            table: kinds for kind in CHAPTERS.get(self.chapter, ()) for table, kinds in TABLES[kind].items()
-        }
+    def _columns(self, name: str) -> Mapping[str, str]:
+        tables = tables_of(chapter_of(self.chapter).jobs)
         if name not in tables:
             raise RecordError(
                 f"the chapter {self.chapter} has no table '{name}'",
@@ -295,7 +296,7 @@ class Study:
 
     def _read(self, job: Job, table: str) -> pd.DataFrame:
         frame = self.records.read(table, job.name, job.digest)
-        if job.stale and (lost := sorted(set(TABLES[job.kind][table]) - set(frame))):
+        if job.stale and (lost := sorted(set(KINDS[job.kind].tables[table]) - set(frame))):
             raise MissingRecordError(
                 "a released record is too old for this chapter",
                 where=f"{table}/{job.name}",

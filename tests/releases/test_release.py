@@ -149,7 +149,7 @@ def test_only_the_base_keeps_its_weights_and_the_others_say_so(trained, packed, 
 
 def test_records_of_other_code_stand_in_and_are_marked(trained, packed, monkeypatch):
     unpack(packed, trained / "elsewhere")
-    monkeypatch.setattr(jobs, "_decides", lambda kind, _: {"code": "another", "versions": {}})
+    monkeypatch.setattr(jobs, "_decides", lambda reach, _: ("another", {}))
     study = opened(trained / "elsewhere", monkeypatch)
     assert all(job.stale for job in study.jobs) and study.missing() == []
     assert len(study.table("agreement"))
@@ -171,7 +171,7 @@ def test_other_parameters_have_no_released_records(trained, packed, monkeypatch)
 
 def test_a_stale_record_without_a_column_of_today_is_refused_by_name(trained, packed, monkeypatch):
     unpack(packed, trained / "elsewhere")
-    monkeypatch.setattr(jobs, "_decides", lambda kind, _: {"code": "another", "versions": {}})
+    monkeypatch.setattr(jobs, "_decides", lambda reach, _: ("another", {}))
     columns = jobs.TABLES["group"]["agreement"] | {"novel": "float64"}
     monkeypatch.setitem(jobs.TABLES["group"], "agreement", columns)
     with pytest.raises(MissingRecordError, match="too old") as failure:

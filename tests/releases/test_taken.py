@@ -145,7 +145,7 @@ def other_recipe(fresh, names, monkeypatch):
 
 
 def other_code(fresh, names, monkeypatch):
-    monkeypatch.setattr(jobs, "_decides", lambda kind, _: {"code": "another", "versions": {}})
+    monkeypatch.setattr(jobs, "_decides", lambda reach, _: ("another", {}))
 
 
 def damaged(fresh, names, monkeypatch):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pandas as pd
 
 from threegates.figures.numbers import interval, number
-from threegates.jobs.jobs import CHAPTERS
 from threegates.jobs.released import FILE
 from threegates.jobs.subjects import LAB
 from threegates.lab.larger import LARGER_DATA, LARGER_PRETRAINING, SHAPE, SUBJECT
@@ -17,6 +16,7 @@ from threegates.lab.model import ModelShape
 from threegates.lab.plan import plan
 from threegates.lab.profiles import GPU
 from threegates.lab.recipe import TrainingRecipe
+from threegates.register import WITH_JOBS
 from threegates.releases.making import RESULTS
 from threegates.releases.notes import freshness, release_note
 from threegates.releases.packing import Release, read_release, unpack
@@ -91,7 +91,7 @@ def _studies(release: Release, build: Path) -> list[Study]:
     manifest, records = build / "lab" / "manifest.yaml", build / "records"
     opened = [
         Study.open(chapter, subject=SUBJECT, manifest=manifest, records=records, measure=False)
-        for chapter in CHAPTERS
+        for chapter in WITH_JOBS
     ]
     return [study for study in opened if study.pairs]
 

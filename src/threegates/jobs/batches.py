@@ -26,7 +26,8 @@ from torch import Tensor
 from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.places import Place
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.jobs.jobs import BY_TENSOR, Job, run_job, write_records
+from threegates.jobs.jobs import Job
+from threegates.jobs.kinds.known import BY_TENSOR, KINDS, run_job, write_records
 from threegates.jobs.memory import LEAST, Need, give_back_freed_memory, need_of, run_within
 from threegates.jobs.settings import memory_cap
 from threegates.measures.by_tensor import ByTensor, Parts, Rows, Shared, as_tables
@@ -116,7 +117,7 @@ def _need_of_piece(piece: Piece) -> Need:
 def _as_table(job: Job) -> PairTable:
     """A job's pair as one table, aligned once for all of its tensors."""
     arguments, pair = job.arguments, opened(job)
-    spectra = job.kind != "pair" and arguments.get("spectra", True)
+    spectra = KINDS[job.kind].spectra and arguments.get("spectra", True)
     draws, axes = arguments.get("draws", 0), arguments.get("axes", False)
     return PairTable(pair.base, pair.tuned, job.name, draws, axes=axes, spectra=spectra)
 

@@ -9,43 +9,20 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from threegates.boundaries import FILES
 from threegates.definitions import Reach
-from threegates.digest import code_digest, digest_versions, value_digest
+from threegates.digest import code_digest, digest_versions
+from threegates.jobs.kinds.known import KINDS
+from threegates.jobs.reach import record_digest
 from threegates.lab import runs
 from threegates.lab.trainers import sorts
-
-_MEASURES: dict[str, str] = {
-    "pair": "threegates.measures.changes.PairTensors",
-    "group": "threegates.measures.agreement.measure_agreement",
-    "run": "threegates.measures.emergence.measure_emergence",
-    "drift": "threegates.measures.drift.PairDrift",
-    "overlap": "threegates.measures.overlap.PairOverlap",
-    "lens": "threegates.measures.lens.measure_lens",
-    "curvature": "threegates.measures.curvature.measure_curvature",
-    "rotation": "threegates.measures.rotation.measure_rotation",
-    "frame": "threegates.measures.rotation.measure_frame",
-    "fisher": "threegates.measures.fisher.measure_fisher",
-    "table": "threegates.measures.tensor_table.PairTable",
-}
-# What is kept of a base on disk is what would be computed again; what computes it is inside.
-_OUTSIDE = ("threegates.measures.base_cache", "threegates.records.store")
-_INSIDE = ("threegates.measures.base_cache.decompose_base",)
-#: The code that decides the numbers of each kind of record.
-RECORDS: dict[str, Reach] = {
-    kind: Reach((root,), (*FILES.outside, *_OUTSIDE), (*FILES.inside, *_INSIDE))
-    for kind, root in _MEASURES.items()
-}
 
 
 def roots() -> dict[str, dict[str, Reach]]:
     """The same of every kind of record and of every kind of run."""
-    return {"record": dict(RECORDS), "run": {kind: runs.reach(kind) for kind in sorts()}}
-
-
-def record_digest(kind: str, inputs: object, code: str, versions: dict[str, str]) -> str:
-    """The digest of a record: what it is of, what it was made from, by which code and with which packages."""
-    return value_digest({"kind": kind, "inputs": inputs, "code": code, "versions": versions})
+    return {
+        "record": {name: kind.reach for name, kind in KINDS.items()},
+        "run": {kind: runs.reach(kind) for kind in sorts()},
+    }
 
 
 def told(provenance: Mapping[str, Mapping[str, Any]], profile: str) -> dict[str, Any]:
@@ -75,13 +52,11 @@ def _told_record(table: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kinds(table: str) -> list[str]:
-    from threegates.jobs.jobs import TABLES
-
-    return [kind for kind, tables in TABLES.items() if table in tables]
+    return [name for name, kind in KINDS.items() if table in kind.tables]
 
 
 def _of_kind(kind: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    reach = RECORDS[kind]
+    reach = KINDS[kind].reach
     code = code_digest(*reach.roots, outside=reach.outside, inside=reach.inside)
     versions = {name: provenance["versions"][name] for name in digest_versions()}
     return {

@@ -29,7 +29,8 @@ from threegates.checkpoints.preflight import shape_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import on_device
 from threegates.checkpoints.writer import write_checkpoint
-from threegates.jobs.jobs import BY_TENSOR
+from threegates.jobs.kinds.known import BY_TENSOR, KINDS
+from threegates.jobs.sources import Source, StudyPair
 from threegates.measures.by_tensor import ByTensor, Shared
 
 #: Shapes of the matrices that are timed: square and oblong, all beyond the size of plain decompositions.
@@ -90,15 +91,11 @@ def _name(shape: Sequence[int]) -> str:
 
 
 def _pair_of(kind: str, base: Checkpoint, tuned: Checkpoint) -> Callable[[int], ByTensor]:
-    options: dict[str, dict] = {
-        "pair": {"axes": False},
-        "drift": {"partner_name": ""},
-        "overlap": {"partner_name": ""},
-    }
+    alone = StudyPair("probe", Source("base", base), Source("tuned", tuned))
 
     def pair(draws: int) -> ByTensor:
-        drawn = {"draws": draws} if kind in ("overlap", "table") else {}
-        return BY_TENSOR[kind](base, tuned, name="probe", seed=0, **drawn, **options.get(kind, {}))
+        (cut,) = KINDS[kind].cut([alone], {"draws": draws, "seed": 0})
+        return BY_TENSOR[kind](base=base, tuned=tuned, **cut.options)
 
     return pair
 

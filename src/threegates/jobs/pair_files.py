@@ -11,8 +11,8 @@ from threegates.checkpoints.formats.families import family_of
 from threegates.checkpoints.views import naming_digest
 from threegates.errors import PairError, RecordError, ThreeGatesError
 from threegates.jobs.batches import measure_parts, opened
-from threegates.jobs.closures import RECORDS
-from threegates.jobs.jobs import NARROWED, Job, table_job
+from threegates.jobs.jobs import NARROWED, Job
+from threegates.jobs.kinds.table import TABLE, table_job
 from threegates.jobs.partial import parts_folder
 from threegates.jobs.sources import Source, StudyPair
 from threegates.measures.by_tensor import Parts, as_tables
@@ -135,7 +135,7 @@ def _provenance(job: Job, sources: dict[str, Source], parameters: dict) -> dict:
     inputs |= {key: job.inputs[key] for key in NARROWED if key in job.inputs}
     # A file of the user's choice has no sidecar, so the state of the code stands in it.
     state = {key: value for key, value in build_state().items() if key != "time"}
-    return record_provenance(RECORDS["table"], inputs=inputs, parameters=parameters, **state)
+    return record_provenance(TABLE.reach, inputs=inputs, parameters=parameters, **state)
 
 
 def _check_targets(targets: list[Path], masks: Path | None) -> None:

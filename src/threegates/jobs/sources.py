@@ -29,9 +29,6 @@ MANIFEST_VARIABLE = "THREEGATES_MANIFEST"
 #: Profile of manifests whose checkpoints have to be locked before they are measured.
 PAPER = "paper"
 
-# Chapters that look at every kept step of a run.
-_FOLLOWING = ("emergence", "precision-lens")
-
 
 @dataclass(frozen=True)
 class Source:
@@ -222,7 +219,9 @@ def folder_labels(names: Iterable[str]) -> dict[str, str]:
     return {_tail(path, depth): str(path) for path in sorted(folders)}
 
 
-def chapter_pairs(chapter: str, manifest: Manifest, subject: str = LAB) -> list[StudyPair]:
+def chapter_pairs(
+    chapter: str, manifest: Manifest, subject: str = LAB, every_step: bool = False
+) -> list[StudyPair]:
     """The pairs that the manifest has for a chapter and subject: final checkpoints, or every step of a run.
 
     Raises
@@ -235,7 +234,7 @@ def chapter_pairs(chapter: str, manifest: Manifest, subject: str = LAB) -> list[
             "there is no such subject", where="labels", expected=", ".join(sorted(known)), found=subject
         )
     pairs = [pair for pair in manifest.pairs(chapter) if subject_of(pair.tuned) == subject]
-    return _open_pairs(manifest, [pair for pair in pairs if pair.tuned.final or chapter in _FOLLOWING])
+    return _open_pairs(manifest, [pair for pair in pairs if pair.tuned.final or every_step])
 
 
 def named_pairs(names: Sequence[str], manifest: Manifest, way: str | None = None) -> list[StudyPair]:

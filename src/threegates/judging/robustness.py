@@ -18,17 +18,8 @@ from threegates.estimates.rows import MissingRecordError, Tables
 from threegates.geometry.precision import ETA
 from threegates.geometry.principal import HEADLINE_ALPHA, headline_rank
 from threegates.judging.claims import Claim, Judgement, judge
+from threegates.register import SWEEPS
 
-#: Of each headline table, the sweep that holds it over the choices.
-SWEEPS = {
-    "overlap": "sweep",
-    "direction": "direction_sweep",
-    "drift": "drift_sweep",
-    "tensor": "tensor_sweep",
-    "axis": "axis_sweep",
-    "agreement": "agreement_sweep",
-    "emergence": "emergence_sweep",
-}
 #: Sweeps over η alone, which leave out the paper's own η: there the headline table stands.
 _COARSE = ("tensor", "axis", "agreement", "emergence")
 #: The choices of the headline, fixed before any number was seen; ranks are in units of the headline rank.

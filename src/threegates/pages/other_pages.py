@@ -8,12 +8,12 @@ from typing import Any
 import nbformat
 
 from threegates.errors import NotebookError
-from threegates.jobs.jobs import CHAPTERS
 from threegates.jobs.sources import lab_manifest
 from threegates.jobs.subjects import LAB, subject_of
 from threegates.pages.contents import Page, book_pages
 from threegates.pages.parameters import declared
 from threegates.records.provenance import project_root
+from threegates.register import WITH_JOBS
 from threegates.study import Study
 
 #: Parameters of a page that are those of `Study.open`.
@@ -37,7 +37,7 @@ def studies_of(pages: Sequence[str], measure: bool = True) -> dict[str, Study]:
     known = {page.name: page for page in book_pages(project_root())}
     if lost := [name for name in pages if name not in known]:
         raise NotebookError("the book has no such page", expected=", ".join(known), found=lost[0])
-    chosen = list(pages) or [name for name, page in known.items() if page.notebook in CHAPTERS]
+    chosen = list(pages) or [name for name, page in known.items() if page.notebook in WITH_JOBS]
     return {name: _study(known[name], measure) for name in chosen}
 
 

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from threegates.errors import RecordError
-from threegates.jobs.jobs import CHAPTERS
 from threegates.jobs.sources import lab_manifest
 from threegates.lab.larger import SUBJECT
 from threegates.lab.profiles import GPU
@@ -14,6 +13,7 @@ from threegates.pages.contents import book_pages
 from threegates.pages.notebooks import notebook_path
 from threegates.pages.runner import page_studies
 from threegates.records.provenance import build_folder, project_root
+from threegates.register import WITH_JOBS
 from threegates.releases.packing import Release, pack, read_release, unpack
 from threegates.study import Study
 
@@ -44,7 +44,7 @@ def release_build(target: Path | None = None, workers: int = 1) -> Release:
 
 def _larger() -> Iterator[Study]:
     """The larger model's study of every chapter."""
-    return (Study.open(chapter, subject=SUBJECT) for chapter in CHAPTERS)
+    return (Study.open(chapter, subject=SUBJECT) for chapter in WITH_JOBS)
 
 
 def _of_pages() -> Iterator[Study]:

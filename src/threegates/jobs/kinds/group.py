@@ -1,0 +1,56 @@
+"""Stripes and agreement of the masks of runs that share base and method, block by block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import pandas as pd
+
+from threegates.jobs.jobs import Cut, Kind, opened_at
+from threegates.jobs.sources import StudyPair
+from threegates.measures import agreement, changes
+
+#: What the place of a run begins with, before its name.
+_RUN = "run:"
+
+
+def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
+    """One job for every block of every group of runs that share base and method."""
+
+    def key(pair: StudyPair) -> tuple[str, str]:
+        return pair.base.label, pair.facts()["method"]
+
+    for (base, method), members in groupby(sorted(pairs, key=key), key=key):
+        runs = list(members)
+        sources = {"base": runs[0].base, **{_RUN + pair.name: pair.tuned for pair in runs}}
+        numbers = agreement.layers(runs[0].base.checkpoint)
+        for number in numbers:
+            shown = number == numbers[len(numbers) // 2]
+            name = f"{base}-{method}-layer{number:02d}"
+            facts = {"base": base, "method": method}
+            yield Cut(name, sources, {**options, "of_layer": number, "maps": shown}, facts)
+
+
+def _measure(
+    places: dict[str, str], of_layer: int, draws: int, seed: int, maps: bool
+) -> dict[str, pd.DataFrame]:
+    runs = {place.removeprefix(_RUN): opened_at(text) for place, text in places.items() if place != "base"}
+    base = opened_at(places["base"])
+    return agreement.measure_agreement(base, runs, of_layer=of_layer, draws=draws, seed=seed, maps=maps)
+
+
+GROUP = Kind(
+    name="group",
+    tables={
+        "axis": changes.AXIS_COLUMNS,
+        "agreement": agreement.AGREEMENT_COLUMNS,
+        "rates": agreement.RATES_COLUMNS,
+        "map": agreement.MAP_COLUMNS,
+        "axis_sweep": agreement.AXIS_SWEEP_COLUMNS,
+        "agreement_sweep": agreement.AGREEMENT_SWEEP_COLUMNS,
+    },
+    root="threegates.measures.agreement.measure_agreement",
+    cut=_cut,
+    measure=_measure,
+)

@@ -1,0 +1,62 @@
+"""Every kind of job by its name, and what is done with jobs of whichever kind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import pandas as pd
+
+from threegates.jobs.jobs import Job, Kind
+from threegates.jobs.kinds.curvature import CURVATURE
+from threegates.jobs.kinds.drift import DRIFT
+from threegates.jobs.kinds.fisher import FISHER
+from threegates.jobs.kinds.group import GROUP
+from threegates.jobs.kinds.lens import LENS
+from threegates.jobs.kinds.overlap import OVERLAP
+from threegates.jobs.kinds.pair import PAIR
+from threegates.jobs.kinds.rotation import FRAME, ROTATION
+from threegates.jobs.kinds.run import RUN
+from threegates.jobs.kinds.table import TABLE
+from threegates.jobs.sources import StudyPair
+from threegates.measures.by_tensor import ByTensor
+from threegates.records.provenance import record_provenance
+from threegates.records.store import Records
+
+_EVERY = (PAIR, GROUP, RUN, DRIFT, OVERLAP, LENS, CURVATURE, ROTATION, FRAME, FISHER, TABLE)
+#: Kinds of job by name.
+KINDS: dict[str, Kind] = {kind.name: kind for kind in _EVERY}
+#: What measures the kinds that are measured tensor by tensor, as `threegates.jobs.batches` does.
+BY_TENSOR: dict[str, Callable[..., ByTensor]] = {
+    kind.name: kind.by_tensor for kind in _EVERY if kind.by_tensor is not None
+}
+
+
+def tables_of(kinds: Iterable[str]) -> dict[str, Mapping[str, str]]:
+    """Tables that jobs of these kinds write, with their columns and types."""
+    return {table: columns for kind in kinds for table, columns in KINDS[kind].tables.items()}
+
+
+def jobs_of(kinds: Iterable[str], pairs: Sequence[StudyPair], draws: int, seed: int) -> list[Job]:
+    """Every job of these kinds on these pairs.
+
+    Raises
+    ------
+    PairError : a kind follows runs, and a run has fewer than two steps; or it compares frames, and no run
+        starts from a base with a frame beside one from the base that this was made of.
+    """
+    options = {"draws": draws, "seed": seed}
+    return [job for kind in kinds for job in KINDS[kind].jobs(pairs, options)]
+
+
+def run_job(job: Job, records: Records) -> None:
+    """Measure a job that is not measured by tensor, and write its records."""
+    measure = KINDS[job.kind].measure
+    assert measure is not None
+    write_records(job, records, measure(**job.arguments))
+
+
+def write_records(job: Job, records: Records, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write what a job has measured."""
+    provenance = record_provenance(KINDS[job.kind].reach, inputs=job.inputs)
+    for table in job.tables:
+        records.write(table, job.name, job.digest, tables[table], provenance)

@@ -1,0 +1,32 @@
+"""How often one pair's changed weights are its principal or its small ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from threegates.jobs.jobs import Cut, Kind
+from threegates.jobs.kinds.norm_partners import beside_partner
+from threegates.jobs.sources import StudyPair
+from threegates.measures import overlap
+
+
+def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
+    """One job a pair, for its principal and its small weights, together with its partner in norm."""
+    for pair in pairs:
+        sources, named = beside_partner(pair, pairs)
+        yield Cut(pair.name, sources, {**options, **named})
+
+
+OVERLAP = Kind(
+    name="overlap",
+    tables={
+        "overlap": overlap.OVERLAP_COLUMNS,
+        "sweep": overlap.SWEEP_COLUMNS,
+        "direction": overlap.DIRECTION_COLUMNS,
+        "direction_sweep": overlap.DIRECTION_SWEEP_COLUMNS,
+    },
+    root="threegates.measures.overlap.PairOverlap",
+    cut=_cut,
+    by_tensor=overlap.PairOverlap,
+    spectra=True,
+)

@@ -1,0 +1,66 @@
+"""How stripes emerge over one run's training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+import pandas as pd
+
+from threegates.errors import PairError
+from threegates.jobs.jobs import STEP, Cut, Kind, opened_at
+from threegates.jobs.sources import StudyPair
+from threegates.measures import emergence
+
+
+def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
+    """One job for every run, over all of its checkpoints.
+
+    Raises
+    ------
+    PairError : a run has fewer than two steps.
+    """
+
+    def key(pair: StudyPair) -> str:
+        return pair.facts()["run"]
+
+    for run, members in groupby(sorted(pairs, key=key), key=key):
+        snapshots = list(members)
+        known = [pair.tuned.entry for pair in snapshots]
+        steps = [[entry.step, entry.updates] for entry in known if entry is not None and entry.step]
+        if len(steps) < max(2, len(snapshots)):
+            raise _no_run(run)
+        sources = {f"{STEP}{number}": pair.tuned for number, pair in enumerate(snapshots)}
+        yield Cut(run, {"base": snapshots[0].base, **sources}, {**options, "run": run, "steps": steps})
+
+
+def _measure(
+    places: dict[str, str], run: str, draws: int, seed: int, steps: list[list]
+) -> dict[str, pd.DataFrame]:
+    snapshots = [
+        emergence.Snapshot(step, updates, opened_at(places[f"{STEP}{number}"]))
+        for number, (step, updates) in enumerate(steps)
+    ]
+    base = opened_at(places["base"])
+    return emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)
+
+
+def _no_run(run: str) -> PairError:
+    return PairError(
+        "this chapter follows runs, and one has no checkpoints along its training",
+        where=run,
+        expected="two checkpoints or more, with their steps, in the manifest",
+        remedy="choose entries of one run by --pair, or a chapter that looks at one pair",
+    )
+
+
+RUN = Kind(
+    name="run",
+    tables={
+        "emergence": emergence.EMERGENCE_COLUMNS,
+        "emergence_sweep": emergence.EMERGENCE_SWEEP_COLUMNS,
+    },
+    root="threegates.measures.emergence.measure_emergence",
+    cut=_cut,
+    measure=_measure,
+)
