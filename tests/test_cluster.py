@@ -27,7 +27,7 @@ from threegates.cluster_check import ClusterError, Facts, check_workers, facts_o
 from threegates.errors import RecipeError
 from threegates.jobs import batches
 from threegates.jobs.batches import keep, measure_parts, run_jobs
-from threegates.jobs.jobs import table_job
+from threegates.jobs.kinds.table import table_job
 from threegates.jobs.pair_files import measure_to_files
 from threegates.jobs.sources import StudyPair, open_source, own_pair
 from threegates.measures.by_tensor import Parts

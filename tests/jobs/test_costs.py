@@ -8,7 +8,7 @@ import pytest
 
 from threegates.checkpoints.pairs import AlignedTensor, Status
 from threegates.jobs.costs import OUTSIDE, PROBED, Costs, fit, measured_costs
-from threegates.jobs.jobs import BY_TENSOR
+from threegates.jobs.kinds.known import BY_TENSOR
 from threegates.measures.by_tensor import Shared
 
 IN_BLOCK, EMBEDDING = "model.layers.3.mlp.up_proj.weight", "model.embed_tokens.weight"

@@ -10,7 +10,7 @@ from tests.planted import planted
 from threegates.checkpoints.manifests.manifest import read_manifest
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
-from threegates.jobs.jobs import chapter_jobs
+from threegates.jobs.kinds.known import jobs_of
 from threegates.jobs.sources import chapter_pairs, own_pair
 from threegates.measures import lens
 
@@ -142,11 +142,12 @@ def test_a_job_takes_a_runs_checkpoints_in_their_order_and_a_pair_of_ones_own_al
         for name, step in (("r", 9), ("r-step4", 4), ("r-step2", 2))
     }
     manifest = read_manifest(planted.write_study(tmp_path, base, runs))
-    pairs = chapter_pairs("precision-lens", manifest)
+    pairs = chapter_pairs("precision-lens", manifest, every_step=True)
     assert {pair.name for pair in pairs} == set(runs)
-    job = next(iter(chapter_jobs("precision-lens", pairs, 1, 0)))
+    assert [pair.name for pair in chapter_pairs("precision-lens", manifest)] == ["r"]
+    job = next(iter(jobs_of(["lens"], pairs, 1, 0)))
     assert job.arguments["named"] == [["r-step2", 8], ["r-step4", 16], ["r", 36]]
     assert job.arguments["rate"] == 1e-5
     own = own_pair(str(tmp_path / "base"), str(tmp_path / "r"))
-    alone = next(iter(chapter_jobs("precision-lens", [own], 1, 0)))
+    alone = next(iter(jobs_of(["lens"], [own], 1, 0)))
     assert alone.arguments["named"] == [[own.name, None]] and alone.arguments["rate"] is None

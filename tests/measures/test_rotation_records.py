@@ -16,7 +16,8 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.rotation import Heads, haar, permute_heads, rotate_values
-from threegates.jobs.jobs import chapter_jobs, run_job, untouched_partners
+from threegates.jobs.kinds.known import jobs_of, run_job
+from threegates.jobs.kinds.rotation import untouched_partners
 from threegates.jobs.sources import chapter_pairs, lab_manifest, own_pair
 from threegates.measures import rotation
 from threegates.measures.rotation import BACK, RAW, ROTATED, UNTOUCHED, Coordinates, Run
@@ -32,7 +33,7 @@ CONFIG = {
     "num_key_value_heads": HEADS.kv_heads,
 }
 FRAME = Frame({1: haar(16, 1), 2: haar(16, 2)}, {2: [3, 2, 0, 1]})
-CHAPTER = "rotation-ablation"
+CHAPTER, KINDS = "rotation-ablation", ("rotation", "frame")
 
 
 def base_tensors(seed=1):
@@ -324,11 +325,11 @@ def test_another_frame_is_another_job_and_a_frame_that_changed_is_refused(study,
 def test_without_a_rotated_base_there_is_nothing_to_compare(study):
     untouched = [pair for pair in study().pairs if not pair.name.startswith("b")]
     with pytest.raises(PairError, match="other coordinates"):
-        chapter_jobs(CHAPTER, untouched, 2, 0)
+        jobs_of(KINDS, untouched, 2, 0)
     rotated = [pair for pair in study().pairs if pair.name.startswith("b")]
     with pytest.raises(PairError, match="other coordinates"):
-        chapter_jobs(CHAPTER, rotated, 2, 0)
-    assert chapter_jobs(CHAPTER, [], 2, 0) == []
+        jobs_of(KINDS, rotated, 2, 0)
+    assert jobs_of(KINDS, [], 2, 0) == []
 
 
 def test_a_pair_of_ones_own_is_refused_in_words(study, project):
@@ -336,7 +337,7 @@ def test_a_pair_of_ones_own_is_refused_in_words(study, project):
     study()
     own = own_pair(str(folder / "rotated"), str(folder / "b1"))
     with pytest.raises(PairError, match="other coordinates"):
-        chapter_jobs(CHAPTER, [own], 2, 0)
+        jobs_of(KINDS, [own], 2, 0)
     assert len(chapter_pairs(CHAPTER, lab_manifest())) == 2 * len(SEEDS) + 1
 
 

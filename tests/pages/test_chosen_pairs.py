@@ -14,10 +14,9 @@ from tests.planted import planted
 from tests.planted.planted_pairs import measured_table, place
 from threegates.errors import NotebookError
 from threegates.figures.style import PAIR_COLOURS
-from threegates.pages import choices
 from threegates.pages.asked import run_chapter, run_page
 from threegates.pages.contents import Page
-from threegates.pages.notebooks import notebook_path, read_notebook
+from threegates.register import ANY_PAIR, CHAPTERS
 
 SECRET, PLACE = "hf_ThisIsNoToken0123456789", "someones-own-place"
 FEW = {"stripe-masks": {"draws": "3"}, "principal-overlap": {"draws": "3"}}
@@ -45,7 +44,7 @@ def shown(page):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chapter", choices.ANY_PAIR)
+@pytest.mark.parametrize("chapter", ANY_PAIR)
 def test_several_pairs_stand_beside_each_other_in_colours_of_their_own(chapter, project):
     names = lab(project)
     run = run_chapter(source(chapter), FEW.get(chapter, {}), pairs=names)
@@ -61,7 +60,7 @@ def test_several_pairs_stand_beside_each_other_in_colours_of_their_own(chapter, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chapter", choices.ANY_PAIR)
+@pytest.mark.parametrize("chapter", ANY_PAIR)
 def test_a_part_of_the_layers_and_matrices_is_enough_for_a_chapter(chapter, project):
     names = lab(project)
     run = run_chapter(source(chapter), FEW.get(chapter, {}), pairs=names, choice=([1], ["q", "o", "down"]))
@@ -90,7 +89,7 @@ def test_a_chapter_that_finds_too_little_in_the_chosen_runs_says_what_it_compare
     names = lab(project)
     with pytest.raises(NotebookError, match=f"{chapter} cannot show these pairs") as error:
         run_chapter(source(chapter), {}, pairs=names)
-    assert choices.WHY_NOT[chapter] in error.value.what and error.value.found
+    assert CHAPTERS[chapter].why_not in error.value.what and error.value.found
 
 
 @pytest.mark.parametrize("chapter", ["kl-leash", "lora-vs-pissa", "learning-rate"])
@@ -105,7 +104,7 @@ def test_a_chapter_of_the_lab_refuses_pairs_that_the_lab_did_not_train(project, 
     )
     with pytest.raises(NotebookError, match=f"{chapter} cannot show these pairs") as error:
         run_chapter(source(chapter), {}, pairs=["end"])
-    assert choices.WHY_NOT[chapter] in error.value.what
+    assert CHAPTERS[chapter].why_not in error.value.what
     assert not list((project / "build").glob("runs/*"))
 
 
@@ -123,16 +122,6 @@ def test_two_pairs_in_folders_of_one_name_are_two_pages(project):
     assert pages[0] == pages[2] and pages[0][0] != pages[1][0] and pages[0][1] != pages[1][1]
     assert pages[0][0].read_text() == pages[0][1]
     assert not re.search(r"\{(val|cite:t|cite:p|doc)\}`", pages[0][1])
-
-
-def test_every_chapter_shows_any_pair_or_has_a_reason():
-    stems = {path.stem for path in (planted.ROOT / "notebooks").glob("*.ipynb")}
-    assert stems == {*choices.ANY_PAIR, *choices.WHY_NOT}
-    for chapter in choices.ANY_PAIR:
-        parameters = read_notebook(notebook_path(chapter)).cells[1].source
-        assert {"pairs", "base", "tuned", "layers", "matrices"} <= set(
-            re.findall(r"^\w+", parameters, re.MULTILINE)
-        )
 
 
 def agents(project):

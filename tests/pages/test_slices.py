@@ -9,8 +9,9 @@ import pytest
 
 from tests.planted.pages import NOTEBOOKS
 from threegates.errors import NotebookError
-from threegates.jobs.jobs import CHAPTERS, TABLES
+from threegates.jobs.kinds.known import tables_of
 from threegates.pages.slices import figures_of, slice_of
+from threegates.register import CHAPTERS
 
 LOGS = {"log", "evaluation"}
 
@@ -88,5 +89,5 @@ def test_every_figure_of_the_book_has_a_slice_that_reads_tables_of_its_chapter(p
         found = slice_of(source, name)
         assert found.cells[-1] == cell and len(found.cells) < len(source.cells)
         for chapter, tables in found.tables.items():
-            known = {table for kind in CHAPTERS.get(chapter, ()) for table in TABLES[kind]} | LOGS
+            known = {*tables_of(CHAPTERS[chapter].jobs)} | LOGS
             assert set(tables) <= known and tables

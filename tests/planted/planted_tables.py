@@ -23,8 +23,9 @@ from tests.planted import (
     planted_rates,
     planted_rotation,
 )
+from threegates.checkpoints.formats.roles import LINEAR
 from threegates.estimates.paper import table_2
-from threegates.estimates.rows import LINEAR, STRIPES
+from threegates.estimates.rows import STRIPES
 from threegates.geometry.principal import TARGETS
 from threegates.measures.agreement import AGREEMENT_COLUMNS
 from threegates.measures.changes import AXIS_COLUMNS, TENSOR_COLUMNS
@@ -55,6 +56,11 @@ class Given:
 
     def table(self, name: str) -> pd.DataFrame:
         return self.frames[name]
+
+
+def given(**frames: pd.DataFrame) -> Given:
+    """These tables."""
+    return Given(frames)
 
 
 @dataclass(frozen=True)

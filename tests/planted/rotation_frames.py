@@ -6,7 +6,7 @@ from itertools import product
 
 import pandas as pd
 
-from threegates.estimates.rows import LINEAR
+from threegates.checkpoints.formats.roles import LINEAR
 from threegates.measures.rotation import BACK, FRAME_COLUMNS, RAW, ROTATED, ROTATION_COLUMNS, UNTOUCHED
 
 SEEDS = (1, 2, 3)

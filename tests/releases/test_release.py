@@ -25,6 +25,7 @@ from threegates.errors import CheckpointError, RecordError
 from threegates.estimates.rows import MissingRecordError
 from threegates.figures.numbers import number
 from threegates.jobs import jobs, released
+from threegates.jobs.kinds.known import KINDS
 from threegates.jobs.released import stale_runs
 from threegates.records.store import record_digest, write_parquet
 from threegates.releases.making import release_build
@@ -172,8 +173,8 @@ def test_other_parameters_have_no_released_records(trained, packed, monkeypatch)
 def test_a_stale_record_without_a_column_of_today_is_refused_by_name(trained, packed, monkeypatch):
     unpack(packed, trained / "elsewhere")
     monkeypatch.setattr(jobs, "_decides", lambda reach, _: ("another", {}))
-    columns = jobs.TABLES["group"]["agreement"] | {"novel": "float64"}
-    monkeypatch.setitem(jobs.TABLES["group"], "agreement", columns)
+    tables = KINDS["group"].tables
+    monkeypatch.setitem(tables, "agreement", {**tables["agreement"], "novel": "float64"})
     with pytest.raises(MissingRecordError, match="too old") as failure:
         opened(trained / "elsewhere", monkeypatch).table("agreement")
     assert failure.value.expected == "the columns novel"
