@@ -1,0 +1,150 @@
+"""What every kind of job has to keep, on planted runs that all kinds can look at."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+
+import pandas as pd
+import pytest
+
+from tests.planted.planted_runs import planted_pairs
+from threegates.digest import code_digest, runtime_versions, value_digest
+from threegates.jobs.batches import opened
+from threegates.jobs.kinds.known import BY_TENSOR, KINDS, jobs_of, run_job, tables_of, write_records
+from threegates.jobs.sources import StudyPair, narrowed
+from threegates.measures import curvature, fisher, losses
+from threegates.measures.by_tensor import measure_all, typed
+from threegates.records.store import Records
+
+EVERY = pytest.mark.parametrize("kind", KINDS.values(), ids=list(KINDS))
+WHOLE = pytest.mark.parametrize("name", [name for name in KINDS if name not in BY_TENSOR])
+DRAWS, SEED = 2, 5
+#: Of a pair that is measured tensor by tensor, few are enough.
+FEW = ([1], ["q", "down"])
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """All planted pairs, with fewer batches and responses than a study takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(curvature, "BATCHES", 1)
+        patch.setattr(losses, "EXAMPLES", 4)
+        patch.setattr(losses, "PROMPTS", 2)
+        patch.setattr(fisher, "RESPONSES", 6)
+        yield planted_pairs(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def tables(pairs):
+    """The tables of the last job of each kind, measured once."""
+    return {name: measured(jobs(name, pairs)[-1]) for name in KINDS}
+
+
+def jobs(name, pairs):
+    return jobs_of([name], narrowed(pairs, *FEW) if name in BY_TENSOR else pairs, DRAWS, SEED)
+
+
+def measured(job):
+    measure = KINDS[job.kind].measure
+    return measure_all(opened(job)) if measure is None else measure(**job.arguments)
+
+
+@EVERY
+def test_it_goes_by_its_name_which_is_a_folders_too(kind):
+    assert KINDS[kind.name] is kind and re.fullmatch(r"[a-z]+", kind.name)
+
+
+@EVERY
+def test_it_is_measured_whole_or_tensor_by_tensor(kind):
+    assert (kind.measure is None) != (kind.by_tensor is None)
+    assert BY_TENSOR.get(kind.name) is kind.by_tensor
+    assert kind.by_tensor is not None or not kind.spectra
+
+
+@EVERY
+def test_its_columns_have_types(kind):
+    assert kind.tables
+    for table, columns in kind.tables.items():
+        assert re.fullmatch(r"[a-z_]+", table) and columns
+        for column in columns.values():
+            pd.api.types.pandas_dtype(column)
+
+
+@EVERY
+def test_its_digest_starts_at_the_module_that_measures(kind):
+    module = importlib.import_module(kind.module)
+    if kind.by_tensor is not None:
+        assert getattr(module, kind.by_tensor.__name__) is kind.by_tensor
+        assert kind.by_tensor.__module__ == kind.module
+    else:
+        assert module in vars(sys.modules[kind.measure.__module__]).values()
+        used = set(kind.measure.__code__.co_names)
+        assert [name for name in used if name.startswith("measure_") and hasattr(module, name)]
+
+
+@EVERY
+def test_its_jobs_are_known_by_all_that_decides_them(kind, pairs):
+    found = jobs(kind.name, pairs)
+    names = [job.name for job in found]
+    assert found and len(set(names)) == len(names)
+    decides = {"code": code_digest(kind.module), "versions": runtime_versions()}
+    for job in found:
+        assert job.digest == value_digest({"kind": kind.name, "inputs": job.inputs, **decides})
+        assert {**job.inputs["parameters"], "places": job.arguments["places"]} == job.arguments
+        assert set(job.inputs["checkpoints"]) == set(job.arguments["places"])
+        assert job.kind == kind.name and job.tables == tuple(kind.tables) and not job.stale
+
+
+@EVERY
+def test_its_jobs_depend_on_the_weights_that_they_look_at_and_on_nothing_drawn(kind, pairs):
+    digests = {job.name: job.digest for job in jobs(kind.name, pairs)}
+    assert {job.name: job.digest for job in jobs(kind.name, pairs)} == digests
+    other = [StudyPair(one.name, one.base, pairs[0].tuned) for one in pairs]
+    moved = {job.name: job.digest for job in jobs(kind.name, other)}
+    looks_at_bases_alone = kind.name in ("frame", "fisher")
+    assert (moved == digests) == looks_at_bases_alone
+
+
+@EVERY
+def test_a_job_gives_its_tables_with_their_columns_and_no_others(kind, tables):
+    found = tables[kind.name]
+    assert set(kind.tables) <= set(found) and any(len(found[table]) for table in kind.tables)
+    # What a measure can give beside them was not asked for, and stays empty.
+    assert not any(len(frame) for table, frame in found.items() if table not in kind.tables)
+    for table, columns in kind.tables.items():
+        assert list(found[table]) == list(columns), table
+        assert found[table].dtypes.equals(typed([], columns).dtypes), table
+
+
+@EVERY
+def test_measuring_again_gives_the_same(kind, pairs, tables):
+    again = measured(jobs(kind.name, pairs)[-1])
+    for table, frame in tables[kind.name].items():
+        pd.testing.assert_frame_equal(again[table], frame, check_exact=True)
+
+
+@EVERY
+def test_its_records_are_written_under_its_tables(kind, pairs, tables, tmp_path, project):
+    job, records = jobs(kind.name, pairs)[-1], Records(tmp_path / "records")
+    assert not job.is_done(records)
+    write_records(job, records, tables[kind.name])
+    assert job.is_done(records)
+    for table, columns in tables_of([kind.name]).items():
+        assert list(records.read(table, job.name, job.digest)) == list(columns)
+
+
+@WHOLE
+def test_one_that_is_measured_whole_writes_its_records_itself(name, pairs, tmp_path, project):
+    job, records = jobs(name, pairs)[-1], Records(tmp_path / "records")
+    run_job(job, records)
+    assert job.is_done(records)
+
+
+@pytest.mark.parametrize("name", BY_TENSOR)
+def test_one_that_is_measured_by_tensor_takes_a_pair_alone(name, pairs):
+    (cut,) = KINDS[name].cut(pairs[:1], {"draws": 0, "seed": 0})
+    sides = {place: source.checkpoint for place, source in cut.sources.items()}
+    alone = BY_TENSOR[name](**sides, **cut.options)
+    assert alone.names and KINDS[name].tables.items() <= dict(alone.tables).items()
