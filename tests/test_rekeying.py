@@ -13,11 +13,11 @@ import pytest
 from scripts import rekey_release as script
 from scripts.rekeyings import REKEYINGS, Rekeying, Rewrite, rekeying
 from threegates.atomic import write_json
-from threegates.checkpoints.manifest import Entry, Folder, Manifest, read_manifest, write_manifest
+from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, read_manifest, write_manifest
 from threegates.digest import file_digest
+from threegates.jobs.released import FILE
 from threegates.lab.algorithms import ALGORITHMS
-from threegates.study.release import _write_table, read_release
-from threegates.study.released import FILE
+from threegates.releases.packing import _write_table, read_release
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "c" * 40

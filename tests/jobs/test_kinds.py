@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from tests.planted.planted_runs import planted_pairs
-from threegates.digest import code_digest, runtime_versions, value_digest
+from threegates.digest import code_digest, digest_versions, value_digest
 from threegates.jobs.batches import opened
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS, jobs_of, run_job, tables_of, write_records
 from threegates.jobs.sources import StudyPair, narrowed
@@ -73,15 +73,14 @@ def test_its_columns_have_types(kind):
 
 
 @EVERY
-def test_its_digest_starts_at_the_module_that_measures(kind):
-    module = importlib.import_module(kind.module)
+def test_its_digest_starts_at_what_measures(kind):
+    place, _, name = kind.root.rpartition(".")
+    module = importlib.import_module(place)
     if kind.by_tensor is not None:
-        assert getattr(module, kind.by_tensor.__name__) is kind.by_tensor
-        assert kind.by_tensor.__module__ == kind.module
+        assert getattr(module, name) is kind.by_tensor
     else:
         assert module in vars(sys.modules[kind.measure.__module__]).values()
-        used = set(kind.measure.__code__.co_names)
-        assert [name for name in used if name.startswith("measure_") and hasattr(module, name)]
+        assert callable(getattr(module, name)) and name in kind.measure.__code__.co_names
 
 
 @EVERY
@@ -89,7 +88,9 @@ def test_its_jobs_are_known_by_all_that_decides_them(kind, pairs):
     found = jobs(kind.name, pairs)
     names = [job.name for job in found]
     assert found and len(set(names)) == len(names)
-    decides = {"code": code_digest(kind.module), "versions": runtime_versions()}
+    reach = kind.reach
+    code = code_digest(*reach.roots, outside=reach.outside, inside=reach.inside)
+    decides = {"code": code, "versions": digest_versions()}
     for job in found:
         assert job.digest == value_digest({"kind": kind.name, "inputs": job.inputs, **decides})
         assert {**job.inputs["parameters"], "places": job.arguments["places"]} == job.arguments
