@@ -80,6 +80,37 @@ def test_the_sweep_names_ranks_by_the_smaller_side():
     assert (view.loc[view["rank"] == "n/4", "lift"] == 2).all()
 
 
+def swept(ranks: dict[int, tuple[int, ...]]) -> pd.DataFrame:
+    """A matrix for each smaller side, swept at these ranks, with the side for its lift."""
+    found = {(GRPO, "a1"): 0.2}
+    return pd.concat(
+        [
+            rows(found, smaller_side=side, k=k, alpha=0.5, lift=side, eta=1e-3)
+            for side, own in ranks.items()
+            for k in own
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("ranks", "named"),
+    [
+        ({64: (4, 8, 16), 128: (8, 16, 32)}, ["n/16", "n/8", "n/4"]),
+        # As models of billions of parameters have it: the same ranks of every matrix, other parts of each.
+        ({1024: (16, 32, 64), 4096: (16, 32, 64)}, ["k = 16", "k = 32", "k = 64"]),
+        # Qwen 2.5's smallest: K and V are short enough for parts of their own.
+        ({128: (8, 16, 32, 64), 896: (16, 32, 64, 128)}, ["k = 16", "k = 32", "k = 64"]),
+        ({100: (6,), 96: (3,)}, ["n/32", "n/17"]),
+    ],
+)
+def test_every_mean_of_the_sweep_is_over_all_matrices(ranks, named):
+    view = overlap_views.sweep_view(swept(ranks), "RL")
+    assert list(view.sort_values("order")["rank"].unique()) == named
+    assert set(view["lift"]) == ({np.mean(list(ranks))} if len(named) > 2 else set(ranks))
+    drawn = overlap_plots.lift_sweep(view).axes[0]
+    assert [text.get_text() for text in drawn.get_yticklabels()] == named
+
+
 def test_directions_are_geometric_means_relative_to_random_frames():
     facts = dict(zip(("method", "algorithm", "rate"), GRPO, strict=True)) | {"role": "q", "stable_rank": 3.0}
     facts |= {"variant": "raw", "view": "fp32"}

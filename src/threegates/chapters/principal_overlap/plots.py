@@ -89,7 +89,7 @@ def lifts_by_layer(frame: pd.DataFrame) -> Figure:
 def lift_sweep(frame: pd.DataFrame) -> Figure:
     """Draw lift over rank and share as heat maps: bf16 above, fp32 below, one column a target.
 
-    Columns: view, target, rank (as text), divisor (n over the rank), alpha, lift.
+    Columns: view, target, rank (as text), order (of the ranks), alpha, lift.
     """
     views = {"bf16": "bf16 mask", "fp32": "largest changes in fp32"}
     spread = _spread(frame["lift"])
@@ -98,7 +98,7 @@ def lift_sweep(frame: pd.DataFrame) -> Figure:
         for line, (view, name) in zip(axes, views.items(), strict=True):
             for ax, (target, title) in zip(line, TARGETS.items(), strict=True):
                 rows = frame[(frame["view"] == view) & (frame["target"] == target)]
-                rows = rows.sort_values("divisor", ascending=False)
+                rows = rows.sort_values("order")
                 cells = rows.pivot(index="rank", columns="alpha", values="lift")
                 _lift_map(ax, cells.reindex(rows["rank"].drop_duplicates()), spread)
                 ax.set_title(f"{title}\n{name}", fontsize=10.5)

@@ -95,15 +95,37 @@ def layer_view(overlap: pd.DataFrame, group: str) -> pd.DataFrame:
 def sweep_view(sweep: pd.DataFrame, group: str) -> pd.DataFrame:
     """Mean lift of one group at every rank and share, at the paper's tolerance.
 
-    Columns: view, target, rank (such as "n/8", n the smaller side of a matrix), divisor, alpha, lift.
+    Columns: view, target, rank (such as "n/8", n the smaller side of a matrix, or "k = 64"), order (of the
+    ranks), alpha, lift. Long matrices are swept at the same ranks, short ones at parts of n: ranks have the
+    kind of name by which more are common to all matrices, and the others are left out.
     """
     rows = grouped(sweep)
     # The paper's own tolerance; the largest float32 changes know none.
     rows = rows[(rows["eta"] == ETA) | rows["eta"].isna()]
     rows = rows[(rows["group"] == group) & (rows["variant"] == "raw")]
-    rows = rows.assign(divisor=(rows["smaller_side"] / rows["k"]).round().astype(int))
-    means = rows.groupby(["view", "target", "divisor", "alpha"], sort=False)["lift"].mean().reset_index()
-    return means.assign(rank=[f"n/{divisor}" for divisor in means["divisor"]])
+    rows = _comparable(rows)
+    return rows.groupby(["view", "target", "rank", "order", "alpha"], sort=False)["lift"].mean().reset_index()
+
+
+def _comparable(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows at the ranks that all matrices have, under their names: only such means can be compared.
+
+    Where no rank is common, all of them.
+    """
+    divisors = (rows["smaller_side"] / rows["k"]).round().astype(int)
+    named = (
+        rows.assign(order=-divisors, rank=[f"n/{divisor}" for divisor in divisors]),
+        rows.assign(order=rows["k"], rank=[f"k = {k}" for k in rows["k"]]),
+    )
+    kept = [names[names["order"].isin(_common(names))] for names in named]
+    best = max(kept, key=lambda names: names["order"].nunique())
+    return named[0] if best.empty else best
+
+
+def _common(rows: pd.DataFrame) -> set[int]:
+    """Ranks that matrices of every smaller side were swept at."""
+    ranks = [set(own) for _, own in rows.groupby("smaller_side")["order"]]
+    return set.intersection(*ranks) if ranks else set()
 
 
 def view_comparison(overlap: pd.DataFrame, target: str = "principal") -> pd.DataFrame:
