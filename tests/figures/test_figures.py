@@ -37,6 +37,21 @@ def test_a_figure_is_a_picture_twice_and_its_data(tmp_path):
     assert b"<svg" in written["dots.svg"]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "named"),
+    [
+        (1, 12, [1, 2, 5, 10]),
+        # Ratios of lines of thousands of weights spread hundreds of times as much as independent ones.
+        (1, 280, [1, 2, 5, 10, 20, 50, 100, 200]),
+        (1, 4000, [1, 10, 100, 1000]),
+        (0.52, 1.9, [0.8, 1.2, 1.6]),
+        (0.984, 1.009, [0.984, 0.992, 1.0, 1.008]),
+    ],
+)
+def test_a_logarithmic_axis_has_three_numbers_or_more_and_they_stand_apart(low, high, named):
+    assert figures.log_ticks(low, high) == pytest.approx(named)
+
+
 def test_figures_are_closed(tmp_path):
     fig = drawing()
     publish(fig, "chapter/dots", data=DATA, folder=tmp_path, **WORDS)

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, Scal
 from threegates.figures.names import ROLES
 from threegates.figures.overlap_marks import TARGETS, beside_overlaps, overlap_row
 from threegates.figures.pair_views import DRIFT, KINDS
-from threegates.figures.style import NULLS, pair_colours, style
+from threegates.figures.style import NULLS, log_ticks, pair_colours, style
 
 _GREY = "#4D4D4D"
 
@@ -94,7 +94,7 @@ def stripes_of_pairs(frame: pd.DataFrame) -> Figure:
             ax.set_xlabel("variance, in units of the binomial one")
             ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.set_xticks([t for t in (1, 2, 3, 5, 10, 20, 50) if t <= 1.5 * frame["dispersion"].max()])
+            ax.set_xticks(log_ticks(1, max(2.0, 1.5 * frame["dispersion"].max())))
             ax.grid(axis="x")
         axes[0].set_yticks(range(len(roles)), [ROLES[role] for role in roles])
         null = Line2D([], [], marker="s", color=_GREY, ms=4, mew=0, lw=0, label=NULLS["storage_density"][0])

@@ -7,6 +7,7 @@ nulls are grey, with a marker of their own each.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.ticker import MaxNLocator
 
 #: Colour of each training method (Okabe and Ito 2008).
 METHOD_COLOURS: dict[str, str] = {
@@ -104,6 +106,20 @@ def one_colour_each(table: pd.DataFrame, chosen: object = True, name: str = "pai
         return table
     _PAIRS.update(pair_colours([*_PAIRS, *table[name]]))
     return table.assign(algorithm=table[name], seed=np.nan, rate=np.nan, alone=True)
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Numbers that name a logarithmic axis between two values, three at least and few enough to stand apart.
+
+    Powers of ten with twice and five times them; those alone over two and a half decades and more; even steps
+    where these are fewer than three.
+    """
+    parts = (1, 2, 5) if high / low < 300 else (1,)
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [part * 10.0**decade for decade in decades for part in parts]
+    inside = [tick for tick in ticks if low <= tick <= high]
+    even = [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
+    return inside if len(inside) >= 3 else even
 
 
 def heatmap(ax: Axes, cells: pd.DataFrame, **options: Any) -> None:

@@ -13,7 +13,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from threegates.figures.names import ROLES
 from threegates.figures.overlap_marks import TARGETS, beside_overlaps, overlap_row
-from threegates.figures.style import DIVERGING, NULLS, colour, heatmap, style
+from threegates.figures.style import DIVERGING, NULLS, colour, heatmap, log_ticks, style
 
 _RL = "#0072B2"
 
@@ -196,8 +196,7 @@ def energy_against_random_frames(frame: pd.DataFrame) -> Figure:
         ax.set_xlabel("energy in the principal k × k block, random frames = 1")
         ax.xaxis.set_major_formatter(ScalarFormatter())
         ax.xaxis.set_minor_formatter(NullFormatter())
-        span = (0.8 * frame[["ratio_low", "random_low"]].min().min(), 1.25 * frame["ratio_high"].max())
-        ax.set_xticks([t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50) if span[0] <= t <= max(span[1], 1)])
+        ax.set_xticks(log_ticks(*ax.get_xlim()))
         ax.set_yticks(range(len(roles)), [ROLES[role] for role in roles])
         ax.grid(axis="x")
         handles: list = [

@@ -11,9 +11,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from threegates.figures.style import colour, style
+from threegates.figures.style import colour, log_ticks, style
 
 #: Measured quantities, their axis titles, and the column of their theoretical limit.
 MEASURES: dict[str, tuple[str, str]] = {
@@ -65,10 +65,10 @@ def _method_row(ax: Axes, y: int, rows: pd.DataFrame, name: str, limit: str) -> 
 
 
 def _few_ticks(ax: Axes) -> None:
-    """Name powers of ten where the axis has two or more, else 1, 2 and 5 times them: names never touch."""
+    """Name powers of ten where the axis has two or more, else numbers between them: names never touch."""
     low, high = ax.get_xlim()
     if math.floor(math.log10(high)) - math.ceil(math.log10(low)) < 1:
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_locator(FixedLocator(log_ticks(low, high)))
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     ax.xaxis.set_minor_formatter(NullFormatter())
 

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from threegates.figures.names import ROLES
-from threegates.figures.style import DIVERGING, NULLS, SEQUENTIAL, heatmap, style
+from threegates.figures.style import DIVERGING, NULLS, SEQUENTIAL, heatmap, log_ticks, style
 
 
 def consensus_maps(frame: pd.DataFrame, head_size: int | None = None) -> Figure:
@@ -111,7 +111,7 @@ def stripes_against_nulls(frame: pd.DataFrame) -> Figure:
             ax.set_xlabel("variance, in units of the binomial one")
             ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.set_xticks([t for t in (1, 2, 3, 5, 10, 20) if t <= 1.5 * frame["dispersion"].max()])
+            ax.set_xticks(log_ticks(1, max(2.0, 1.5 * frame["dispersion"].max())))
             ax.grid(axis="x")
         axes[0].set_yticks(range(len(roles)), [ROLES[r] for r in roles])
         fig.legend(handles=_jaccard_key("observed"), loc="outside lower center", ncols=3)
