@@ -406,6 +406,13 @@ def test_rate_summary_sets_runs_on_the_same_data_apart():
     assert found["same data"] == pytest.approx(0.9) and found["different data"] == pytest.approx(0.4)
 
 
+def test_runs_whose_data_nobody_knows_are_not_said_to_be_on_different_data():
+    frame = pd.DataFrame({"pair": ["a", "b", "c"], "data": ["x", None, None]})
+    facts = {"method": "rl", "role": "q", "axis": "row", "storage_density_mean": 0.2, "spearman": 0.5}
+    rates = pd.DataFrame([facts | {"run_a": a, "run_b": b} for a, b in (("a", "b"), ("b", "c"))])
+    assert views.rate_summary(rates, frame)["data"].tolist() == ["unknown data"]
+
+
 def test_orientation_view_gives_the_spread_beyond_chance_of_both_axes():
     facts = {"pair": "p", "tensor": "t", "method": "rl", "role": "q", "density": 0.5}
     row = facts | {"axis": "row", "ratio": [0.5] * 10, "dispersion": 5.0, "storage_density_mean": 1.0}

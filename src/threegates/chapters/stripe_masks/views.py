@@ -87,12 +87,17 @@ def stripes_by_pair(axis: pd.DataFrame) -> pd.DataFrame:
 
 
 def rate_summary(rates: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean correlations between runs of one kind, those on the same data set and those on different ones."""
+    """Mean correlations between runs of one kind, those on the same data set and those on different ones.
+
+    Runs of which a data set is not known are told apart from both.
+    """
     data = frame.drop_duplicates("pair").set_index("pair")["data"]
     rows = rates[rates["role"].isin(LINEAR)]
-    same = rows["run_a"].map(data) == rows["run_b"].map(data)
+    sides = rows["run_a"].map(data), rows["run_b"].map(data)
+    same = (sides[0] == sides[1]).astype(object).where(sides[0].notna() & sides[1].notna(), "unknown")
     kinds = rows["method"].map({"rl": "RL", "sft": "SFT"}).fillna(rows["method"]).rename("runs")
-    named = same.map({True: "same data", False: "different data"}).rename("data")
+    names = {True: "same data", False: "different data", "unknown": "unknown data"}
+    named = same.map(names).rename("data")
     means = rows.groupby([kinds, named, "axis"])[["spearman", "storage_density_mean"]].mean()
     return means.reset_index()
 
