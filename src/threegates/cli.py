@@ -9,6 +9,37 @@ from typing import Annotated
 
 import typer
 
+from threegates.cli_options import (
+    AxisTable,
+    Backend,
+    Base,
+    BookProfile,
+    Device,
+    Diagnostics,
+    Draws,
+    Entries,
+    Layers,
+    Licences,
+    ManifestFile,
+    Masks,
+    Matrices,
+    Memory,
+    NewBase,
+    NewTuned,
+    Notebook,
+    Pair,
+    Pairs,
+    Parameters,
+    Profile,
+    Ranged,
+    Scheduler,
+    Seed,
+    Spectra,
+    Table,
+    TensorWorkers,
+    Tuned,
+    Workers,
+)
 from threegates.errors import ThreeGatesError
 
 # Heavy modules are imported inside the commands, so that --help comes at once.
@@ -26,57 +57,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-
-Profile = Annotated[
-    str,
-    typer.Option(
-        help="How much is trained: smoke (minutes), mini (the default study), full (hours), or gpu (a larger "
-        "model, trained alone)."
-    ),
-]
-BookProfile = Annotated[
-    str,
-    typer.Option(
-        help="How much is trained: smoke (minutes), mini (the default study), full (hours), or nothing: "
-        "released renders the records in results/, paper measures published checkpoints."
-    ),
-]
-Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
-Layers = Annotated[
-    str | None, typer.Option(help="Only these blocks, such as 0,13,27 or 0-3,27; all of them by default.")
-]
-Matrices = Annotated[
-    str | None,
-    typer.Option(
-        help="Only tensors of these roles: q, k, v, o, gate, up, down, embedding, head, norm, bias, other."
-    ),
-]
-Ranged = Annotated[
-    bool,
-    typer.Option(
-        "--ranged",
-        help="Read checkpoints of the Hub tensor by tensor, without ever having them on disk.",
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="Device to measure on: cpu, cuda or cuda:N.")]
-Backend = Annotated[
-    str | None, typer.Option(help="Where tensors are measured: processes of this machine, or dask.")
-]
-Scheduler = Annotated[
-    str | None,
-    typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786; none starts one here."),
-]
-Memory = Annotated[
-    str | None, typer.Option(help="Most memory of all processes that measure together, such as 4GiB.")
-]
-Licences = Annotated[
-    list[str] | None,
-    typer.Option("--accept-licence", help="A licence, or an entry's name, that you accept; may be repeated."),
-]
-_CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
-Base = Annotated[str | None, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)]
-Pair = Annotated[str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")]
-Tuned = Annotated[str | None, typer.Option(help="The checkpoint that training ended with, given likewise.")]
 
 
 @app.command()
@@ -106,34 +86,13 @@ def measure(
     base: Base = None,
     tuned: Tuned = None,
     pair: Pair = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(
-            help="Parquet file to write, one row a tensor; of --pair NAME build/pairs/NAME.parquet."
-        ),
-    ] = None,
-    masks: Annotated[
-        Path | None, typer.Option(help="Also write the packed update masks, as safetensors.")
-    ] = None,
-    axis: Annotated[
-        Path | None, typer.Option(help="Also write row and column ratios beside their nulls.")
-    ] = None,
-    spectra: Annotated[
-        bool,
-        typer.Option(help="Measure singular values, angles and overlaps of the matrices in blocks."),
-    ] = True,
-    draws: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            help="Masks drawn under each null of overlaps and ratios; on large models most "
-            "of the time goes here, and 0 leaves their columns empty.",
-        ),
-    ] = 49,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the nulls.")] = 0,
-    workers: Annotated[
-        int, typer.Option(min=1, help="Processes that work at once, each on one tensor and one thread.")
-    ] = 1,
+    out: Table = None,
+    masks: Masks = None,
+    axis: AxisTable = None,
+    spectra: Spectra = True,
+    draws: Draws = 49,
+    seed: Seed = 0,
+    workers: TensorWorkers = 1,
     layers: Layers = None,
     matrices: Matrices = None,
     ranged: Ranged = False,
@@ -179,12 +138,7 @@ def preflight(
     base: Base = None,
     tuned: Tuned = None,
     pair: Pair = None,
-    diagnostic: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What is to be run: measure (default), or a chapter that measures pairs; may be repeated."
-        ),
-    ] = None,
+    diagnostic: Diagnostics = None,
     layers: Layers = None,
     matrices: Matrices = None,
     draws: Annotated[int, typer.Option(min=0, help="Masks under each null.")] = 49,
@@ -219,25 +173,13 @@ def preflight(
 
 @app.command()
 def run(
-    notebook: Annotated[
-        str,
-        typer.Argument(
-            help="A chapter, such as spectral-drift, a page of the book, such as spectral-drift-encoder, or "
-            "a notebook's path."
-        ),
-    ],
-    pair: Annotated[
-        list[str] | None,
-        typer.Option(help="Show this pair of the manifest, by its tuned entry; may be repeated."),
-    ] = None,
+    notebook: Notebook,
+    pair: Pairs = None,
     base: Base = None,
     tuned: Tuned = None,
     layers: Layers = None,
     matrices: Matrices = None,
-    parameter: Annotated[
-        list[str] | None,
-        typer.Option("--parameter", "-p", help="key=value for the notebook; may be repeated."),
-    ] = None,
+    parameter: Parameters = None,
     workers: Workers = 2,
     ranged: Ranged = False,
     memory: Memory = None,
@@ -311,10 +253,6 @@ def release(
     typer.echo(f"release: {made.folder} ({size:.1f} MB)")
 
 
-_MANIFEST = typer.Option(help="The manifest, data_manifest.yaml of the project by default.")
-_NAMES = typer.Argument(help="Entries of the manifest; all of them by default.")
-
-
 @app.command()
 def fetch(
     names: Annotated[
@@ -338,8 +276,8 @@ def fetch(
 
 @app.command()
 def lock(
-    names: Annotated[list[str] | None, _NAMES] = None,
-    manifest: Annotated[Path | None, _MANIFEST] = None,
+    names: Entries = None,
+    manifest: ManifestFile = None,
     update: Annotated[
         bool, typer.Option("--update", help="Move every entry to the newest commit, locked ones too.")
     ] = False,
@@ -365,8 +303,8 @@ def lock(
 
 @app.command()
 def verify(
-    names: Annotated[list[str] | None, _NAMES] = None,
-    manifest: Annotated[Path | None, _MANIFEST] = None,
+    names: Entries = None,
+    manifest: ManifestFile = None,
 ) -> None:
     """Hold the files on this machine against the sha256 that the manifest lists; asks no network.
 
@@ -383,11 +321,8 @@ def verify(
 
 @app.command()
 def add_pair(
-    base: Annotated[
-        str,
-        typer.Option(help="Where training started: an entry's name, ORG/REPO[@COMMIT], or a folder."),
-    ],
-    tuned: Annotated[str, typer.Option(help="Where it ended: ORG/REPO[@COMMIT], or a folder.")],
+    base: NewBase,
+    tuned: NewTuned,
     method: Annotated[str, typer.Option(help="pretrain, sft, rft, rl, dpo, simpo or mixed.")],
     name: Annotated[str | None, typer.Option(help="Name of the pair; the repository's by default.")] = None,
     base_name: Annotated[str | None, typer.Option(help="Name of the base's entry, if it is new.")] = None,
@@ -401,27 +336,18 @@ def add_pair(
     ] = None,
     licence: Annotated[str | None, typer.Option(help="Licence of the tuned checkpoint.")] = None,
     gated: Annotated[bool, typer.Option("--gated", help="The Hub asks for an agreement first.")] = False,
-    manifest: Annotated[Path | None, _MANIFEST] = None,
+    manifest: ManifestFile = None,
 ) -> None:
     """Write a pair of checkpoints into the manifest, so that chapters take it by --pair NAME."""
+    from threegates.checkpoints.manifests.adding import Facts
     from threegates.checkpoints.manifests.adding import add_pair as add
     from threegates.records.provenance import tracked_manifest
     from threegates.register import TAKING_PAIRS
 
+    facts = Facts(method, algorithm, data, chapter or (), licence, gated=gated)
+    sides = (manifest or tracked_manifest(), base, tuned)
     added = add(
-        manifest or tracked_manifest(),
-        base,
-        tuned,
-        method=method,
-        name=name,
-        base_name=base_name,
-        base_method=base_method,
-        algorithm=algorithm,
-        data=data,
-        chapters=chapter or (),
-        licence=licence,
-        gated=gated,
-        known_chapters=TAKING_PAIRS,
+        *sides, facts, name=name, base_name=base_name, base_method=base_method, known_chapters=TAKING_PAIRS
     )
     typer.echo(added.text())
 

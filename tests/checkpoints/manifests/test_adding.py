@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from tests.planted import planted
-from threegates.checkpoints.manifests.adding import add_pair
+from threegates.checkpoints.manifests.adding import AddedPair, Facts, add_pair
 from threegates.checkpoints.manifests.manifest import Folder, Hub, read_manifest
 from threegates.errors import CheckpointError, ManifestError
 
@@ -36,10 +37,16 @@ def manifest(tmp_path) -> Path:
     return path
 
 
+def add(manifest: Path, *sides: str, method: str = "rl", **rest: object) -> AddedPair:
+    """Add a pair, of whose keywords some are facts of the tuned checkpoint."""
+    facts = {field.name: rest.pop(field.name) for field in fields(Facts) if field.name in rest}
+    return add_pair(manifest, *sides, Facts(method, **facts), **rest)
+
+
 def refusal(manifest: Path, *sides: str, **facts: object) -> str:
     before = manifest.read_bytes()
     with pytest.raises(ManifestError) as caught:
-        add_pair(manifest, *sides, **{"method": "rl", **facts})
+        add(manifest, *sides, **facts)
     assert manifest.read_bytes() == before
     assert manifest.name in os.listdir(manifest.parent)
     assert not list(manifest.parent.glob(".*"))
@@ -47,7 +54,7 @@ def refusal(manifest: Path, *sides: str, **facts: object) -> str:
 
 
 def test_a_pair_of_two_new_repositories_makes_two_entries(manifest):
-    added = add_pair(manifest, "a/Big-7B", "b/Big-7B-RL", method="rl", algorithm="GRPO", data="math")
+    added = add(manifest, "a/Big-7B", "b/Big-7B-RL", algorithm="GRPO", data="math")
     new = (
         "  - name: Big-7B\n"
         "    source: {hub: a/Big-7B, revision: null}\n"
@@ -71,7 +78,7 @@ def test_a_pair_of_two_new_repositories_makes_two_entries(manifest):
 
 @pytest.mark.parametrize("base", ["base", "org/base", "Org/Base"])
 def test_a_base_that_is_there_is_used_again(manifest, base):
-    added = add_pair(manifest, base, f"b/new@{COMMIT}", method="dpo", name="mine")
+    added = add(manifest, base, f"b/new@{COMMIT}", method="dpo", name="mine")
     assert (added.base, added.written) == ("base", ("mine",))
     assert "base: base, which was there already" in added.text()
     entry = read_manifest(manifest).entry("mine")
@@ -80,12 +87,12 @@ def test_a_base_that_is_there_is_used_again(manifest, base):
 
 def test_a_base_at_another_commit_is_another_base(manifest):
     assert "an entry 'base' already" in refusal(manifest, f"org/base@{COMMIT}", "b/new")
-    added = add_pair(manifest, f"org/base@{COMMIT}", "b/new", method="rl", base_name="base-then")
+    added = add(manifest, f"org/base@{COMMIT}", "b/new", base_name="base-then")
     assert read_manifest(manifest).entry(added.base).source.revision == COMMIT
 
 
 def test_everything_that_is_known_is_written(manifest):
-    add_pair(
+    add(
         manifest,
         "base",
         "b/new",
@@ -114,13 +121,13 @@ def test_folders_inside_the_manifest_s_own_are_written_relative_to_it(manifest, 
     for name in ("then", "now"):
         planted.write(manifest.parent / "runs" / name, planted.base_tensors())
     monkeypatch.chdir(manifest.parent / "runs")
-    added = add_pair(manifest, "runs/then", str(manifest.parent / "runs" / "now"), method="rl")
+    added = add(manifest, "runs/then", str(manifest.parent / "runs" / "now"))
     read = read_manifest(manifest)
     assert read.entry(added.base).source == Folder(path="runs/then")
     assert read.entry(added.name).source == Folder(path="runs/now")
     assert str(manifest.parent) not in manifest.read_text()
     # Seen from where one stands, and there already.
-    assert add_pair(manifest, "then", "b/new", method="rl").base == "then"
+    assert add(manifest, "then", "b/new").base == "then"
     assert "has that pair already, as 'now'" in refusal(manifest, "then", "now", name="again")
 
 
@@ -130,16 +137,16 @@ def test_a_folder_that_is_no_checkpoint_is_refused_before_it_is_written_down(man
     (manifest.parent / "mine" / held).write_text("x")
     before = manifest.read_bytes()
     with pytest.raises(CheckpointError, match="mine|weights|adapter") as caught:
-        add_pair(manifest, "base", "mine", method="rl")
+        add(manifest, "base", "mine")
     assert caught.value.remedy and manifest.read_bytes() == before
 
 
 def test_a_repository_that_may_have_been_meant_as_a_folder_is_told(manifest, monkeypatch):
     planted.write(manifest.parent / "mine" / "base", planted.base_tensors())
-    added = add_pair(manifest, "mine/base", "mine/tunde", method="rl", name="new", base_name="own")
+    added = add(manifest, "mine/base", "mine/tunde", name="new", base_name="own")
     assert added.remarks == ("new: a repository of the Hub, for there is no folder mine/tunde",)
     assert "\nlook at new: a repository of the Hub" in added.text()
-    assert add_pair(manifest, "base", "other/new", method="rl", name="newer").remarks == ()
+    assert add(manifest, "base", "other/new", name="newer").remarks == ()
 
 
 def test_folders_elsewhere_are_refused(manifest, tmp_path_factory):
@@ -185,7 +192,7 @@ def test_an_ambiguous_base_is_asked_for_by_name(manifest):
     second = "  - {name: second, source: {hub: org/base}, method: pretrain}\n"
     manifest.write_text(TEXT.replace("# The end.\n", second))
     assert "expected: the name of one: base, second" in refusal(manifest, "org/base", "b/new")
-    assert add_pair(manifest, "second", "b/new", method="rl").base == "second"
+    assert add(manifest, "second", "b/new").base == "second"
 
 
 def test_unknown_methods_and_chapters_are_refused_with_those_there_are(manifest):
@@ -229,14 +236,14 @@ def test_a_broken_or_missing_manifest_is_refused(manifest):
     manifest.write_text(TEXT + "extra: 1\n")
     assert "the unknown key 'extra'" in refusal(manifest, "base", "b/new")
     with pytest.raises(ManifestError, match="there is no manifest that can be read"):
-        add_pair(manifest.parent / "none" / "m.yaml", "a/b", "c/d", method="rl")
+        add(manifest.parent / "none" / "m.yaml", "a/b", "c/d")
     assert not (manifest.parent / "none").exists()
 
 
 def test_the_tracked_manifest_takes_a_pair_and_keeps_every_byte_before_it(tmp_path):
     path = tmp_path / "data_manifest.yaml"
     path.write_bytes(TRACKED.read_bytes())
-    added = add_pair(path, "Qwen/Qwen3-8B", "some/Qwen3-8B-RL", method="rl", algorithm="GSPO")
+    added = add(path, "Qwen/Qwen3-8B", "some/Qwen3-8B-RL", algorithm="GSPO")
     assert added.base == "Qwen3-8B"
     assert path.read_bytes().startswith(TRACKED.read_bytes().rstrip(b"\n"))
     assert read_manifest(path).entry("Qwen3-8B-RL").algorithm == "GSPO"

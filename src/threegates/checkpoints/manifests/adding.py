@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -45,25 +45,69 @@ class AddedPair:
         )
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the tuned checkpoint: its fields in the manifest, see manifest.Entry.
+
+    `method` says how it was trained, one of manifest.Method; whatever else is not known is left out.
+    """
+
+    method: str
+    algorithm: str | None = None
+    data: str | None = None
+    chapters: Sequence[str] = ()
+    licence: str | None = None
+    learning_rate: float | None = None
+    step: int | None = None
+    seed: int | None = None
+    gated: bool = False
+    labels: Mapping[str, str] = field(default_factory=dict)
+    note: str | None = None
+
+    def check(self, known_chapters: Collection[str] | None) -> None:
+        """Refuse what a manifest cannot say, or should not.
+
+        Raises
+        ------
+        ManifestError : a method, chapter or label's name is none, or a text is not for others' eyes.
+        """
+        _check_method(self.method, "method")
+        _check_chapters(self.chapters, known_chapters)
+        texts = {"algorithm": self.algorithm, "data": self.data, "licence": self.licence, "note": self.note}
+        _check_texts({**texts, **self.labels}, self.labels)
+
+    def entry(self, name: str, source: Mapping[str, Any], base: str) -> dict[str, Any]:
+        """The tuned checkpoint's entry, in the order in which a manifest is read."""
+        entry = {
+            "name": name,
+            "source": source,
+            "licence": self.licence,
+            "base": base,
+            "method": self.method,
+            "algorithm": self.algorithm,
+            "data": self.data,
+            "step": self.step,
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+            "chapters": list(self.chapters) or None,
+            "labels": dict(self.labels) or None,
+            "checked": False,
+            "gated": self.gated or None,
+            "noncommercial": is_noncommercial(self.licence) or None,
+            "note": self.note,
+        }
+        return _without_nones(entry)
+
+
 def add_pair(
     manifest_path: str | os.PathLike,
     base: str,
     tuned: str,
+    facts: Facts,
     *,
-    method: str,
     name: str | None = None,
     base_name: str | None = None,
     base_method: str = "mixed",
-    algorithm: str | None = None,
-    data: str | None = None,
-    chapters: Sequence[str] = (),
-    licence: str | None = None,
-    learning_rate: float | None = None,
-    step: int | None = None,
-    seed: int | None = None,
-    gated: bool = False,
-    labels: Mapping[str, str] | None = None,
-    note: str | None = None,
     known_chapters: Collection[str] | None = None,
 ) -> AddedPair:
     """Append a pair to a manifest; comments, order and layout of what is there are kept.
@@ -74,11 +118,9 @@ def add_pair(
     base : the checkpoint that training started from: the name of an entry, ORG/REPO or ORG/REPO@COMMIT of the
         Hub, or a folder inside the manifest's. One that is an entry already is not written again.
     tuned : the checkpoint that training ended with: ORG/REPO, ORG/REPO@COMMIT, or such a folder.
-    method : how it was trained; see manifest.Method.
+    facts : what is known of the tuned checkpoint.
     name, base_name : names of the entries; the repositories' or folders' own names by default.
     base_method : how the base was trained, if it gets an entry; "mixed" says nothing certain.
-    algorithm, data, chapters, licence, learning_rate, step, seed, gated, labels, note : of the tuned
-        checkpoint, see the schema.
     known_chapters : chapters that there are; any other is refused. None takes every well-formed name.
 
     Raises
@@ -89,28 +131,14 @@ def add_pair(
     """
     path = Path(manifest_path)
     manifest = read_manifest(path)
-    _check_method(method, "method")
+    facts.check(known_chapters)
     _check_method(base_method, "base method")
-    _check_chapters(chapters, known_chapters)
-    facts = {"algorithm": algorithm, "data": data, "licence": licence, "note": note, **(labels or {})}
-    _check_texts(facts, labels or {})
     left = _base_entry(manifest, base, base_name, base_method)
     source = _source(manifest, tuned, "tuned")
     _check_new(manifest, source, left)
-    right: dict[str, Any] = {"name": _new_name(manifest, name or _own_name(source), [left["name"]])}
-    right |= {"source": source, "licence": licence, "base": left["name"], "method": method}
-    right |= {
-        "algorithm": algorithm,
-        "data": data,
-        "step": step,
-        "learning_rate": learning_rate,
-        "seed": seed,
-    }
-    right |= {"chapters": list(chapters) or None, "labels": dict(labels or {}) or None, "checked": False}
-    right |= {"gated": gated or None, "noncommercial": is_noncommercial(licence) or None, "note": note}
+    right = facts.entry(_new_name(manifest, name or _own_name(source), [left["name"]]), source, left["name"])
     known = {entry.name for entry in manifest.checkpoints}
-    new = [left] if left["name"] not in known else []
-    added = [_without_nones(entry) for entry in (*new, right)]
+    added = [right] if left["name"] in known else [_without_nones(left), right]
     remarks = [_checked_side(manifest, entry["name"], entry["source"]) for entry in added]
     edit_manifest(path, {}, added)
     names = tuple(entry["name"] for entry in added)

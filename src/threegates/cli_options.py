@@ -1,0 +1,120 @@
+"""The options that several commands share, or that say much: what each is called, takes and tells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Profile = Annotated[
+    str,
+    typer.Option(
+        help="How much is trained: smoke (minutes), mini (the default study), full (hours), or gpu (a larger "
+        "model, trained alone)."
+    ),
+]
+BookProfile = Annotated[
+    str,
+    typer.Option(
+        help="How much is trained: smoke (minutes), mini (the default study), full (hours), or nothing: "
+        "released renders the records in results/, paper measures published checkpoints."
+    ),
+]
+Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
+Layers = Annotated[
+    str | None, typer.Option(help="Only these blocks, such as 0,13,27 or 0-3,27; all of them by default.")
+]
+Matrices = Annotated[
+    str | None,
+    typer.Option(
+        help="Only tensors of these roles: q, k, v, o, gate, up, down, embedding, head, norm, bias, other."
+    ),
+]
+Ranged = Annotated[
+    bool,
+    typer.Option(
+        "--ranged",
+        help="Read checkpoints of the Hub tensor by tensor, without ever having them on disk.",
+    ),
+]
+Device = Annotated[str | None, typer.Option(help="Device to measure on: cpu, cuda or cuda:N.")]
+Backend = Annotated[
+    str | None, typer.Option(help="Where tensors are measured: processes of this machine, or dask.")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(help="Address of a Dask scheduler, such as tcp://host:8786; none starts one here."),
+]
+Memory = Annotated[
+    str | None, typer.Option(help="Most memory of all processes that measure together, such as 4GiB.")
+]
+Licences = Annotated[
+    list[str] | None,
+    typer.Option("--accept-licence", help="A licence, or an entry's name, that you accept; may be repeated."),
+]
+_CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
+Base = Annotated[str | None, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)]
+Pair = Annotated[str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")]
+Tuned = Annotated[str | None, typer.Option(help="The checkpoint that training ended with, given likewise.")]
+
+# --- measuring
+
+Table = Annotated[
+    Path | None,
+    typer.Option(help="Parquet file to write, one row a tensor; of --pair NAME build/pairs/NAME.parquet."),
+]
+Masks = Annotated[Path | None, typer.Option(help="Also write the packed update masks, as safetensors.")]
+AxisTable = Annotated[Path | None, typer.Option(help="Also write row and column ratios beside their nulls.")]
+Spectra = Annotated[
+    bool, typer.Option(help="Measure singular values, angles and overlaps of the matrices in blocks.")
+]
+Draws = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        help="Masks drawn under each null of overlaps and ratios; on large models most "
+        "of the time goes here, and 0 leaves their columns empty.",
+    ),
+]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the nulls.")]
+TensorWorkers = Annotated[
+    int, typer.Option(min=1, help="Processes that work at once, each on one tensor and one thread.")
+]
+Diagnostics = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="What is to be run: measure (default), or a chapter that measures pairs; may be repeated."
+    ),
+]
+
+# --- chapters
+
+Notebook = Annotated[
+    str,
+    typer.Argument(
+        help="A chapter, such as spectral-drift, a page of the book, such as spectral-drift-encoder, or "
+        "a notebook's path."
+    ),
+]
+Pairs = Annotated[
+    list[str] | None,
+    typer.Option(help="Show this pair of the manifest, by its tuned entry; may be repeated."),
+]
+Parameters = Annotated[
+    list[str] | None,
+    typer.Option("--parameter", "-p", help="key=value for the notebook; may be repeated."),
+]
+
+# --- the manifest
+
+ManifestFile = Annotated[
+    Path | None,
+    typer.Option("--manifest", help="The manifest, data_manifest.yaml of the project by default."),
+]
+Entries = Annotated[list[str] | None, typer.Argument(help="Entries of the manifest; all of them by default.")]
+NewBase = Annotated[
+    str,
+    typer.Option("--base", help="Where training started: an entry's name, ORG/REPO[@COMMIT], or a folder."),
+]
+NewTuned = Annotated[str, typer.Option("--tuned", help="Where it ended: ORG/REPO[@COMMIT], or a folder.")]
