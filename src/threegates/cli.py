@@ -285,7 +285,7 @@ def lock(
         str | None, typer.Option(help="Branch, tag or commit in place of the newest, for one entry.")
     ] = None,
 ) -> None:
-    """Tie entries of the manifest to the sha256 of their files, those of the Hub to a commit too.
+    """Tie entries of the manifest to the sha256 of their files, entries of the Hub to a commit too.
 
     Comments and layout are kept. An entry that cannot be resolved stays as it was, and is listed at the end
     with what to do; the command then ends with status 1.
@@ -403,7 +403,7 @@ def reproduce(
 ) -> None:
     """Make one figure anew, with just the runs, records and cells that it needs.
 
-    It lands in build/reproduced, and its numbers are held against those of the book. Ends with status 1 if
+    It lands in build/reproduced, and its numbers are held against the book's. Ends with status 1 if
     they differ.
     """
     from threegates.pages.reproduce import reproduce as reproduce_figure

@@ -265,7 +265,7 @@ class Study:
         return records + [path for _, path in self._log_files() if path.stem in (tables or ())]
 
     def paths(self) -> list[Path]:
-        """Files of the chapter's records; that of its verdicts comes last where it has claims."""
+        """Files of the chapter's records. The file of its verdicts comes last, where it has claims."""
         files = [self.records.path(table, job.name, job.digest) for job in self.jobs for table in job.tables]
         if not self._claims().of(self.chapter, self.about.name):
             return files

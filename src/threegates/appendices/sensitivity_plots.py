@@ -208,7 +208,7 @@ def _wrapped(title: str, width: int) -> str:
 
 
 def sparsity_over_rates(frame: pd.DataFrame) -> Figure:
-    """Draw sparsity over the learning rate, one mark a run, beside that of noise of equal norm.
+    """Draw sparsity over the learning rate, one mark a run, beside the sparsity of noise of equal norm.
 
     Columns: those of `sensitivity_views.rate_view`.
     """

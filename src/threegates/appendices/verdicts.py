@@ -44,9 +44,9 @@ _NEGATIVE = ("not reproduced", "contradicted")
 def verdict_page(verdicts: pd.DataFrame, figure: str = "") -> str:
     """The page in MyST: counts and the figure that sums up, claims by subject, one row a claim and subject.
 
-    Columns: those of `claims.verdict_table`, `about` (the subject's name) and `page` (which has the card; the
-    verdicts' own page where the book has none for the chapter), and those of `statistics.with_statistics` and
-    `robustness.counted` where they are known.
+    Columns: those of `claims.verdict_table`, `about` (the subject's name) and `page` (the page with the card;
+    the verdicts' own page where the book has none for the chapter). The columns of
+    `statistics.with_statistics` and `robustness.counted` are shown where they are known.
 
     Parameters
     ----------
@@ -178,7 +178,7 @@ def _held(row: pd.Series) -> str:
 
 
 def subject_title(name: str) -> str:
-    """Name of a subject at the head of a column; that of a pair of one's own is empty."""
+    """Name of a subject at the head of a column. A pair of one's own has an empty name."""
     return SUBJECTS[name].title if name in SUBJECTS else name
 
 

@@ -135,11 +135,11 @@ def _with_card(source: Path, figure: Published, runs: Runs) -> str:
     }
     place = build_folder() / "notebooks" / f"{PAGE}.ipynb"
     before = sidecar(place).get("figures", {}).get(figure.name, {})
-    # Made from the same things it is the same figure, and its time that of its making.
+    # A figure made from the same things is the same figure, and keeps the time when it was first made.
     same = {key: before.get(key) for key in facts} == facts
     if not same:
         write_json(place.with_suffix(".json"), {"figures": {figure.name: {**facts, **build_state()}}})
-    # As they were written, in the order that they have there: the next build has them from the file.
+    # Facts are read back from the file, for the next build will read them there: one order of keys.
     facts = sidecar(place)["figures"][figure.name]
     _write_facts(source, {figure.name: facts})
     return figure.markdown() + "\n" + card(figure.name, facts) + "\n"

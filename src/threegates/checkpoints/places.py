@@ -106,11 +106,11 @@ _DEFAULTS = {field.name: field.default for field in fields(Place)}
 def place_of(checkpoint: Checkpoint) -> Place:
     """The place that opens with the tensors, the digest and the device of a checkpoint.
 
-    Its tensors have canonical names, also where those of `checkpoint` still had others.
+    Its tensors have canonical names, also where `checkpoint` still has a family's own.
 
     Raises
     ------
-    CheckpointError : the tensors are not those of some layers and roles.
+    CheckpointError : no choice of layers and roles gives these tensors.
     """
     device, named = "cpu", checkpoint
     choices: list[Choice] = []

@@ -56,7 +56,7 @@ def seed_gap(plus: pd.DataFrame, minus: pd.DataFrame, column: str = "sparsity") 
 
 
 def rl_runs(pairs: pd.DataFrame, rate: str = "mask") -> pd.DataFrame:
-    """Rows of the RL runs at a rate: that of the mask figures, unless another is named."""
+    """Rows of the RL runs at a rate: the mask figures' rate, unless another is named."""
     return pairs[(pairs["method"] == "rl") & (pairs["rate"] == rate)]
 
 
@@ -94,7 +94,7 @@ def lost_in_storage(rows: pd.DataFrame) -> bool:
 
 
 def over_partner(scaled: pd.DataFrame, own: pd.DataFrame, column: str, confidence: float) -> Estimate:
-    """Per seed, the value of the runs that were scaled minus that of the runs whose norms they took."""
+    """Per seed, the scaled runs' value minus the value of the runs whose norms they took."""
     scaled = scaled[scaled["partner"].isin(own["pair"])]
     if scaled.empty:
         return missing("no runs of SFT that were scaled to the norm of an RL run", "seeds")

@@ -75,7 +75,7 @@ def drift_over_layers(frame: pd.DataFrame) -> Figure:
 def stripes_of_pairs(frame: pd.DataFrame) -> Figure:
     """Draw how far row and column ratios of each pair spread, beside noise of equal density on the same base.
 
-    Columns: those of `views.stripes_by_pair`.
+    Columns: those of `pair_views.stripes_by_pair`.
     """
     colours, roles = pair_colours(frame["pair"]), [role for role in ROLES if role in set(frame["role"])]
     with style():

@@ -23,7 +23,7 @@ _ENDS = ("mean", "low", "high")
 def role_view(tensors: pd.DataFrame) -> pd.DataFrame:
     """Share of unchanged bf16 weights by kind of tensor: pair, role, sparsity, noise, size.
 
-    `noise` is that of Gaussian noise of each tensor's stored norm (storage null 1b).
+    `noise` is the share under Gaussian noise of each tensor's stored norm (storage null 1b).
 
     **Source** Zhu et al. (2025), Definition 2.2.
     """

@@ -87,7 +87,7 @@ def first_visible_step(
     ------
     GeometryError : weights are not finite bfloat16; rate or limit is not positive.
 
-    **Source** Loshchilov and Hutter (2019), AdamW; the question is that of Zhu et al. (2025), Cor. 3.6.
+    **Source** Loshchilov and Hutter (2019), AdamW; the question is Zhu et al.'s (2025), Cor. 3.6.
     """
     require_finite_bf16(weights, "weights")
     if rate <= 0 or limit < 1:

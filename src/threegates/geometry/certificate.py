@@ -488,7 +488,7 @@ def _cholesky_error(
 
 
 def weyl_upper(base: Float64[Tensor, " k1"], distance: float) -> Float64[Tensor, " k1"]:
-    """σ_i(W₊) ≤ σ_i(W₀) + ‖ΔW‖: upper bounds of a tuned matrix from those of its base.
+    """σ_i(W₊) ≤ σ_i(W₀) + ‖ΔW‖: upper bounds of a tuned matrix from bounds of its base.
 
     **Source** Weyl (1912); Horn and Johnson (2013), Corollary 7.3.5.
     """

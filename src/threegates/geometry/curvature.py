@@ -36,7 +36,7 @@ PIECE = 1 << 16
 class HessianProducts:
     """A scalar loss's gradient g at a point, its graph kept, so that each product Hv costs one backward pass.
 
-    Memory is that of the graph of g, several times a plain backward pass's, as long as the object lives.
+    The graph of g stays in memory as long as the object lives: several times a plain backward pass's.
     Products are made in the point's dtype; sums over parameters in float64.
 
     Parameters
@@ -192,8 +192,8 @@ def fisher_quadratic(
 def empirical_fisher_eigenvalues(scores: Float[Tensor, "n parameters"]) -> Float64[Tensor, " rank"]:
     """Nonzero eigenvalues, ascending, of the empirical Fisher matrix (1/n) Σᵢ gᵢgᵢᵀ of n samples' scores gᵢ.
 
-    They are those of the n × n Gram matrix (1/n) GGᵀ, made in float64. Eigenvalues up to n · ε · largest, ε
-    that of float64, are rounding and dropped: at most n remain, none for zero scores.
+    The n × n Gram matrix (1/n) GGᵀ, made in float64, has the same ones. Eigenvalues up to n · ε · largest,
+    with float64's ε, are rounding and dropped: at most n remain, none for zero scores.
 
     Parameters
     ----------

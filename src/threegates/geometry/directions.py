@@ -38,7 +38,7 @@ def principal_energy(delta: Shaped[Tensor, "m n"], u: Float[Tensor, "m k"], v: F
     float in [0, 1]; NaN for a zero update. Products run in the wider of ΔW's dtype and float32, so the floor
     is about 1e-7 (float32) or 1e-16 (float64) relative to ρ² · √k.
 
-    **Source** this study's reading of Gate II; the frames are those of Zhu et al. (2025), Thm 3.3.
+    **Source** this study's reading of Gate II; the frames are Zhu et al.'s (2025), Thm 3.3.
     """
     values = _working(delta)
     total = _energy(values)

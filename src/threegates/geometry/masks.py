@@ -188,7 +188,7 @@ def row_ratio(mask: Bool[Tensor, "m n"] | MaskCounts) -> Float64[Tensor, " m"]:
 
     Raises
     ------
-    GeometryError : the counts are not those of a matrix.
+    GeometryError : the counts are not a matrix's.
 
     **Source** Zhu et al. (2025), §3 and Fig. 3.
     """
@@ -201,7 +201,7 @@ def column_ratio(mask: Bool[Tensor, "m n"] | MaskCounts) -> Float64[Tensor, " n"
 
     Raises
     ------
-    GeometryError : the counts are not those of a matrix.
+    GeometryError : the counts are not a matrix's.
 
     **Source** Zhu et al. (2025), §3 and Fig. 3.
     """

@@ -172,9 +172,9 @@ def gaps_beyond(
 ) -> tuple[Float64[Tensor, "*shape"], Float64[Tensor, "*shape"]]:
     """Distances from a bfloat16 value down and up to where storage holds a value that η calls changed.
 
-    Let ŵ be the nearest bfloat16 value on a side with |ŵ − w| > η · max(|w|, |ŵ|). The distance is that to
+    Let ŵ be the nearest bfloat16 value on a side with |ŵ − w| > η · max(|w|, |ŵ|). The distance reaches to
     the midpoint between ŵ and the value before it, beyond which rounding gives ŵ or a farther one. For
-    η < 2⁻⁹ that is the neighbour, and the distances are those of `half_gaps`.
+    η < 2⁻⁹ the value ŵ is the neighbour, and the distances equal `half_gaps`.
 
     Parameters
     ----------
@@ -225,8 +225,9 @@ def half_gap_towards(
 ) -> Float64[Tensor, "*shape"]:
     """Pick the lower half-gap where `direction` is −1, the upper where it is 0; w is finite bfloat16.
 
-    The gap away from zero is the ULP of w, the gap towards zero that of the value before it. Bits order
-    magnitudes, so that value is one less in bits. Half the work of `half_gaps`, for every draw of a null.
+    The gap away from zero is the ULP of w, the gap towards zero the ULP of the value before it. Bits order
+    magnitudes, so the value before is one less in bits. Half the work of `half_gaps`, for every draw of a
+    null.
 
     **Source** as `half_gaps`.
     """
@@ -241,7 +242,7 @@ def sign_word(x: Float[Tensor, "*shape"]) -> Int16[Tensor, "*shape"]:
 
 
 def _binade(magnitude: Shaped[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
-    """Largest power of two not above each value, from its bits; subnormals share that of the least normal."""
+    """Largest power of two not above each value, from its bits; subnormals have the least normal's."""
     return (magnitude & 0x7F80).clamp(min=0x80).view(torch.bfloat16).to(torch.float64)
 
 

@@ -71,7 +71,7 @@ def principal_mask(
 ) -> Bool[Tensor, "m n"]:
     """Mark the principal weights: the share α of largest |W⁽ᵏ⁾|, W⁽ᵏ⁾ = U diag(s) Vᵀ.
 
-    Exactly round(α · m · n) entries (half up); of equal ones, those of lowest flat index.
+    Exactly round(α · m · n) entries (half up); of equal entries the ones of lowest flat index.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def principal_mask(
 
     Returns
     -------
-    bool mask. W⁽ᵏ⁾ is rounded in float64: entries within that of the threshold may fall on either side.
+    bool mask. W⁽ᵏ⁾ is rounded in float64: entries within rounding of the threshold may fall on either side.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def low_magnitude_mask(
 ) -> Bool[Tensor, "*shape"]:
     """Mark the low-magnitude weights: the share α of smallest |W₀|.
 
-    Exactly round(α · size) entries (half up). Stored weights tie often: those of lowest flat index go first.
+    Exactly round(α · size) entries (half up). Stored weights tie often: the lowest flat index goes first.
 
     Raises
     ------
@@ -324,8 +324,8 @@ def overlap_sweep(targets: SweepTargets, masks: Sequence[Packed]) -> list[SweepC
 
     Returns
     -------
-    a cell for each mask, rank and α, in that order. Masks are those of `principal_mask`, up to entries within
-    rounding of the threshold (the order of summation differs).
+    a cell for each mask, rank and α, in that order. Masks are as `principal_mask` gives them, up to
+    entries within rounding of the threshold (the order of summation differs).
 
     Raises
     ------

@@ -179,7 +179,7 @@ def rotate_values(
     GeometryError : the weight of v or o is missing or does not fit the heads; R has another size or is not
         orthogonal.
 
-    **Source** QuaRot, Ashkboos et al. (2024), §4; the intervention is that of Zhu et al. (2025), Fig. 6.
+    **Source** QuaRot, Ashkboos et al. (2024), §4; the intervention is Zhu et al.'s (2025), Fig. 6.
     """
     _require_weights(tensors, prefix, "vo")
     return _rotated(tensors, prefix, rotation, heads)
@@ -234,7 +234,7 @@ def permute_heads_back(
 ) -> dict[str, Tensor]:
     """Undo `permute_heads` with the same order, bit for bit; takes updates ΔW and masks back as well.
 
-    Takes any of the attention's tensors; returns those of q, k, v and o that are there.
+    Takes any of the attention's tensors; returns its q, k, v and o, as far as they are there.
 
     Raises
     ------
@@ -242,7 +242,7 @@ def permute_heads_back(
 
     **Source** as `permute_heads`.
     """
-    # Checked before inverting: what is no permutation has no inverse.
+    # The order is checked before inverting: only a permutation has an inverse.
     _group_order(order, heads)
     inverse = sorted(range(heads.heads), key=order.__getitem__)
     return _permuted(tensors, prefix, inverse, heads)

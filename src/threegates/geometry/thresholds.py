@@ -81,7 +81,7 @@ class Magnitudes(Keys):
             yield [self._keys(piece)]
 
     def at(self, index: Int64[Tensor, " entries"]) -> list[Tensor]:
-        """Keys of some entries, exactly those of the tiles."""
+        """Keys of some entries, exactly the keys that the tiles have."""
         return [self._keys(self._flat[index])]
 
     def _keys(self, x: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ class _Tally:
     def add(self, keys: Tensor) -> None:
         below, kept = (_split_in_numpy if keys.device.type == "cpu" else _split)(keys, self.low, self.high)
         self.below += below
-        # A bracket of one value, many zeros say, needs only how many there are.
+        # Where a bracket holds one value only, zero for instance, its count is enough and no entry is kept.
         if self.low != self.high:
             self._keep(kept)
         self.inside += len(kept)

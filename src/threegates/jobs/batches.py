@@ -62,8 +62,8 @@ def run_jobs(
     """Measure jobs and write their records, over workers of one thread each.
 
     What a killed or failed run has measured is kept in parts; the next one with the same jobs goes on there.
-    `backend` and `scheduler` are those of `threegates.backends.run_parallel`; the workers of a cluster have
-    to share the records' folder.
+    `backend` and `scheduler` mean what they mean to `threegates.backends.run_parallel`. The workers of a
+    cluster have to share the records' folder.
     """
     whole = [(run_job, (job, records)) for job in jobs if job.kind not in BY_TENSOR]
     places = {job: parts_of(job, records) for job in jobs if job.kind in BY_TENSOR}

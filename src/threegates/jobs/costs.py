@@ -38,7 +38,7 @@ PROBED = ((320, 320), (640, 640), (1024, 1024), (512, 2048))
 #: Shape of the tensor outside blocks that is timed.
 OUTSIDE = (4096, 512)
 PROBE_DRAWS = 4
-#: Change of the made-up update, relative to the weights' standard deviation: that of the lab's RL runs.
+#: Change of the made-up update, relative to the weights' standard deviation: as in the lab's RL runs.
 _STEP = 1e-3
 _SCALE = 0.02
 
@@ -131,7 +131,7 @@ def fit(shapes: Sequence[Sequence[int]], seconds: Sequence[float]) -> tuple[floa
 
 
 def _time(pair: ByTensor, tensor: str) -> float:
-    """Least seconds of two: what is added to it is other processes' use of the machine."""
+    """The lesser of two times in seconds: other processes' use of the machine can only add to either."""
     taken = []
     for _ in range(2):
         start = time.perf_counter()

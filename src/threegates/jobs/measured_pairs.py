@@ -207,7 +207,7 @@ def _part(provenance: dict) -> str:
 
 
 def _date(path: Path, provenance: dict) -> str:
-    """Day of the measurement: as told beside the table or in it, else that of the file where it was made."""
+    """Day of the measurement, as told beside the table or in it. A file that tells none has its own day."""
     beside = path.with_suffix(".json")
     told = json.loads(beside.read_text(encoding="utf-8")) if beside.is_file() else {}
     if known := str(told.get("time") or provenance.get("time") or ""):

@@ -112,7 +112,7 @@ def default_output(pair: str | None) -> Path:
 
 
 def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
-    """The job's tables. A pair that is refused leaves no parts; those of a lost network or worker stay."""
+    """The job's tables. A refused pair leaves no parts; a lost network or worker leaves them."""
     try:
         measure_parts({job: parts}, workers, "measure")
         pair = opened(job)

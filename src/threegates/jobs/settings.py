@@ -19,7 +19,7 @@ READS = "THREEGATES_READS"
 DOWNLOAD, RANGED = "download", "ranged"
 #: What looks at headers alone takes a download that is there, and else reads ranges.
 HEADERS = "headers"
-#: "cpu", "cuda" or "cuda:N"; what is measured on a GPU has digests of its own.
+#: "cpu", "cuda" or "cuda:N"; measurements on a GPU have digests of their own.
 DEVICE = "THREEGATES_DEVICE"
 CPU = "cpu"
 #: Most memory of all processes that measure together, such as 4GiB; none stands for as much as it takes.

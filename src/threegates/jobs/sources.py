@@ -170,7 +170,7 @@ def _of_entry(manifest: Manifest, entry: Entry, way: str | None = None) -> Check
 
 
 def _check(manifest: Manifest, entry: Entry, way: str | None) -> None:
-    """Refuse what may not be read from the Hub; who only looks at headers may look at what is not locked."""
+    """Refuse an entry that may not be read from the Hub. Headers alone may be read of an unlocked entry."""
     if isinstance(entry.source, Folder):
         return
     check = check_usable if manifest.profile == PAPER and way != HEADERS else check_allowed

@@ -13,7 +13,7 @@ from threegates.checkpoints.manifests.manifest import Entry
 LABEL = "subject"
 #: Subject of entries that have no such label.
 LAB = "lab"
-#: Of claims that need no checkpoint: arithmetic on what is printed, and storage noise on made weights.
+#: Subject of claims that need no checkpoint: arithmetic on printed numbers, storage noise on made weights.
 COMPUTED = "computed"
 
 

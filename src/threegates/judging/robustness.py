@@ -133,7 +133,7 @@ def _chosen(tables: Tables, sweep: Callable[[str], pd.DataFrame]) -> Callable[[s
         for choice in ("k", "alpha", "eta"):
             value = getattr(cell, choice)
             value = HEADLINE[choice] if value is None else value
-            # The largest float32 changes know no tolerance.
+            # The mask of the largest float32 changes depends on no tolerance: its rows have none, and stay.
             rows = rows[(rows[choice] == value) | rows[choice].isna()] if choice in rows else rows
         return rows
 

@@ -52,7 +52,7 @@ CHOSEN = (
     _named("grpo", f"{10 * RATES['mask']:g}"),
     _named("mask-off-principal", "0.0002"),
 )
-# As many rows for an evaluation as for a step of RL: what is sampled then has one shape, compiled once.
+# As many rows for an evaluation as for a step of RL: both sample batches of one shape, compiled once.
 _TRAINED: dict[str, Any] = {
     "device": "cuda",
     "data": LARGER_DATA,

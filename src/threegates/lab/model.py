@@ -147,7 +147,7 @@ class FixedCache:
     columns: Tensor
 
     def extend(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write at the columns and return everything, what is not yet written too: the bias hides it."""
+        """Write at the columns and return all columns. The bias hides the ones not yet written."""
         self.keys[layer].index_copy_(2, self.columns, key)
         self.values[layer].index_copy_(2, self.columns, value)
         return self.keys[layer], self.values[layer]

@@ -184,7 +184,7 @@ def _sft(chosen: Profile, source: Source, data: str, seed: int, rate: str, chapt
 
 
 def _without_masters(chosen: Profile) -> Iterator[Draft]:
-    """Pure-bf16 training, kept apart in its chapters: its masks must not stand among those of masters."""
+    """Pure-bf16 training, kept apart in its chapters: its masks must not stand among masters' masks."""
     for seed in chosen.seeds:
         for draft in (
             _rl(chosen, "grpo", "arith-4", seed, "mask", ["precision-lens", "learning-rate"]),

@@ -14,6 +14,6 @@ def step_rng(seed: int, stream: str, step: int) -> np.random.Generator:
 
 
 def step_generator(seed: int, stream: str, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Torch's random numbers of one step of one stream; those of another kind of device are others."""
+    """Torch's random numbers of one step of one stream. Another kind of device gives other numbers."""
     state = int(step_rng(seed, stream, step).integers(0, 2**63 - 1))
     return torch.Generator(device).manual_seed(state)

@@ -109,7 +109,7 @@ class PolicyTrainer(LanguageTrainer):
             replaced = len(spare)
             good, rest = self._informative(*self._sample(index, attempt))
             kept, spare = kept + good, spare + rest
-        # A step keeps its size: what is still missing is filled with groups that carry no gradient.
+        # A step keeps its size: places still empty are filled with groups that carry no gradient.
         chosen = (kept + spare)[: self.recipe.prompts]
         return Rollout.join([r for r, _ in chosen]), torch.cat([c for _, c in chosen]), replaced
 

@@ -21,8 +21,8 @@ GROUPS, NEARLY = 4, 1.25
 class Rollout:
     """Prompts (batch, prompt) left-padded, responses (batch, time) right-padded.
 
-    ``mask`` is True on response tokens up to and including the end; ``log_probs`` are those of the
-    policy that sampled and ``entropy`` that of its next-token distribution (nats), zero outside the mask.
+    ``mask`` is True on response tokens up to and including the end; ``log_probs`` are the sampling
+    policy's and ``entropy`` its next-token distribution's (nats), zero outside the mask.
     """
 
     prompts: Tensor

@@ -71,7 +71,7 @@ class RotatedBase(Producer):
         return {}
 
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """There is none."""
+        """Nothing is loaded: this run has no state."""
 
     def contents(self) -> Contents:
         stored = self.recipe.save_dtype

@@ -107,7 +107,7 @@ AXIS_COLUMNS = {
 
 @dataclass(frozen=True)
 class PairTensors:
-    """A pair whose tensors are counted and measured one by one; parameters are those of `measure_pair`."""
+    """A pair whose tensors are counted and measured one by one; parameters as of `measure_pair`."""
 
     base: Checkpoint
     tuned: Checkpoint
@@ -214,7 +214,7 @@ def count(rows: PairRows, etas: tuple[float, ...] = ()) -> Counted:
 
 
 class _SumOfCounts:
-    """Counts of a tensor from those of its blocks of rows, added up in place."""
+    """Counts of a tensor from the counts of its blocks of rows, added up in place."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self.shape, self.changed, self._seen = shape, 0, 0
@@ -296,7 +296,7 @@ def packed_masks(rows: PairRows) -> Iterator[Tensor]:
 
 
 def sides(row: AlignedTensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of both sides, that of the other one where a side lacks the tensor."""
+    """Shapes of both sides. A side that lacks the tensor has the other side's shape."""
     shape = row.shape_base if row.shape_base is not None else row.shape_tuned
     assert shape is not None
     return shape, row.shape_tuned if row.shape_tuned is not None else shape

@@ -41,8 +41,9 @@ SAMPLE = 1 << 22
 class ObservedMask:
     """A run's update mask of one tensor, with what its nulls are matched to.
 
-    `changed` is the mask's count (nulls bernoulli and 1a), `scale` that of the Gaussian noise whose rounded
-    update has the stored norm (null 1b), `eta` the tolerance by which a weight counts as changed.
+    `changed` is the mask's count (nulls bernoulli and 1a), `scale` the standard deviation of the Gaussian
+    noise whose rounded update has the stored norm (null 1b), `eta` the tolerance by which a weight counts as
+    changed.
     """
 
     run: str

@@ -138,7 +138,7 @@ class _Moved:
 class PairDrift:
     """A pair whose matrices in blocks are measured in each variant, tensor by tensor.
 
-    Parameters are those of `measure_drift`.
+    Parameters as of `measure_drift`.
     """
 
     base: Checkpoint

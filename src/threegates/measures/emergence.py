@@ -109,7 +109,7 @@ def walk_times(steps: Sequence[int], cosines: Sequence[float]) -> list[float]:
     share = np.asarray(steps, dtype=float) / steps[-1]
     persistence = np.square(np.clip(np.nan_to_num(np.asarray(cosines, dtype=float)), 0.0, 1.0))
     times = np.maximum.accumulate(np.maximum(share, persistence))
-    # A trace of the shares keeps equal times apart: a walk is observed in order.
+    # A millionth of the shares is mixed in, which keeps equal times apart: a walk is observed in order.
     return [float(time) for time in (1 - 1e-6) * times + 1e-6 * share]
 
 

@@ -82,7 +82,7 @@ from threegates.measures.partners import Partner
 RAW, MATCHED = "raw", "norm-matched"
 VIEWS = {"bf16": OVERLAP_NULLS, "fp32": ("bernoulli", "magnitude")}
 SUMMARY = ("mean", "sd", "low", "high", "p", "z")
-# Ranks of the sweep: of small matrices, shares of the smaller side; of others, those that LIFT tried and 16.
+# Ranks of the sweep: shares of the smaller side where matrices are small, else 16 and the ranks LIFT tried.
 RANK_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 RANKS = (16, 32, 64, 128)
 ALPHAS = (0.05, 0.1, 0.3, 0.5, 0.7)
@@ -305,7 +305,7 @@ def matrix_of(
 ) -> _Subject:
     """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank.
 
-    known_scale : that of the noise of the stored update's norm, where it was found before.
+    known_scale : scale of the noise of the stored update's norm, where it was found before.
     """
     k = headline_rank(pair.base.shape)
     facts = {

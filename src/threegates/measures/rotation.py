@@ -297,8 +297,8 @@ def measure_frame(base: Checkpoint, rotated: Checkpoint, frame: Frame) -> pd.Dat
     Returns
     -------
     the table ``frame``: `nss_exact`, the NSS of the transformed matrix against the untouched one in float64,
-    transformed here anew from the untouched base; `nss_stored`, that of the stored one; `as_stored`, the
-    share of its entries that are the transformed ones rounded to bf16.
+    transformed here anew from the untouched base; `nss_stored`, the NSS of the stored matrix;
+    `as_stored`, the share of its entries that are the transformed ones rounded to bf16.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from threegates.records.provenance import project_root
 from threegates.register import WITH_JOBS
 from threegates.study import Study
 
-#: Parameters of a page that are those of `Study.open`.
+#: Parameters of a page that `Study.open` takes too.
 _OPTIONS = ("subject", "draws", "seed")
 #: Label of what a run's learning rate is for.
 _RATE = "rate"

@@ -53,7 +53,7 @@ from threegates.study import Study
 
 # A notebook that imports this shows tables of published pairs.
 _MEASURED = "threegates.jobs.measured_pairs"
-#: Parameters of a notebook that are those of `Study.open`.
+#: Parameters of a notebook that `Study.open` takes too.
 STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "layers", "matrices", "draws", "seed")
 #: Parameter of a notebook that looks at other pages: their names.
 PAGES = "pages"

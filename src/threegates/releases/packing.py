@@ -329,7 +329,7 @@ def _unpack_lab(release: Release, lab: Path, manifest: Manifest) -> None:
 def _unpack_records(
     release: Release, records: Records, digests: Collection[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Write records, those of jobs of these digests or all, under the digests of their jobs.
+    """Write records under the digests of their jobs: of the jobs with these digests, or of all jobs.
 
     Returns digests and inputs by "table/job".
     """

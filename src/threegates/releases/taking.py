@@ -51,7 +51,7 @@ def take(profile: str, build: Path) -> Collection[str]:
 
 
 def taken_note(pages: Iterable[Page], profile: str, build: Path, *, named: bool = False) -> str:
-    """What those of the pages that rest on what was taken say of it; nothing where none does.
+    """The note of the pages that rest on records taken from the release; empty where no page does.
 
     named : whether the note names them, on a page that is none of them.
     """

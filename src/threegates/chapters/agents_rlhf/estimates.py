@@ -65,7 +65,7 @@ def _table_2_values(tables: Tables, confidence: float) -> Estimate:
 
 
 def _of_paper(tables: Tables) -> bool:
-    """Whether the runs that are compared are those of Table 1."""
+    """Whether the runs that are compared are the runs of Table 1."""
     tensor = tables.table("tensor")
     return "paper_sparsity" in tensor.columns and bool(tensor["paper_sparsity"].notna().any())
 

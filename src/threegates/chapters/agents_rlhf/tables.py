@@ -30,7 +30,7 @@ def beside_table_1(manifest: Manifest, folders: Sequence[Path] | None = None) ->
     **Source** Zhu et al. (2025), Table 1; arXiv 2606.07082.
     """
     known = measured_pairs(manifest, folders=folders)
-    # Of the pairs in the manifest only those of Table 1 have a printed sparsity.
+    # Only the manifest's pairs of Table 1 have a printed sparsity.
     printed_there = known[known["paper_sparsity"].notna()]
     by_name = printed_there.drop_duplicates("paper_name").set_index("paper_name")
     rows = []

@@ -21,7 +21,7 @@ _INK = {"Hessian of the loss": ("#0072B2", "o", -0.13), "Fisher matrix": ("#CC79
 def along_directions(frame: pd.DataFrame) -> Figure:
     """Draw the curvature along each direction: one row a direction, one mark a run, a panel a function.
 
-    Columns: those of `curvature_views.curvature_view`. What is not above zero stands at the left edge.
+    Columns: those of `views.curvature_view`. What is not above zero stands at the left edge.
     """
     names = [name for name in DIRECTIONS.values() if name in set(frame["name"])]
     methods = list(dict.fromkeys(frame["method"]))
@@ -59,7 +59,7 @@ def _key(method: str) -> Line2D:
 def ratios(frame: pd.DataFrame, tolerance: float) -> Figure:
     """Draw the ratios that are judged with their intervals over seeds, beside one and the rule's tolerance.
 
-    Columns: those of `curvature_views.ratio_view`. Without an interval a ratio is an open mark.
+    Columns: those of `views.ratio_view`. Without an interval a ratio is an open mark.
     """
     names = list(dict.fromkeys(frame["name"]))
     known = frame[frame["value"] > 0]

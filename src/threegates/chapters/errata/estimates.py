@@ -95,7 +95,7 @@ def _clip_bound() -> Estimate:
 
 
 def _safe_mask() -> Estimate:
-    """Average of the paper's “safe” mask minus that of the low-magnitude mask alone, at 320 steps."""
+    """Average of the paper's “safe” mask minus the low-magnitude mask's own average, at 320 steps."""
     averages = paper.averages()
     at_320 = averages[averages["steps"] == 320].set_index("mask")["computed"].astype(float)
     return exact(at_320["M_low or not M_princ"] - at_320["M_low"], 1, "pair of runs")

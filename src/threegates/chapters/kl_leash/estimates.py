@@ -120,7 +120,7 @@ def _log_kl(rows: pd.DataFrame) -> pd.Series:
 
 
 def _ratio(over: pd.DataFrame, under: pd.DataFrame, absent: str, confidence: float) -> Estimate:
-    """Geometric mean over seeds of KL at the end of one group of runs over that of another."""
+    """Geometric mean over seeds of KL at the end of one group of runs over KL at the end of another."""
     gaps = (_log_kl(over) - _log_kl(under)).dropna()
     return exponential(t_estimate(gaps, "seeds", confidence)) if len(gaps) else missing(absent, "seeds")
 

@@ -39,7 +39,7 @@ def _reach(values: pd.Series) -> tuple[float, float]:
 def over_training(course: pd.DataFrame) -> Figure:
     """Draw KL to the base over training, one colour a method, geometric means over seeds and their intervals.
 
-    Columns: those of `leash_views.course_view`.
+    Columns: those of `views.course_view`.
     """
     means = over_seeds(course, ["method", "updates"], "kl")
     with style():
@@ -62,7 +62,7 @@ def over_training(course: pd.DataFrame) -> Figure:
 def over_norm(course: pd.DataFrame) -> Figure:
     """Draw KL over ‖ΔW‖ at every evaluation, one line a run; dotted: KL in proportion to ‖ΔW‖².
 
-    Columns: those of `leash_views.norm_view`.
+    Columns: those of `views.norm_view`.
     """
     with style():
         fig, ax = plt.subplots(figsize=(8.6, 5.4))
@@ -106,7 +106,7 @@ def _plain_numbers(ax: Axes) -> None:
 def terms(course: pd.DataFrame, ratios: pd.DataFrame, within: tuple[float, float]) -> Figure:
     """Draw KL of GRPO over training by its KL term, and at the end KL without a term over that with one.
 
-    Columns: those of `leash_views.term_view` and `leash_views.term_ratios`. `within`: the rule's band.
+    Columns: those of `views.term_view` and `views.term_ratios`. `within`: the rule's band.
     """
     names = list(dict.fromkeys(course["term"]))
     shades = matplotlib.colormaps[SEQUENTIAL](np.linspace(0.0, 0.85, len(names)))
@@ -157,7 +157,7 @@ def _term_ratios(ax: Axes, ratios: pd.DataFrame, tints: dict[str, Any], within: 
 def one_step(view: pd.DataFrame) -> Figure:
     """Draw the KL of single steps below their bound over training, a panel an algorithm; below, the slack.
 
-    Columns: those of `leash_views.step_view`.
+    Columns: those of `views.step_view`.
     """
     methods = list(dict.fromkeys(view["method"]))
     with style():
@@ -214,7 +214,7 @@ def _step_key() -> list[Line2D | Patch]:
 def fisher_bound(view: pd.DataFrame) -> Figure:
     """Draw the norm of every step over its Fisher bound; what lies below the diagonal holds.
 
-    Columns: those of `leash_views.bound_view`.
+    Columns: those of `views.bound_view`.
     """
     whole = float(view["weights_norm"].max())
     low, high = view["step_norm"].min() / 2, 4 * max(view["bound"].max(), whole, view["step_norm"].max())
@@ -246,7 +246,7 @@ def fisher_bound(view: pd.DataFrame) -> Figure:
 def estimators(view: pd.DataFrame) -> Figure:
     """Draw KL at the end by k1, k2 and k3, a row a method, one small mark a run and a large one their mean.
 
-    Columns: those of `leash_views.estimator_view`; values that are not positive are left out.
+    Columns: those of `views.estimator_view`; values that are not positive are left out.
     """
     methods = list(dict.fromkeys(view["method"]))
     with style():

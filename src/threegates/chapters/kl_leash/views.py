@@ -71,8 +71,8 @@ def course_view(log: pd.DataFrame) -> pd.DataFrame:
     """Wherever KL to the base was logged, of RL, RFT and SFT: one row a run and step.
 
     Columns: method, kind (rl, rft or sft), run, seed, step, updates, kl, delta_norm, pass_at_1. At
-    evaluations it is that of held-out prompts, after the step; at all other steps RL alone logs it, on that
-    step's samples. RL's runs with KL terms of other weights are left out.
+    evaluations KL is measured on held-out prompts, after the step. At all other steps RL alone logs it, on
+    that step's samples. RL's runs with KL terms of other weights are left out.
     """
     rows = pd.concat([plain(log), rft_log(log), sft_runs(log)])
     return _named(rows[rows["kl"] > 0])[_COURSE].reset_index(drop=True)
@@ -103,7 +103,7 @@ def shown_ends(summary: pd.DataFrame) -> pd.DataFrame:
 
 
 def matched_view(log: pd.DataFrame) -> pd.DataFrame:
-    """SFT beside RL at the largest ‖ΔW‖ that both reach: `estimates.leash.equal_norm` with `method`."""
+    """SFT beside RL at the largest ‖ΔW‖ that both reach: `estimates.equal_norm` with `method`."""
     rows = equal_norm(log)
     return rows.assign(method=rows["algorithm"].map(method_name))
 
@@ -174,7 +174,7 @@ def slack(log: pd.DataFrame) -> pd.Series:
 
 
 def bound_view(log: pd.DataFrame, fisher: pd.DataFrame) -> pd.DataFrame:
-    """Norm of every step of RL beside its Fisher bound: `estimates.leash.bounded_steps` with `method`."""
+    """Norm of every step of RL beside its Fisher bound: `estimates.bounded_steps` with `method`."""
     rows = _named(bounded_steps(log, fisher))
     columns = ["method", "run", "seed", "step", "step_norm", "bound", "weights_norm", "vacuous", "holds"]
     return rows[columns].reset_index(drop=True)

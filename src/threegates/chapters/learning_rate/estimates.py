@@ -13,7 +13,7 @@ from threegates.estimates.intervals import Estimate, missing, t_estimate
 from threegates.estimates.rows import Estimator, Tables, label
 from threegates.measures.whole_models import pair_sparsity
 
-#: By how much AdamW's norm may lie outside those of SGD before nothing is compared.
+#: Factor by which AdamW's norm may lie outside SGD's norms before nothing is compared.
 REACH = 1.5
 _TENFOLD = 10.0
 
@@ -24,8 +24,8 @@ Choice = Callable[[pd.DataFrame, pd.Series], float]
 def rate_runs(tensor: pd.DataFrame) -> pd.DataFrame:
     """The GRPO runs of the tensor table: one row a pair.
 
-    Columns: those of `rows.pair_sparsity`; `optimiser`, AdamW's where the run has no label; `master`, float32
-    where it has none; `norm`, ‖ΔW‖_F between base and stored checkpoint over all parameters.
+    Columns: those of `whole_models.pair_sparsity`; `optimiser`, AdamW's where the run has no label;
+    `master`, float32 where it has none; `norm`, ‖ΔW‖_F from base to stored checkpoint over all parameters.
     """
     rows = tensor[(tensor["algorithm"] == "grpo") & (tensor["status"] == "compared")]
     pairs = pair_sparsity(rows)
@@ -80,7 +80,7 @@ def at_equal_pass(sgd: pd.DataFrame, own: pd.Series) -> float:
 def at_equal_norm(sgd: pd.DataFrame, own: pd.Series) -> float:
     """SGD's sparsity at AdamW's ‖ΔW‖, between its rates linear in the logarithm of the norm.
 
-    Outside the norms of SGD it is that of the nearest; by more than a factor of `REACH`, NaN.
+    Outside SGD's norms it is the sparsity at the nearest norm; by more than a factor of `REACH`, NaN.
     """
     curve = sgd.sort_values("norm")
     ends = float(curve["norm"].iloc[0]), float(curve["norm"].iloc[-1])

@@ -35,7 +35,7 @@ def _look(group: str) -> dict[str, Any]:
 def by_rate(runs: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     """Draw sparsity over the learning rate, a panel for each optimiser; runs in pure bf16 stand apart.
 
-    Columns: those of `rate_views.run_view` and `rate_views.rate_summary`.
+    Columns: those of `views.run_view` and `views.rate_summary`.
     """
     panels = [name for name in _PANELS if name in set(runs["group"])] or ["AdamW"]
     with style():
@@ -97,7 +97,7 @@ def _pure_key(runs: pd.DataFrame) -> list[Line2D]:
 def by_norm(runs: pd.DataFrame) -> Figure:
     """Draw sparsity over ‖ΔW‖, each run joined to noise of its norm.
 
-    Columns: those of `rate_views.run_view`.
+    Columns: those of `views.run_view`.
     """
     with style():
         fig, ax = plt.subplots(figsize=(8.0, 5.0))
@@ -120,7 +120,7 @@ def by_norm(runs: pd.DataFrame) -> Figure:
 def by_pass(runs: pd.DataFrame, base: float) -> Figure:
     """Draw sparsity over pass@1 at the end, with float32 masters; the base's pass@1 is a line.
 
-    Columns: those of `rate_views.run_view`; thin lines are one standard error of pass@1 to either side.
+    Columns: those of `views.run_view`; thin lines are one standard error of pass@1 to either side.
     `base`: pass@1 of the base, NaN draws no line.
     """
     shown = runs[runs["master"] == "float32"]

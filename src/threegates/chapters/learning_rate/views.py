@@ -28,7 +28,7 @@ _MEANS = ("sparsity_fp32", "sparsity_storage_norm", "norm", "pass_at_1", "kl")
 def run_view(tensor: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
     """One row a GRPO run: group, learning_rate, seed, sparsities, norm, pass@1 and KL at the end.
 
-    Columns: those of `estimates.rates.rate_runs`, with `group`, `pass_at_1`, its standard error over prompts
+    Columns: those of `estimates.rate_runs`, with `group`, `pass_at_1`, its standard error over prompts
     `pass_error` = √(p(1 − p)/n), and `kl`, in the groups' order.
     """
     runs = rate_runs(tensor)
@@ -91,7 +91,7 @@ def tenfold(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def norms_apart(runs: pd.DataFrame) -> float:
-    """Least factor between the norm of a run by SGD and that of AdamW at the mask rate, of one seed."""
+    """Least factor between SGD's and AdamW's norm at the mask rate, over pairs of runs of one seed."""
     both = with_masters(runs, "sgd").merge(at_mask_rate(runs), on="seed", suffixes=("", "_adamw"))
     factors = np.abs(np.log(both["norm"] / both["norm_adamw"]))
     return float(np.exp(factors.min())) if len(both) else float("nan")

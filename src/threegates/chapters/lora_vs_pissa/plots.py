@@ -41,7 +41,7 @@ def markers(rows: pd.DataFrame) -> dict[Any, str]:
 def over_the_grid(runs: pd.DataFrame, grid: pd.DataFrame, base: float) -> Figure:
     """Draw pass@1 of every run over learning rate, over KL and over ‖ΔW‖; collapsed runs are hollow.
 
-    Columns: those of `adapter_views.runs_view` and `grid_view`; `base` is the pass@1 of the base.
+    Columns: those of `views.runs_view` and `grid_view`; `base` is the pass@1 of the base.
     """
     looks = markers(runs)
     with style():
@@ -122,7 +122,7 @@ def _grid_key(runs: pd.DataFrame, looks: dict[Any, str], base: float) -> list[Li
 def learning_curves(summary: pd.DataFrame, full_rate: str | None) -> Figure:
     """Draw pass@1 and KL along training, a column a learning rate, one line a start, with intervals.
 
-    Columns: those of `adapter_views.course_summary`. Training of all weights has learning rates of its own:
+    Columns: those of `views.course_summary`. Training of all weights has learning rates of its own:
     the one named stands in every column, dashed.
     """
     adapters = summary[summary["init"] != FULL]

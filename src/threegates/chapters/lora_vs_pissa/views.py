@@ -47,7 +47,7 @@ def ordered(rows: pd.DataFrame, *by: str) -> pd.DataFrame:
 
 
 def runs_view(evaluation: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
-    """The runs under GRPO, which are judged: columns of `estimates.adapters.adapter_runs`."""
+    """The runs under GRPO, which are judged: columns of `estimates.adapter_runs`."""
     runs = adapter_runs(evaluation, log)
     return ordered(runs[runs["algorithm"] == JUDGED], "rank", "learning_rate", "seed")
 

@@ -48,7 +48,7 @@ def _octaves(ax: Axes, low: float, high: float, every: int = 2) -> None:
 def ulp_over_weights(gaps: pd.DataFrame, weights: pd.DataFrame) -> Figure:
     """Draw the half gap over |w| for every bf16 value, above the sizes of the base's weights.
 
-    Columns: those of `lens_views.gap_view` and `lens_views.weight_view`.
+    Columns: those of `views.gap_view` and `views.weight_view`.
     """
     low, high = gaps["weight"].min(), gaps["weight"].max()
     with style():
@@ -107,7 +107,7 @@ def _weight_steps(ax: Axes, weights: pd.DataFrame, low: float, high: float) -> N
 def first_steps(first: pd.DataFrame, ratio: pd.DataFrame, weights: pd.DataFrame, rate: float) -> Figure:
     """Draw the first visible step over |w|, and below it how much a float32 master deviates from exact sums.
 
-    Columns: those of `lens_views.first_step_view`, `float32_over_exact` and `weight_view`.
+    Columns: those of `views.first_step_view`, `float32_over_exact` and `weight_view`.
     """
     low, high = first["weight"].min(), 2 * 2.0 ** np.floor(np.log2(first["weight"].max()))
     band = middle(weights)
@@ -154,7 +154,7 @@ def _first_key() -> list[Line2D | Patch]:
 def displacement(frame: pd.DataFrame) -> Figure:
     """Draw how far weights have moved in half gaps at every checkpoint; right of one they show.
 
-    Columns: those of `lens_views.ratio_view`; one curve a number of updates, or a pair where they are named.
+    Columns: those of `views.ratio_view`; one curve a number of updates, or a pair where they are named.
     The last bin holds all weights that moved farther, and is a mark of its own.
     """
     with style():
@@ -224,7 +224,7 @@ def _in_gaps(value: float, _: object) -> str:
 def over_training(path: pd.DataFrame, hidden: pd.DataFrame) -> Figure:
     """Draw what moved, what shows and what could, and how much of the update storage hides, over training.
 
-    Columns: those of `lens_views.path_view` and `lens_views.hidden_view`.
+    Columns: those of `views.path_view` and `views.hidden_view`.
     """
     with style():
         fig, axes = plt.subplots(1, 3, figsize=(11.8, 4.6), gridspec_kw={"width_ratios": [1.25, 1, 1]})
@@ -269,7 +269,7 @@ def _runs(ax: Axes, rows: pd.DataFrame, column: str, tint: str, line: str, marke
 def changed_by_size(frame: pd.DataFrame, rate: float | None) -> Figure:
     """Draw the share of weights that changed by their size, with and without float32 masters.
 
-    Columns: those of `lens_views.size_view`. `rate`: learning rate whose single update the band shows.
+    Columns: those of `views.size_view`. `rate`: learning rate whose single update the band shows.
     """
     shown = frame[frame["count"] >= 50]
     with style():
@@ -317,7 +317,7 @@ def _size_line(ax: Axes, rows: pd.DataFrame) -> None:
 def masters_compared(last: pd.DataFrame, course: pd.DataFrame) -> Figure:
     """Draw sparsity at the end, and norm, KL and pass@1 over training, with and without float32 masters.
 
-    Columns: those of `lens_views.ends` and `lens_views.course_view`.
+    Columns: those of `views.ends` and `views.course_view`.
     """
     groups = list(dict.fromkeys(last["group"]))
     with style():

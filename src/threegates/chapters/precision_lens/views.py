@@ -100,7 +100,7 @@ def first_step_view(rate: float, low: int = -10, high: int = 1, limit: int = 500
 
 
 def float32_over_exact(first: pd.DataFrame) -> pd.DataFrame:
-    """Steps that a float32 master takes over those of exact sums: weight, side, ratio."""
+    """Steps that a float32 master takes over the steps of exact sums: weight, side, ratio."""
     wide = first.pivot(index=["side", "weight"], columns="master", values="step").reset_index()
     return wide.assign(ratio=wide["float32"] / wide["float64"])[["weight", "side", "ratio"]]
 
@@ -114,8 +114,8 @@ def followed(totals: pd.DataFrame) -> pd.DataFrame:
 def ratio_view(bins: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
     """How far weights moved, in half gaps: updates, ratio (left end of a bin), share and shown share of all.
 
-    Means over the runs shown; the shares of one checkpoint sum to that of the weights which moved. Pairs that
-    a reader has chosen are not averaged: a column `pair` names them.
+    Means over the runs shown. The shares of one checkpoint sum to its share of weights that moved. Pairs
+    that a reader has chosen are not averaged: a column `pair` names them.
     """
     rows = bins[(bins["quantity"] == "ratio") & bins["pair"].isin(shown["pair"])]
     sums = rows.groupby(["pair", "log2"])[["count", "changed"]].sum().reset_index()

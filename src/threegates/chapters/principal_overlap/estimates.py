@@ -62,7 +62,7 @@ def _sft_beside_rl(rows: pd.DataFrame, column: str, matched: bool, confidence: f
 
 
 def _overlap_of_sft(view: str, matched: bool, tables: Tables, confidence: float) -> Estimate:
-    """Overlap of SFT's mask with principal weights minus that of RL's."""
+    """Overlap of SFT's mask with principal weights minus the overlap of RL's mask."""
     rows = tables.table("overlap")
     rows = rows[(rows["target"] == "principal") & (rows["view"] == view)]
     if view == "fp32" and not rows.empty and lost_in_storage(rows):
@@ -71,7 +71,7 @@ def _overlap_of_sft(view: str, matched: bool, tables: Tables, confidence: float)
 
 
 def _energy_of_sft(view: str, matched: bool, tables: Tables, confidence: float) -> Estimate:
-    """Energy of SFT's update in the principal block over that of RL's, geometric mean."""
+    """Energy of SFT's update in the principal block over the energy of RL's, geometric mean."""
     rows = tables.table("direction")
     rows = rows[rows["view"] == view]
     # An update that has nothing there has no logarithm.
@@ -80,7 +80,7 @@ def _energy_of_sft(view: str, matched: bool, tables: Tables, confidence: float) 
 
 
 def _off_principal(tables: Tables, confidence: float) -> Estimate:
-    """Energy that random frames find in an update over that of the principal frames, geometric mean."""
+    """Energy of an update in random frames over its energy in the principal frames, geometric mean."""
     rows = as_trained(rl_runs(tables.table("direction")))
     rows = rows[rows["role"].isin(LINEAR) & (rows["view"] == "fp32")]
     if rows.empty:

@@ -19,7 +19,7 @@ _RL = "#0072B2"
 
 
 def group_colour(group: str) -> str:
-    """Colour of a group: RL's blue, that of its method, or that of a pair which is shown by itself."""
+    """Colour of a group: RL's blue, its method's colour, or the colour of a pair shown by itself."""
     return _RL if group == "RL" else colour(group.removesuffix(", own rate"))
 
 
@@ -130,7 +130,7 @@ def _lift_map(ax: Axes, cells: pd.DataFrame, spread: float) -> None:
 
 
 def bf16_beside_fp32(frame: pd.DataFrame) -> Figure:
-    """Draw the lift of the bf16 mask beside that of the largest fp32 changes, one panel a group.
+    """Draw the lift of the bf16 mask beside the lift of the largest fp32 changes, one panel a group.
 
     Columns: group, role, bf16, fp32, storage_norm and magnitude (lifts of the nulls of the bf16 mask).
     """

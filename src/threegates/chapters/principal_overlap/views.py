@@ -100,7 +100,7 @@ def sweep_view(sweep: pd.DataFrame, group: str) -> pd.DataFrame:
     kind of name by which more are common to all matrices, and the others are left out.
     """
     rows = grouped(sweep)
-    # The paper's own tolerance; the largest float32 changes know none.
+    # The paper's own tolerance. The mask of the largest float32 changes has none, and its rows stay.
     rows = rows[(rows["eta"] == ETA) | rows["eta"].isna()]
     rows = rows[(rows["group"] == group) & (rows["variant"] == "raw")]
     rows = _comparable(rows)

@@ -33,7 +33,7 @@ _OFFSETS = (-0.3, -0.1, 0.1, 0.3)
 def excess_by_matrix(view: pd.DataFrame) -> Figure:
     """Draw the excess Jaccard index by block and matrix; zero is what storage gives.
 
-    Columns: those of `rotation_views.matrix_view`.
+    Columns: those of `views.matrix_view`.
     """
     with style():
         fig, axes = _panels(view)
@@ -49,7 +49,7 @@ def excess_by_matrix(view: pd.DataFrame) -> Figure:
 def overlap_by_matrix(view: pd.DataFrame) -> Figure:
     """Draw the paper's overlap |M_A ∩ M_B|/|M_B| by block and matrix, its null and the density of M_A.
 
-    Columns: those of `rotation_views.matrix_view`.
+    Columns: those of `views.matrix_view`.
     """
     with style():
         fig, axes = _panels(view, nulls=True)
@@ -69,7 +69,7 @@ def overlap_by_matrix(view: pd.DataFrame) -> Figure:
 def rates_by_side(view: pd.DataFrame) -> Figure:
     """Draw rank correlations of the ratios of V and O, lines of heads beside lines of the residual stream.
 
-    Columns: those of `rotation_views.rates_view`.
+    Columns: those of `views.rates_view`.
     """
     places = list(dict.fromkeys(zip(view["layer"], view["role"], strict=True)))
     titles = {"head": "Along a head's entries", "residual": "Along the residual stream"}
@@ -93,7 +93,7 @@ def rates_by_side(view: pd.DataFrame) -> Figure:
 def spectrum_kept(view: pd.DataFrame) -> Figure:
     """Draw how far the spectrum of each changed matrix moved, before rounding and as stored.
 
-    Columns: those of `rotation_views.spectrum_view`.
+    Columns: those of `views.spectrum_view`.
     """
     places = list(dict.fromkeys(zip(view["layer"], view["role"], view["rotated"], strict=True)))
     looks = {
@@ -195,7 +195,7 @@ def _key(fig: Figure, view: pd.DataFrame, more: Sequence[Artist]) -> None:
         )
         for name in _comparisons(view)
     ]
-    # V and O are rotated or nothing; only where other matrices stand can heads be permuted and no more.
+    # V and O are either rotated or untouched. Only Q and K can have heads permuted and no more.
     only = {"touched": view["touched"], "permuted": view["permuted"] & ~view["touched"]}
     bands = [Patch(color=tint, label=name) for column, (tint, name) in _BANDS.items() if only[column].any()]
     fig.legend(handles=[*marks, *more, *bands], loc="outside lower center", ncols=3, handletextpad=0.5)

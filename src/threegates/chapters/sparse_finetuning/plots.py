@@ -37,7 +37,7 @@ _TITLES = {
 def accuracy_by_arm(accuracy: pd.DataFrame, summary: pd.DataFrame, base: float, margin: float) -> Figure:
     """Draw pass@1 under every mask, and its paired difference from the dense run of the same seed.
 
-    Columns: those of `mask_views.accuracy_view` and `accuracy_summary`. `base` is the pass@1 of the base, the
+    Columns: those of `views.accuracy_view` and `accuracy_summary`. `base` is the pass@1 of the base, the
     floor; `margin` the tolerance within which an arm counts as equal to the dense one.
     """
     arms = arms_in(accuracy)
@@ -96,7 +96,7 @@ def _arm_key(base: float) -> list[Line2D]:
 def over_training(summary: pd.DataFrame) -> Figure:
     """Draw pass@1, token KL and KL over the dense run's along training, one line a mask, with intervals.
 
-    Columns: those of `mask_views.course_summary`. Lines are set apart a little so that intervals can be told.
+    Columns: those of `views.course_summary`. Lines are set apart a little so that intervals can be told.
     """
     arms = arms_in(summary)
     steps = sorted(summary["step"].unique())

@@ -33,7 +33,7 @@ _GREY = "#7F7F7F"
 def drift_by_method(frame: pd.DataFrame) -> Figure:
     """Draw mean and largest angle and NSS of every method: one row a method and rate, one mark a seed.
 
-    Columns: those of `drift_views.drift_view`. Bounds are ticks: ‖ΔW‖_F/‖W₀‖_F for NSS, Thm 3.3 with the
+    Columns: those of `views.drift_view`. Bounds are ticks: ‖ΔW‖_F/‖W₀‖_F for NSS, Thm 3.3 with the
     corrected gap for the largest angle (90° where it is vacuous).
     """
     labels = list(dict.fromkeys(frame["label"]))
@@ -93,7 +93,7 @@ def _variant_key() -> list[Line2D]:
 def drift_by_matrix(frame: pd.DataFrame) -> Figure:
     """Draw every matrix of the model, as trained beside equal norms; dashed: the bounds.
 
-    Columns: those of `drift_views.matrix_view`.
+    Columns: those of `views.matrix_view`.
     """
     panels, methods = list(dict.fromkeys(frame["panel"])), list(dict.fromkeys(frame["method"]))
     ticks = frame.drop_duplicates("position").sort_values("position")
@@ -130,7 +130,7 @@ def _matrix_line(ax: Axes, rows: pd.DataFrame, method: str, name: str, limit: st
 def example_spectrum(frame: pd.DataFrame) -> Figure:
     """Draw one matrix in full: singular values, how far each moved beside ‖ΔW‖₂, angles above their floor.
 
-    Columns: those of `drift_views.example_view`.
+    Columns: those of `views.example_view`.
     """
     panels = list(dict.fromkeys(frame["panel"]))
     with style():

@@ -101,7 +101,7 @@ def matrix_view(drift: pd.DataFrame) -> pd.DataFrame:
     means = shown.groupby(keys, sort=False, dropna=False)[numbers].mean().reset_index()
     present = [role for role in LINEAR if role in set(means["role"])]
     place = means["role"].map({role: number for number, role in enumerate(present)})
-    # A place of its own for what is none of these, and so a gap between blocks.
+    # Roles outside LINEAR share one place after the others, which also leaves a gap between blocks.
     position = means["layer"].astype(int) * (len(present) + 1) + place.fillna(len(present)).astype(int)
     return means.assign(position=position, tick=means["role"] + means["layer"].astype(str))
 

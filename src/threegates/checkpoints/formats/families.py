@@ -159,7 +159,7 @@ def _follow(alias: TensorInfo, parts: dict[str, Part], infos: dict[str, TensorIn
 
 
 def _kind(config: Mapping[str, Any]) -> tuple[str, str | None]:
-    """model_type of a config and the family it belongs to; else those of its text_config."""
+    """model_type of a config and its family. A config of no family is asked for its text_config's."""
     known = {kind: name for name, entry in table().families.items() for kind in entry.model_types}
     kinds = [str(one.get("model_type") or "") for one in _configs(config)]
     found = next((kind for kind in kinds if kind in known), None)
@@ -184,14 +184,14 @@ class _Rules:
         front, rest = self.stripped(info.name)
         for pattern, fused in self.entry.fused.items():
             found = re.fullmatch(_expression(pattern) + SUFFIX, rest)
-            # Rows of less than a byte an entry need not start at a byte.
+            # Where an entry takes less than a byte, a row may start inside a byte: no cut can be made there.
             if found and BITS[info.dtype] >= 8:
                 yield from self.cut(info, front, found, fused)
                 return
         yield Part(info.name), replace(info, name=front + self.renamed(rest))
 
     def stripped(self, name: str) -> tuple[str, str]:
-        """What canonically stands in front of a name, and the rest; outside the decoder all is rest."""
+        """The canonical front of a name, such as `model.`, and its rest. Outside the decoder all is rest."""
         bare = name
         while bare.startswith(self.table.wrappers):
             bare = bare[next(len(one) for one in self.table.wrappers if bare.startswith(one)) :]

@@ -90,7 +90,7 @@ def link(file: RemoteFile, storage: Path) -> None:
 
 def _check_space(wanted: Iterable[RemoteFile], storage: Path) -> None:
     missing = sum(file.size - _held(_partial(file, storage)) for file in wanted)
-    # The folder comes into being only later; its disk is that of the folder above it.
+    # The folder is made only later. It will lie on the disk of the nearest folder above it.
     place = next(path for path in (storage, *storage.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if missing and missing + SPARE > free:

@@ -84,7 +84,7 @@ def model_files(repo: str, commit: str, endpoint: str | None = None) -> dict[str
 
 
 def listed_sha256(file: RemoteFile) -> str:
-    """sha256 of a file: the Hub's own of a large one, else that of the file itself.
+    """sha256 of a file: the Hub's own for a large file; a small file is fetched and hashed.
 
     A file that is fetched is held against git's id of it: what was damaged on its way is never locked.
 

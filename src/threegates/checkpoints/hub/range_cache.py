@@ -87,9 +87,9 @@ class RangeCache:
         return self._path(key, _KEPT).is_file()
 
     def content(self, key: str, size: int, chunks: Chunks) -> Tensor:
-        """The bytes of a range, uint8 of shape (size,): kept ones, else those of `chunks`, which are kept.
+        """The bytes of a range, uint8 of shape (size,): from the cache, else from `chunks`, and kept.
 
-        Kept ones are mapped from their file and take no memory of the process's own.
+        Bytes from the cache are mapped from their file and take no memory of the process's own.
 
         Raises
         ------

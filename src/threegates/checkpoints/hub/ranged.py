@@ -33,7 +33,7 @@ from threegates.errors import CheckpointError
 
 CONFIG = "config.json"
 LISTING = "listing.json"
-# A small file that is larger than this is none.
+# A config or index with more bytes than this cannot be one: it is refused unread.
 LARGEST_SMALL = 100_000_000
 _HEADER = ".header"
 
@@ -106,7 +106,7 @@ class RangedCheckpoint(Checkpoint):
         return sorted(self.folder / name for name in self.sha256)
 
     def digest(self) -> str:
-        """sha256 over names and sha256 of config.json and the tensor files: that of the downloaded folder."""
+        """sha256 over names and sha256 of config.json and tensor files: the downloaded folder's digest."""
         total = hashlib.sha256()
         for file in self.files():
             name = file.relative_to(self.folder).as_posix()
@@ -233,7 +233,7 @@ class _Known:
             self.cache.keep_small(self._place(name), content)
 
     def _place(self, name: str) -> str:
-        # A repository's names may hold slashes; what is kept of one commit lies in one flat folder.
+        # A repository's names may hold slashes. The small files of one commit are kept in one flat folder.
         return f"{self.repo.replace('/', '--')}/{self.commit}/{name.replace('%', '%25').replace('/', '%2F')}"
 
     def _get(self, name: str, fetch: Callable[[], bytes]) -> bytes:

@@ -89,7 +89,7 @@ def lock(
     endpoint: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> LockSummary:
-    """Tie the entries of a manifest to the sha256 of their files, those of the Hub to a commit too.
+    """Tie the entries of a manifest to the sha256 of their files; entries of the Hub to a commit too.
 
     The sha256 of weights on the Hub are the Hub's own; small files are fetched and hashed. No weights are
     downloaded. Of a folder, config.json, the index and the files with tensors are hashed. Licence and stored
@@ -231,7 +231,7 @@ def _chosen(manifest: Manifest, names: Sequence[str] | None, revision: str | Non
 
 
 def _of_folder(manifest: Manifest, entry: Entry, moves: bool) -> _Found:
-    """What a folder holds; one that is not to move has to hold what was listed."""
+    """Files of a folder's entry. A locked entry that does not move has to hold the files listed for it."""
     checkpoint = Checkpoint.open(entry.folder(manifest))
     names = [path.relative_to(checkpoint.folder).as_posix() for path in checkpoint.files()]
     keeps = bool(entry.files) and not moves

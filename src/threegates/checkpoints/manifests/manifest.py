@@ -220,7 +220,7 @@ def parse_manifest(path: Path, text: str) -> Manifest:
 
 @lru_cache(maxsize=8)
 def _checked(path: Path, text: str) -> Manifest:
-    # A build reads the same manifest for every page; that of a long profile takes half a second.
+    # A build reads the same manifest for every page. A long profile's manifest takes half a second to read.
     tree = compose(path, text)
     _refuse_repeated_keys(path, tree)
     try:

@@ -49,7 +49,7 @@ class EncoderBase(Producer):
         return {}
 
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """There is none."""
+        """Nothing is loaded: this run has no state."""
 
     def contents(self) -> Contents:
         return contents(self.encoder, {}, self.recipe.save_dtype)

@@ -23,7 +23,7 @@ def policy_metrics(log_probs: Tensor, base: Tensor) -> dict[str, float]:
 
 
 def accuracies(items: Sequence[Item], log_probs: Tensor) -> tuple[float, float]:
-    """Expected share of right answers under π, and that of its most probable candidates."""
+    """Expected share of right answers under π, and the share of right ones among its most probable."""
     right = right_places(items)
     expected = log_probs.exp().gather(1, right[:, None]).mean()
     return float(expected), float((log_probs.argmax(1) == right).float().mean())
