@@ -22,7 +22,6 @@ LETTERS = {
     "cannot be tested here": "–",
     "not run": "–",
 }
-FREE = ("k", "alpha", "eta")
 
 
 def all_verdicts(studies: Iterable[Study]) -> pd.DataFrame:

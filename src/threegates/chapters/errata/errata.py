@@ -23,7 +23,6 @@ from threegates.geometry.precision import (
     half_gaps,
     to_bf16,
     ulp,
-    unchanged_by_definition,
 )
 
 #: Printed in the text of the paper.
@@ -147,18 +146,6 @@ def neighbours_called_unchanged(tolerance: float = TOLERANCE) -> pd.DataFrame:
     values = bf16_from_codes(torch.arange(0, INFINITY_CODE, dtype=torch.int32)).double()
     near = (values[1:] - values[:-1]) <= tolerance
     return pd.DataFrame({"lower": values[:-1].numpy(), "called_unchanged": near.numpy()})
-
-
-def false_positive(before: float, after: float, tolerance: float = TOLERANCE) -> dict[str, bool]:
-    """Whether a tolerance calls two numbers changed that Def. 2.1 does not, as they are and as stored."""
-    w, w_hat = (torch.tensor([x], dtype=torch.float64) for x in (before, after))
-    distance = float((stored(after).double() - stored(before).double()).abs())
-    return {
-        "beyond_tolerance": after - before > tolerance,
-        "unchanged_by_definition": bool(unchanged_by_definition(w, w_hat)),
-        "one_code": codes_between(before, after) == 0,
-        "stored_beyond_tolerance": distance > tolerance,
-    }
 
 
 def exact_steps(weight: float, rate: float) -> tuple[int, int]:

@@ -182,21 +182,6 @@ def check_listed(entry: Entry, listed: Mapping[str, str]) -> None:
             )
 
 
-def check_unchanged(entry: Entry, endpoint: str | None = None) -> None:
-    """Ask the Hub whether a locked entry's repository still is what the manifest says; see check_listed.
-
-    Raises
-    ------
-    CheckpointError : its commit is gone, or its files are others.
-    """
-    if not isinstance(entry.source, Hub):
-        return
-    check_locked(entry)
-    source = entry.source
-    listed = _at_commit(entry, source.repo, str(source.revision), endpoint)
-    check_listed(entry, {name: file.sha256 for name, file in listed.items() if file.sha256})
-
-
 def check_usable(entry: Entry, *, accepted: Collection[str]) -> None:
     """What profile `paper` asks of an entry before it is opened: accepted conditions, and a lock.
 
