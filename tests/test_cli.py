@@ -111,7 +111,8 @@ def test_foreign_folders_give_exact_masks(command, models, tmp_path):
     matrices = table[table["spectra"] == "measured"]
     assert len(matrices) == 14 and matrices["overlap_principal_storage_density_p"].notna().all()
     stated = read_provenance(tmp_path / "t.parquet")
-    assert {"base", "tuned"} == set(stated["inputs"]) and stated["parameters"]["draws"] == 3
+    assert set(stated["inputs"]["checkpoints"]) == {"base", "tuned"}
+    assert stated["inputs"]["parameters"]["draws"] == 3
     assert str(tmp_path) not in json.dumps(stated) and not list(tmp_path.glob("*.parts"))
 
 
@@ -160,7 +161,7 @@ def test_spectra_can_be_left_out(command, models, tmp_path):
     table = pd.read_parquet(tmp_path / "t.parquet")
     assert status == 0 and "spectra of" not in out and table["nss"].isna().all()
     assert set(table["spectra"]) == {"not asked for", "not a matrix", "not in a block"}
-    assert read_provenance(tmp_path / "t.parquet")["parameters"]["spectra"] is False
+    assert read_provenance(tmp_path / "t.parquet")["inputs"]["parameters"]["spectra"] is False
 
 
 def shard_of(folder: Path, tensor: str) -> Path:

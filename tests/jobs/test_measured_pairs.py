@@ -124,11 +124,14 @@ def broken(kind, table, path):
         read_parquet(table).to_parquet(path)
     elif kind == "columns":
         write_parquet(path, read_parquet(table).drop(columns="nss"), {"inputs": {}})
+    elif kind == "version":
+        side = {"label": "one", "digest": "0" * 64, "revision": LOCK}
+        write_parquet(path, read_parquet(table), {"inputs": {"base": side, "tuned": side}})
     else:
         write_parquet(path, read_parquet(table), {"inputs": ["no mapping"]})
 
 
-@pytest.mark.parametrize("kind", ["bytes", "foreign", "columns", "provenance"])
+@pytest.mark.parametrize("kind", ["bytes", "foreign", "columns", "version", "provenance"])
 def test_what_cannot_be_read_says_why_has_no_number_and_names_no_folder(table, tmp_path, kind):
     broken(kind, table, tmp_path / "one.parquet")
     own = row([tmp_path], revision=LOCK)
@@ -137,7 +140,8 @@ def test_what_cannot_be_read_says_why_has_no_number_and_names_no_folder(table, t
     shown = tables.pairs_text(measured_pairs.measured_pairs(manifest(), folders=[tmp_path])).iloc[0]
     assert shown["ours"] == "not measured" and shown["status"].startswith("cannot be read (")
     assert str(tmp_path) not in shown["status"]
-    assert {"bytes": "parquet", "columns": "nss"}.get(kind, "") in shown["status"]
+    told = {"bytes": "parquet", "columns": "nss", "version": "measured again"}
+    assert told.get(kind, "") in shown["status"]
 
 
 def test_of_two_tables_the_one_at_the_locked_commit_is_taken(table, tmp_path):

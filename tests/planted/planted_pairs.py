@@ -27,8 +27,7 @@ def measured_table(folder: Path) -> Written:
 def place(table: Path, target: Path, revisions: Mapping[str, str] | None = None, **more: object) -> Path:
     """Copy a table as the pair `target`, measured at these commits, with more provenance."""
     provenance = read_provenance(table)
-    for side, revision in (revisions or {}).items():
-        provenance["inputs"][side]["revision"] = revision
+    provenance["inputs"]["revisions"] |= revisions or {}
     provenance["inputs"] |= {key: more.pop(key) for key in ("layers", "matrices") if key in more}
     target.parent.mkdir(parents=True, exist_ok=True)
     write_parquet(target, read_parquet(table), {**provenance, **more})

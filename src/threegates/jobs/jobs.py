@@ -22,8 +22,6 @@ from threegates.records.store import Records
 #: What the place of a run's checkpoint begins with, before its number along the run.
 STEP = "step:"
 _CPU = "cpu"
-#: What beside the files decides numbers, where it is not as it always was: keys of a job's inputs.
-NARROWED = ("layers", "matrices", "device", "names")
 
 
 @dataclass(frozen=True)

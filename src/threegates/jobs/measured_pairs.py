@@ -194,12 +194,25 @@ def _locked(entry: Entry) -> str:
 
 
 def _revision(provenance: dict, side: str) -> str:
-    return str(provenance.get("inputs", {}).get(side, {}).get("revision") or "")
+    return str(_inputs(provenance)["revisions"].get(side, ""))
+
+
+def _inputs(provenance: dict) -> dict:
+    """The inputs that a table states, see `jobs.job_provenance`.
+
+    Raises
+    ------
+    RecordError : an earlier version wrote the table, and stated them otherwise.
+    """
+    found = provenance["inputs"]
+    if "revisions" not in found:
+        raise RecordError("an earlier version measured this pair, and it has to be measured again")
+    return found
 
 
 def _part(provenance: dict) -> str:
     """Which tensors were measured, where it was not all of them."""
-    given = provenance.get("inputs", {})
+    given = _inputs(provenance)
     chosen = [
         f"{name} {', '.join(map(str, given[name]))}" for name in ("layers", "matrices") if given.get(name)
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +12,17 @@ from threegates.checkpoints.formats.families import family_of
 from threegates.checkpoints.views import naming_digest
 from threegates.errors import PairError, RecordError, ThreeGatesError
 from threegates.jobs.batches import measure_parts, opened
-from threegates.jobs.jobs import NARROWED, Job
-from threegates.jobs.kinds.table import TABLE, table_job
+from threegates.jobs.jobs import Job
+from threegates.jobs.kinds.known import job_provenance
+from threegates.jobs.kinds.table import table_job
 from threegates.jobs.partial import parts_folder
-from threegates.jobs.sources import Source, StudyPair
+from threegates.jobs.sources import StudyPair
 from threegates.measures.by_tensor import Parts, as_tables
 from threegates.measures.changes import write_masks
 from threegates.measures.tensor_table import MEASURED
 from threegates.measures.whole_models import pair_sparsity
-from threegates.records.provenance import build_folder, build_state, record_provenance
-from threegates.records.store import write_parquet
+from threegates.records.provenance import build_folder, build_state
+from threegates.records.store import write_record
 
 #: Folder of the build, and of what is released, that holds tables of pairs of the manifest.
 PAIRS = "pairs"
@@ -79,17 +81,13 @@ def measure_to_files(
     """
     targets = [path for path in (out, masks, axis) if path is not None]
     _check_targets(targets, masks)
-    parameters = {"draws": draws, "seed": seed, "axes": axis is not None, "spectra": spectra}
-    job = table_job(pair, parameters)
+    job = table_job(pair, {"draws": draws, "seed": seed, "axes": axis is not None, "spectra": spectra})
     parts = Parts(parts_folder(out), job.digest)
     tables = _measured(job, parts, workers)
-    provenance = _provenance(job, {"base": pair.base, "tuned": pair.tuned}, parameters)
     # Masks first: what can still fail comes before the table that says that all went well.
     if masks:
         write_masks(pair.base.checkpoint, pair.tuned.checkpoint, masks)
-    if axis:
-        write_parquet(axis, tables["axis"], {**provenance, "table": "axis"})
-    write_parquet(out, tables["tensor"], {**provenance, "table": "tensor"})
+    _write(job, {"axis": axis, "tensor": out} if axis else {"tensor": out}, tables)
     parts.remove()
     families = {family_of(side.checkpoint) for side in (pair.base, pair.tuned)}
     renamed = any(naming_digest(side.checkpoint) for side in (pair.base, pair.tuned))
@@ -123,19 +121,12 @@ def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
         raise
 
 
-def _provenance(job: Job, sources: dict[str, Source], parameters: dict) -> dict:
-    inputs: dict[str, object] = {
-        side: {
-            "label": source.label,
-            "digest": source.checkpoint.digest(),
-            "revision": source.checkpoint.revision,
-        }
-        for side, source in sources.items()
-    }
-    inputs |= {key: job.inputs[key] for key in NARROWED if key in job.inputs}
-    # A file of the user's choice has no sidecar, so the state of the code stands in it.
+def _write(job: Job, paths: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> None:
+    """Write tables as records are written. They have no sidecar, so they state the code's commit too."""
     state = {key: value for key, value in build_state().items() if key != "time"}
-    return record_provenance(TABLE.reach, inputs=inputs, parameters=parameters, **state)
+    provenance = job_provenance(job, **state)
+    for table, path in paths.items():
+        write_record(path, tables[table], provenance, table=table, job=job.name, digest=job.digest)
 
 
 def _check_targets(targets: list[Path], masks: Path | None) -> None:

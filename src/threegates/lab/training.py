@@ -55,7 +55,7 @@ def train(run: Run, trainer: Producer, partial: Path) -> float:
     session = _Session(partial, run, trainer)
     rows = session.resume()
     saved = run.recipe.saved_steps()
-    # A run without steps has one row, that of its checkpoint 0.
+    # A run without steps has one row, for its checkpoint 0.
     first = min(1, run.recipe.steps)
     for index in range(first + len(rows), run.recipe.steps + 1):
         rows.append({name: float(value) for name, value in trainer.logged_step(index).items()})
@@ -80,7 +80,7 @@ class _Session:
         return self.partial / "snapshot.safetensors"
 
     def seconds(self) -> float:
-        """Training time, that of earlier processes included."""
+        """Training time, earlier processes' time included."""
         return self.before + time.monotonic() - self.started
 
     def resume(self) -> list[dict[str, float]]:

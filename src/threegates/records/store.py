@@ -47,7 +47,7 @@ class Records:
     def write(self, table: str, job: str, digest: str, frame: pd.DataFrame, provenance: dict) -> Path:
         """Write one record, atomically, with its provenance in the file's metadata."""
         path = self.path(table, job, digest)
-        write_parquet(path, frame, {**provenance, "table": table, "job": job, "digest": digest})
+        write_record(path, frame, provenance, table=table, job=job, digest=digest)
         return path
 
     def read(self, table: str, job: str, digest: str) -> pd.DataFrame:
@@ -64,6 +64,13 @@ class Records:
                 "a record belongs to another job", where=path.name, expected=digest, found=found
             )
         return read_parquet(path)
+
+
+def write_record(
+    path: Path, frame: pd.DataFrame, provenance: dict, *, table: str, job: str, digest: str
+) -> None:
+    """Write a job's rows of a table to a file of any name; its provenance says of which job and table."""
+    write_parquet(path, frame, {**provenance, "table": table, "job": job, "digest": digest})
 
 
 def write_parquet(path: Path, frame: pd.DataFrame, provenance: dict) -> None:

@@ -57,6 +57,15 @@ def run_job(job: Job, records: Records) -> None:
 
 def write_records(job: Job, records: Records, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write what a job has measured."""
-    provenance = record_provenance(KINDS[job.kind].reach, inputs=job.inputs)
+    provenance = job_provenance(job)
     for table in job.tables:
         records.write(table, job.name, job.digest, tables[table], provenance)
+
+
+def job_provenance(job: Job, **details: object) -> dict:
+    """What every table of a job states: code, versions, and the job's inputs.
+
+    The inputs are `checkpoints` and `revisions`, digests and commits by place; `parameters`; and, where they
+    decided something, `layers`, `matrices`, `device` and `names`.
+    """
+    return record_provenance(KINDS[job.kind].reach, inputs=job.inputs, **details)
