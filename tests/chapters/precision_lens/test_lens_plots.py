@@ -61,9 +61,9 @@ def test_the_displacement_says_how_much_is_visible():
 
 
 def test_weights_that_moved_farther_than_the_last_bin_are_a_mark_and_no_peak_of_the_curve():
-    shares = {0.5: 0.04, 1.0: 0.03, lens_plots._LAST_RATIO: 0.01}
+    shares = {0.5: 0.04, 1.0: 0.03, plots._LAST_RATIO: 0.01}
     rows = {"pair": "far", "updates": 8, "ratio": list(shares), "share": list(shares.values()), "shown": 0.01}
-    ax = lens_plots.displacement(pd.DataFrame(rows)).axes[0]
+    ax = plots.displacement(pd.DataFrame(rows)).axes[0]
     curve, mark = (line.get_ydata().tolist() for line in ax.lines[:2])
     assert curve == [0.04, 0.03] and mark == [0.01] and ax.lines[1].get_marker() == ">"
     ax.figure.canvas.draw()
@@ -79,10 +79,10 @@ def test_the_reach_of_one_update_ends_where_half_a_gap_exceeds_it():
 
 
 def test_a_run_of_unknown_learning_rate_has_no_line_along_zero_for_what_it_could_reach():
-    shown = lens_views.followed(totals().assign(learning_rate=float("nan")))
-    fig = lens_plots.over_training(lens_views.path_view(shown), lens_views.hidden_view(shown))
+    shown = views.followed(totals().assign(learning_rate=float("nan")))
+    fig = plots.over_training(views.path_view(shown), views.hidden_view(shown))
     names = [text.get_text() for text in fig.axes[0].get_legend().get_texts()]
-    assert names == [lens_views.SHARES[name] for name in ("moved", "changed", "noise_changed")]
+    assert names == [views.SHARES[name] for name in ("moved", "changed", "noise_changed")]
 
 
 def test_one_checkpoint_without_steps_is_drawn_too(recwarn):

@@ -61,11 +61,11 @@ def test_runs_with_float32_masters_are_followed_and_shares_are_of_all_weights(to
 
 
 def test_without_a_learning_rate_nothing_is_said_of_what_an_update_could_reach(totals):
-    known, unknown = (lens_views.followed(totals.assign(learning_rate=rate)) for rate in (5e-6, np.nan))
-    told, left = (set(lens_views.path_view(shown)["measure"]) for shown in (known, unknown))
-    assert told - left == {lens_views.SHARES[name] for name in ("single_step", "aligned_path")}
-    assert lens_views.reachable(known).tolist() == pytest.approx([0.02] * len(known))
-    assert lens_views.reachable(unknown).isna().all()
+    known, unknown = (views.followed(totals.assign(learning_rate=rate)) for rate in (5e-6, np.nan))
+    told, left = (set(views.path_view(shown)["measure"]) for shown in (known, unknown))
+    assert told - left == {views.SHARES[name] for name in ("single_step", "aligned_path")}
+    assert views.reachable(known).tolist() == pytest.approx([0.02] * len(known))
+    assert views.reachable(unknown).isna().all()
 
 
 def test_displacements_are_averaged_over_the_runs_of_a_checkpoint(totals):
