@@ -12,8 +12,13 @@ import pandas as pd
 from sphinx.cmd.build import build_main
 
 from tests.judging.test_cards import CLAIM, CONTROL, NOTHING
+from tests.planted import pages
+from tests.planted.frames import evaluation
 from threegates.book.values import FILE, rate_values, verdict_values, write_values
+from threegates.chapters.miniature_lab import views as miniature_lab_views
 from threegates.figures.numbers import interval, number
+from threegates.judging.claims import read_claims
+from threegates.pages.stated_values import stated_values
 
 # --------------------------------------------------------------------------------- keys and values
 
@@ -140,3 +145,24 @@ def test_a_changed_value_is_printed_by_the_next_build_of_unchanged_pages(tmp_pat
     pages.values(gap_value="2")
     assert pages.build(*STRICT) == 0
     assert pages.shown() == ["2"]
+
+
+def test_values_of_the_lab_are_what_the_pages_quote():
+    values = rate_values(
+        miniature_lab_views.pass_view(evaluation()), miniature_lab_views.gain_view(evaluation())
+    )
+    assert values["base.pass@1"].startswith("0.438 [")
+    assert values["base.prompts"] == "4"
+    assert values["gain.GRPO"].startswith("0.469 [")
+
+
+def test_every_value_of_the_pages_has_a_claim_or_is_the_labs():
+    planted = set(verdict_values(pages.planted_verdicts()))
+    lab = set(
+        rate_values(miniature_lab_views.pass_view(evaluation()), miniature_lab_views.gain_view(evaluation()))
+    ) | {
+        "profile",
+        "origin",
+    }
+    stated = set(stated_values(read_claims(pages.ROOT / "claims.yaml")))
+    assert pages.quoted_keys() <= planted | lab | stated

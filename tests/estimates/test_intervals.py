@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from threegates.estimates import intervals
 from threegates.estimates.intervals import jackknife_estimate, t_estimate
 
 
@@ -53,3 +54,11 @@ def test_the_jackknife_of_unequal_units_finds_the_error_of_a_mean_over_runs():
     assert np.sqrt(np.mean(np.square(errors))) == pytest.approx(truth, rel=0.1)
     # Runs taken as independent would look far surer than they are.
     assert np.sqrt(np.mean(np.square(naive))) < 0.85 * truth
+
+
+def test_the_interval_is_students():
+    x = [0.31, 0.35, 0.42, 0.30]
+    expected = stats.ttest_1samp(x, 0).confidence_interval(0.95)
+    assert intervals.t_interval([*x, np.nan]) == pytest.approx((np.mean(x), expected.low, expected.high))
+    assert intervals.t_interval([0.3])[0] == 0.3
+    assert np.isnan(intervals.t_interval([0.3])[1:]).all()

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from threegates.figures.numbers import interval, number, span
 from threegates.judging.cards import VerdictCards, verdict_summary
 from threegates.judging.claims import Judgement
 
@@ -27,10 +26,14 @@ CLAIM: dict[str, Any] = {
     "upper": None, "neutral": 1.0,
     "contradicted_below": 1.0,
 }  # fmt: skip
+
+
 CONTROL = CLAIM | {
     "kind": "storage", "says": "over storage noise", "estimate": "stripe_excess_storage", "value": -0.25,
     "low": -0.5, "high": 0.0, "rule": "whole interval at or above 1.25", "holds": False, "at_least": 1.25,
 }  # fmt: skip
+
+
 NOTHING = {"value": math.nan, "low": math.nan, "high": math.nan, "n": 0, "holds": None}
 
 
@@ -64,47 +67,6 @@ def _cards(*rows: dict[str, Any]) -> VerdictCards:
 
 def _read(*rows: dict[str, Any]) -> _Text:
     return _Text(_cards(*rows).html())
-
-
-# ----------------------------------------------------------------------------------------- numbers
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0.12345, "0.123"),
-        (-0.5, "−0.5"),
-        (0, "0"),
-        (1e-5, "1e−05"),
-        (12.0, "12"),
-        (np.float64(-2.0), "−2"),
-        (math.nan, "–"),
-        (None, "–"),
-        (pd.NA, "–"),
-    ],
-)
-def test_numbers_have_three_digits_a_true_minus_and_a_dash_for_none(value, text):
-    assert number(value) == text
-
-
-def test_digits_can_be_chosen():
-    assert number(0.123456, 5) == "0.12346"
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "text"),
-    [
-        (-0.1, 0.25, "[−0.1, 0.25]"),
-        (math.nan, 0.2, "no interval"),
-        (0.1, math.nan, "no interval"),
-        (math.nan, math.nan, "no interval"),
-    ],
-)
-def test_an_interval_has_both_ends_or_says_that_there_is_none(low, high, text):
-    assert interval(low, high) == text
-
-
-# ------------------------------------------------------------------------------------------- cards
 
 
 def test_a_card_says_verdict_place_claim_estimate_rule_subject_and_reason():
@@ -220,9 +182,6 @@ def test_a_changed_rule_says_why():
     assert "rule was changed" not in VerdictCards(pd.DataFrame([CLAIM])).html()
 
 
-# ----------------------------------------------------------------------------------------- summary
-
-
 def test_the_summary_sorts_a_pages_claims_by_what_holds():
     second = CLAIM | {"claim": "b", "says": "Rows_stand *out*.", "verdict": "contradicted"}
     third = CLAIM | {"claim": "c", "says": "Columns too.", "verdict": "reproduced raw, gone when matched"}
@@ -243,14 +202,6 @@ def test_no_verdict_is_left_out_of_the_summary(judgement):
 
 def test_a_page_without_claims_says_so_in_its_summary():
     assert verdict_summary(pd.DataFrame()) == "This page judges no claim."
-
-
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [([0.5, 0.25, math.nan], "0.25 to 0.5"), ([0.2, 0.2001], "0.2"), ([], "–"), ([-1.0, 0.0], "−1 to 0")],
-)
-def test_a_span_has_both_ends_unless_they_read_the_same(values, text):
-    assert span(values) == text
 
 
 def test_a_card_says_in_how_many_cells_its_verdict_stands():

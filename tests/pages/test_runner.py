@@ -10,10 +10,12 @@ import pytest
 from tests.planted import planted
 from threegates.errors import ManifestError, NotebookError
 from threegates.pages import notebooks, runner
-from threegates.pages.notebooks import notebook_path, read_notebook
+from threegates.pages.notebooks import read_notebook
 from threegates.pages.runner import results_text, run_notebook
 
 PARAMETERS = "draws: int = 5  # masks under each null\nlabel: str = 'x'  # shown"
+
+
 DRAWING = """\
 import pathlib
 pathlib.Path("figures/demo").mkdir(parents=True, exist_ok=True)
@@ -146,6 +148,8 @@ def test_a_changed_page_or_a_lost_sidecar_runs_again(project, monkeypatch):
 
 
 SUBJECT = 'subject: str = "lab"  # whose pairs\ndraws: int = 1  # masks under each null'
+
+
 OPENED = """\
 import os, pathlib
 from threegates.study import Study
@@ -229,10 +233,3 @@ def test_a_chapter_reads_its_study_and_ends_with_page_records_and_verdict(projec
     planted.write(project / "build" / "lab" / "grpo-s2", planted.with_noise(base, 1e-4, 9))
     monkeypatch.setattr(runner, "_execute", lambda plan, digest, page, alone: None)
     assert run_notebook(path, {"draws": 3}).executed
-
-
-def test_an_unknown_notebook_is_refused_with_those_there_are(project):
-    write_notebook(project, "demo")
-    assert notebook_path("demo").name == "demo.ipynb"
-    with pytest.raises(NotebookError, match=r"found: demos|expected: demo"):
-        notebook_path("demos")

@@ -186,3 +186,36 @@ def spectrum() -> pd.DataFrame:
     }
     columns = {name: pd.Series([values] * len(own), dtype=object) for name, values in lists.items()}
     return own.assign(k=2, **columns)
+
+
+def evaluation() -> pd.DataFrame:
+    """A base and two seeds of one algorithm on four prompts, eight samples each."""
+    correct = {
+        ("base", None, None): [0, 2, 4, 8],
+        ("grpo-1", "grpo", 1): [4, 6, 8, 8],
+        ("grpo-2", "grpo", 2): [8, 8, 8, 8],
+    }
+    rows = [
+        {"run": run, "algorithm": algorithm, "seed": seed, "prompt": i, "samples": 8, "correct": c}
+        for (run, algorithm, seed), counts in correct.items()
+        for i, c in enumerate(counts)
+    ]
+    return pd.DataFrame(rows).astype({"seed": "Int64"})
+
+
+#: Four runs as their pairs are known by, and the labels that figures give them.
+OF_RUNS = pd.DataFrame(
+    {
+        "pair": ["t", "g1", "g2", "x"],
+        "method": ["sft", "rl", "rl", "rl"],
+        "algorithm": ["sft-teacher", "grpo", "grpo", "flow-grpo"],
+        "data": ["arith-4", "arith-4", "addsub-4", "arith-4"],
+        "seed": pd.array([101, 101, 112, 7], dtype="Int64"),
+    }
+)
+LABELS = {
+    "t": "SFT (teacher) · arith-4 · 101",
+    "g1": "GRPO · arith-4 · 101",
+    "g2": "GRPO · addsub-4 · 112",
+    "x": "flow-grpo · arith-4 · 7",
+}

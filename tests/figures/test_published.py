@@ -1,3 +1,5 @@
+"""A published figure: a picture twice, its data, and what a page gets of it."""
+
 from __future__ import annotations
 
 import re
@@ -13,10 +15,10 @@ from threegates.chapters.miniature_lab import plots as miniature_lab_plots
 from threegates.errors import NotebookError
 from threegates.figures import published
 from threegates.figures.published import publish
-from threegates.figures.style import METHOD_COLOURS, NULLS
-from threegates.figures.tables import table
 
 WORDS = {"alt": "Two dots.", "caption": "Dots, and *what* they mean."}
+
+
 DATA = pd.DataFrame({"x": [1.0, 1 / 3], "label": ["a", "b"]})
 
 
@@ -141,24 +143,6 @@ def test_alt_text_survives_quotes_and_brackets():
     assert reader.alt == alt
 
 
-def test_a_table_formats_numbers_and_escapes_text():
-    frame = pd.DataFrame({"a_b": [0.12345, None], "text": ["<b>", None]})
-    html = table(frame, 'Of "x" & y', {"a_b": "{:.2f}"})._repr_mimebundle_()["text/html"]
-    assert "<th>a b</th>" in html
-    assert "<td>0.12</td>" in html
-    assert html.count("<td>–</td>") == 2
-    assert "&lt;b&gt;" in html and "<b>" not in html
-    assert "<caption>Of &quot;x&quot; &amp; y</caption>" in html
-    assert 'class="tg-scroll" role="region"' in html
-
-
-def luminance(colour: str) -> float:
-    """Relative luminance (WCAG 2.2)."""
-    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
-    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
 def test_two_pages_of_one_notebook_keep_their_figures_apart(tmp_path, monkeypatch):
     data = pd.DataFrame({"x": [1]})
     found = []
@@ -169,26 +153,3 @@ def test_two_pages_of_one_notebook_keep_their_figures_apart(tmp_path, monkeypatc
     assert [one.name for one in found] == ["drift/dots", "drift-encoder/dots"]
     assert found[1].label == "fig-drift-encoder-dots"
     assert {path.parent.name for path in tmp_path.rglob("dots.svg")} == {"drift", "drift-encoder"}
-
-
-def test_methods_have_colours_of_their_own_and_nulls_are_grey():
-    # The encoder's SFT takes the colour of the lab's: they have one part, on pages of their own.
-    apart = {name: c for name, c in METHOD_COLOURS.items() if name != "SFT (cross-entropy)"}
-    assert len(set(apart.values())) == len(apart)
-    assert METHOD_COLOURS["SFT (cross-entropy)"] == METHOD_COLOURS["SFT (teacher)"]
-    for _, colour, _ in NULLS.values():
-        assert colour[1:3] == colour[3:5] == colour[5:7]
-    assert len({marker for _, _, marker in NULLS.values()}) == len(NULLS)
-
-
-@pytest.mark.parametrize("colour", [*METHOD_COLOURS.values(), *(grey for _, grey, _ in NULLS.values())])
-def test_every_mark_stands_out_from_white(colour):
-    assert 1.05 / (luminance(colour) + 0.05) >= 2.0
-
-
-def test_every_kind_of_missing_value_is_a_dash():
-    frame = pd.DataFrame(
-        {"seed": pd.array([1, None], dtype="Int64"), "lr": [0.1, float("nan")], "data": ["x", None]}
-    )
-    assert table(frame, "Missing", {"lr": "{:.0e}"}).text().iloc[1].tolist() == ["–", "–", "–"]
-    assert table(frame, "Given", {"lr": "{:.0e}"}).text().iloc[0].tolist() == ["1", "1e-01", "x"]
