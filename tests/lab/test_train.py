@@ -16,13 +16,14 @@ from threegates.checkpoints.manifests.manifest import read_manifest
 from threegates.checkpoints.tensors import WITHOUT_WEIGHTS, Checkpoint, without_weights
 from threegates.digest import file_digest
 from threegates.errors import RecipeError
-from threegates.lab import interventions, pretrain, profiles, progress
-from threegates.lab import plan as planning
+from threegates.lab import pretrain, progress
 from threegates.lab import train as module
 from threegates.lab.encoder import base as encoder_base
 from threegates.lab.model import initial_weights
-from threegates.lab.plan import plan
-from threegates.lab.profiles import BASE, ENCODER_BASE, Arms, Profile
+from threegates.lab.plans import interventions, profiles
+from threegates.lab.plans import plan as planning
+from threegates.lab.plans.plan import plan
+from threegates.lab.plans.profiles import BASE, ENCODER_BASE, Arms, Profile
 from threegates.lab.recipe import AdapterRLRecipe, MaskedRLRecipe, PretrainRecipe, RLRecipe, SFTRecipe
 from threegates.lab.train import train
 

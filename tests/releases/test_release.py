@@ -189,10 +189,10 @@ def test_runs_are_stale_where_the_plan_would_train_others(trained, monkeypatch):
             self.name, self.folder = name, f"{name}-{digest}"
 
     same = [Planned(entry.run or entry.name, "0123456789ab") for entry in entries]
-    monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: same)
+    monkeypatch.setattr("threegates.lab.plans.plan.plan", lambda profile: same)
     assert stale_runs(entries, "full") == []
     moved = [Planned("grpo-s3", "ffffffffffff") if one.name == "grpo-s3" else one for one in same]
-    monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: moved[:-1])
+    monkeypatch.setattr("threegates.lab.plans.plan.plan", lambda profile: moved[:-1])
     released.planned.cache_clear()
     assert stale_runs(entries, "full") == ["grpo-s3", "grpo-s4"]
 
@@ -256,7 +256,7 @@ def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
     shutil.rmtree(trained / "build")
     monkeypatch.setattr(render, "render", lambda build, source: source)
-    monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: [])
+    monkeypatch.setattr("threegates.lab.plans.plan.plan", lambda profile: [])
     monkeypatch.setattr("threegates.lab.train.train", None)
     monkeypatch.setattr("threegates.study.run_jobs", None)
     source = book_build.build_book("released", trained / "build", 1)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from tests.planted.planted import ROOT
 from threegates.chapters.learning_rate.estimates import last_evaluations
-from threegates.lab.plan import plan
+from threegates.lab.plans.plan import plan
 from threegates.lab.runs import execute
 from threegates.measures.whole_models import pair_sparsity
 from threegates.releases.making import RELEASED_PROFILE, RESULTS

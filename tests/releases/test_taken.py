@@ -87,7 +87,7 @@ def fresh(project, packed_once, names, monkeypatch):
 
 
 def plans(monkeypatch, items):
-    monkeypatch.setattr("threegates.lab.plan.plan", lambda profile: items)
+    monkeypatch.setattr("threegates.lab.plans.plan.plan", lambda profile: items)
     released.planned.cache_clear()
 
 

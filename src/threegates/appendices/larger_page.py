@@ -11,10 +11,10 @@ import pandas as pd
 from threegates.figures.numbers import interval, number
 from threegates.jobs.released import FILE
 from threegates.jobs.subjects import LAB
-from threegates.lab.larger import LARGER_DATA, LARGER_PRETRAINING, SHAPE, SUBJECT
 from threegates.lab.model import ModelShape
-from threegates.lab.plan import plan
-from threegates.lab.profiles import GPU
+from threegates.lab.plans.larger import LARGER_DATA, LARGER_PRETRAINING, SHAPE, SUBJECT
+from threegates.lab.plans.plan import plan
+from threegates.lab.plans.profiles import GPU
 from threegates.lab.recipe import TrainingRecipe
 from threegates.register import WITH_JOBS
 from threegates.releases.making import RESULTS

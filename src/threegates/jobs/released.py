@@ -14,7 +14,7 @@ from threegates.jobs.jobs import Job
 from threegates.records.store import Records
 
 if TYPE_CHECKING:
-    from threegates.lab.plan import Planned
+    from threegates.lab.plans.plan import Planned
 
 #: What a release is described by; beside unpacked records it lists digests and inputs of them all.
 FILE = "release.json"
@@ -65,7 +65,7 @@ def _present(profile: str) -> Mapping[str, str]:
 @cache
 def planned(profile: str) -> Sequence[Planned]:
     """A profile's plan: its digests take seconds, and a process does not change its code."""
-    from threegates.lab.plan import plan
+    from threegates.lab.plans.plan import plan
 
     return plan(profile)
 

@@ -13,7 +13,7 @@ from threegates.checkpoints.tensors import WITHOUT_WEIGHTS
 from threegates.errors import RecipeError
 from threegates.lab.device import require_device
 from threegates.lab.encoder.package import verified_folder
-from threegates.lab.plan import Planned, manifest, plan, seeds_of
+from threegates.lab.plans.plan import Planned, manifest, plan, seeds_of
 from threegates.lab.progress import Display
 from threegates.lab.runs import Run, execute, is_finished
 from threegates.workers import run_parallel

@@ -155,7 +155,7 @@ def _train(page: Page, own: Slice, profile: str, workers: int) -> None:
     looks = PAGES in declared(read_notebook(notebook_path(page.notebook)), page.notebook)
     if profile == "paper" or not (own.tables or looks):
         return
-    from threegates.lab.plan import manifest, plan
+    from threegates.lab.plans.plan import manifest, plan
     from threegates.lab.train import train
 
     planned = manifest(profile, plan(profile))

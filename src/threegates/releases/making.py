@@ -7,8 +7,8 @@ from pathlib import Path
 
 from threegates.errors import RecordError
 from threegates.jobs.sources import lab_manifest
-from threegates.lab.larger import SUBJECT
-from threegates.lab.profiles import GPU
+from threegates.lab.plans.larger import SUBJECT
+from threegates.lab.plans.profiles import GPU
 from threegates.pages.contents import book_pages
 from threegates.pages.notebooks import notebook_path
 from threegates.pages.runner import page_studies

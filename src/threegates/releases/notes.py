@@ -77,7 +77,7 @@ def release_note(release: Release, found: Freshness, pages: Sequence[str] = ()) 
 
 def wider_note(chapter: str, profile: str, released: str) -> str:
     """What the released profile has for a chapter and this build's has not: seeds, arms; empty if nothing."""
-    from threegates.lab.plan import seeds_of
+    from threegates.lab.plans.plan import seeds_of
 
     own, wider = (_arms(chapter, name) for name in (profile, released))
     seeds = sorted(set(seeds_of(released)) - set(seeds_of(profile)))

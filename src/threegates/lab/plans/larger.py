@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from threegates.lab.interventions import DATA, rotated_name
 from threegates.lab.model import ModelShape
-from threegates.lab.profiles import BASE, FIRST_SEED, GPU, PROFILES, RATES, Draft, run_name
+from threegates.lab.plans.interventions import DATA, rotated_name
+from threegates.lab.plans.profiles import BASE, FIRST_SEED, GPU, PROFILES, RATES, Draft, run_name
 from threegates.lab.recipe import AnyRecipe
 from threegates.lab.task import data_set
 

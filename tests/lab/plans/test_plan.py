@@ -8,9 +8,9 @@ import pytest
 
 from threegates.checkpoints.manifests.manifest import Manifest, read_manifest, write_manifest
 from threegates.errors import RecipeError
-from threegates.lab.interventions import DATA, intervention_drafts, rotated_name
-from threegates.lab.plan import ENCODER_RATES, STEP_CHAPTERS, Planned, manifest, plan
-from threegates.lab.profiles import BASE, ENCODER_BASE, PROFILES, RANK, RATES
+from threegates.lab.plans.interventions import DATA, intervention_drafts, rotated_name
+from threegates.lab.plans.plan import ENCODER_RATES, STEP_CHAPTERS, Planned, manifest, plan
+from threegates.lab.plans.profiles import BASE, ENCODER_BASE, PROFILES, RANK, RATES
 from threegates.lab.recipe import (
     AdapterRLRecipe,
     AdapterSFTRecipe,

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, Method
-from threegates.lab.interventions import intervention_drafts
-from threegates.lab.larger import PROFILE as LARGER
-from threegates.lab.larger import larger_drafts
-from threegates.lab.profiles import (
+from threegates.lab.plans.interventions import intervention_drafts
+from threegates.lab.plans.larger import PROFILE as LARGER
+from threegates.lab.plans.larger import larger_drafts
+from threegates.lab.plans.profiles import (
     BASE,
     ENCODER_BASE,
     FIRST_SEED,

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.lab.tiny import BIGRAM, guessing_weights
 from threegates.errors import RecipeError
 from threegates.lab import pretrain
-from threegates.lab.larger import CHOSEN, SHAPE, SUBJECT, larger_name
-from threegates.lab.plan import manifest, plan
+from threegates.lab.plans.larger import CHOSEN, SHAPE, SUBJECT, larger_name
+from threegates.lab.plans.plan import manifest, plan
 from threegates.lab.recipe import AnyRecipe, LanguageRecipe, PretrainRecipe, RotatedBaseRecipe
 from threegates.lab.runs import execute, make_run, make_trainer
 from threegates.lab.task import data_set

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from threegates.lab.profiles import BASE, FIRST_SEED, RANK, RATES, Draft, Profile, run_name
+from threegates.lab.plans.profiles import BASE, FIRST_SEED, RANK, RATES, Draft, Profile, run_name
 from threegates.lab.recipe import (
     LOW_SHARE,
     AdapterRLRecipe,

@@ -11,7 +11,7 @@ from threegates.lab.kl import Estimator
 from threegates.lab.recipe import AnyRecipe, Init, Mask, Rotation
 
 BASE, ENCODER_BASE = "lab-base", "encoder-base"
-#: The profile of `threegates.lab.larger`, which has runs of its own.
+#: The profile of `threegates.lab.plans.larger`, which has runs of its own.
 GPU = "gpu"
 FIRST_SEED = 101
 #: Rank of the adapters that every start has.

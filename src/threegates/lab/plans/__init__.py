@@ -1,0 +1,1 @@
+"""Which runs there are: the plan of each profile, its arms, and the larger model."""
