@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts import draw_house as drawing
+
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted((ROOT / "src" / "threegates").rglob("*.py"))
+PACKAGE = ROOT / "src" / "threegates"
+SOURCES = drawing.modules()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 LOCK = (ROOT / "requirements.lock").read_text()
 
@@ -327,45 +330,85 @@ def test_the_citation_names_the_paper():
 # --- the shape of the code
 
 
-# The ground, one module each, on which every part may stand: errors, digests, …
-GROUND = {path.stem for path in SOURCES if path.parent.name == "threegates"} - {"__init__", "__main__", "cli"}
-MAY_IMPORT = {
-    "geometry": {"errors"},
-    "checkpoints": GROUND,
-    "lab": GROUND | {"checkpoints", "geometry"},
-    "study": GROUND | {"checkpoints", "geometry", "lab"},
-    "cli": GROUND | {"checkpoints", "geometry", "lab", "study"},
-    "__main__": {"cli"},
-    "__init__": set(),
-}
-
-
-def part(path: Path) -> str:
-    """The part of the house that a source file belongs to."""
-    first = path.relative_to(ROOT / "src" / "threegates").parts[0]
-    return first.removesuffix(".py")
-
-
-def ours(path: Path) -> set[str]:
-    """Parts of the house that a source file imports, inside functions too."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            # Relative: one dot stays in the part, two reach its neighbours.
-            inside = len(path.relative_to(ROOT / "src" / "threegates").parts) - node.level
-            start = ["threegates", *path.relative_to(ROOT / "src" / "threegates").parts[:inside]]
-            names.add(".".join([*start, node.module or node.names[0].name]))
-    return {name.split(".")[1] for name in names if name.startswith("threegates.")}
+# What a wing may import of those below it, where that is less than the order allows.
+LESS = {"geometry": {"ground"}, "checkpoints": {"ground"}}
+FOLDERS = sorted({path.parent for path in SOURCES})
+BRIM = 30
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT / "src")))
-def test_arrows_point_one_way(path):
-    here = part(path)
-    assert ours(path) - {here} <= MAY_IMPORT.get(here, GROUND)
+def test_a_wing_imports_only_wings_below_it(path):
+    order, here = [*drawing.WINGS, drawing.GROUND], drawing.wing_of(path)
+    assert here == drawing.GROUND or drawing.wings_below(path) <= set(order[order.index(here) + 1 :])
+    assert here != drawing.GROUND or not drawing.wings_below(path)
+    assert drawing.wings_below(path) <= LESS.get(here, set(order))
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "geometry").rglob("*.py")), ids=lambda p: p.stem)
+def test_geometry_knows_tensors_and_nothing_of_files(path):
+    outside = {name.split(".")[1] for name in drawing.imported(path)} - {"geometry"}
+    assert outside <= {"errors"}
+
+
+def test_no_chapter_imports_another():
+    for path in sorted((PACKAGE / "chapters").rglob("*.py")):
+        chapter = path.relative_to(PACKAGE / "chapters").parts[0]
+        named = [name.split(".") for name in drawing.imported(path)]
+        assert {parts[2] for parts in named if parts[1] == "chapters"} <= {chapter}, path
+
+
+def test_nothing_imports_the_book_but_the_command():
+    assert {drawing.wing_of(path) for path in SOURCES if "book" in drawing.wings_below(path)} == {"cli"}
+
+
+def test_no_init_imports_anything():
+    """Importing a module runs the `__init__` of every folder above it."""
+    found = [path for path in SOURCES if path.name == "__init__.py"]
+    nodes = {path: list(ast.walk(ast.parse(path.read_text()))) for path in found}
+    assert [
+        p for p, all_ in nodes.items() if any(isinstance(n, ast.Import | ast.ImportFrom) for n in all_)
+    ] == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda f: str(f.relative_to(ROOT / "src")))
+def test_a_folder_says_what_is_in_it_and_is_not_over_full(folder):
+    assert ast.get_docstring(ast.parse((folder / "__init__.py").read_text()))
+    assert len([path for path in folder.glob("*.py") if path.stem != "__init__"]) <= BRIM
+
+
+def test_the_picture_of_the_house_is_what_its_imports_give():
+    drawn = drawing.picture()
+    assert drawn == drawing.picture()
+    assert drawing.PICTURE.read_text() == drawn, "draw it anew: python scripts/draw_house.py"
+
+
+def test_the_picture_shows_each_wing_and_no_arrow_upwards():
+    heights = drawing.storeys(drawing.arrows())
+    assert (
+        set(heights) == set(drawing.WINGS) == {drawing.wing_of(path) for path in SOURCES} - {drawing.GROUND}
+    )
+    shown = re.findall(r"<title>(\w+) imports (\w+)</title>", drawing.PICTURE.read_text())
+    assert shown == drawing.shortest(drawing.arrows())
+    assert all(heights[upper] > heights[lower] for upper, lower in shown)
+
+
+def test_what_the_picture_leaves_out_follows_from_what_it_shows():
+    below, shown = drawing.arrows(), drawing.shortest(drawing.arrows())
+    for wing, imported in below.items():
+        reached, waiting = set(), [wing]
+        while waiting:
+            here = waiting.pop()
+            waiting += [lower for upper, lower in shown if upper == here and lower not in reached]
+            reached |= {lower for upper, lower in shown if upper == here}
+        assert imported <= reached
+
+
+def test_contributing_names_the_wings_in_their_order():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    table = text.split("| wing |")[1].split("\n\n")[0]
+    cells = re.findall(r"^\| ([^|]+) \|", table, re.MULTILINE)
+    named = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert named == [*drawing.WINGS, drawing.GROUND]
 
 
 def lengths(path: Path) -> list[tuple[int, str]]:
