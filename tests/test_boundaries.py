@@ -20,7 +20,7 @@ def test_every_name_of_a_boundary_exists(name):
 @pytest.mark.parametrize(("what", "kind", "reach"), REACHES, ids=lambda value: str(value)[:12])
 def test_no_digest_covers_how_files_are_read(what, kind, reach):
     names = closure(*reach.roots, outside=reach.outside, inside=reach.inside).files()
-    unwanted = ("checkpoints.tensors", "checkpoints.headers", "digest", "atomic", "study.jobs", "study.store")
+    unwanted = ("checkpoints.tensors", "checkpoints.formats.headers", "digest", "atomic", "jobs", "records")
     assert not [name for name in names if name.startswith(tuple(f"threegates.{one}." for one in unwanted))]
     geometry = [name for name in names if name.startswith("threegates.geometry.")]
     assert geometry or what == "run"

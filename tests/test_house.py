@@ -411,6 +411,16 @@ def test_contributing_names_the_wings_in_their_order():
     assert named == [*drawing.WINGS, drawing.GROUND]
 
 
+def checklist() -> str:
+    """The part of CONTRIBUTING that says where a new thing goes."""
+    return (ROOT / "CONTRIBUTING.md").read_text().split("## Where a new thing goes")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"`([a-z_0-9/.-]+(?:\.\w+|/))`", checklist()))))
+def test_places_that_the_checklist_names_exist(name):
+    assert any((folder / name).exists() for folder in (PACKAGE, ROOT / "tests", ROOT))
+
+
 def lengths(path: Path) -> list[tuple[int, str]]:
     """Lines of each function without its docstring."""
     found = []
