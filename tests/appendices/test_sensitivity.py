@@ -11,6 +11,7 @@ import pytest
 
 from threegates.appendices import sensitivity_plots, sensitivity_views
 from threegates.errors import NotebookError
+from threegates.judging.verdicts import NO_LETTER
 from threegates.measures.overlap import ALPHAS, ETAS
 from threegates.pages.other_pages import studies_of
 
@@ -128,6 +129,13 @@ def test_one_choice_is_an_axis_with_interval_and_tolerance(several, claim, choic
     assert any(np.allclose(line.get_ydata(), 0.3) for line in ax.lines)
     assert ax.get_yscale() == ("log" if claim == "c" else "linear")
     plt.close(figure)
+
+
+def test_letters_of_cells_stand_for_the_first_verdict_that_has_them():
+    named = sensitivity_plots._BY_LETTER
+    assert sensitivity_plots._LETTERS == ("R", "S", "M", "N", "C", NO_LETTER)
+    assert named[NO_LETTER].word == "cannot be tested here"
+    assert named[NO_LETTER].cell_marker == "_" and named["R"].cell_marker == "o"
 
 
 def test_rates_and_steps_take_one_row_a_run_and_checkpoint():

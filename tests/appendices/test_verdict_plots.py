@@ -10,7 +10,7 @@ import pytest
 
 from tests.judging.test_cards import CLAIM, CONTROL
 from threegates.appendices.verdict_plots import forest, forest_rows
-from threegates.judging.claims import Judgement
+from threegates.judging.verdicts import Judgement
 
 RATIO = CLAIM | {"scale": "log"}
 LOST = CLAIM | {

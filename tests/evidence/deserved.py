@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threegates.judging.claims import Judgement
+from threegates.judging.verdicts import Judgement
 
 REPRODUCED, STORAGE = str(Judgement.reproduced), str(Judgement.storage)
 GONE, NOT = str(Judgement.gone_when_matched), str(Judgement.not_reproduced)

@@ -20,6 +20,7 @@ from tests.evidence.planting import base_matrices, held, tuned
 from threegates.atomic import write_text
 from threegates.geometry.principal import HEADLINE_ALPHA
 from threegates.judging import claims
+from threegates.judging.verdicts import Judgement
 from threegates.measures import agreement, changes, drift, overlap
 from threegates.measures.agreement import measure_agreement
 from threegates.measures.by_tensor import ByTensor, Shared, as_tables
@@ -268,7 +269,7 @@ def counts(found: Iterable[dict]) -> pd.DataFrame:
     """How often each claim got each verdict: one row a kind and claim, one column a verdict."""
     number = Counter((row["kind"], row["claim"], row["verdict"]) for row in found)
     frame = pd.Series(number).rename_axis(["kind", "claim", "verdict"]).unstack(fill_value=0)
-    order = [str(one) for one in claims.Judgement if str(one) in frame]
+    order = [str(one) for one in Judgement if str(one) in frame]
     kinds = {name: place for place, name in enumerate(KINDS)}
     return frame[order].sort_index(key=lambda x: x.map(kinds) if x.name == "kind" else x)
 

@@ -9,7 +9,8 @@ import pytest
 from threegates.errors import ClaimError
 from threegates.estimates.intervals import Estimate, missing
 from threegates.judging import claims
-from threegates.judging.claims import Judgement, judge, not_run, read_claims, verdict_table
+from threegates.judging.claims import judge, not_run, read_claims, verdict_table
+from threegates.judging.verdicts import Judgement
 from threegates.pages.contents import book_pages
 
 ROOT = Path(__file__).resolve().parents[2]

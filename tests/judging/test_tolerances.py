@@ -14,7 +14,8 @@ from tests.planted.planted_tables import PLANTERS, TESTED, Given, baseline, plan
 from threegates import register
 from threegates.estimates.intervals import Estimate, t_estimate
 from threegates.judging import claims
-from threegates.judging.claims import Claim, Judgement, Rule
+from threegates.judging.claims import Claim, Rule
+from threegates.judging.verdicts import Judgement
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = claims.read_claims(ROOT / "claims.yaml")

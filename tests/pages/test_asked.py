@@ -10,7 +10,7 @@ import yaml
 
 from tests.pages.test_runner import write_notebook
 from tests.planted import planted
-from threegates.judging.claims import Judgement
+from threegates.judging.verdicts import Judgement
 from threegates.pages.asked import run_chapter, run_page
 from threegates.pages.contents import Page
 

@@ -15,14 +15,16 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from threegates.appendices.sensitivity_views import LETTERS
 from threegates.figures.style import DIVERGING, colour, heatmap, style
 from threegates.judging.robustness import HEADLINE
+from threegates.judging.verdicts import VERDICTS
 
 _NAMES = {"k": "rank, times the headline's", "alpha": "share α", "eta": "tolerance η"}
 _ABOUT = {"lab": "the lab", "encoder": "the encoder"}
 _COLOURS = {"lab": "#0072B2", "encoder": "#D55E00"}
-_MARKS = {"R": "o", "S": "s", "M": "D", "N": "v", "C": "X", "–": "_"}
+#: The first verdict of each letter, in the order of a summary.
+_BY_LETTER = {verdict.letter: verdict for verdict in reversed(VERDICTS.values())}
+_LETTERS = tuple(reversed(_BY_LETTER))
 
 
 def over_every_choice(frame: pd.DataFrame) -> Figure:
@@ -158,7 +160,7 @@ def over_one_choice(frame: pd.DataFrame, choice: str, columns: int = 3) -> Figur
             ax.tick_params(labelbottom=number + columns >= len(titles))
             if number + columns >= len(titles):
                 ax.set_xlabel(_NAMES[choice])
-        letters = [one for one in dict.fromkeys(LETTERS.values()) if one in set(frame["letter"])]
+        letters = [one for one in _LETTERS if one in set(frame["letter"])]
         fig.legend(handles=_choice_key(frame, letters), loc="outside lower center", ncols=3)
     return fig
 
@@ -175,7 +177,7 @@ def _choice_panel(ax: Axes, rows: pd.DataFrame, choice: str, places: dict[float,
         ax.plot(x, own["value"], color=tint, lw=1.0, alpha=0.6)
         ax.vlines(x, own["low"], own["high"], color=tint, lw=1.8)
         for at, value, letter in zip(x, own["value"], own["letter"], strict=True):
-            ax.plot(at, value, _MARKS[letter], color=tint, ms=6.5, mec="white", mew=0.7)
+            ax.plot(at, value, _BY_LETTER[letter].cell_marker, color=tint, ms=6.5, mec="white", mew=0.7)
     if (rows["scale"] == "log").all():
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -186,13 +188,12 @@ def _choice_panel(ax: Axes, rows: pd.DataFrame, choice: str, places: dict[float,
 
 
 def _choice_key(frame: pd.DataFrame, letters: Sequence[str]) -> list[Line2D]:
-    names = {letter: verdict for verdict, letter in reversed(LETTERS.items())}
     subjects = [one for one in _COLOURS if one in set(frame["about"])]
     key = [Line2D([], [], color=_COLOURS[one], lw=1.8, label=_ABOUT[one]) for one in subjects]
     key += [Line2D([], [], color="#444444", ls="--", lw=1.2, label="tolerance of the rule")]
+    marks = [(_BY_LETTER[letter].cell_marker, _BY_LETTER[letter].word) for letter in letters]
     return key + [
-        Line2D([], [], color="#000000", ls="", marker=_MARKS[letter], ms=6.5, label=names[letter])
-        for letter in letters
+        Line2D([], [], color="#000000", ls="", marker=marker, ms=6.5, label=word) for marker, word in marks
     ]
 
 

@@ -8,20 +8,12 @@ import numpy as np
 import pandas as pd
 
 from threegates.checkpoints.formats.roles import LINEAR
+from threegates.estimates.verdict_frame import rules
 from threegates.figures.names import method_name
+from threegates.judging.verdicts import VERDICTS
 from threegates.measures.whole_models import pair_sparsity
 from threegates.study import Study
 
-#: One letter for each verdict, in cells of a figure.
-LETTERS = {
-    "reproduced": "R",
-    "reproduced, not distinguishable from storage": "S",
-    "reproduced raw, gone when matched": "M",
-    "not reproduced": "N",
-    "contradicted": "C",
-    "cannot be tested here": "–",
-    "not run": "–",
-}
 
 
 def all_verdicts(studies: Iterable[Study]) -> pd.DataFrame:
@@ -29,7 +21,7 @@ def all_verdicts(studies: Iterable[Study]) -> pd.DataFrame:
     found = pd.concat([study.verdicts() for study in studies], ignore_index=True)
     if "cells" not in found:
         return found.assign(cells=0, cells_same=0)[:0]
-    return found[(found["kind"] == "rule") & (found["cells"] > 0)].reset_index(drop=True)
+    return rules(found[found["cells"] > 0]).reset_index(drop=True)
 
 
 def all_cells(studies: Iterable[Study], verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -48,7 +40,8 @@ def all_cells(studies: Iterable[Study], verdicts: pd.DataFrame) -> pd.DataFrame:
     ends = {name: found[name].where(found[name] > 0) for name in ("value", "tolerance")}
     ratio = pd.Series(np.log(ends["value"] / ends["tolerance"]), index=found.index)
     margin = ratio.where(found["scale"] == "log", found["value"] - found["tolerance"])
-    return found.assign(margin=margin, letter=found["verdict"].map(LETTERS))
+    letters = {word: verdict.letter for word, verdict in VERDICTS.items()}
+    return found.assign(margin=margin, letter=found["verdict"].map(letters))
 
 
 def moved(verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -9,19 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from threegates.appendices.verdicts import ORDER, subject_title
+from threegates.appendices.verdicts import subject_title
+from threegates.estimates.verdict_frame import controls, rules
 from threegates.figures.style import style
+from threegates.judging.verdicts import CONTROL_COLOUR, CONTROLS, VERDICTS
 
-#: Colour and marker of each verdict that may have numbers. A rule may hold whose control cannot be tested.
-_LOOKS = {
-    "reproduced": ("#009E73", "o", "reproduced"),
-    "reproduced, not distinguishable from storage": ("#E69F00", "s", "not beyond storage"),
-    "reproduced raw, gone when matched": ("#B8860B", "D", "gone when matched"),
-    "not reproduced": ("#56B4E9", "v", "not reproduced"),
-    "contradicted": ("#D55E00", "X", "contradicted"),
-    "cannot be tested here": ("#7A7A7A", "h", "a control is not tested"),
-}
-_CONTROLS = {"storage": ("#6F6F6F", "|", "under a storage null"), "matched": ("#6F6F6F", "2", "when matched")}
 _SHORT = {"the miniature lab": "lab", "the encoder": "encoder"}
 _ROW = 0.285
 
@@ -35,9 +27,10 @@ def forest_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
     """
     known = verdicts[verdicts["low"].notna() & verdicts["neutral"].notna()]
     known = _ratios_apart(known[known["made_by"] == "paper"])
-    rules = known[(known["kind"] == "rule") & (known["error"] != 0)]
-    order = {verdict: number for number, verdict in enumerate(ORDER)}
-    ranked = rules.assign(rank=rules["verdict"].map(order)).sort_values(["rank"], kind="stable")
+    own = rules(known)
+    sampled = own[own["error"] != 0]
+    order = {verdict: number for number, verdict in enumerate(VERDICTS)}
+    ranked = sampled.assign(rank=sampled["verdict"].map(order)).sort_values(["rank"], kind="stable")
     ranked["row"] = ranked.groupby("scale").cumcount()
     places = ranked[["claim", "about", "row"]]
     rows = known.merge(places, on=["claim", "about"])
@@ -93,7 +86,7 @@ def forest(rows: pd.DataFrame) -> Figure:
 
 
 def _panel(ax: Axes, panel: pd.DataFrame, ratios: bool) -> None:
-    own = panel[panel["kind"] == "rule"].sort_values("row")
+    own = rules(panel).sort_values("row")
     if ratios:
         ax.set_xscale("log")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
@@ -102,7 +95,7 @@ def _panel(ax: Axes, panel: pd.DataFrame, ratios: bool) -> None:
         ax.set_xticks([-0.05, 0, 0.05, 0.1, 0.2, 0.5, 1], ["−.05", "0", ".05", ".1", ".2", ".5", "1"])
         ax.minorticks_off()
     ax.axvline(1 if ratios else 0, color="#000000", lw=1.1)
-    for row in panel[panel["kind"] != "rule"].to_dict("records"):
+    for row in controls(panel).to_dict("records"):
         _control(ax, row)
     for row in own.to_dict("records"):
         _effect(ax, row)
@@ -114,30 +107,36 @@ def _panel(ax: Axes, panel: pd.DataFrame, ratios: bool) -> None:
 
 
 def _control(ax: Axes, row: dict) -> None:
-    colour, marker, _ = _CONTROLS[row["kind"]]
     height = row["row"] + 0.2
     ax.plot([row["low"], row["high"]], [height, height], color="#BDBDBD", lw=1.2, zorder=1)
-    ax.plot(row["value"], height, marker, color=colour, ms=8, mew=1.7, zorder=2)
+    marker = CONTROLS[row["kind"]].marker
+    ax.plot(row["value"], height, marker, color=CONTROL_COLOUR, ms=8, mew=1.7, zorder=2)
 
 
 def _effect(ax: Axes, row: dict) -> None:
-    colour, marker, _ = _LOOKS[row["verdict"]]
+    verdict = VERDICTS[row["verdict"]]
     for tolerance in (row["at_least"], row["lower"], row["upper"]):
         if pd.notna(tolerance):
             ends = [row["row"] - 0.38, row["row"] + 0.38]
             ax.plot([tolerance, tolerance], ends, color="#0072B2", lw=1.3, alpha=0.7)
     height = row["row"] - 0.08
-    ax.plot([row["low"], row["high"]], [height, height], color=colour, lw=2.2, zorder=3)
-    ax.plot(row["value"], height, marker, color=colour, ms=7.5, zorder=4)
+    ax.plot([row["low"], row["high"]], [height, height], color=verdict.colour, lw=2.2, zorder=3)
+    ax.plot(row["value"], height, verdict.marker, color=verdict.colour, ms=7.5, zorder=4)
 
 
 def _handles(rows: pd.DataFrame) -> list[Line2D]:
-    shown = set(rows.loc[rows["kind"] == "rule", "verdict"])
-    looks = [_LOOKS[name] for name in _LOOKS if name in shown]
-    handles = [Line2D([], [], color=c, marker=m, lw=2.2, label=text) for c, m, text in looks]
+    shown = set(rules(rows)["verdict"])
+    handles = [
+        Line2D([], [], color=verdict.colour, marker=verdict.marker, lw=2.2, label=verdict.short)
+        for word, verdict in VERDICTS.items()
+        if word in shown
+    ]
     told = "tolerance of the claim's rule (controls have theirs)"
     handles.append(Line2D([], [], color="#0072B2", lw=1.3, label=told))
-    for kind, (colour, marker, text) in _CONTROLS.items():
-        if kind in set(rows["kind"]):
-            handles.append(Line2D([], [], color=colour, marker=marker, ls="", ms=8, mew=1.7, label=text))
+    # In the order of the verdicts that they turn.
+    for name, control in reversed(CONTROLS.items()):
+        if name in set(rows["kind"]):
+            look = Line2D([], [], color=CONTROL_COLOUR, marker=control.marker, ls="", ms=8, mew=1.7)
+            look.set_label(control.legend)
+            handles.append(look)
     return handles

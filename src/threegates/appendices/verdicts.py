@@ -11,23 +11,14 @@ from html import escape
 
 import pandas as pd
 
+from threegates.estimates.verdict_frame import controls, is_rule, rule_of, rules
 from threegates.figures.numbers import interval, number
 from threegates.jobs.subjects import COMPUTED, SUBJECTS
-from threegates.judging.cards import VerdictCards, look
+from threegates.judging.cards import VerdictCards
+from threegates.judging.verdicts import CONTROLS, OPEN, VERDICTS, holding
 
 _HEAD = ("claim", "verdict", "ours", "decisive null or control", "how sure", "see")
-_CONTROLS = {"matched": "matched", "storage": "beyond storage"}
 _BY_SUBJECT = ["claim", "about"]
-#: Verdicts in the order of a summary, from what says most for a claim to what says nothing.
-ORDER = (
-    "reproduced",
-    "reproduced, not distinguishable from storage",
-    "reproduced raw, gone when matched",
-    "not reproduced",
-    "contradicted",
-    "cannot be tested here",
-    "not run",
-)
 _EXPLAINED = """
 One row a claim and subject; *ours* stands with its 95 % interval. A null or control is *decisive* that the
 claim fails, or else the one that it passes most narrowly. *How sure* says in how many cells of the sweep over
@@ -38,15 +29,13 @@ written, *rule changed* one whose rule was changed since; the card has the reaso
 {doc}`reading` says how a verdict is made.
 
 """
-_NEGATIVE = ("not reproduced", "contradicted")
 
 
 def verdict_page(verdicts: pd.DataFrame, figure: str = "") -> str:
     """The page in MyST: counts and the figure that sums up, claims by subject, one row a claim and subject.
 
-    Columns: those of `claims.verdict_table`, `about` (the subject's name) and `page` (the page with the card;
-    the verdicts' own page where the book has none for the chapter). The columns of
-    `statistics.with_statistics` and `robustness.counted` are shown where they are known.
+    Columns: those of `estimates.verdict_frame`; what a build or a sweep adds may be missing. `page` is the
+    verdicts' own where the book has none for the chapter.
 
     Parameters
     ----------
@@ -70,19 +59,19 @@ def verdict_page(verdicts: pd.DataFrame, figure: str = "") -> str:
 
 def _summary(verdicts: pd.DataFrame) -> str:
     """How many claims, the paper's and ours, got which verdict."""
-    rules = verdicts[verdicts["kind"] == "rule"]
-    open_ = rules["verdict"].isin(ORDER[-2:])
-    counts = rules["verdict"].value_counts()
-    rest = " and ".join(f"{counts[name]} {name}" for name in ORDER[-2:] if name in counts)
+    judged = rules(verdicts)
+    open_ = judged["verdict"].isin(OPEN)
+    counts = judged["verdict"].value_counts()
+    rest = " and ".join(f"{counts[name]} {name}" for name in OPEN if name in counts)
     told = [
         f"Of the {len(own)} on {whose}: {_counted(own)}."
         for whose, chosen in _KINDS.items()
-        if len(own := rules[~open_ & chosen(rules)])
+        if len(own := judged[~open_ & chosen(judged)])
     ]
-    late = rules.loc[rules["changed"] != "", "claim"].nunique()
+    late = judged.loc[judged["changed"] != "", "claim"].nunique()
     return (
-        f"The register holds {rules['claim'].nunique()} claims, each judged on its subjects by one rule that "
-        f"was fixed beforehand"
+        f"The register holds {judged['claim'].nunique()} claims, each judged on its subjects by one rule "
+        "that was fixed beforehand"
         + (f" ({late} changed later, marked as such, with the reason)" if late else "")
         + f": {int((~open_).sum())} verdicts on numbers"
         + (f", {rest}" if rest else "")
@@ -102,10 +91,10 @@ _KINDS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
 }
 
 
-def _counted(rules: pd.DataFrame) -> str:
+def _counted(judged: pd.DataFrame) -> str:
     """Verdicts with their numbers, in the order of what they say."""
-    counts = rules["verdict"].value_counts()
-    return "; ".join(f"**{counts[name]}** {name}" for name in ORDER if name in counts)
+    counts = judged["verdict"].value_counts()
+    return "; ".join(f"**{counts[name]}** {name}" for name in VERDICTS if name in counts)
 
 
 def _without_page(verdicts: pd.DataFrame) -> str:
@@ -158,8 +147,13 @@ def _subjects_lines(group: pd.DataFrame, subjects: tuple[str, ...]) -> str:
     """The claim's line and one for each control, a cell for each subject."""
     lines = []
     for _, rows in group.groupby(["kind", "estimate"], sort=False):
-        kind, says = str(rows["kind"].iloc[0]), escape(rows["says"].iloc[0])
-        named = f"<strong>{says}</strong>" if kind == "rule" else f"<em>{_CONTROLS[kind]}:</em> {says}"
+        first = rows.iloc[0]
+        says = escape(first["says"])
+        named = (
+            f"<strong>{says}</strong>"
+            if is_rule(first)
+            else f"<em>{CONTROLS[first['kind']].short}:</em> {says}"
+        )
         found = {row["about"]: row for _, row in rows.iterrows()}
         cells = [_subjects_cell(found[name]) if name in found else "not judged" for name in subjects]
         lines.append(f"<tr><td>{named}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
@@ -167,14 +161,13 @@ def _subjects_lines(group: pd.DataFrame, subjects: tuple[str, ...]) -> str:
 
 
 def _subjects_cell(row: pd.Series) -> str:
-    if row["kind"] != "rule":
+    if not is_rule(row):
         return _held(row)
     return f'<a href="{_card(row)}"><strong>{escape(row["verdict"])}</strong></a><br>{_held(row)}'
 
 
 def _held(row: pd.Series) -> str:
-    state = {True: "holds", False: "does not hold"}.get(row["holds"], "not tested")
-    return f"{number(row['value'])} {interval(row['low'], row['high'])}, {state}"
+    return f"{number(row['value'])} {interval(row['low'], row['high'])}, {holding(row['holds'])}"
 
 
 def subject_title(name: str) -> str:
@@ -188,19 +181,19 @@ def _card(rule: pd.Series) -> str:
 
 
 def _row(group: pd.DataFrame) -> str:
-    rule = group[group["kind"] == "rule"].iloc[0]
-    controls = group[group["kind"] != "rule"]
+    rule = rule_of(group)
     facts = {"verdict": rule["verdict"], "subject": subject_title(rule["about"]), "chapter": rule["chapter"]}
     facts["by"] = "the paper" if rule["made_by"] == "paper" else "this study"
     data = "".join(f' data-{name}="{escape(str(value), quote=True)}"' for name, value in facts.items())
     whose = "" if rule["made_by"] == "paper" else "claim of this study · "
     place = f"{whose}{escape(rule['place'])} · {escape(facts['subject'])}{_known(rule)}"
+    kind = VERDICTS[rule["verdict"]]
     cells = (
         f'<a href="{_card(rule)}"><strong>{escape(rule["title"])}</strong></a><br>'
         f"{escape(rule['says'])}<br><small>{place}</small>",
-        f'<strong class="{look(rule["verdict"])}">{escape(rule["verdict"])}</strong>{_why_not(rule)}',
+        f'<strong class="{kind.look}">{escape(kind.word)}</strong>{_why_not(rule)}',
         _ours(rule),
-        _decisive(controls),
+        _decisive(controls(group)),
         "<br>".join(_sureness(rule)) or "–",
         _links(rule),
     )
@@ -222,27 +215,25 @@ def _short(rule: str) -> str:
     return escape(rule.replace("whole interval at or above", "≥").replace("whole interval ", ""))
 
 
-def _decisive(controls: pd.DataFrame) -> str:
-    """The control that fails, else the one whose interval comes nearest to its tolerance."""
-    known = controls[controls["value"].notna()]
-    if controls.empty:
+def _decisive(named: pd.DataFrame) -> str:
+    """Of a claim's controls the one that fails, else the one that comes nearest to its tolerance."""
+    known = named[named["value"].notna()]
+    if named.empty:
         return "none named"
     if known.empty:
-        return "not tested"
+        return holding(None)
     failed = known[known["holds"] == False]  # noqa: E712
     margin = (known["low"] - known["at_least"]) / known["at_least"].abs().clip(lower=1e-12)
     row = failed.iloc[0] if len(failed) else known.iloc[int(margin.fillna(0).to_numpy().argmin())]
-    state = "does not hold" if len(failed) else "holds"
-    held = f"{int((known['holds'] == True).sum())} of {len(controls)}"  # noqa: E712
-    return (
-        f"{_CONTROLS[row['kind']]}: {number(row['value'])} {interval(row['low'], row['high'])}, {state}<br>"
-        f"<small>{escape(row['says'])}; {held} hold</small>"
-    )
+    state = holding(not len(failed))
+    held = f"{int((known['holds'] == True).sum())} of {len(named)}"  # noqa: E712
+    found = f"{number(row['value'])} {interval(row['low'], row['high'])}, {state}"
+    return f"{CONTROLS[row['kind']].short}: {found}<br><small>{escape(row['says'])}; {held} hold</small>"
 
 
 def _why_not(rule: pd.Series) -> str:
     """Why there is no verdict on numbers."""
-    if rule["verdict"] not in ORDER[-2:]:
+    if not VERDICTS[rule["verdict"]].open:
         return ""
     return f"<br><small>{escape(rule['reason'])}</small>"
 
@@ -256,7 +247,7 @@ def _sureness(rule: pd.Series) -> list[str]:
     if holm is not None and not pd.isna(holm) and rule["holds"] == True:  # noqa: E712
         told.append("rule survives Holm" if holm else "rule fails after Holm")
     could = rule.get("detectable")
-    if rule["verdict"] in _NEGATIVE and could is not None and pd.notna(could):
+    if VERDICTS[rule["verdict"]].negative and could is not None and pd.notna(could):
         told.append(f"detectable at power .8: {number(could)}")
     return told
 

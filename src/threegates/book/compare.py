@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from threegates.book.summary import Summary, read_summary
+from threegates.estimates import verdict_frame
 from threegates.jobs.subjects import LAB
 
 _CLAIM = ["about", "claim"]
@@ -193,7 +194,7 @@ def _figure(name: str, first: Summary, second: Summary) -> tuple[str, str, float
 
 
 def _rules(table: pd.DataFrame) -> pd.DataFrame:
-    return table.loc[table["kind"] == "rule", [*_CLAIM, "title", "verdict", "reason"]]
+    return verdict_frame.rules(table)[[*_CLAIM, "title", "verdict", "reason"]]
 
 
 def _rule_texts(table: pd.DataFrame) -> dict[tuple, str]:

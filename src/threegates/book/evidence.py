@@ -11,6 +11,7 @@ import pandas as pd
 
 from threegates.appendices.verdicts import evidence_place
 from threegates.atomic import write_text
+from threegates.estimates.verdict_frame import controls, rule_of
 
 _CLAIM = (
     *("title", "place", "says", "made_by", "informed_by_prototype", "measure", "changed"),
@@ -48,7 +49,7 @@ def write_evidence(
     records : of each page the records that it read, as name and digest.
     """
     for (claim, about), group in verdicts.groupby(["claim", "about"], sort=False):
-        rule = group[group["kind"] == "rule"].iloc[0]
+        rule = rule_of(group)
         own = cells[(cells["claim"] == claim) & (cells["about"] == about)] if len(cells) else cells
         path = folder / evidence_place(rule)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,8 +59,7 @@ def write_evidence(
 
 def evidence(group: pd.DataFrame, cells: pd.DataFrame, records: list[dict]) -> dict[str, Any]:
     """What the verdict on one claim and subject rests on: rule, estimate, controls, cells, records."""
-    rule = group[group["kind"] == "rule"].iloc[0]
-    controls = group[group["kind"] != "rule"]
+    rule = rule_of(group)
     return {
         "claim": rule["claim"],
         "subject": {"name": rule["about"], "told": rule["subject"]},
@@ -67,7 +67,7 @@ def evidence(group: pd.DataFrame, cells: pd.DataFrame, records: list[dict]) -> d
         "reason": rule["reason"],
         "register": _plain(rule, _CLAIM),
         "rule": _plain(rule, _NUMBERS),
-        "controls": [_plain(row, ("kind", "says", *_NUMBERS)) for _, row in controls.iterrows()],
+        "controls": [_plain(row, ("kind", "says", *_NUMBERS)) for _, row in controls(group).iterrows()],
         "how sure": _plain(rule, _SURE),
         "cells": [_plain(row, tuple(cells.columns)) for _, row in cells.iterrows()],
         "records": records,

@@ -15,6 +15,7 @@ import pandas as pd
 from docutils import nodes
 
 from threegates.atomic import write_json
+from threegates.estimates.verdict_frame import is_rule
 from threegates.figures.numbers import interval, number
 from threegates.jobs.subjects import LAB
 
@@ -34,9 +35,9 @@ def verdict_values(verdicts: pd.DataFrame) -> dict[str, str]:
     values: dict[str, str] = {}
     for row in verdicts.to_dict("records"):
         claim = row["claim"] if row.get("about", LAB) == LAB else f"{row['about']}.{row['claim']}"
-        if row["kind"] == "rule":
+        if is_rule(row):
             values[f"{claim}.verdict"] = row["verdict"]
-        place = claim if row["kind"] == "rule" else f"{claim}.{row['estimate']}"
+        place = claim if is_rule(row) else f"{claim}.{row['estimate']}"
         values[f"{place}.value"] = number(row["value"])
         values[f"{place}.interval"] = interval(row["low"], row["high"])
         values[f"{place}.n"] = f"{row['n']} {row['unit']}"

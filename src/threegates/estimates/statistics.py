@@ -18,6 +18,8 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
+from threegates.estimates.verdict_frame import are_rules, is_rule
+
 POWER = 0.8
 
 
@@ -37,7 +39,7 @@ def with_statistics(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.Data
     the noncentral t distribution, Cohen (1988).
     """
     frame = verdicts.copy()
-    rule = frame["kind"] == "rule"
+    rule = are_rules(frame)
     alpha = (1 - confidence) / 2
     frame["p"] = _of_rules(frame, p_value)
     tested = rule & frame["p"].notna() & frame["neutral"].notna()
@@ -52,7 +54,7 @@ def with_statistics(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.Data
 
 
 def _of_rules(frame: pd.DataFrame, of: Callable[[pd.Series], float]) -> list[float]:
-    return [of(row) if row["kind"] == "rule" else math.nan for _, row in frame.iterrows()]
+    return [of(row) if is_rule(row) else math.nan for _, row in frame.iterrows()]
 
 
 def p_value(row: pd.Series) -> float:

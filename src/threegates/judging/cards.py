@@ -8,43 +8,21 @@ from html import escape
 
 import pandas as pd
 
+from threegates.estimates.verdict_frame import controls, is_rule, rule_of, rules
 from threegates.figures.numbers import interval, number
-
-_CLASSES = {
-    "reproduced": "tg-reproduced",
-    "reproduced, not distinguishable from storage": "tg-storage",
-    "reproduced raw, gone when matched": "tg-matched",
-    "not reproduced": "tg-not",
-    "contradicted": "tg-not",
-}
-#: What each verdict says of a claim, in the order of a page's summary.
-_SUMMARY = {
-    "reproduced": "Hold as trained and in every control",
-    "reproduced, not distinguishable from storage": "Hold as trained, but not beyond what storage gives",
-    "reproduced raw, gone when matched": "Hold as trained, but not at matched norm or learning rate",
-    "not reproduced": "Not shown, for the interval does not meet the rule",
-    "contradicted": "Contradicted",
-    "cannot be tested here": "Cannot be tested here",
-    "not run": "Not run",
-}
-_MARKS = {True: "holds", False: "does not hold"}
-
-
-def look(verdict: str) -> str:
-    """The class that colours a verdict."""
-    return _CLASSES.get(verdict, "tg-open")
+from threegates.judging.verdicts import VERDICTS, holding
 
 
 def verdict_summary(verdicts: pd.DataFrame) -> str:
     """The page's statements by verdict, in Markdown: what holds raw, at matched norm, beyond storage."""
     if verdicts.empty:
         return "This page judges no claim."
-    rules = verdicts[verdicts["kind"] == "rule"]
-    lines = [f"**In short**, on {rules['subject'].iloc[0]}:", ""]
-    for verdict, meaning in _SUMMARY.items():
-        says = [f"*{_plain(text)}*" for text in rules.loc[rules["verdict"] == verdict, "says"]]
+    judged = rules(verdicts)
+    lines = [f"**In short**, on {judged['subject'].iloc[0]}:", ""]
+    for verdict in VERDICTS.values():
+        says = [f"*{_plain(text)}*" for text in judged.loc[judged["verdict"] == verdict.word, "says"]]
         if says:
-            lines.append(f"- **{meaning}** ({len(says)} of {len(rules)}): {' · '.join(says)}")
+            lines.append(f"- **{verdict.meaning}** ({len(says)} of {len(judged)}): {' · '.join(says)}")
     return "\n".join(lines)
 
 
@@ -72,7 +50,7 @@ class VerdictCards:
 
 
 def _card(rows: pd.DataFrame) -> str:
-    rule = rows[rows["kind"] == "rule"].iloc[0]
+    rule = rule_of(rows)
     known = " Its outcome in a prototype was known when the rule was written." * bool(
         rule["informed_by_prototype"]
     )
@@ -84,7 +62,7 @@ def _card(rows: pd.DataFrame) -> str:
     same = f" The verdict is the same in {int(rule.get('cells_same', 0))} of {cells} cells of the sweep."
     told = f"{escape(rule['subject'])}. {escape(rule['reason'])}.{same * (cells > 0)}{known}{changed}"
     return (
-        f'<div class="tg-verdict {look(rule["verdict"])}" id="verdict-{escape(rule["claim"])}">\n'
+        f'<div class="tg-verdict {VERDICTS[rule["verdict"]].look}" id="verdict-{escape(rule["claim"])}">\n'
         f"<p><strong>{escape(rule['verdict'].capitalize())}.</strong> {whose}<em>{place}</em>: "
         f"{escape(rule['says'])}</p>\n<ul>{lines}</ul>\n"
         f"<p><small>{told}</small></p>\n</div>"
@@ -92,12 +70,10 @@ def _card(rows: pd.DataFrame) -> str:
 
 
 def _line(row: pd.Series) -> str:
-    what = {"rule": f"the claim: {row['measure']}", "matched": row["says"], "storage": row["says"]}[
-        row["kind"]
-    ]
-    untested = f"not tested: {row['missing']}" if row["missing"] else "not tested"
-    state = _MARKS.get(row["holds"], untested)
-    noted = f" ({escape(row['missing'])})" if row["missing"] and state != untested else ""
+    what = f"the claim: {row['measure']}" if is_rule(row) else row["says"]
+    state = holding(row["holds"], row["missing"])
+    # Why there is no interval is told already.
+    noted = f" ({escape(row['missing'])})" if row["missing"] and state == holding(row["holds"]) else ""
     units = f" over {row['n']} {row['unit']}" if row["n"] else ""
     measured = f"{number(row['value'])} {interval(row['low'], row['high'])}{escape(units)}"
     return (
@@ -108,14 +84,13 @@ def _line(row: pd.Series) -> str:
 
 def rule_view(verdicts: pd.DataFrame) -> pd.DataFrame:
     """What a chapter's claims are judged by, before any result: claim, measure, rule, controls' rules."""
-    rules = verdicts[verdicts["kind"] == "rule"]
-    controls = verdicts[verdicts["kind"] != "rule"]
-    told = (controls["says"] + ": " + controls["rule"]).groupby(controls["claim"]).agg("; ".join)
+    judged, held = rules(verdicts), controls(verdicts)
+    told = (held["says"] + ": " + held["rule"]).groupby(held["claim"]).agg("; ".join)
     return pd.DataFrame(
         {
-            "claim": rules["title"],
-            "measure": rules["measure"],
-            "rule": rules["rule"],
-            "control": rules["claim"].map(told),
+            "claim": judged["title"],
+            "measure": judged["measure"],
+            "rule": judged["rule"],
+            "control": judged["claim"].map(told),
         }
     ).reset_index(drop=True)

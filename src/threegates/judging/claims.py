@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Literal
@@ -16,20 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from threegates.errors import ClaimError
 from threegates.estimates.intervals import Estimate, missing
 from threegates.estimates.rows import MissingRecordError, Tables
+from threegates.estimates.verdict_frame import COLUMNS, RULE
 from threegates.jobs.subjects import COMPUTED, JUDGED_AS, LAB
+from threegates.judging.verdicts import CONTROLS, Controlled, Judgement
+from threegates.measures.by_tensor import typed
 from threegates.register import ESTIMATES, estimate
-
-
-class Judgement(StrEnum):
-    """What can be said of a claim, from the verdict that says least to the one that says most."""
-
-    not_run = "not run"
-    untestable = "cannot be tested here"
-    contradicted = "contradicted"
-    not_reproduced = "not reproduced"
-    gone_when_matched = "reproduced raw, gone when matched"
-    storage = "reproduced, not distinguishable from storage"
-    reproduced = "reproduced"
 
 
 class _Strict(BaseModel):
@@ -82,7 +72,7 @@ class Rule(_Strict):
 class Control(Rule):
     """A rule that the claim must also meet against a null or at a matched learning rate."""
 
-    kind: Literal["matched", "storage"]
+    kind: Controlled
     says: str
 
 
@@ -252,7 +242,7 @@ def judge_computed(claims: Claims, chapter: str) -> pd.DataFrame:
         if claim.id in about
     ]
     table = verdict_table(judged)
-    return table.assign(about=[about[name] for name in table.get("claim", ())])
+    return table.assign(about=[about[name] for name in table["claim"]])
 
 
 def not_run(claim: Claim, reason: str, subject: str = "nothing") -> Verdict:
@@ -281,11 +271,11 @@ def _decide(
 
 def _decide_controls(found: Estimate, controls: Sequence[tuple[Control, Estimate]]) -> tuple[Judgement, str]:
     failed = [(rule, value) for rule, value in controls if not rule.holds(value)]
-    verdicts = {"matched": Judgement.gone_when_matched, "storage": Judgement.storage}
-    for kind, judgement in verdicts.items():
+    for name, control in CONTROLS.items():
         for rule, value in failed:
-            if rule.kind == kind:
-                return judgement, f"{_interval(found)}, but {rule.says} is {_interval(value)}; {rule.text()}"
+            if rule.kind == name:
+                told = f"{_interval(found)}, but {rule.says} is {_interval(value)}; {rule.text()}"
+                return control.verdict, told
     told = "and every control holds" if controls else "and the rule names no control"
     return Judgement.reproduced, f"{_interval(found)}, {told}"
 
@@ -297,13 +287,7 @@ def _interval(found: Estimate) -> str:
 
 
 def verdict_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
-    """One row for each claim's own estimate and one for each control; `kind` says which.
-
-    Columns: claim, title, chapter, figure, made_by, informed_by_prototype, measure, free (its choices, by
-    commas), needs, awaits, changed (why its rule was), place, says, verdict, reason, subject, kind (rule,
-    matched or storage), estimate, value, low, high, n, unit, error, scale, missing, rule, at_least, lower,
-    upper (of an equivalence), contradicted_below, neutral, holds.
-    """
+    """One row for each claim's own estimate and one for each control: `estimates.verdict_frame.COLUMNS`."""
     rows = []
     for verdict in verdicts:
         claim = verdict.claim
@@ -324,9 +308,9 @@ def verdict_table(verdicts: Iterable[Verdict]) -> pd.DataFrame:
             "reason": verdict.reason,
             "subject": verdict.subject,
         }
-        rows.append(common | _line("rule", claim.paper.says, claim.rule, verdict.estimate))
+        rows.append(common | _line(RULE, claim.paper.says, claim.rule, verdict.estimate))
         rows += [common | _line(rule.kind, rule.says, rule, value) for rule, value in verdict.controls]
-    return pd.DataFrame(rows)
+    return typed(rows, {name: column.dtype for name, column in COLUMNS.items()})
 
 
 def _line(kind: str, says: str, rule: Rule, found: Estimate) -> dict:

@@ -15,9 +15,11 @@ from itertools import product
 import pandas as pd
 
 from threegates.estimates.rows import MissingRecordError, Tables
+from threegates.estimates.verdict_frame import are_rules
 from threegates.geometry.precision import ETA
 from threegates.geometry.principal import HEADLINE_ALPHA, headline_rank
-from threegates.judging.claims import Claim, Judgement, judge
+from threegates.judging.claims import Claim, judge
+from threegates.judging.verdicts import VERDICTS
 from threegates.register import SWEEPS
 
 #: Sweeps over η alone, which leave out the paper's own η: there the headline table stands.
@@ -37,10 +39,6 @@ COLUMNS = {
     "scale": "str",
     "verdict": "str",
 }
-
-
-#: Verdicts that say nothing of a claim: there is nothing that could stand in cells.
-_OPEN = (Judgement.not_run, Judgement.untestable)
 
 
 @dataclass(frozen=True)
@@ -97,8 +95,8 @@ def counted(verdicts: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     Both are zero beside controls, and where nothing was swept.
     """
     if verdicts.empty:
-        return verdicts
-    rule = verdicts["kind"] == "rule"
+        return verdicts.assign(cells=0, cells_same=0)
+    rule = are_rules(verdicts)
     own = found["claim"].map(verdicts[rule].set_index("claim")["verdict"])
     same = (found["verdict"] == own).groupby(found["claim"]).agg(["size", "sum"])
     counts = {
@@ -150,7 +148,8 @@ def _rows(
     if claim.awaits or not claim.free:
         return
     asked = _Asked(tables)
-    if judge(claim, asked, "", confidence).judgement in _OPEN:
+    if VERDICTS[judge(claim, asked, "", confidence).judgement].open:
+        # There is nothing that could stand in cells.
         return
     own = _headline(claim)
     try:

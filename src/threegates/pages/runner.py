@@ -36,6 +36,7 @@ from threegates.digest import (
     value_digest,
 )
 from threegates.errors import NotebookError
+from threegates.estimates.verdict_frame import rules
 from threegates.figures.published import PAGE_VARIABLE
 from threegates.jobs.measured_pairs import measured_digest
 from threegates.jobs.sources import VARIABLE
@@ -429,7 +430,7 @@ def results_text(run: NotebookRun) -> str:
     folders: Sequence[str] = sorted({_shown(path.parent) for path in run.records})
     lines += [f"records: {folder}/" for folder in folders]
     if not run.verdicts.empty:
-        for row in run.verdicts[run.verdicts["kind"] == "rule"].itertuples():
+        for row in rules(run.verdicts).itertuples():
             lines.append(f"verdict: {row.claim}: {row.verdict} ({row.subject})")
             lines.append(f"         {row.reason}")
     return "\n".join(lines)

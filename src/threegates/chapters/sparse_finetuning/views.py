@@ -10,6 +10,7 @@ from threegates.estimates.accuracy import HEADLINE_SHARE, final_accuracy
 from threegates.estimates.intervals import t_estimate
 from threegates.estimates.paper import averages
 from threegates.estimates.statistics import with_statistics
+from threegates.estimates.verdict_frame import rules
 
 #: Labels of the masks, in the order of the paper's tables, and their names there.
 ARMS = {
@@ -153,17 +154,16 @@ def resolution_view(verdicts: pd.DataFrame) -> pd.DataFrame:
 
     **Source** power of the t test by the noncentral t distribution, Cohen (1988).
     """
-    known = with_statistics(verdicts)
-    rules = known[known["kind"] == "rule"]
-    tolerance = rules["at_least"].astype(float).fillna(rules["upper"].astype(float))
+    judged = rules(with_statistics(verdicts))
+    tolerance = judged["at_least"].astype(float).fillna(judged["upper"].astype(float))
     return pd.DataFrame(
         {
-            "claim": rules["title"],
-            "value": rules["value"],
-            "half width": (rules["high"] - rules["low"]) / 2,
+            "claim": judged["title"],
+            "value": judged["value"],
+            "half width": (judged["high"] - judged["low"]) / 2,
             "tolerance": tolerance,
-            "equivalence": rules["at_least"].isna(),
-            "detectable": rules["detectable"],
+            "equivalence": judged["at_least"].isna(),
+            "detectable": judged["detectable"],
         }
     ).reset_index(drop=True)
 
