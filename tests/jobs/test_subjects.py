@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.planted import planted
 from threegates.checkpoints.manifests.manifest import read_manifest
-from threegates.errors import ManifestError
+from threegates.errors import ClaimError, ManifestError
 from threegates.jobs.sources import chapter_pairs
-from threegates.jobs.subjects import COMPUTED, JUDGED_AS, SUBJECTS, described, subject_of
+from threegates.jobs.subjects import CLAIMED, COMPUTED, SUBJECTS, described, subject_of, taken_by
 from threegates.judging.claims import read_claims
+from threegates.lab import plan
+from threegates.lab.plans.larger import larger_drafts
+from threegates.lab.plans.profiles import GPU, PROFILES
+from threegates.lab.subjects import LAB
+from threegates.pages.contents import book_pages
+from threegates.releases.making import RELEASED_PROFILE
 from threegates.study import Study
 
 CHAPTER = "spectral-drift"
@@ -65,16 +73,58 @@ def test_a_pair_of_ones_own_is_named_and_nothing_else_is_said(manifest, project)
     assert about.name == "" and about.limits == "" and "pair of your own" in about.text
 
 
-def test_every_subject_has_words_and_limits_of_its_own():
-    for name, subject in SUBJECTS.items():
-        assert subject.name == name and subject.title and subject.text and subject.limits
-    texts = [getattr(s, kind) for s in SUBJECTS.values() for kind in ("title", "short", "text", "limits")]
-    lab = SUBJECTS["lab"]
-    assert len(set(texts)) == len(texts) - (lab.title == lab.short)
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_subject_has_words_label_and_colour_of_its_own(name):
+    subject = SUBJECTS[name]
+    assert subject.name == name == subject.name.lower() and subject.text.startswith("**The subject**")
+    assert subject.limits.startswith("**Of this subject.**") and subject.short
+    assert subject.label.startswith("the ") and re.fullmatch(r"#[0-9A-F]{6}", subject.colour)
+    assert described(name) is subject and "mine" not in SUBJECTS
+    for other in SUBJECTS.values():
+        for told in ("title", "short", "text", "limits", "label", "colour"):
+            assert (getattr(other, told) == getattr(subject, told)) == (other is subject), told
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_subject_is_trained_by_a_profile_and_taken_by_none_that_does_not_have_it(name):
+    holders = {profile for profile, subjects in drafted().items() if name in subjects}
+    assert holders and set(SUBJECTS[name].taken_by) <= holders
+    # What is taken must have been trained by the profile that is released.
+    assert RELEASED_PROFILE in holders - set(SUBJECTS[name].taken_by) or not SUBJECTS[name].taken_by
+    assert all(name in taken_by(profile) for profile in SUBJECTS[name].taken_by)
+    assert taken_by(RELEASED_PROFILE) == ()
+
+
+@pytest.mark.parametrize("name", SUBJECTS)
+def test_a_subject_has_claims_that_name_it_or_those_of_a_subject_that_has(name):
+    claims = read_claims(planted.ROOT / "claims.yaml")
+    own = [claim.id for claim in claims.claims if name in claim.subjects]
+    other = SUBJECTS[name].judged_as
+    assert bool(own) != bool(other)
+    if other:
+        assert not SUBJECTS[other].judged_as
+        assert claims.of("stripe-masks", name) == claims.of("stripe-masks", other) != []
+
+
+def drafted():
+    """Names of the subjects that each profile trains."""
+    drafts = {name: plan._drafts(known) for name, known in PROFILES.items()}
+    drafts[GPU] = larger_drafts(plan._drafts(PROFILES["mini"]))
+    return {name: {draft.subject or LAB for draft in own} for name, own in drafts.items()}
+
+
+def test_whatever_is_planned_or_shown_on_a_page_of_its_own_is_a_subject():
+    assert set().union(*drafted().values()) == set(SUBJECTS)
+    shown = {page.parameters.get("subject", LAB) for page in book_pages(planted.ROOT)}
+    assert shown <= set(SUBJECTS)
+
+
+def test_what_is_said_of_a_subject_is_what_it_is():
     for word in ("bandit", "frozen", "repackaged"):
         assert word in SUBJECTS["encoder"].limits
     assert "others published" in described("lab", "paper").text
-    assert described("mine", None).text == ""
+    unknown = described("mine")
+    assert unknown.text == "" and unknown.label == "mine" and unknown.colour == "#000000"
 
 
 def test_a_claim_is_judged_on_the_subjects_that_it_names():
@@ -83,8 +133,13 @@ def test_a_claim_is_judged_on_the_subjects_that_it_names():
         both = [[claim.id for claim in claims.of(chapter, name)] for name in ("lab", "encoder", "")]
         assert both[0] == both[1] == both[2] != []
     assert claims.of("stripe-masks", "lab") and not claims.of("stripe-masks", "encoder")
-    assert {name for claim in claims.claims for name in claim.subjects} == {*SUBJECTS, COMPUTED} - {
-        *JUDGED_AS
-    }
-    for name, other in JUDGED_AS.items():
-        assert name in SUBJECTS and claims.of("stripe-masks", name) == claims.of("stripe-masks", other) != []
+    assert {name for claim in claims.claims for name in claim.subjects} == {*CLAIMED}
+    assert COMPUTED in CLAIMED
+
+
+@pytest.mark.parametrize("name", ["encodr", "larger"])
+def test_a_claim_cannot_name_what_no_claim_is_judged_on(name, tmp_path):
+    text = (planted.ROOT / "claims.yaml").read_text(encoding="utf-8")
+    (tmp_path / "claims.yaml").write_text(text.replace("[lab, encoder]", f"[lab, {name}]", 1))
+    with pytest.raises(ClaimError, match=f"no claim is judged on a subject '{name}'; known: lab, encoder"):
+        read_claims(tmp_path / "claims.yaml")

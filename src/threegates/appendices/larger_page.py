@@ -12,10 +12,11 @@ from threegates.figures.numbers import interval, number
 from threegates.jobs.released import FILE
 from threegates.jobs.subjects import LAB
 from threegates.lab.model import ModelShape
-from threegates.lab.plans.larger import LARGER_DATA, LARGER_PRETRAINING, SHAPE, SUBJECT
+from threegates.lab.plans.larger import LARGER_DATA, LARGER_PRETRAINING, SHAPE
 from threegates.lab.plans.plan import plan
 from threegates.lab.plans.profiles import GPU
 from threegates.lab.recipe import TrainingRecipe
+from threegates.lab.subjects import LARGER
 from threegates.register import WITH_JOBS
 from threegates.releases.making import RESULTS
 from threegates.releases.notes import freshness, release_note
@@ -90,7 +91,7 @@ def _studies(release: Release, build: Path) -> list[Study]:
     unpack(release, build)
     manifest, records = build / "lab" / "manifest.yaml", build / "records"
     opened = [
-        Study.open(chapter, subject=SUBJECT, manifest=manifest, records=records, measure=False)
+        Study.open(chapter, subject=LARGER, manifest=manifest, records=records, measure=False)
         for chapter in WITH_JOBS
     ]
     return [study for study in opened if study.pairs]

@@ -16,12 +16,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from threegates.figures.style import DIVERGING, colour, heatmap, style
+from threegates.jobs.subjects import SUBJECTS, described
 from threegates.judging.robustness import HEADLINE
 from threegates.judging.verdicts import VERDICTS
 
 _NAMES = {"k": "rank, times the headline's", "alpha": "share α", "eta": "tolerance η"}
-_ABOUT = {"lab": "the lab", "encoder": "the encoder"}
-_COLOURS = {"lab": "#0072B2", "encoder": "#D55E00"}
 #: The first verdict of each letter, in the order of a summary.
 _BY_LETTER = {verdict.letter: verdict for verdict in reversed(VERDICTS.values())}
 _LETTERS = tuple(reversed(_BY_LETTER))
@@ -50,7 +49,7 @@ def over_every_choice(frame: pd.DataFrame) -> Figure:
             for ax, (subject, eta) in zip(line, places, strict=True):
                 shown = rows[(rows["about"] == subject) & (rows["eta"] == eta)]
                 _cell_map(ax, shown, "k", spread, values=False)
-                ax.set_title(f"{_ABOUT.get(subject, subject)}, η = {eta:g}", fontsize=9, weight="normal")
+                ax.set_title(f"{described(subject).label}, η = {eta:g}", fontsize=9, weight="normal")
             place = line[0].get_title(loc="left")
             line[0].set_title(
                 f"$\\bf{{{_bold(rows['title'].iloc[0])}}}$\n{place}", fontsize=9, weight="normal"
@@ -76,7 +75,7 @@ def over_two_choices(frame: pd.DataFrame, columns: int = 2) -> Figure:
             rows = "k" if "k" in shown["free"].iloc[0].split(", ") else "eta"
             _cell_map(ax, shown, rows, spread, values=True)
             title = _wrapped(shown["title"].iloc[0], 44)
-            ax.set_title(f"{title}\n{_ABOUT.get(about, about)}", fontsize=10)
+            ax.set_title(f"{title}\n{described(about).label}", fontsize=10)
             ax.set(xlabel=_NAMES["alpha"], ylabel="k / headline's" if rows == "k" else _NAMES["eta"])
         for ax in axes.flat[len(kinds) :]:
             ax.set_visible(False)
@@ -173,7 +172,7 @@ def _choice_panel(ax: Axes, rows: pd.DataFrame, choice: str, places: dict[float,
     for number, subject in enumerate(subjects):
         own = rows[rows["about"] == subject].sort_values(choice)
         x = own[choice].map(places) + 0.16 * (number - (len(subjects) - 1) / 2)
-        tint = _COLOURS.get(subject, "#000000")
+        tint = described(subject).colour
         ax.plot(x, own["value"], color=tint, lw=1.0, alpha=0.6)
         ax.vlines(x, own["low"], own["high"], color=tint, lw=1.8)
         for at, value, letter in zip(x, own["value"], own["letter"], strict=True):
@@ -188,8 +187,8 @@ def _choice_panel(ax: Axes, rows: pd.DataFrame, choice: str, places: dict[float,
 
 
 def _choice_key(frame: pd.DataFrame, letters: Sequence[str]) -> list[Line2D]:
-    subjects = [one for one in _COLOURS if one in set(frame["about"])]
-    key = [Line2D([], [], color=_COLOURS[one], lw=1.8, label=_ABOUT[one]) for one in subjects]
+    subjects = [one for name, one in SUBJECTS.items() if name in set(frame["about"])]
+    key = [Line2D([], [], color=one.colour, lw=1.8, label=one.label) for one in subjects]
     key += [Line2D([], [], color="#444444", ls="--", lw=1.2, label="tolerance of the rule")]
     marks = [(_BY_LETTER[letter].cell_marker, _BY_LETTER[letter].word) for letter in letters]
     return key + [

@@ -15,7 +15,6 @@ from threegates.measures.whole_models import pair_sparsity
 from threegates.study import Study
 
 
-
 def all_verdicts(studies: Iterable[Study]) -> pd.DataFrame:
     """Rule rows of claims that were judged in more cells than the headline's, of all studies."""
     found = pd.concat([study.verdicts() for study in studies], ignore_index=True)

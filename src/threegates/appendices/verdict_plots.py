@@ -9,12 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from threegates.appendices.verdicts import subject_title
 from threegates.estimates.verdict_frame import controls, rules
 from threegates.figures.style import style
+from threegates.jobs.subjects import described
 from threegates.judging.verdicts import CONTROL_COLOUR, CONTROLS, VERDICTS
 
-_SHORT = {"the miniature lab": "lab", "the encoder": "encoder"}
 _ROW = 0.285
 
 
@@ -35,7 +34,7 @@ def forest_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
     places = ranked[["claim", "about", "row"]]
     rows = known.merge(places, on=["claim", "about"])
     several = rows.groupby("claim")["about"].transform("nunique") > 1
-    named = rows["about"].map(lambda name: _SHORT.get(subject_title(name), subject_title(name)))
+    named = rows["about"].map(lambda name: described(name).label.removeprefix("the "))
     labels = rows["title"] + (" (" + named + ")").where(several, "")
     columns = [
         "claim",

@@ -13,7 +13,7 @@ import pandas as pd
 
 from threegates.estimates.verdict_frame import controls, is_rule, rule_of, rules
 from threegates.figures.numbers import interval, number
-from threegates.jobs.subjects import COMPUTED, SUBJECTS
+from threegates.jobs.subjects import COMPUTED, described
 from threegates.judging.cards import VerdictCards
 from threegates.judging.verdicts import CONTROLS, OPEN, VERDICTS, holding
 
@@ -171,8 +171,8 @@ def _held(row: pd.Series) -> str:
 
 
 def subject_title(name: str) -> str:
-    """Name of a subject at the head of a column. A pair of one's own has an empty name."""
-    return SUBJECTS[name].title if name in SUBJECTS else name
+    """Name of a subject at the head of a column; that of a pair of one's own is empty."""
+    return described(name).title
 
 
 def _card(rule: pd.Series) -> str:

@@ -16,7 +16,7 @@ from threegates.errors import ClaimError
 from threegates.estimates.intervals import Estimate, missing
 from threegates.estimates.rows import MissingRecordError, Tables
 from threegates.estimates.verdict_frame import COLUMNS, RULE
-from threegates.jobs.subjects import COMPUTED, JUDGED_AS, LAB
+from threegates.jobs.subjects import CLAIMED, COMPUTED, LAB, described
 from threegates.judging.verdicts import CONTROLS, Controlled, Judgement
 from threegates.measures.by_tensor import typed
 from threegates.register import ESTIMATES, estimate
@@ -118,6 +118,12 @@ class Claim(_Strict):
             raise ValueError("it awaits runs, but every estimate that it names can be computed")
         return self
 
+    @model_validator(mode="after")
+    def _subjects(self) -> Claim:
+        if unknown := [name for name in self.subjects if name not in CLAIMED]:
+            raise ValueError(f"no claim is judged on a subject '{unknown[0]}'; known: {', '.join(CLAIMED)}")
+        return self
+
 
 class Claims(_Strict):
     """All claims, and the confidence of every interval."""
@@ -136,7 +142,7 @@ class Claims(_Strict):
 
     def of(self, chapter: str, subject: str = "") -> list[Claim]:
         """The claims that a chapter judges, of any subject or of the one that is named."""
-        subject = JUDGED_AS.get(subject, subject)
+        subject = described(subject).judged_as or subject
         own = [claim for claim in self.claims if claim.chapter == chapter]
         return [claim for claim in own if not subject or subject in claim.subjects]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from threegates.errors import RecordError
 from threegates.jobs.sources import lab_manifest
-from threegates.lab.plans.larger import SUBJECT
 from threegates.lab.plans.profiles import GPU
+from threegates.lab.subjects import LARGER
 from threegates.pages.contents import book_pages
 from threegates.pages.notebooks import notebook_path
 from threegates.pages.runner import page_studies
@@ -44,7 +44,7 @@ def release_build(target: Path | None = None, workers: int = 1) -> Release:
 
 def _larger() -> Iterator[Study]:
     """The larger model's study of every chapter."""
-    return (Study.open(chapter, subject=SUBJECT) for chapter in WITH_JOBS)
+    return (Study.open(chapter, subject=LARGER) for chapter in WITH_JOBS)
 
 
 def _of_pages() -> Iterator[Study]:

@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.lab.tiny import BIGRAM, guessing_weights
 from threegates.errors import RecipeError
 from threegates.lab import pretrain
-from threegates.lab.plans.larger import CHOSEN, SHAPE, SUBJECT, larger_name
+from threegates.lab.plans.larger import CHOSEN, SHAPE, larger_name
 from threegates.lab.plans.plan import manifest, plan
 from threegates.lab.recipe import AnyRecipe, LanguageRecipe, PretrainRecipe, RotatedBaseRecipe
 from threegates.lab.runs import execute, make_run, make_trainer
+from threegates.lab.subjects import LARGER
 from threegates.lab.task import data_set
 from threegates.lab.train import train
 from threegates.lab.trainer import Producer
@@ -69,7 +70,7 @@ def test_runs_are_minis_in_rate_steps_and_chapters_and_larger_in_all_else():
         assert (item.draft.chapters, item.draft.rate) == (
             mini[item.run.name].draft.chapters, mini[item.run.name].draft.rate
         )  # fmt: skip
-        assert item.draft.subject == SUBJECT and ours.data.endswith("-8")
+        assert item.draft.subject == LARGER and ours.data.endswith("-8")
         if isinstance(ours, PretrainRecipe):
             assert (ours.batch, ours.shape) == (512, SHAPE)
         elif isinstance(ours, LanguageRecipe):
@@ -87,7 +88,7 @@ def test_every_run_starts_from_a_base_that_is_planned_before_it():
 
 def test_every_entry_has_the_subject_and_only_the_encoder_is_a_third_partys():
     entries = manifest("gpu", PLANNED).checkpoints
-    assert {entry.labels["subject"] for entry in entries} == {SUBJECT}
+    assert {entry.labels["subject"] for entry in entries} == {LARGER}
     assert {entry.note for entry in entries} == {None}
 
 

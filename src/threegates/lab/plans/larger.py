@@ -16,9 +16,9 @@ from threegates.lab.model import ModelShape
 from threegates.lab.plans.interventions import DATA, rotated_name
 from threegates.lab.plans.profiles import BASE, FIRST_SEED, GPU, PROFILES, RATES, Draft, run_name
 from threegates.lab.recipe import AnyRecipe
+from threegates.lab.subjects import LARGER
 from threegates.lab.task import data_set
 
-SUBJECT = "larger"
 LARGER_DATA, LARGER_PRETRAINING = "arith-8", "pretraining-8"
 # 23.7 M parameters; a head dimension and widths of real models' kind, so that the headline's rank is 64.
 SHAPE = ModelShape(
@@ -74,12 +74,12 @@ def larger_drafts(drafts: Iterable[Draft]) -> Iterator[Draft]:
     """The chosen ones of the lab's drafts, enlarged, in their order: bases before what starts from them."""
     for draft in drafts:
         if draft.recipe.name in CHOSEN:
-            yield replace(draft, recipe=_enlarged(draft.recipe), subject=SUBJECT)
+            yield replace(draft, recipe=_enlarged(draft.recipe), subject=LARGER)
 
 
 def larger_name(name: str) -> str:
     """Name of a run of the lab here: ``larger-grpo-arith-8-s101``, ``larger-base``."""
-    return f"{SUBJECT}-{name.removeprefix('lab-').replace(DATA, LARGER_DATA)}"
+    return f"{LARGER}-{name.removeprefix('lab-').replace(DATA, LARGER_DATA)}"
 
 
 def _enlarged(recipe: AnyRecipe) -> AnyRecipe:

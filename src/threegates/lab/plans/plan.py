@@ -36,6 +36,7 @@ from threegates.lab.recipe import (
     TrainingRecipe,
 )
 from threegates.lab.runs import Run, make_run
+from threegates.lab.subjects import ENCODER
 
 ALGORITHMS = ("grpo", "dapo", "reinforce++")
 SOURCES: tuple[Source, ...] = ("teacher", "same-style", "rft")
@@ -198,7 +199,7 @@ def _without_masters(chosen: Profile) -> Iterator[Draft]:
 def _encoder(chosen: Profile) -> Iterator[Draft]:
     """The second subject: reinforcement learning, and cross-entropy at its own rate and at RL's."""
     base = EncoderBaseRecipe(name=ENCODER_BASE, data=ENCODER_DATA)
-    yield Draft(base, "pretrain", "pretraining", "own", (), "encoder")
+    yield Draft(base, "pretrain", "pretraining", "own", (), ENCODER)
     for seed in chosen.seeds:
         yield _encoder_draft(chosen, "rl", "grpo", seed, "mask")
         yield _encoder_draft(chosen, "sft", "cross-entropy", seed, "own")
@@ -223,7 +224,7 @@ def _encoder_draft(chosen: Profile, method: Method, algorithm: str, seed: int, r
     chapters: tuple[str, ...] = ("spectral-drift", "principal-overlap")
     if (method, rate) in (("rl", "mask"), ("sft", "own")):
         chapters = (*chapters, "curvature")
-    return Draft(recipe, method, algorithm, rate, chapters, "encoder")
+    return Draft(recipe, method, algorithm, rate, chapters, ENCODER)
 
 
 def manifest(name: str, runs: list[Planned]) -> Manifest:
