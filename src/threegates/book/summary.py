@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,7 @@ from threegates.atomic import write_json
 from threegates.digest import file_digest, runtime_versions
 from threegates.errors import RecordError
 from threegates.records.provenance import build_state, importlib_version
+from threegates.records.versioned import read_versioned
 
 FILE = "summary.json"
 VERSION = 1
@@ -75,22 +77,15 @@ def read_summary(build: Path) -> Summary:
         raise RecordError("there is no such folder", where=build, expected="a build's folder", remedy=remedy)
     if not path.is_file():
         raise RecordError("that folder is no finished build", where=build, expected=FILE, remedy=remedy)
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        if known["version"] != VERSION:
-            raise RecordError(
-                "the summary of a build is of another version",
-                where=path,
-                expected=VERSION,
-                found=known["version"],
-                remedy="build the book once more with this code",
-            )
-        table = pd.DataFrame(known["verdicts"])
-        parts = (known[part] for part in ("profile", "made", "versions", "values", "figures"))
-        profile, made, versions, values, figures = parts
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise RecordError("the summary of a build cannot be read", where=path, found=found) from None
+    again = "build the book once more with this code"
+    what = "the summary of a build"
+    return read_versioned(path, VERSION, partial(_summary, build), what=what, remedy=again, renew=again)
+
+
+def _summary(build: Path, known: Mapping[str, Any]) -> Summary:
+    table = pd.DataFrame(known["verdicts"])
+    parts = (known[part] for part in ("profile", "made", "versions", "values", "figures"))
+    profile, made, versions, values, figures = parts
     return Summary(build, profile, made, versions, table, values, figures)
 
 

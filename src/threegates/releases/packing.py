@@ -23,6 +23,7 @@ import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ from threegates.errors import RecordError
 from threegates.jobs.released import FILE, place_of, run_folder_of
 from threegates.records.provenance import build_state
 from threegates.records.store import Records, read_provenance, write_table
+from threegates.records.versioned import read_versioned
 from threegates.study import Study
 
 VERSION = 1
@@ -251,20 +253,10 @@ def read_release(folder: Path) -> Release:
     remedy = "take the folder from the repository again, or pack one: `threegates release --profile full`"
     if not path.is_file():
         raise RecordError("there are no released records", where=folder, expected=FILE, remedy=remedy)
-    try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        if told["version"] != VERSION:
-            raise RecordError(
-                "a release is of another version",
-                where=path,
-                expected=VERSION,
-                found=told["version"],
-                remedy="pack it again with this code",
-            )
-        release = Release(folder, told["profile"], told["made"], told["versions"], told["files"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        found = f"{type(error).__name__}: {error}"
-        raise RecordError("a release cannot be read", where=path, found=found, remedy=remedy) from None
+    renew = "pack it again with this code"
+    release = read_versioned(
+        path, VERSION, partial(_told_of, folder), what="a release", remedy=remedy, renew=renew
+    )
     for name, digest in release.files.items():
         if not (folder / name).is_file() or file_digest(folder / name) != digest:
             raise RecordError(
@@ -274,6 +266,10 @@ def read_release(folder: Path) -> Release:
                 remedy=remedy,
             )
     return release
+
+
+def _told_of(folder: Path, told: Mapping[str, Any]) -> Release:
+    return Release(folder, told["profile"], told["made"], told["versions"], dict(told["files"]))
 
 
 def unpack_runs(release: Release, build: Path, runs: Collection[str]) -> None:
