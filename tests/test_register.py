@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 import pytest
-from threegates.lab.plan import STEP_CHAPTERS, plan
+from threegates.lab.plans.plan import STEP_CHAPTERS, plan
 
 from tests.planted.pages import NOTEBOOKS, ROOT
 from tests.planted.planted_tables import given

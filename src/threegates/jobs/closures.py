@@ -30,7 +30,7 @@ def told(provenance: Mapping[str, Mapping[str, Any]], profile: str) -> dict[str,
 
     provenance : of every record, by table and name, as a release has it; perhaps with its kind.
     """
-    from threegates.lab.plan import plan
+    from threegates.lab.plans.plan import plan
 
     return {
         "roots": {
