@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 
 import pytest
-from threegates.lab.plans.plan import STEP_CHAPTERS, plan
 
 from tests.planted.pages import NOTEBOOKS, ROOT
 from tests.planted.planted_tables import given
@@ -15,6 +14,7 @@ from threegates.errors import ClaimError
 from threegates.jobs.kinds.known import KINDS, tables_of
 from threegates.judging.claims import read_claims
 from threegates.judging.robustness import _COARSE, HEADLINE
+from threegates.lab.plans.plan import STEP_CHAPTERS, plan
 from threegates.pages.notebooks import notebook_path, opened_chapters, opens_study, read_notebook
 from threegates.pages.parameters import declared
 from threegates.preflight import MEASURE

@@ -27,6 +27,7 @@ from threegates.cli_options import (
     NewBase,
     NewTuned,
     Notebook,
+    NullNames,
     Pair,
     Pairs,
     Parameters,
@@ -92,6 +93,7 @@ def measure(
     spectra: Spectra = True,
     draws: Draws = 49,
     seed: Seed = 0,
+    null: NullNames = None,
     workers: TensorWorkers = 1,
     layers: Layers = None,
     matrices: Matrices = None,
@@ -112,6 +114,7 @@ def measure(
     A measurement that is killed continues where it was when the same command is given again. When the
     checkpoints cannot be compared, the reason is printed and no file is written.
     """
+    from threegates.jobs.nulls import asked_for
     from threegates.jobs.pair_files import default_output, measure_to_files
     from threegates.jobs.settings import export
     from threegates.jobs.sources import narrowed, one_pair
@@ -126,9 +129,16 @@ def measure(
     )
     target = out or default_output(pair)
     (chosen,) = narrowed([one_pair(pair, base, tuned)], *_choice(layers, matrices))
-    options = {"masks": masks, "axis": axis}
     written = measure_to_files(
-        chosen, target, **options, draws=draws, seed=seed, spectra=spectra, workers=workers
+        chosen,
+        target,
+        masks=masks,
+        axis=axis,
+        draws=draws,
+        seed=seed,
+        nulls=asked_for(null),
+        spectra=spectra,
+        workers=workers,
     )
     typer.echo(written.summary())
 

@@ -77,6 +77,10 @@ Draws = Annotated[
         "of the time goes here, and 0 leaves their columns empty.",
     ),
 ]
+NullNames = Annotated[
+    list[str] | None,
+    typer.Option("--null", help="Draw masks under this null, by its name; may be repeated. Four by default."),
+]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of the nulls.")]
 TensorWorkers = Annotated[
     int, typer.Option(min=1, help="Processes that work at once, each on one tensor and one thread.")

@@ -7,6 +7,7 @@ record that exists is never measured again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +22,7 @@ from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.batches import run_jobs
 from threegates.jobs.jobs import Job
 from threegates.jobs.kinds.known import KINDS, jobs_of, tables_of
+from threegates.jobs.nulls import FOUNDING, asked_for
 from threegates.jobs.released import as_released
 from threegates.jobs.sources import (
     StudyPair,
@@ -71,12 +73,14 @@ class Study:
         records: Records,
         draws: int,
         seed: int,
+        nulls: Sequence[str] = FOUNDING,
         about: Subject,
         subject: str,
         measure: bool = True,
     ) -> None:
         self.chapter, self.pairs, self.records = chapter, list(pairs), records
         self.draws, self.seed, self.about, self.subject = draws, seed, about, subject
+        self.nulls = nulls
         self.measure = measure
         # A page asks for its verdicts more than once; what they rest on is in the digest.
         self._judged: dict[str, pd.DataFrame] = {}
@@ -96,6 +100,7 @@ class Study:
         records: Path | None = None,
         draws: int = DRAWS,
         seed: int = 0,
+        nulls: Sequence[str] | None = None,
         measure: bool = True,
     ) -> Study:
         """Open the study of a chapter on the pairs the lab's manifest has for it, or on pairs of one's own.
@@ -110,11 +115,13 @@ class Study:
         records : folder of the records, build/records by default.
         draws : masks under each null.
         seed : of the nulls.
+        nulls : names of those that masks are drawn under; the founding ones by default.
         measure : whether records that are missing are measured; if not, what needs one is not run.
 
         Raises
         ------
         ManifestError, CheckpointError, PairError : a name stands for nothing that can be opened.
+        GeometryError : there is no null of such a name.
         """
         if base or tuned:
             found, about = [own_pair(base, tuned)], foreign(base, tuned)
@@ -129,7 +136,15 @@ class Study:
         told += _choice(layers, matrices)
         store = Records(Path(records).absolute() if records else build_folder() / "records")
         return cls(
-            chapter, found, records=store, draws=draws, seed=seed, about=about, subject=told, measure=measure
+            chapter,
+            found,
+            records=store,
+            draws=draws,
+            seed=seed,
+            nulls=asked_for(nulls),
+            about=about,
+            subject=told,
+            measure=measure,
         )
 
     @cached_property
@@ -142,7 +157,7 @@ class Study:
     @cached_property
     def jobs(self) -> list[Job]:
         """Everything that has to be measured for the chapter, done or not."""
-        jobs = jobs_of(chapter_of(self.chapter).jobs, self.pairs, self.draws, self.seed)
+        jobs = jobs_of(chapter_of(self.chapter).jobs, self.pairs, self.draws, self.seed, self.nulls)
         return as_released(jobs, self.records)
 
     def missing(self) -> list[Job]:
@@ -296,13 +311,16 @@ class Study:
 
     def _read(self, job: Job, table: str) -> pd.DataFrame:
         frame = self.records.read(table, job.name, job.digest)
-        if job.stale and (lost := sorted(set(KINDS[job.kind].tables[table]) - set(frame))):
+        lost = sorted(set(KINDS[job.kind].tables[table]) - set(frame))
+        if job.stale and lost:
             raise MissingRecordError(
                 "a released record is too old for this chapter",
                 where=f"{table}/{job.name}",
                 expected=f"the columns {', '.join(lost)}",
                 remedy="pack the release again",
             )
+        # A record of fewer nulls than the founding ones: what was not drawn has no number.
+        frame = frame.assign(**dict.fromkeys(lost, math.nan))
         return frame.assign(**{key: value for key, value in job.facts.items() if key not in frame})
 
     def _joined(self, frame: pd.DataFrame) -> pd.DataFrame:

@@ -23,9 +23,6 @@ METHODS = {
 }
 
 
-DRAWN_NULLS = ("storage_density", "storage_norm", "magnitude")
-
-
 def method_name(algorithm: Any) -> str:
     """Name on the page of an algorithm; one the study does not know keeps its own."""
     if pd.isna(algorithm):

@@ -12,9 +12,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
 from threegates.figures.names import ROLES
+from threegates.figures.nulls import shown_nulls
 from threegates.figures.overlap_marks import TARGETS, beside_overlaps, overlap_row
 from threegates.figures.pair_views import DRIFT, KINDS
-from threegates.figures.style import NULLS, log_ticks, pair_colours, style
+from threegates.figures.style import log_ticks, pair_colours, style
+from threegates.geometry.nulls import storage_density
 
 _GREY = "#4D4D4D"
 
@@ -97,17 +99,19 @@ def stripes_of_pairs(frame: pd.DataFrame) -> Figure:
             ax.set_xticks(log_ticks(1, max(2.0, 1.5 * frame["dispersion"].max())))
             ax.grid(axis="x")
         axes[0].set_yticks(range(len(roles)), [ROLES[role] for role in roles])
-        null = Line2D([], [], marker="s", color=_GREY, ms=4, mew=0, lw=0, label=NULLS["storage_density"][0])
+        # One null, as pairs take the room of a row: the masks have its density.
+        title = storage_density.NULL.title
+        null = Line2D([], [], marker="s", color=_GREY, ms=4, mew=0, lw=0, label=title)
         _legend(fig, colours, [null])
     return fig
 
 
 def overlaps_by_pair(frame: pd.DataFrame) -> Figure:
-    """Draw the share of each pair's mask on three targets, beside the targets' density and two nulls.
+    """Draw the share of each pair's mask on three targets, beside the targets' density and the nulls.
 
     Columns: those of `pair_views.overlap_view`.
     """
-    colours = pair_colours(frame["pair"])
+    colours, nulls = pair_colours(frame["pair"]), shown_nulls(frame, uniform=False)
     with style():
         fig, axes = plt.subplots(
             1, len(TARGETS), figsize=(10.4, 2.2 + 0.6 * len(colours)), sharex=True, sharey=True
@@ -115,11 +119,11 @@ def overlaps_by_pair(frame: pd.DataFrame) -> Figure:
         for ax, (target, title) in zip(axes, TARGETS.items(), strict=True):
             rows = frame[frame["target"] == target].set_index("pair")
             for y, (pair, tint) in enumerate(colours.items()):
-                overlap_row(ax, y, rows.loc[[pair]].iloc[0], tint)
+                overlap_row(ax, y, rows.loc[[pair]].iloc[0], tint, nulls)
             ax.set(title=title, ylim=(len(colours) - 0.4, -0.6), xlabel="share of the mask")
             ax.set_yticks([])
             ax.grid(axis="x")
-        _legend(fig, colours, beside_overlaps())
+        _legend(fig, colours, beside_overlaps(nulls))
     return fig
 
 

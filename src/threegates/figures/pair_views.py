@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from threegates.figures.names import ROLES
-from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
+from threegates.figures.nulls import nulls_in
+from threegates.geometry.principal import TARGETS
 from threegates.measures.tensor_table import MEASURED
 
 #: Kinds of tensor in the order of the figure, with their names on axes.
@@ -66,13 +67,13 @@ def layer_view(tensors: pd.DataFrame) -> pd.DataFrame:
 def overlap_view(tensors: pd.DataFrame) -> pd.DataFrame:
     """Where the bf16 masks lie, means over matrices: one row a pair and target.
 
-    Columns: pair, target, overlap, density, and of each null but Bernoulli, whose mean is the density,
+    Columns: pair, target, overlap, density, and of each null but Bernoulli's, whose mean is the density,
     ``<null>_mean``, ``_low`` and ``_high``; missing where no masks were drawn.
     """
     rows = tensors[tensors["spectra"] == MEASURED]
-    nulls = [name for name in OVERLAP_NULLS if name != "bernoulli"]
     frames = []
     for target in TARGETS:
+        nulls = [null.name for null in nulls_in(rows, f"overlap_{target}_{{}}_mean", uniform=False)]
         names = {f"overlap_{target}": "overlap", f"density_{target}": "density"}
         names |= {f"overlap_{target}_{null}_{end}": f"{null}_{end}" for null in nulls for end in _ENDS}
         means = rows.groupby("pair", sort=False)[list(names)].mean().rename(columns=names)

@@ -2,7 +2,7 @@
 
 A colour belongs to a method, never to a position in a plot, so that GRPO is the same blue in every
 chapter. Colours are Okabe and Ito's, which stay apart under the common colour-vision deficiencies;
-nulls are grey, with a marker of their own each.
+nulls are grey, with a marker of their own each, as `threegates.geometry.nulls.table` has them.
 """
 
 from __future__ import annotations
@@ -31,13 +31,6 @@ METHOD_COLOURS: dict[str, str] = {
     "DAPO": "#56B4E9",
     "REINFORCE++": "#CC79A7",
     "pre-training": "#000000",
-}
-#: Name, grey and marker of each null (paper's own baseline first).
-NULLS: dict[str, tuple[str, str, str]] = {
-    "bernoulli": ("Bernoulli (the paper's)", "#000000", "|"),
-    "storage_density": ("storage 1a, equal density", "#4D4D4D", "s"),
-    "storage_norm": ("storage 1b, equal norm", "#7F7F7F", "^"),
-    "magnitude": ("permuted within |W₀| bins", "#A6A6A6", "D"),
 }
 #: Colour maps: one-sided quantities, and quantities with a meaningful zero.
 SEQUENTIAL, DIVERGING = "cividis", "vlag"

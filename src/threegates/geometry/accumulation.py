@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float64, Int64, Shaped
 from torch import Tensor
 
 from threegates.errors import GeometryError
-from threegates.geometry.nulls import Real
+from threegates.geometry.nulls.noise import Real
 from threegates.geometry.precision import (
     bf16_codes,
     half_gap_towards,

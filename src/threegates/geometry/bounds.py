@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from threegates.errors import GeometryError
-from threegates.geometry.nulls import Real
+from threegates.geometry.nulls.noise import Real
 
 
 @dataclass(frozen=True)

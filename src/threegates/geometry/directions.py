@@ -11,7 +11,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from threegates.errors import GeometryError
-from threegates.geometry.nulls import NullSummary, as_generator, summarise
+from threegates.geometry.nulls.noise import as_generator
+from threegates.geometry.nulls.summaries import NullSummary, summarise
 
 FEWEST_DRAWS = 20
 """Fewer random frames give no standard deviation worth the name."""

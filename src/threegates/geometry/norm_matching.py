@@ -11,7 +11,7 @@ from torch import Tensor
 
 from threegates.errors import GeometryError
 from threegates.geometry.directions import frobenius_norm
-from threegates.geometry.nulls import Real, gaussian_noise
+from threegates.geometry.nulls.noise import Real, gaussian_noise
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.thresholds import require_finite
 
@@ -58,7 +58,8 @@ def gaussian_of_norm(
 ) -> ScaledUpdate:
     """Move a base by i.i.d. Gaussian noise of exactly that Frobenius norm: the update without geometry.
 
-    The norm holds before rounding; null 1b of `threegates.geometry.nulls` matches it after rounding.
+    The norm holds before rounding; null 1b, `threegates.geometry.nulls.storage_norm`, matches it after
+    rounding.
 
     Raises
     ------

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Shaped, UInt8
 from torch import Tensor
 
 from threegates.errors import GeometryError
 from threegates.geometry.masks import pack, popcount, unpack
-from threegates.geometry.nulls import (
-    Real,
-    as_generator,
-    bernoulli_mask,
-    storage_mask_at_density,
-    storage_mask_at_norm,
-    stratified_permutations,
-)
+from threegates.geometry.nulls.noise import Real
 from threegates.geometry.thresholds import (
     Cut,
     Magnitudes,
@@ -37,7 +29,6 @@ HEADLINE_ALPHA = 0.5
 HEADLINE_RANK = 64
 SMALLEST_FULL_SIDE = 512
 TARGETS = ("principal", "low", "principal_not_low")
-OVERLAP_NULLS = ("bernoulli", "storage_density", "storage_norm", "magnitude")
 
 NORMAL_975 = 1.959963984540054
 """97.5 % point of the standard normal distribution, for intervals of 95 %."""
@@ -376,61 +367,14 @@ def _sweep_counts(
     return kept, both, both_kept
 
 
-def null_masks(
-    kind: str,
-    base: Shaped[Tensor, "*shape"],
-    mask: Bool[Tensor, "*shape"],
-    generator: torch.Generator | int,
-    *,
-    scale: Real | None = None,
-) -> Iterator[Tensor]:
-    """Endless null masks beside an observed one, each independent of where the principal weights lie.
-
-    bernoulli: its entries shuffled over the tensor; storage_density (1a): rounded Gaussian noise of its
-    count; storage_norm (1b): of a given scale; magnitude: its entries permuted within bins of |W₀|.
-
-    Parameters
-    ----------
-    kind : one of `OVERLAP_NULLS`; base : finite bfloat16; mask : the observed update mask.
-    scale : of null 1b, from `threegates.geometry.nulls.storage_scale_for_norm`.
-
-    Raises
-    ------
-    GeometryError : unknown kind, or no scale for null 1b.
-
-    **Source** this study; see `threegates.geometry.nulls`.
-    """
-    if kind not in OVERLAP_NULLS or (kind == "storage_norm" and scale is None):
-        raise GeometryError(
-            "no such null",
-            expected=f"one of {', '.join(OVERLAP_NULLS)} (storage_norm with a scale)",
-            found=kind,
-        )
-    source = as_generator(generator)
-    if kind == "magnitude":
-        return stratified_permutations(mask, base, generator=source)
-    changed = int(mask.count_nonzero())
-    draw: dict[str, Callable[[], Tensor]] = {
-        "bernoulli": lambda: bernoulli_mask(base.shape, changed, source).to(base.device),
-        "storage_density": lambda: storage_mask_at_density(base, changed, source),
-        "storage_norm": lambda: storage_mask_at_norm(base, float(scale or 0), source),
-    }
-    return _endless(draw[kind])
-
-
-def _endless(draw: Callable[[], Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield draw()
-
-
 def overlap_draws(
     masks: Iterator[Tensor], targets: Mapping[str, Packed], draws: int
 ) -> dict[str, np.ndarray]:
-    """Overlaps of null masks with each target, to be set beside the observed by `nulls.summarise`.
+    """Overlaps of null masks with each target, for `threegates.geometry.nulls.summaries.summarise`.
 
     Parameters
     ----------
-    masks : bool masks, as from `null_masks`; targets : packed, by name; draws : how many to take.
+    masks : bool masks, as from the sampler of a null; targets : packed, by name; draws : how many to take.
 
     Returns
     -------

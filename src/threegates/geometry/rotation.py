@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from threegates.errors import GeometryError
-from threegates.geometry.nulls import as_generator
+from threegates.geometry.nulls.noise import as_generator
 
 ORTHOGONAL_TO = 1e-10
 """Largest |RᵀR − I| of a rotation: float64 reaches it, a rotation that passed through float32 does not."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from threegates.errors import GeometryError
 from threegates.geometry.masks import pack, popcount
-from threegates.geometry.nulls import Real
+from threegates.geometry.nulls.noise import Real
 from threegates.geometry.precision import magnitude_bits, require_finite_bf16
 
 TILE = 1 << 17

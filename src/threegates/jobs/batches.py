@@ -29,6 +29,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.jobs.jobs import Job
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS, run_job, write_records
 from threegates.jobs.memory import LEAST, Need, give_back_freed_memory, need_of, run_within
+from threegates.jobs.nulls import with_nulls
 from threegates.jobs.settings import memory_cap
 from threegates.measures.by_tensor import ByTensor, Parts, Rows, Shared, as_tables
 from threegates.measures.tensor_table import PairTable
@@ -202,7 +203,7 @@ def keep(parts: Parts, tensor: str, rows: Rows) -> None:
 @lru_cache(maxsize=_OPEN)
 def opened(job: Job) -> ByTensor:
     """The pair that a job measures by tensor."""
-    arguments = {name: value for name, value in job.arguments.items() if name != "places"}
+    arguments = {name: value for name, value in with_nulls(job.arguments).items() if name != "places"}
     digests = job.inputs["checkpoints"]
     sides = {place: _open(path, digests[place]) for place, path in job.arguments["places"].items()}
     return BY_TENSOR[job.kind](**sides, **arguments)

@@ -56,8 +56,8 @@ def _kinds(table: str) -> list[str]:
 
 
 def _of_kind(kind: str, provenance: Mapping[str, Any]) -> dict[str, Any]:
-    reach = KINDS[kind].reach
-    code = code_digest(*reach.roots, outside=reach.outside, inside=reach.inside)
+    known = KINDS[kind].reach_of(provenance["inputs"].get("parameters", {}))
+    code = code_digest(*known.roots, outside=known.outside, inside=known.inside)
     versions = {name: provenance["versions"][name] for name in digest_versions()}
     return {
         "kind": kind,

@@ -30,6 +30,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import on_device
 from threegates.checkpoints.writer import write_checkpoint
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS
+from threegates.jobs.nulls import with_nulls
 from threegates.jobs.sources import Source, StudyPair
 from threegates.measures.by_tensor import ByTensor, Shared
 
@@ -94,8 +95,8 @@ def _pair_of(kind: str, base: Checkpoint, tuned: Checkpoint) -> Callable[[int], 
     alone = StudyPair("probe", Source("base", base), Source("tuned", tuned))
 
     def pair(draws: int) -> ByTensor:
-        (cut,) = KINDS[kind].cut([alone], {"draws": draws, "seed": 0})
-        return BY_TENSOR[kind](base=base, tuned=tuned, **cut.options)
+        (cut,) = KINDS[kind].cut([alone], {"draws": draws, "seed": 0, **KINDS[kind].asked()})
+        return BY_TENSOR[kind](base=base, tuned=tuned, **with_nulls(cut.options))
 
     return pair
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import naming_digest
 from threegates.definitions import Reach
 from threegates.digest import code_digest, digest_versions
+from threegates.jobs.nulls import FOUNDING, samplers
 from threegates.jobs.reach import measuring, record_digest
 from threegates.jobs.sources import Source, StudyPair
 from threegates.measures.by_tensor import ByTensor
@@ -70,11 +72,13 @@ class Kind:
     Parameters
     ----------
     name : part of every digest and of folders' names.
-    tables : that each of its jobs writes, with their columns and types.
+    tables : that each of its jobs writes, with their columns and types. A record that was measured with more
+        nulls than the founding ones has columns of those too, and one with fewer lacks some.
     root : the definition that decides its numbers, with all that this reaches by name.
-    cut : from pairs and the options ``draws`` and ``seed``, what each job looks at.
+    cut : from pairs and the options ``draws``, ``seed`` and, beside nulls, ``nulls``, what each job looks at.
     measure : a job's tables, from the texts of its checkpoints by place, ``places``, and its parameters.
     by_tensor : the class that measures a pair tensor by tensor, from its checkpoints by place and parameters.
+    nulls : whether masks are drawn under nulls, whose names are among its parameters.
     spectra : whether one that is measured by tensor decomposes matrices, which takes most of its memory.
     """
 
@@ -84,16 +88,29 @@ class Kind:
     cut: Callable[[Sequence[StudyPair], dict], Iterator[Cut]]
     measure: Callable[..., dict[str, pd.DataFrame]] | None = None
     by_tensor: Callable[..., ByTensor] | None = None
+    nulls: bool = False
     spectra: bool = False
 
     @property
     def reach(self) -> Reach:
-        """The code that decides its numbers."""
-        return measuring(self.root)
+        """The code that decides its numbers, beside the founding nulls where it has any."""
+        return self.reach_of(self.asked())
+
+    def reach_of(self, parameters: Mapping[str, Any]) -> Reach:
+        """The code that decides the numbers of a job: what measures its kind, and its nulls' samplers.
+
+        What measures reaches no null by name, so that the others may change, and new ones come, without it.
+        """
+        return measuring(self.root, *samplers(parameters.get("nulls", ())))
+
+    def asked(self, nulls: Sequence[str] = FOUNDING) -> dict[str, list[str]]:
+        """The option that names nulls, where the kind has it."""
+        return {"nulls": list(nulls)} if self.nulls else {}
 
     def jobs(self, pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
         """Every job of this kind on these pairs; raises what `cut` does."""
-        return (self._job(cut) for cut in self.cut(pairs, options))
+        own = {key: value for key, value in options.items() if key != "nulls" or self.nulls}
+        return (self._job(cut) for cut in self.cut(pairs, own))
 
     def _job(self, cut: Cut) -> Job:
         checkpoints = {place: source.checkpoint for place, source in cut.sources.items()}
@@ -104,7 +121,7 @@ class Kind:
         }
         places = {place: place_of(one) for place, one in checkpoints.items()}
         inputs |= _narrowed(places) | _renamed(checkpoints)
-        digest = record_digest(self.name, inputs, *_decides(self.reach, code_digest))
+        digest = record_digest(self.name, inputs, *_decides(self.reach_of(cut.options), code_digest))
         arguments = {"places": {place: where.text() for place, where in places.items()}, **cut.options}
         return Job(self.name, cut.name, digest, tuple(self.tables), arguments, cut.facts, inputs)
 

@@ -19,9 +19,10 @@ from threegates.checkpoints.manifests.manifest import Entry, Hub, Manifest, Pair
 from threegates.digest import file_digest, value_digest
 from threegates.errors import RecordError, ThreeGatesError
 from threegates.geometry.principal import TARGETS
+from threegates.jobs.kinds.known import KINDS
 from threegates.measures.by_tensor import typed
-from threegates.measures.tensor_table import COLUMNS as TENSOR_COLUMNS
 from threegates.measures.tensor_table import MEASURED as HAS_SPECTRA
+from threegates.measures.tensor_table import table_columns
 from threegates.measures.whole_models import pair_sparsity
 from threegates.records.provenance import build_folder, project_root, tracked_manifest
 from threegates.records.store import read_parquet, read_provenance
@@ -137,7 +138,7 @@ def measured_tensors(found: Iterable[Found]) -> pd.DataFrame:
         for one in found
         if one.tensor is not None
     ]
-    return pd.concat(frames, ignore_index=True) if frames else typed([], TENSOR_COLUMNS)
+    return pd.concat(frames, ignore_index=True) if frames else typed([], KINDS["table"].tables["tensor"])
 
 
 def measured_digest() -> str:
@@ -160,7 +161,7 @@ def _found(pair: PairEntry, folders: Sequence[Path]) -> Found:
 def _read(pair: PairEntry, path: Path) -> Found:
     try:
         provenance, tensor = read_provenance(path), read_parquet(path)
-        if lost := sorted(set(TENSOR_COLUMNS) - set(tensor)):
+        if lost := sorted(set(table_columns(())) - set(tensor)):
             raise RecordError("columns are missing", found=", ".join(lost[:5]))
         # A table that cannot be summed up is as good as none.
         summary(tensor)
@@ -247,7 +248,11 @@ def summary(tensor: pd.DataFrame) -> dict[str, float]:
                 "density": f"density_{target}",
                 "storage_norm": f"overlap_{target}_storage_norm_mean",
             }
-            found |= {f"{what}_{target}": float(matrices[name].mean()) for what, name in names.items()}
+            # A pair may have been measured beside other nulls than this noise.
+            found |= {
+                f"{what}_{target}": float(matrices[name].mean()) if name in matrices else math.nan
+                for what, name in names.items()
+            }
     return found
 
 

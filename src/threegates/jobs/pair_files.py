@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from threegates.jobs.batches import measure_parts, opened
 from threegates.jobs.jobs import Job
 from threegates.jobs.kinds.known import job_provenance
 from threegates.jobs.kinds.table import table_job
+from threegates.jobs.nulls import FOUNDING, asked_for
 from threegates.jobs.partial import parts_folder
 from threegates.jobs.sources import StudyPair
 from threegates.measures.by_tensor import Parts, as_tables
@@ -67,21 +68,24 @@ def measure_to_files(
     axis: Path | None,
     draws: int,
     seed: int,
+    nulls: Sequence[str] = FOUNDING,
     spectra: bool = True,
     workers: int = 1,
 ) -> Written:
     """Measure a pair and write its table of tensors, and its masks and axis table where they are asked for.
 
-    Parts of a measurement under way lie in ``OUT.parts`` beside the output.
+    Parts of a measurement under way lie in ``OUT.parts`` beside the output. `nulls` are names.
 
     Raises
     ------
     CheckpointError, PairError : the pair cannot be compared; no file is written.
+    GeometryError : there is no null of such a name.
     RecordError : an output is a folder, or cannot be written.
     """
     targets = [path for path in (out, masks, axis) if path is not None]
     _check_targets(targets, masks)
-    job = table_job(pair, {"draws": draws, "seed": seed, "axes": axis is not None, "spectra": spectra})
+    drawn = {"draws": draws, "seed": seed, "nulls": asked_for(nulls)}
+    job = table_job(pair, {**drawn, "axes": axis is not None, "spectra": spectra})
     parts = Parts(parts_folder(out), job.digest)
     tables = _measured(job, parts, workers)
     # Masks first: what can still fail comes before the table that says that all went well.

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from threegates.checkpoints.formats.roles import layer
 from threegates.errors import RecordError
+from threegates.geometry.nulls.table import NULLS
+from threegates.jobs.kinds.known import KINDS
 from threegates.measures.by_tensor import typed
-from threegates.measures.tensor_table import PairTable
+from threegates.measures.changes import axis_columns
+from threegates.measures.tensor_table import table_columns
 
 #: Stands behind a table that is not whole.
 UNFINISHED = "unfinished"
@@ -42,18 +45,25 @@ def read_parts(out: Path | str, table: str = "tensor") -> pd.DataFrame:
     RecordError : there are no parts, or they cannot be read.
     """
     folder = _newest(Path(out))
-    columns = PairTable.tables.get(table)
-    if columns is None:
+    known = KINDS["table"].tables
+    if table not in known:
         raise RecordError(
             "parts hold no such table",
             where=folder,
-            expected=" or ".join(PairTable.tables),
+            expected=" or ".join(known),
             found=table,
         )
     parts = [_read(path) for path in folder.glob("*.json")]
     rows = [row for part in parts for row in part.get(table, [])]
-    frame = typed(sorted(rows, key=_place), columns)
+    frame = typed(sorted(rows, key=_place), _columns_of(table, rows))
     return frame.assign(**{UNFINISHED: True})
+
+
+def _columns_of(table: str, rows: Sequence[Mapping]) -> dict[str, str]:
+    """The table's columns, and those of any other null that the rows were measured with."""
+    whole = {"tensor": table_columns, "axis": axis_columns}[table](tuple(NULLS.values()))
+    held = set(KINDS["table"].tables[table]).union(*rows)
+    return {name: kind for name, kind in whole.items() if name in held}
 
 
 def _newest(out: Path) -> Path:

@@ -10,8 +10,8 @@ comes from the base's weights and from storage alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
@@ -25,33 +25,29 @@ from threegates.checkpoints.pairs import TensorPair, align, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.masks import consensus, expected_jaccard, jaccard_matrix
+from threegates.geometry.nulls.null import Null, Observed
 from threegates.geometry.stripes import ratio_dispersion
 from threegates.measures.by_tensor import typed
-from threegates.measures.changes import AXIS_COLUMNS, axis_facts, axis_row, matrices
+from threegates.measures.changes import axis_columns, axis_facts, axis_row, matrices
 from threegates.measures.draws import (
     COARSE_ETAS,
-    NULLS,
-    SUMMARY,
-    ObservedMask,
     coarsened,
     null_columns,
-    null_stream,
+    null_masks,
     observe,
+    summary_columns,
 )
 
 AXES = ("row", "column")
 _KEYS = {"tensor": "str", "role": "str", "layer": "Int64", "run_a": "str", "run_b": "str"}
-_NULL_COLUMNS = {f"{null}_{name}": "float64" for null in NULLS for name in SUMMARY}
-AGREEMENT_COLUMNS = {
+_AGREEMENT_COLUMNS = {
     **_KEYS,
     "density_a": "float64",
     "density_b": "float64",
     "jaccard": "float64",
     "bernoulli": "float64",
-    **_NULL_COLUMNS,
-    "draws": "int64",
 }
-RATES_COLUMNS = {**_KEYS, "axis": "str", "spearman": "float64", **_NULL_COLUMNS, "draws": "int64"}
+_RATES_COLUMNS = {**_KEYS, "axis": "str", "spearman": "float64"}
 MAP_COLUMNS = {
     "tensor": "str",
     "role": "str",
@@ -63,12 +59,28 @@ MAP_COLUMNS = {
     "block": "int64",
     "consensus": "object",
 }
-#: The tables ``axis`` and ``agreement`` at tolerances coarser than the paper's, beside fewer draws.
-AXIS_SWEEP_COLUMNS = {**AXIS_COLUMNS, "eta": "float64"}
-AGREEMENT_SWEEP_COLUMNS = {**AGREEMENT_COLUMNS, "eta": "float64"}
+# Of the tables at tolerances coarser than the paper's.
 SWEEP_DRAWS = 9
 # A map is for the eye: longer sides are averaged over square blocks.
 LONGEST_SIDE = 512
+
+
+def columns_of(nulls: Sequence[Null]) -> dict[str, dict[str, str]]:
+    """Every table with its columns and types, among them those of the nulls that it is measured with.
+
+    ``axis_sweep`` and ``agreement_sweep`` are ``axis`` and ``agreement`` at tolerances coarser than the
+    paper's, beside fewer draws.
+    """
+    drawn = {**summary_columns(nulls), "draws": "int64"}
+    axis, agreement = axis_columns(nulls), {**_AGREEMENT_COLUMNS, **drawn}
+    return {
+        "axis": axis,
+        "agreement": agreement,
+        "rates": {**_RATES_COLUMNS, **drawn},
+        "map": MAP_COLUMNS,
+        "axis_sweep": {**axis, "eta": "float64"},
+        "agreement_sweep": {**agreement, "eta": "float64"},
+    }
 
 
 def measure_agreement(
@@ -77,6 +89,7 @@ def measure_agreement(
     *,
     of_layer: int,
     draws: int,
+    nulls: Sequence[Null],
     seed: int = 0,
     maps: bool = True,
 ) -> dict[str, pd.DataFrame]:
@@ -87,6 +100,7 @@ def measure_agreement(
     runs : tuned checkpoints by name, all trained from `base`; one run gives stripes but no agreement.
     of_layer : number of the block.
     draws : masks per null, run and matrix.
+    nulls : those beside the runs.
     maps : whether the table ``map`` gets this block's consensus maps.
 
     Raises
@@ -96,15 +110,9 @@ def measure_agreement(
     if not runs:
         raise PairError("agreement needs at least one run")
     names = sorted(set.intersection(*(set(matrices(align(base, run), of_layer)) for run in runs.values())))
-    parts = [_measure_matrix(base, runs, name, draws, seed, maps) for name in names]
-    columns = {
-        "axis": AXIS_COLUMNS,
-        "agreement": AGREEMENT_COLUMNS,
-        "rates": RATES_COLUMNS,
-        "map": MAP_COLUMNS,
-        "axis_sweep": AXIS_SWEEP_COLUMNS,
-        "agreement_sweep": AGREEMENT_SWEEP_COLUMNS,
-    }
+    drawn = _Draws(nulls if draws else (), draws, seed)
+    parts = [_measure_matrix(base, runs, name, drawn, maps) for name in names]
+    columns = columns_of(nulls)
     return {table: typed([row for part in parts for row in part[table]], columns[table]) for table in columns}
 
 
@@ -118,6 +126,21 @@ def consensus_map(row: pd.Series) -> np.ndarray:
     return np.asarray(row["consensus"], dtype=float).reshape(row["rows"], row["columns"])
 
 
+@dataclass(frozen=True)
+class _Draws:
+    """Nulls, how many masks of each are drawn, and the seed of their noise."""
+
+    nulls: Sequence[Null]
+    number: int
+    seed: int
+
+    def of(self, null: Null, observed: list[Observed]) -> Iterator[list[Tensor]]:
+        """Masks of a null, one a run, as often as is asked for."""
+        streams = [null_masks(null, one, self.seed) for one in observed]
+        for _ in range(self.number):
+            yield [next(stream) for stream in streams]
+
+
 @dataclass
 class _Statistics:
     """What is computed of one set of masks, one mask a run."""
@@ -128,49 +151,39 @@ class _Statistics:
 
 
 def _measure_matrix(
-    base: Checkpoint, runs: Mapping[str, Checkpoint], name: str, draws: int, seed: int, maps: bool
+    base: Checkpoint, runs: Mapping[str, Checkpoint], name: str, draws: _Draws, maps: bool
 ) -> dict[str, list[dict]]:
     pairs = {run: load_pair(base, tuned, name) for run, tuned in runs.items()}
-    observed = [observe(run, pair, seed) for run, pair in pairs.items()]
+    observed = [observe(run, pair, draws.seed) for run, pair in pairs.items()]
     facts = {"tensor": name, "role": role(name, observed[0].base.shape), "layer": layer(name)}
     found = _statistics([one.mask for one in observed])
     kept = [_map_row(facts, "observed", [one.mask for one in observed])] if maps else []
-    null: dict[str, list[_Statistics]] = {}
-    for kind in NULLS if draws else ():
-        drawn = _drawn(kind, observed, draws, seed)
-        first = next(drawn)
-        kept += [_map_row(facts, kind, first)] if maps else []
-        null[kind] = [_statistics(first), *map(_statistics, drawn)]
+    drawn: dict[str, list[_Statistics]] = {}
+    for null in draws.nulls:
+        masks = draws.of(null, observed)
+        first = next(masks)
+        kept += [_map_row(facts, null.name, first)] if maps else []
+        drawn[null.name] = [_statistics(first), *map(_statistics, masks)]
     return {
-        "axis": _axis_rows(facts, observed, found, null, draws),
-        "agreement": _agreement_rows(facts, observed, found, null, draws),
-        "rates": _rates_rows(facts, observed, found, null, draws),
+        "axis": _axis_rows(facts, observed, found, drawn, draws.number),
+        "agreement": _agreement_rows(facts, observed, found, drawn, draws.number),
+        "rates": _rates_rows(facts, observed, found, drawn, draws.number),
         "map": kept,
-        **_coarse_rows(facts, observed, pairs, min(draws, SWEEP_DRAWS), seed),
+        **_coarse_rows(facts, observed, pairs, replace(draws, number=min(draws.number, SWEEP_DRAWS))),
     }
 
 
-def _drawn(kind: str, observed: list[ObservedMask], draws: int, seed: int) -> Iterator[list[Tensor]]:
-    """Null masks of that kind, one a run, as often as is asked for."""
-    streams = [null_stream(kind, one, seed) for one in observed]
-    for _ in range(draws):
-        yield [following() for following in streams]
-
-
 def _coarse_rows(
-    facts: dict, observed: list[ObservedMask], pairs: Mapping[str, TensorPair], draws: int, seed: int
+    facts: dict, observed: list[Observed], pairs: Mapping[str, TensorPair], draws: _Draws
 ) -> dict[str, list[dict]]:
     """Stripes and agreement at coarser tolerances, each beside nulls at that tolerance."""
     rows: dict[str, list[dict]] = {"axis_sweep": [], "agreement_sweep": []}
     for eta in COARSE_ETAS:
         coarse = [coarsened(one, pairs[one.run].tuned, eta) for one in observed]
         found = _statistics([one.mask for one in coarse])
-        null = {
-            kind: [_statistics(masks) for masks in _drawn(kind, coarse, draws, seed)]
-            for kind in (NULLS if draws else ())
-        }
-        axis = _axis_rows(facts, coarse, found, null, draws)
-        agreement = _agreement_rows(facts, coarse, found, null, draws)
+        drawn = {null.name: [_statistics(masks) for masks in draws.of(null, coarse)] for null in draws.nulls}
+        axis = _axis_rows(facts, coarse, found, drawn, draws.number)
+        agreement = _agreement_rows(facts, coarse, found, drawn, draws.number)
         rows["axis_sweep"] += [row | {"eta": eta} for row in axis]
         rows["agreement_sweep"] += [row | {"eta": eta} for row in agreement]
     return rows
@@ -200,7 +213,7 @@ def rank_correlations(vectors: np.ndarray) -> np.ndarray:
 
 def _axis_rows(
     facts: dict,
-    observed: list[ObservedMask],
+    observed: list[Observed],
     found: _Statistics,
     null: dict[str, list[_Statistics]],
     draws: int,
@@ -218,7 +231,7 @@ def _axis_rows(
 
 def _agreement_rows(
     facts: dict,
-    observed: list[ObservedMask],
+    observed: list[Observed],
     found: _Statistics,
     null: dict[str, list[_Statistics]],
     draws: int,
@@ -237,7 +250,7 @@ def _agreement_rows(
 
 def _rates_rows(
     facts: dict,
-    observed: list[ObservedMask],
+    observed: list[Observed],
     found: _Statistics,
     null: dict[str, list[_Statistics]],
     draws: int,

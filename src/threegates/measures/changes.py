@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -43,20 +44,20 @@ from threegates.geometry.masks import (
     sparsity,
     update_mask,
 )
-from threegates.geometry.nulls import noise_generator
+from threegates.geometry.nulls.noise import noise_generator
+from threegates.geometry.nulls.null import Null
 from threegates.geometry.stripes import ratio_dispersion
 from threegates.measures.by_tensor import Rows, Shared, measure_all
 from threegates.measures.draws import (
     COARSE_ETAS,
-    NULLS,
-    SUMMARY,
     EvenSample,
     noise_scale_for,
     noise_sparsity,
     null_columns,
-    null_stream,
+    null_masks,
     observe,
     squared_norm,
+    summary_columns,
 )
 
 TENSOR_COLUMNS = {
@@ -91,7 +92,7 @@ TENSOR_SWEEP_COLUMNS = {
     "sparsity_fp32": "float64",
     "sparsity_storage_norm": "float64",
 }
-AXIS_COLUMNS = {
+_AXIS_COLUMNS = {
     "pair": "str",
     "tensor": "str",
     "role": "str",
@@ -100,9 +101,12 @@ AXIS_COLUMNS = {
     "density": "float64",
     "ratio": "object",
     "dispersion": "float64",
-    **{f"{null}_{name}": "float64" for null in NULLS for name in SUMMARY},
-    "draws": "int64",
 }
+
+
+def axis_columns(nulls: Sequence[Null]) -> dict[str, str]:
+    """Columns of the axis table and their types, with those of the nulls that it is measured with."""
+    return {**_AXIS_COLUMNS, **summary_columns(nulls), "draws": "int64"}
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,13 @@ class PairTensors:
     draws: int = 0
     seed: int = 0
     axes: bool = True
+    nulls: Sequence[Null] = ()
 
-    tables = {"tensor": TENSOR_COLUMNS, "axis": AXIS_COLUMNS, "tensor_sweep": TENSOR_SWEEP_COLUMNS}
+    @property
+    def tables(self) -> dict[str, dict[str, str]]:
+        """Tables and their columns."""
+        axis = axis_columns(self.nulls)
+        return {"tensor": TENSOR_COLUMNS, "axis": axis, "tensor_sweep": TENSOR_SWEEP_COLUMNS}
 
     @cached_property
     def aligned(self) -> dict[str, AlignedTensor]:
@@ -165,8 +174,23 @@ class PairTensors:
         axis: list[dict] = []
         if self.axes and is_block_matrix(facts):
             observed = counted.counts
-            axis = _axis_rows(pair, facts, observed, numbers["storage_norm_scale"], self.draws, self.seed)
+            axis = self._axis_rows(pair, facts, observed, numbers["storage_norm_scale"])
         return counted, {"tensor": [facts | numbers], "axis": axis}
+
+    def _axis_rows(
+        self, pair: TensorPair | None, facts: dict, counts: MaskCounts, scale: float
+    ) -> list[dict]:
+        """Both rows of a matrix; with null masks beside it only where it is held as a whole."""
+        rows = {axis: axis_row(facts, axis, counts, self.draws) for axis in ("row", "column")}
+        if pair is None or not self.draws:
+            return list(rows.values())
+        observed = observe(facts["pair"], pair, self.seed, scale)
+        for null in self.nulls:
+            masks = islice(null_masks(null, observed, self.seed), self.draws)
+            drawn = [{axis: axis_facts(mask, axis)[1] for axis in rows} for mask in masks]
+            for axis, row in rows.items():
+                row |= null_columns(null.name, row["dispersion"], [draw[axis] for draw in drawn])
+        return list(rows.values())
 
 
 def is_block_matrix(facts: dict) -> bool:
@@ -249,6 +273,7 @@ def measure_pair(
     draws: int = 0,
     seed: int = 0,
     axes: bool = True,
+    nulls: Sequence[Null] = (),
 ) -> dict[str, pd.DataFrame]:
     """Measure every tensor of a pair, one at a time.
 
@@ -258,12 +283,13 @@ def measure_pair(
     draws : masks per null and matrix in the axis table; 0 leaves the nulls' columns there empty.
     seed : of the nulls.
     axes : whether the axis table is measured at all.
+    nulls : those beside it.
 
     Raises
     ------
     PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    return measure_all(PairTensors(base, tuned, name, draws, seed, axes))
+    return measure_all(PairTensors(base, tuned, name, draws, seed, axes, nulls))
 
 
 def write_masks(base: Checkpoint, tuned: Checkpoint, path: Path) -> None:
@@ -384,27 +410,6 @@ def difference(after: Tensor, before: Tensor) -> Tensor:
     for start, stop in row_ranges(tuple(after.shape)):
         delta[start:stop] = after[start:stop].double() - before[start:stop].double()
     return delta
-
-
-def _axis_rows(
-    pair: TensorPair | None, facts: dict, counts: MaskCounts, scale: float, draws: int, seed: int
-) -> list[dict]:
-    """Both rows of a matrix; with null masks beside it only where it is held as a whole."""
-    rows = {axis: axis_row(facts, axis, counts, draws) for axis in ("row", "column")}
-    if pair is None or not draws:
-        return list(rows.values())
-    observed = observe(facts["pair"], pair, seed, scale)
-    for kind in NULLS:
-        following = null_stream(kind, observed, seed)
-        drawn = [{axis: axis_facts(mask, axis)[1] for axis in rows} for mask in _take(following, draws)]
-        for axis, row in rows.items():
-            row |= null_columns(kind, row["dispersion"], [draw[axis] for draw in drawn])
-    return list(rows.values())
-
-
-def _take(following: Callable[[], Tensor], number: int) -> Iterator[Tensor]:
-    for _ in range(number):
-        yield following()
 
 
 def axis_row(facts: dict, axis: str, mask: Tensor | MaskCounts, draws: int) -> dict:

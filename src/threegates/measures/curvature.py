@@ -29,7 +29,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.curvature import HessianProducts, fisher_quadratic
 from threegates.geometry.decomposition import LeadingSpectrum
 from threegates.geometry.masks import update_mask
-from threegates.geometry.nulls import noise_generator
+from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.principal import HEADLINE_ALPHA, headline_rank, principal_mask
 from threegates.measures.bases import base_of
 from threegates.measures.batch import Batch

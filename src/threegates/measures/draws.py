@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,47 +12,19 @@ from torch import Tensor
 
 from threegates.checkpoints.pairs import TensorPair
 from threegates.geometry.masks import update_mask
-from threegates.geometry.nulls import (
-    bernoulli_mask,
-    change_probability,
-    gaussian_noise,
-    noise_generator,
-    scale_to_pass,
-    smallest,
-    storage_mask_at_density,
-    storage_mask_at_norm,
-    storage_scale_for_norm,
-    stratified_permutation,
-    summarise,
-)
-from threegates.geometry.precision import ETA, gaps_beyond
+from threegates.geometry.nulls.noise import noise_generator
+from threegates.geometry.nulls.null import Null, Observed
+from threegates.geometry.nulls.storage_norm import change_probability, storage_scale_for_norm
+from threegates.geometry.nulls.summaries import summarise
+from threegates.geometry.precision import ETA
 
 #: Tolerances of Definition 2.1 that stored changes are also looked at with, beside the paper's own: bf16
 #: values lie .4 to .8 % apart, so that these leave out some or all changes by one code.
 COARSE_ETAS = (5e-3, 1e-2)
-NULLS = ("bernoulli", "storage_density", "storage_norm", "magnitude")
 SUMMARY = ("mean", "sd", "low", "high", "p", "z", "log_mean")
 
 # Above this many entries the scale of null 1b is found on an even sample: 2²² entries fix it to .1 %.
 SAMPLE = 1 << 22
-
-
-@dataclass(frozen=True)
-class ObservedMask:
-    """A run's update mask of one tensor, with what its nulls are matched to.
-
-    `changed` is the mask's count (nulls bernoulli and 1a), `scale` the standard deviation of the Gaussian
-    noise whose rounded update has the stored norm (null 1b), `eta` the tolerance by which a weight counts as
-    changed.
-    """
-
-    run: str
-    tensor: str
-    base: Tensor
-    mask: Tensor
-    changed: int
-    scale: float
-    eta: float = ETA
 
 
 class EvenSample:
@@ -90,15 +62,15 @@ def even_sample(x: Tensor) -> EvenSample:
     return sample
 
 
-def observe(run: str, pair: TensorPair, seed: int, scale: float | None = None) -> ObservedMask:
+def observe(run: str, pair: TensorPair, seed: int, scale: float | None = None) -> Observed:
     """The update mask of one tensor of one run, and the scales of its nulls; `scale`, where it is known."""
     mask = update_mask(pair.base, pair.tuned)
     if scale is None:
         scale = noise_scale(pair, noise_generator(seed, "scale", run, pair.name))
-    return ObservedMask(run, pair.name, pair.base, mask, int(mask.count_nonzero()), scale)
+    return Observed(run, pair.name, pair.base, mask, int(mask.count_nonzero()), scale)
 
 
-def coarsened(observed: ObservedMask, tuned: Tensor, eta: float) -> ObservedMask:
+def coarsened(observed: Observed, tuned: Tensor, eta: float) -> Observed:
     """The same run's mask at another tolerance; the noise of its nulls keeps its scale."""
     mask = update_mask(observed.base, tuned, eta)
     return replace(observed, mask=mask, changed=int(mask.count_nonzero()), eta=eta)
@@ -149,37 +121,17 @@ def noise_sparsity(base: EvenSample, scale: float, eta: float = ETA) -> tuple[fl
     return 1 - float(probability.mean()), math.sqrt(variance)
 
 
-def null_stream(kind: str, observed: ObservedMask, seed: int) -> Callable[[], Tensor]:
-    """A function that gives the next null mask of that kind at each call.
+def null_masks(null: Null, observed: Observed, seed: int) -> Iterator[Tensor]:
+    """Masks of a null beside an observed one, without end.
 
-    The stream depends on seed, kind, run and tensor alone, so that jobs may be cut in any way.
+    The stream depends on seed, null, run and tensor alone, so that jobs may be cut in any way.
     """
-    generator = noise_generator(seed, kind, observed.run, observed.tensor)
-    base = observed.base
-    if observed.eta >= 2.0**-9 and kind in _STORAGE:
-        return _coarse_storage(kind, observed, generator)
-    draw: dict[str, Callable[[], Tensor]] = {
-        "bernoulli": lambda: bernoulli_mask(base.shape, observed.changed, generator),
-        "storage_density": lambda: storage_mask_at_density(base, observed.changed, generator),
-        "storage_norm": lambda: storage_mask_at_norm(base, observed.scale, generator),
-        "magnitude": lambda: stratified_permutation(observed.mask, base, generator=generator),
-    }
-    return draw[kind]
+    return null.sampler(observed, noise_generator(seed, null.name, observed.run, observed.tensor))
 
 
-_STORAGE = ("storage_density", "storage_norm")
-
-
-def _coarse_storage(kind: str, observed: ObservedMask, generator: torch.Generator) -> Callable[[], Tensor]:
-    """Storage nulls at a tolerance above the paper's: noise that must reach a farther value."""
-    gaps = gaps_beyond(observed.base, observed.eta)
-
-    def needed() -> Tensor:
-        return scale_to_pass(gaps, gaussian_noise(observed.base.shape, generator).to(gaps[0].device))
-
-    if kind == "storage_density":
-        return lambda: smallest(needed(), observed.changed)
-    return lambda: needed() < observed.scale
+def summary_columns(nulls: Sequence[Null]) -> dict[str, str]:
+    """Names and types of what `null_columns` gives for these nulls."""
+    return {f"{null.name}_{name}": "float64" for null in nulls for name in SUMMARY}
 
 
 def null_columns(kind: str, observed: float, draws: Sequence[float] | np.ndarray) -> dict[str, float]:

@@ -27,7 +27,7 @@ from threegates.geometry.angles import SubspaceAngles, subspace_angles, widest_g
 from threegates.geometry.decomposition import LeadingSpectrum, update
 from threegates.geometry.directions import expected_energy, frobenius_norm, principal_energy, spectral_norm
 from threegates.geometry.norm_matching import gaussian_of_norm, match_norm
-from threegates.geometry.nulls import noise_generator
+from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.principal import headline_rank
 from threegates.geometry.spectra import FullSpectrum, singular_values, spectral_shift
 from threegates.measures.bases import REFERENCE_SIDE, Base, base_of

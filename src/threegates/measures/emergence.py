@@ -21,7 +21,8 @@ from threegates.checkpoints.pairs import align, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.masks import update_mask
-from threegates.geometry.nulls import noise_generator, storage_path
+from threegates.geometry.nulls.noise import noise_generator
+from threegates.geometry.nulls.paths import storage_path
 from threegates.geometry.precision import ETA
 from threegates.measures.agreement import AXES, rank_correlations
 from threegates.measures.by_tensor import typed

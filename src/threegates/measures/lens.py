@@ -22,7 +22,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.accumulation import crosses, displacement_ratio, reaches_half_ulp
 from threegates.geometry.masks import update_mask
-from threegates.geometry.nulls import noise_generator
+from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.precision import half_gap_towards, magnitude_bits, sign_word
 from threegates.measures.by_tensor import typed
 from threegates.measures.draws import frobenius

@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -45,19 +45,12 @@ from threegates.geometry.directions import (
 )
 from threegates.geometry.masks import pack, update_mask
 from threegates.geometry.norm_matching import match_norm
-from threegates.geometry.nulls import (
-    NullSummary,
-    gaussian_noise,
-    noise_generator,
-    scale_to_pass,
-    smallest,
-    stratified_permutations,
-    summarise,
-)
-from threegates.geometry.precision import ETA, gaps_beyond
+from threegates.geometry.nulls.noise import noise_generator
+from threegates.geometry.nulls.null import Null, Observed
+from threegates.geometry.nulls.summaries import NullSummary, summarise
+from threegates.geometry.precision import ETA
 from threegates.geometry.principal import (
     HEADLINE_ALPHA,
-    OVERLAP_NULLS,
     SMALLEST_FULL_SIDE,
     TARGETS,
     Overlap,
@@ -65,7 +58,6 @@ from threegates.geometry.principal import (
     SweepTargets,
     headline_rank,
     largest_updates,
-    null_masks,
     overlap_draws,
     overlap_sweep,
     overlaps,
@@ -80,7 +72,6 @@ from threegates.measures.draws import COARSE_ETAS, noise_scale
 from threegates.measures.partners import Partner
 
 RAW, MATCHED = "raw", "norm-matched"
-VIEWS = {"bf16": OVERLAP_NULLS, "fp32": ("bernoulli", "magnitude")}
 SUMMARY = ("mean", "sd", "low", "high", "p", "z")
 # Ranks of the sweep: shares of the smaller side where matrices are small, else 16 and the ranks LIFT tried.
 RANK_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
@@ -110,23 +101,10 @@ _FOUND = {
     "lift_low": "float64",
     "lift_high": "float64",
 }
-OVERLAP_COLUMNS = {
-    **_KEYS,
-    **_FOUND,
-    **{f"{null}_{name}": "float64" for null in OVERLAP_NULLS for name in SUMMARY},
-    "draws": "int64",
-}
 # Tolerances of the sweep, the paper's first. Draws of a null in each cell: one, for a cell is judged by means
 # over many matrices and runs.
 ETAS = (ETA, *COARSE_ETAS)
 SWEEP_DRAWS = 1
-SWEEP_COLUMNS = {
-    **_KEYS,
-    "smaller_side": "int64",
-    "eta": "float64",
-    **_FOUND,
-    **{f"{null}_mean": "float64" for null in ("storage_density", "storage_norm", "magnitude")},
-}
 _NARROW = ("view", "variant", "partner", "k", "pair", "tensor", "role", "layer")
 DIRECTION_SWEEP_COLUMNS = {
     **{name: _KEYS.get(name, "str") for name in _NARROW},
@@ -144,6 +122,18 @@ DIRECTION_COLUMNS = {
     "stable_rank": "float64",
     "norm_delta": "float64",
 }
+
+
+def overlap_columns(nulls: Sequence[Null]) -> dict[str, str]:
+    """Columns of the table ``overlap`` and their types, with those of the nulls that it is measured with."""
+    drawn = {f"{null.name}_{name}": "float64" for null in nulls for name in SUMMARY}
+    return {**_KEYS, **_FOUND, **drawn, "draws": "int64"}
+
+
+def sweep_columns(nulls: Sequence[Null]) -> dict[str, str]:
+    """Columns of the table ``sweep``; a uniform null's mean is the target's density and is not drawn."""
+    means = {f"{null.name}_mean": "float64" for null in nulls if not null.uniform}
+    return {**_KEYS, "smaller_side": "int64", "eta": "float64", **_FOUND, **means}
 
 
 @dataclass(frozen=True)
@@ -169,6 +159,7 @@ class _Subject:
     draws: int
     seed: int
     shared: Shared
+    nulls: Sequence[Null]
     known_scale: float | None = None
 
     @cached_property
@@ -193,6 +184,16 @@ class _Subject:
         """Source of what is drawn for this matrix of this pair under a name."""
         return noise_generator(self.seed, *names, self.facts["pair"], self.pair.name)
 
+    def nulls_of(self, view: str) -> list[Null]:
+        """Nulls of a view's masks: storage has no part in which float32 changes are the largest."""
+        return [null for null in self.nulls if view == "bf16" or not null.of_storage]
+
+    def observed(self, mask: Tensor, nulls: Sequence[Null], eta: float | None = None) -> Observed:
+        """A mask with what these nulls are matched to; a scale of noise is found if one asks for it."""
+        scale = self.scale if any("scale" in null.matched_to for null in nulls) else math.nan
+        changed = int(mask.count_nonzero())
+        return Observed(self.facts["pair"], self.pair.name, self.pair.base, mask, changed, scale, eta)
+
 
 @dataclass(frozen=True)
 class PairOverlap:
@@ -205,13 +206,17 @@ class PairOverlap:
     partner: Checkpoint | None = None
     partner_name: str = ""
     seed: int = 0
+    nulls: Sequence[Null] = field(kw_only=True)
 
-    tables = {
-        "overlap": OVERLAP_COLUMNS,
-        "sweep": SWEEP_COLUMNS,
-        "direction": DIRECTION_COLUMNS,
-        "direction_sweep": DIRECTION_SWEEP_COLUMNS,
-    }
+    @property
+    def tables(self) -> dict[str, dict[str, str]]:
+        """Tables and their columns."""
+        return {
+            "overlap": overlap_columns(self.nulls),
+            "sweep": sweep_columns(self.nulls),
+            "direction": DIRECTION_COLUMNS,
+            "direction_sweep": DIRECTION_SWEEP_COLUMNS,
+        }
 
     @cached_property
     def names(self) -> list[str]:
@@ -230,7 +235,7 @@ class PairOverlap:
         if not pair.base.numel():
             return found
         rank = max(sweep_ranks(tuple(pair.base.shape)))
-        own = matrix_of(pair, self.name, self.draws, self.seed, rank, shared)
+        own = matrix_of(pair, self.name, self.draws, self.seed, rank, shared, self.nulls)
         for subject in _variants(own, self.in_norm.norm(tensor), self.partner_name):
             masks = _views(subject)
             found["overlap"] += overlap_rows(subject, masks)
@@ -246,6 +251,7 @@ def measure_overlap(
     *,
     name: str,
     draws: int,
+    nulls: Sequence[Null],
     partner: Checkpoint | None = None,
     partner_name: str = "",
     seed: int = 0,
@@ -256,6 +262,7 @@ def measure_overlap(
     ----------
     name : the pair's name, in the column `pair`.
     draws : masks per null and matrix; random frames are at least 20. With 0 the nulls' columns stay empty.
+    nulls : those beside the pair's masks.
     partner : another run on the same base, whose update norms the norm-matched variant takes; without it, or
         where it lacks the matrix, there is none.
     seed : of the nulls.
@@ -268,7 +275,7 @@ def measure_overlap(
     ------
     PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    return measure_all(PairOverlap(base, tuned, name, draws, partner, partner_name, seed))
+    return measure_all(PairOverlap(base, tuned, name, draws, partner, partner_name, seed, nulls=nulls))
 
 
 def _variants(own: _Subject, norm: float | None, partner: str) -> Iterator[_Subject]:
@@ -301,6 +308,7 @@ def matrix_of(
     seed: int,
     rank: int,
     shared: Shared,
+    nulls: Sequence[Null],
     known_scale: float | None = None,
 ) -> _Subject:
     """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank.
@@ -320,7 +328,7 @@ def matrix_of(
         "k": k,
     }
     triplets = _leading_triplets(pair.base, rank, shared)
-    return _Subject(facts, pair, triplets, k, draws, seed, shared, known_scale)
+    return _Subject(facts, pair, triplets, k, draws, seed, shared, nulls, known_scale)
 
 
 def dtype_name(x: Tensor) -> str:
@@ -373,12 +381,12 @@ def _null_columns(
     columns: dict[str, dict[str, float]] = {target: {} for target in targets}
     if not subject.draws or not mask.any():
         return columns
-    scale = subject.scale if view == "bf16" else None
-    for null in VIEWS[view]:
-        source = subject.generator("overlap", view, null)
-        masks = null_masks(null, subject.pair.base, mask, source, scale=scale)
+    nulls = subject.nulls_of(view)
+    observed = subject.observed(mask, nulls)
+    for null in nulls:
+        masks = null.sampler(observed, subject.generator("overlap", view, null.name))
         for target, values in overlap_draws(masks, targets, subject.draws).items():
-            columns[target] |= _summary(null, found[target].overlap, values)
+            columns[target] |= _summary(null.name, found[target].overlap, values)
     return columns
 
 
@@ -406,7 +414,7 @@ class _Swept:
 
 def _sweep_rows(subject: _Subject, largest: Tensor) -> list[dict]:
     """Every view, target, rank, share and tolerance; `largest` marks the largest float32 changes."""
-    swept = [*_stored_masks(subject), *_with_magnitude(subject, "fp32", math.nan, largest)]
+    swept = [*_stored_masks(subject), *_beside_nulls(subject, "fp32", math.nan, largest)]
     targets = subject.shared.of("sweep", subject.pair.base, lambda: _sweep_targets(subject))
     cells = overlap_sweep(targets, [pack(one.mask) for one in swept])
     drawn: dict[tuple, list[float]] = defaultdict(list)
@@ -426,37 +434,33 @@ def _sweep_row(subject: _Subject, place: tuple, target: str, found: Overlap, dra
     view, eta, rank, alpha = place
     cell = {"view": view, "eta": eta, "k": rank, "alpha": alpha, "target": target}
     nulls = {
-        f"{null}_mean": float(np.mean(drawn[*map(str, place), target, null]))
-        for null in ("storage_density", "storage_norm", "magnitude")
-        if (*map(str, place), target, null) in drawn
+        f"{null.name}_mean": float(np.mean(drawn[*map(str, place), target, null.name]))
+        for null in subject.nulls
+        if (*map(str, place), target, null.name) in drawn
     }
     size = {"smaller_side": min(subject.pair.base.shape)}
     return {**subject.facts, **size, **cell, **_numbers(found), **nulls}
 
 
 def _stored_masks(subject: _Subject) -> Iterator[_Swept]:
-    """The bf16 mask at every tolerance, and its nulls; one noise serves all tolerances."""
+    """The bf16 mask at every tolerance, and its nulls."""
     base = subject.pair.base
     for eta in ETAS:
-        mask = update_mask(base, subject.pair.tuned, eta)
-        yield from _with_magnitude(subject, "bf16", eta, mask)
-        if not subject.draws or not mask.any():
-            continue
-        gaps, changed = gaps_beyond(base, eta), int(mask.count_nonzero())
-        source = subject.generator("sweep", "storage")
-        for _ in range(SWEEP_DRAWS):
-            needed = scale_to_pass(gaps, gaussian_noise(base.shape, source).to(base.device))
-            yield _Swept("bf16", eta, "storage_density", smallest(needed, changed))
-            yield _Swept("bf16", eta, "storage_norm", needed < subject.scale)
+        yield from _beside_nulls(subject, "bf16", eta, update_mask(base, subject.pair.tuned, eta))
 
 
-def _with_magnitude(subject: _Subject, view: str, eta: float, mask: Tensor) -> Iterator[_Swept]:
-    """A mask, and itself shuffled among weights of equal size."""
+def _beside_nulls(subject: _Subject, view: str, eta: float, mask: Tensor) -> Iterator[_Swept]:
+    """A mask, and draws of those nulls whose mean has to be drawn."""
     yield _Swept(view, eta, "", mask)
-    if subject.draws and mask.any():
-        source = subject.generator("sweep", "magnitude", view)
-        shuffled = stratified_permutations(mask, subject.pair.base, generator=source)
-        yield from (_Swept(view, eta, "magnitude", one) for one in islice(shuffled, SWEEP_DRAWS))
+    nulls = [null for null in subject.nulls_of(view) if not null.uniform]
+    if not subject.draws or not mask.any():
+        return
+    observed = subject.observed(mask, nulls, None if math.isnan(eta) else eta)
+    for null in nulls:
+        # One noise serves all storage nulls; each stream begins anew, so it serves all tolerances too.
+        names = ("storage",) if null.of_storage else (null.name, view)
+        masks = null.sampler(observed, subject.generator("sweep", *names))
+        yield from (_Swept(view, eta, null.name, one) for one in islice(masks, SWEEP_DRAWS))
 
 
 def _sweep_targets(subject: _Subject) -> SweepTargets:

@@ -31,7 +31,8 @@ from threegates.checkpoints.pairs import align, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.masks import column_ratio, jaccard, pack, popcount, row_ratio, update_mask
-from threegates.geometry.nulls import noise_generator, storage_mask_at_density
+from threegates.geometry.nulls.noise import noise_generator
+from threegates.geometry.nulls.storage_density import storage_mask_at_density
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.rotation import (
     AXIS_OF_HEADS,

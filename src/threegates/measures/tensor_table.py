@@ -8,15 +8,17 @@ column `spectra`; its numbers are empty.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 from threegates.checkpoints.pairs import TensorPair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.masks import update_mask
-from threegates.geometry.principal import HEADLINE_ALPHA, OVERLAP_NULLS, TARGETS, headline_rank
+from threegates.geometry.nulls.null import Null
+from threegates.geometry.principal import HEADLINE_ALPHA, TARGETS, headline_rank
 from threegates.measures.by_tensor import Rows, Shared
-from threegates.measures.changes import AXIS_COLUMNS, TENSOR_COLUMNS, PairTensors, is_block_matrix
+from threegates.measures.changes import TENSOR_COLUMNS, PairTensors, axis_columns, is_block_matrix
 from threegates.measures.drift import DRIFT_COLUMNS, drift_numbers, moved_from
 from threegates.measures.overlap import matrix_of, overlap_rows
 
@@ -47,22 +49,25 @@ OF_NULL = ("mean", "low", "high", "p")
 #: Types that have room for nothing.
 _NULLABLE = {"int64": "Int64", "bool": "boolean"}
 
-SPECTRA_COLUMNS = {
+_SPECTRA_COLUMNS = {
     "spectra": "str",
     **{name: _NULLABLE.get(DRIFT_COLUMNS[name], DRIFT_COLUMNS[name]) for name in SPECTRAL},
     "alpha": "float64",
     **{f"{what}_{target}": "float64" for target in TARGETS for what in ("overlap", "density")},
-    **{
-        f"overlap_{target}_{null}_{what}": "float64"
-        for target in TARGETS
-        for null in OVERLAP_NULLS
-        for what in OF_NULL
-    },
-    "draws": "int64",
 }
-COLUMNS = {**TENSOR_COLUMNS, **SPECTRA_COLUMNS}
 
 MEASURED = "measured"
+
+
+def table_columns(nulls: Sequence[Null]) -> dict[str, str]:
+    """Columns of the table and their types, with those of the nulls that it is measured with."""
+    drawn = {
+        f"overlap_{target}_{null.name}_{what}": "float64"
+        for target in TARGETS
+        for null in nulls
+        for what in OF_NULL
+    }
+    return {**TENSOR_COLUMNS, **_SPECTRA_COLUMNS, **drawn, "draws": "int64"}
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,7 @@ class PairTable:
     """A pair with one row a tensor.
 
     draws : masks under each null of overlaps and, with axes, of row and column ratios; 0 leaves their columns
-    empty. spectra : whether spectra, angles and overlaps are measured at all.
+    empty. spectra : whether spectra, angles and overlaps are measured at all. nulls : those beside it.
     """
 
     base: Checkpoint
@@ -80,13 +85,17 @@ class PairTable:
     seed: int = 0
     axes: bool = False
     spectra: bool = True
+    nulls: Sequence[Null] = ()
 
-    tables = {"tensor": COLUMNS, "axis": AXIS_COLUMNS}
+    @property
+    def tables(self) -> dict[str, dict[str, str]]:
+        """Both tables and their columns."""
+        return {"tensor": table_columns(self.nulls), "axis": axis_columns(self.nulls)}
 
     @cached_property
     def tensors(self) -> PairTensors:
         """The half of the measurement that every tensor has."""
-        return PairTensors(self.base, self.tuned, self.name, self.draws, self.seed, self.axes)
+        return PairTensors(self.base, self.tuned, self.name, self.draws, self.seed, self.axes, self.nulls)
 
     @property
     def names(self) -> list[str]:
@@ -126,11 +135,11 @@ class PairTable:
 
     def _overlaps(self, pair: TensorPair, scale: float, shared: Shared) -> dict[str, float]:
         rank = headline_rank(pair.base.shape)
-        matrix = matrix_of(pair, self.name, self.draws, self.seed, rank, shared, scale)
+        matrix = matrix_of(pair, self.name, self.draws, self.seed, rank, shared, self.nulls, scale)
         columns: dict[str, float] = {}
         for row in overlap_rows(matrix, {"bf16": update_mask(pair.base, pair.tuned)}):
             target = row["target"]
             columns |= {f"{what}_{target}": row[what] for what in ("overlap", "density")}
-            drawn = {f"{null}_{what}" for null in OVERLAP_NULLS for what in OF_NULL} & row.keys()
+            drawn = {f"{null.name}_{what}" for null in self.nulls for what in OF_NULL} & row.keys()
             columns |= {f"overlap_{target}_{name}": row[name] for name in drawn}
         return columns

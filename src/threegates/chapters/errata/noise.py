@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from threegates.geometry.masks import expected_jaccard, jaccard, pack
-from threegates.geometry.nulls import gaussian_noise, noise_generator, storage_mask_at_density
+from threegates.geometry.nulls.noise import gaussian_noise, noise_generator
+from threegates.geometry.nulls.storage_density import storage_mask_at_density
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.principal import headline_rank, overlaps, principal_targets
 

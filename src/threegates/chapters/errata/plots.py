@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter
 
 from threegates.figures.style import style
+from threegates.geometry.nulls import bernoulli
 
 _SINE, _PRINTED, _CORRECTED, _GREY = "#000000", "#D55E00", "#0072B2", "#7F7F7F"
 
@@ -76,7 +77,7 @@ def _agreement(ax: Axes, found: pd.DataFrame) -> None:
     means = found.groupby("density")[["jaccard", "bernoulli"]].mean()
     ax.fill_between(means.index, means["bernoulli"], means["jaccard"], color="#0072B2", alpha=0.12, lw=0)
     ax.plot(means.index, means["jaccard"], "o-", color="#0072B2", label="two rounded noises")
-    ax.plot(means.index, means["bernoulli"], "--", color="#000000", lw=1.4, label="Bernoulli (the paper's)")
+    ax.plot(means.index, means["bernoulli"], "--", color="#000000", lw=1.4, label=bernoulli.NULL.title)
     ax.set(xlim=(0, 1), ylim=(-0.02, 1.02), xlabel="share of weights that changed", ylabel="Jaccard index")
     ax.set_title("Masks agree above chance")
     ax.legend(loc="upper left")

@@ -13,9 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator, PercentFormatter
 
 from threegates.chapters.learning_rate.views import GROUPS
-from threegates.figures.style import NULLS, colour, style
+from threegates.figures.style import colour, style
+from threegates.geometry.nulls import storage_norm
 
-_NULL, _NULL_GREY, _NULL_MARK = NULLS["storage_norm"]
+# The chapter asks what sparsity owes to the norm of an update, which this null holds.
+_NULL = storage_norm.NULL
 #: All runs are GRPO's; a second optimiser needs a colour that no method has.
 _TINTS = {"AdamW": colour("GRPO"), "SGD": "#8C510A", "AdamW, pure bf16": colour("GRPO")}
 _MARKS = {"AdamW": "o", "SGD": "s", "AdamW, pure bf16": "o"}
@@ -61,7 +63,7 @@ def _rate_line(ax: Axes, runs: pd.DataFrame, summary: pd.DataFrame, group: str) 
         fp32: dict[str, Any] = {"marker": _MARKS[group], "mec": tint, "mfc": "white", "lw": 0, "ms": 5}
         ax.plot(runs["learning_rate"], runs["sparsity_fp32"], **fp32)
         null = summary["learning_rate"], summary["sparsity_storage_norm"]
-        ax.plot(*null, _NULL_MARK, color=_NULL_GREY, ms=12, lw=0, zorder=2)
+        ax.plot(*null, _NULL.marker, color=_NULL.colour, ms=12, lw=0, zorder=2)
         ax.plot(summary["learning_rate"], summary["sparsity"], color=tint, lw=1.4, zorder=1)
     ax.vlines(summary["learning_rate"], summary["low"], summary["high"], color=tint, lw=2.6, zorder=3)
     ax.plot(runs["learning_rate"], runs["sparsity"], ms=8, alpha=0.85, zorder=4, **_look(group))
@@ -85,7 +87,7 @@ def _rate_key(runs: pd.DataFrame) -> list[Line2D]:
 
 
 def _null_key() -> Line2D:
-    return Line2D([], [], marker=_NULL_MARK, color=_NULL_GREY, ms=9, lw=0, label=f"noise: {_NULL}")
+    return Line2D([], [], marker=_NULL.marker, color=_NULL.colour, ms=9, lw=0, label=f"noise: {_NULL.title}")
 
 
 def _pure_key(runs: pd.DataFrame) -> list[Line2D]:
@@ -102,8 +104,8 @@ def by_norm(runs: pd.DataFrame) -> Figure:
     with style():
         fig, ax = plt.subplots(figsize=(8.0, 5.0))
         ends = runs["sparsity_storage_norm"], runs["sparsity"]
-        ax.vlines(runs["norm"], *ends, color=_NULL_GREY, lw=1, zorder=1)
-        ax.plot(runs["norm"], ends[0], _NULL_MARK, color=_NULL_GREY, ms=12, lw=0, zorder=2)
+        ax.vlines(runs["norm"], *ends, color=_NULL.colour, lw=1, zorder=1)
+        ax.plot(runs["norm"], ends[0], _NULL.marker, color=_NULL.colour, ms=12, lw=0, zorder=2)
         for group in _present(runs):
             rows = runs[runs["group"] == group]
             ax.plot(rows["norm"], rows["sparsity"], ms=8, alpha=0.85, zorder=3, **_look(group))

@@ -11,9 +11,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from threegates.chapters.principal_overlap.views import beside_lifts
 from threegates.figures.names import ROLES
+from threegates.figures.nulls import shown_nulls
 from threegates.figures.overlap_marks import TARGETS, beside_overlaps, overlap_row
-from threegates.figures.style import DIVERGING, NULLS, colour, heatmap, log_ticks, style
+from threegates.figures.style import DIVERGING, colour, heatmap, log_ticks, style
+from threegates.geometry.nulls.null import Null
 
 _RL = "#0072B2"
 
@@ -26,10 +29,10 @@ def group_colour(group: str) -> str:
 def overlaps_against_nulls(frame: pd.DataFrame) -> Figure:
     """Draw overlap by matrix type beside density and nulls: one line of panels a group, one column a target.
 
-    Columns: group, role, target, overlap, overlap_low, overlap_high, density, and for each null of
-    `figures.NULLS` ``_mean``, ``_low`` and ``_high``.
+    Columns: group, role, target, overlap, overlap_low, overlap_high, density, and for each null
+    to be drawn ``_mean``, ``_low`` and ``_high``.
     """
-    groups = list(dict.fromkeys(frame["group"]))
+    groups, nulls = list(dict.fromkeys(frame["group"])), shown_nulls(frame, uniform=False)
     roles = [role for role in ROLES if role in set(frame["role"])]
     with style():
         fig, axes = plt.subplots(
@@ -44,29 +47,33 @@ def overlaps_against_nulls(frame: pd.DataFrame) -> Figure:
             for ax, (target, title) in zip(line, TARGETS.items(), strict=True):
                 rows = frame[(frame["group"] == group) & (frame["target"] == target)].set_index("role")
                 for y, role in enumerate(roles):
-                    overlap_row(ax, y, rows.loc[role], group_colour(group))
+                    overlap_row(ax, y, rows.loc[role], group_colour(group), nulls)
                 ax.set_title(f"{title}\n{group}", fontsize=10.5)
                 ax.set_ylim(len(roles) - 0.4, -0.6)
                 ax.grid(axis="x")
         for ax in axes[-1]:
             ax.set_xlabel("share of the update on them")
         axes[0, 0].set_yticks(range(len(roles)), [ROLES[role] for role in roles])
-        fig.legend(handles=_overlap_key(groups), loc="outside lower center", ncols=3, handletextpad=0.4)
+        fig.legend(
+            handles=_overlap_key(groups, nulls), loc="outside lower center", ncols=3, handletextpad=0.4
+        )
     return fig
 
 
-def _overlap_key(groups: list[str]) -> list[Line2D]:
+def _overlap_key(groups: list[str], nulls: list[Null]) -> list[Line2D]:
     observed = [
         Line2D(
             [], [], marker="o", color=group_colour(g), mec="white", ms=7, lw=2.4, label=f"{g}, range of runs"
         )
         for g in groups
     ]
-    return [*observed, *beside_overlaps("density (the paper's)")]
+    return [*observed, *beside_overlaps(nulls, "density (the paper's)")]
 
 
 def lifts_by_layer(frame: pd.DataFrame) -> Figure:
     """Draw lift by block and matrix type as heat maps: observed above, storage null 1a below.
+
+    One null has room here: null 1a's masks have the density of the observed ones.
 
     Columns: kind ("observed" or "storage_density"), target, role, layer, lift.
     """
@@ -132,9 +139,9 @@ def _lift_map(ax: Axes, cells: pd.DataFrame, spread: float) -> None:
 def bf16_beside_fp32(frame: pd.DataFrame) -> Figure:
     """Draw the lift of the bf16 mask beside the lift of the largest fp32 changes, one panel a group.
 
-    Columns: group, role, bf16, fp32, storage_norm and magnitude (lifts of the nulls of the bf16 mask).
+    Columns: group, role, bf16, fp32, and by their names the nulls of the bf16 mask; all are lifts.
     """
-    groups = list(dict.fromkeys(frame["group"]))
+    groups, nulls = list(dict.fromkeys(frame["group"])), beside_lifts(shown_nulls(frame, "{}"))
     roles = [role for role in ROLES if role in set(frame["role"])]
     with style():
         fig, axes = plt.subplots(
@@ -143,27 +150,27 @@ def bf16_beside_fp32(frame: pd.DataFrame) -> Figure:
         for ax, group in zip(axes[0], groups, strict=True):
             rows = frame[frame["group"] == group].set_index("role").reindex(roles)
             y, tint = np.arange(len(roles)), group_colour(group)
-            for null, down in (("storage_norm", 0.12), ("magnitude", 0.26)):
-                ax.plot(rows[null], y + down, NULLS[null][2], color=NULLS[null][1], ms=5.5, mew=0)
+            for null, down in zip(nulls, np.linspace(0.12, 0.26, len(nulls)), strict=True):
+                ax.plot(rows[null.name], y + down, null.marker, color=null.colour, ms=5.5, mew=0)
             ax.plot(rows["fp32"], y - 0.12, "o", mfc="white", mec=tint, ms=7, mew=1.5)
             ax.plot(rows["bf16"], y - 0.12, "o", color=tint, ms=7, mec="white")
             ax.axvline(1, color="#000000", lw=0.9, ls=":")
             ax.set(title=group, xlabel="lift on principal weights", ylim=(len(roles) - 0.5, -0.5))
             ax.grid(axis="x")
         axes[0, 0].set_yticks(range(len(roles)), [ROLES[role] for role in roles])
-        fig.legend(handles=_view_key(), loc="outside lower center", ncols=2, handletextpad=0.4)
+        fig.legend(handles=_view_key(nulls), loc="outside lower center", ncols=2, handletextpad=0.4)
     return fig
 
 
-def _view_key() -> list[Line2D]:
-    nulls = [
-        Line2D([], [], marker=NULLS[n][2], color=NULLS[n][1], ms=5.5, mew=0, lw=0, label=NULLS[n][0])
-        for n in ("storage_norm", "magnitude")
+def _view_key(nulls: list[Null]) -> list[Line2D]:
+    drawn = [
+        Line2D([], [], marker=null.marker, color=null.colour, ms=5.5, mew=0, lw=0, label=null.title)
+        for null in nulls
     ]
     return [
         Line2D([], [], marker="o", color="#4D4D4D", mec="white", ms=7, lw=0, label="bf16 mask"),
         Line2D([], [], marker="o", mfc="white", mec="#4D4D4D", ms=7, lw=0, label="largest changes in fp32"),
-        *nulls,
+        *drawn,
     ]
 
 

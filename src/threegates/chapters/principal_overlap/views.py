@@ -13,8 +13,11 @@ import pandas as pd
 from threegates.checkpoints.formats.roles import LINEAR
 from threegates.estimates.rows import SFT
 from threegates.figures.names import METHODS, method_name
+from threegates.figures.nulls import nulls_in
+from threegates.geometry.nulls import storage_density
+from threegates.geometry.nulls.null import Null
 from threegates.geometry.precision import ETA
-from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
+from threegates.geometry.principal import TARGETS
 from threegates.measures.overlap import MATCHED, RAW
 
 #: Names on the page of an update as it is and scaled to RL's norm.
@@ -62,7 +65,7 @@ def overlap_view(overlap: pd.DataFrame, view: str = "bf16") -> pd.DataFrame:
     the mean 2.5 % and 97.5 % quantiles of one matrix's draws.
     """
     rows = grouped(overlap[overlap["view"] == view])
-    columns = ["overlap", "density", *(f"{null}_{end}" for null in OVERLAP_NULLS for end in _ENDS)]
+    columns = ["overlap", "density", *(f"{null.name}_{end}" for null in nulls_in(rows) for end in _ENDS)]
     keys = ["group", "role", "target"]
     means = rows.groupby(keys, sort=False)[columns].mean()
     per_run = rows.groupby([*keys, "pair"], sort=False)["overlap"].mean().groupby(keys, sort=False)
@@ -72,7 +75,7 @@ def overlap_view(overlap: pd.DataFrame, view: str = "bf16") -> pd.DataFrame:
 def overlap_summary(overlap: pd.DataFrame) -> pd.DataFrame:
     """Mean overlap of each group with each target in both views, beside density and nulls."""
     rows = grouped(overlap)
-    columns = ["overlap", "density", *(f"{null}_mean" for null in OVERLAP_NULLS if null != "bernoulli")]
+    columns = ["overlap", "density", *(f"{null.name}_mean" for null in nulls_in(rows, uniform=False))]
     order = {target: number for number, target in enumerate(TARGETS)}
     means = rows.groupby(["group", "view", "target"], sort=False)[columns].mean().reset_index()
     return means.sort_values("target", key=lambda c: c.map(order), kind="stable").sort_values(
@@ -129,16 +132,22 @@ def _common(rows: pd.DataFrame) -> set[int]:
 
 
 def view_comparison(overlap: pd.DataFrame, target: str = "principal") -> pd.DataFrame:
-    """Lift with one target by group and matrix type: bf16, fp32, and what two nulls give bf16's masks."""
+    """Lift with one target by group and matrix type: bf16, fp32, and what nulls give bf16's masks."""
     rows = overlap[overlap["target"] == target]
     bf16, fp32 = (overlap_view(rows, view).set_index(["group", "role"]) for view in ("bf16", "fp32"))
     lifts = {
         "bf16": bf16["overlap"],
         "fp32": fp32["overlap"],
-        "storage_norm": bf16["storage_norm_mean"],
-        "magnitude": bf16["magnitude_mean"],
+        **{null.name: bf16[f"{null.name}_mean"] for null in beside_lifts(nulls_in(bf16))},
     }
     return pd.DataFrame({name: values / bf16["density"] for name, values in lifts.items()}).reset_index()
+
+
+def beside_lifts(nulls: list[Null]) -> list[Null]:
+    """Nulls that stand beside lifts: not a uniform one, whose lift is one, and not null 1a, which has maps of
+    its own (`layer_view`).
+    """
+    return [null for null in nulls if not null.uniform and null != storage_density.NULL]
 
 
 def matched_view(overlap: pd.DataFrame, direction: pd.DataFrame) -> pd.DataFrame:

@@ -15,7 +15,8 @@ from matplotlib.patches import Patch
 
 from threegates.estimates.intervals import t_interval
 from threegates.figures.names import ROLES
-from threegates.figures.style import NULLS, style
+from threegates.figures.style import style
+from threegates.geometry.nulls import storage_density
 from threegates.measures.rotation import BACK, RAW, ROTATED, UNTOUCHED
 
 #: Colour, marker and name of each comparison.
@@ -26,7 +27,8 @@ LOOKS: dict[str, tuple[str, str, str]] = {
     BACK: ("#009E73", "D", "against rotated, ΔW rotated back"),
 }
 _BANDS = {"touched": ("#FBE3D0", "rotated"), "permuted": ("#E9E9E9", "heads permuted only")}
-_NULL, _GREY = NULLS["storage_density"], "#4D4D4D"
+# Masks of equal density are compared, and this null has that density.
+_NULL, _GREY = storage_density.NULL, "#4D4D4D"
 _OFFSETS = (-0.3, -0.1, 0.1, 0.3)
 
 
@@ -162,7 +164,7 @@ def _row(ax: Axes, y: int, here: pd.DataFrame, comparisons: Sequence[str], nulls
         tint, marker, _ = LOOKS[comparison]
         place = y + offset
         if nulls:
-            ax.plot([own["null"].mean()], [place], "s", color=_NULL[1], ms=4.5, mew=0, zorder=2)
+            ax.plot([own["null"].mean()], [place], "s", color=_NULL.colour, ms=4.5, mew=0, zorder=2)
         mean, low, high = t_interval(own["value"])
         if np.isfinite(low):
             ax.plot([low, high], [place] * 2, color=tint, lw=2.0, alpha=0.45, zorder=3)
@@ -178,7 +180,9 @@ def _span(axes: Sequence[Axes], values: pd.DataFrame) -> None:
 
 
 def _null_mark() -> Line2D:
-    return Line2D([], [], marker="s", color=_NULL[1], ms=4.5, mew=0, lw=0, label="storage null 1a of each")
+    return Line2D(
+        [], [], marker="s", color=_NULL.colour, ms=4.5, mew=0, lw=0, label="storage null 1a of each"
+    )
 
 
 def _key(fig: Figure, view: pd.DataFrame, more: Sequence[Artist]) -> None:

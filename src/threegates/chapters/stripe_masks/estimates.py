@@ -61,11 +61,6 @@ def excess_spread(axis: pd.DataFrame, column: str) -> pd.Series:
     return np.sqrt((axis[column] - 1).clip(lower=0) * density * (1 - density) / length)
 
 
-def _jaccard_excess(null: str, tables: Tables, confidence: float) -> Estimate:
-    column = "bernoulli" if null == "bernoulli" else f"{null}_mean"
-    return _agreement_excess("jaccard", column, tables, confidence)
-
-
 def _agreement_excess(of: str, over: str, tables: Tables, confidence: float) -> Estimate:
     """One column of the agreement of RL masks minus another, the smallest matrix type; jackknife over seeds.
 
@@ -99,10 +94,10 @@ ESTIMATES: dict[str, Estimator] = {
     "rows_over_columns_qkv_storage_density": partial(_orientation, ("q", "k", "v"), "row", "storage_density"),
     "columns_over_rows_o": partial(_orientation, ("o",), "column", None),
     "columns_over_rows_o_storage_density": partial(_orientation, ("o",), "column", "storage_density"),
-    "jaccard_excess_bernoulli": partial(_jaccard_excess, "bernoulli"),
-    "jaccard_excess_storage_density": partial(_jaccard_excess, "storage_density"),
-    "jaccard_excess_storage_norm": partial(_jaccard_excess, "storage_norm"),
-    "jaccard_excess_magnitude": partial(_jaccard_excess, "magnitude"),
+    "jaccard_excess_bernoulli": partial(_agreement_excess, "jaccard", "bernoulli"),
+    "jaccard_excess_storage_density": partial(_agreement_excess, "jaccard", "storage_density_mean"),
+    "jaccard_excess_storage_norm": partial(_agreement_excess, "jaccard", "storage_norm_mean"),
+    "jaccard_excess_magnitude": partial(_agreement_excess, "jaccard", "magnitude_mean"),
     # What storage alone gives: the same measure on the masks of noise of RL's norm in place of RL's.
     "noise_jaccard_excess": partial(_agreement_excess, "storage_norm_mean", "bernoulli"),
 }

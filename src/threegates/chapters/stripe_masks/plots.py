@@ -6,6 +6,8 @@ columns in each docstring. Ratios lie in [0, 1].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -16,7 +18,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from threegates.figures.names import ROLES
-from threegates.figures.style import DIVERGING, NULLS, SEQUENTIAL, heatmap, log_ticks, style
+from threegates.figures.nulls import shown_nulls
+from threegates.figures.style import DIVERGING, SEQUENTIAL, heatmap, log_ticks, style
+from threegates.geometry.nulls.null import Null
+from threegates.geometry.nulls.table import NULLS
 
 
 def consensus_maps(frame: pd.DataFrame, head_size: int | None = None) -> Figure:
@@ -63,7 +68,7 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _kind_title(kind: str) -> str:
     """Name a line of maps."""
-    return "observed" if kind == "observed" else NULLS[kind][0]
+    return "observed" if kind == "observed" else NULLS[kind].title
 
 
 def _map_with_margins(body: Axes, top: Axes, side: Axes, consensus: np.ndarray) -> AxesImage:
@@ -94,17 +99,18 @@ def _head_borders(ax: Axes, role: str, head_size: float | None, shape: tuple[int
 def stripes_against_nulls(frame: pd.DataFrame) -> Figure:
     """Draw how far row and column ratios spread in each matrix type, beside what the nulls give.
 
-    Columns: role, axis ("row" or "column"), dispersion, and for each null of `figures.NULLS` ``<null>_mean``.
+    Columns: role, axis ("row" or "column"), dispersion, and for each null to be drawn ``<null>_mean``.
     """
-    roles = [r for r in ROLES if r in set(frame["role"])]
+    roles, nulls = [r for r in ROLES if r in set(frame["role"])], shown_nulls(frame)
     with style():
         fig, axes = plt.subplots(1, 2, figsize=(9.6, 1.3 + 0.42 * len(roles)), sharex=True, sharey=True)
         for ax, axis in zip(axes, ("row", "column"), strict=True):
             rows = frame[frame["axis"] == axis].set_index("role")
             for y, role in enumerate(roles):
-                for name, (_, grey, marker) in NULLS.items():
-                    wide = {"ms": 11, "mew": 2} if marker == "|" else {"ms": 5.5, "mew": 0}
-                    ax.plot([rows.loc[role, f"{name}_mean"]], [y], marker, color=grey, **wide)
+                for null in nulls:
+                    wide = {"ms": 11, "mew": 2} if null.marker == "|" else {"ms": 5.5, "mew": 0}
+                    mean = rows.loc[role, f"{null.name}_mean"]
+                    ax.plot([mean], [y], null.marker, color=null.colour, **wide)
                 ax.plot([rows.loc[role, "dispersion"]], [y], "o", color="#0072B2", ms=8, mec="white")
             ax.axvline(1, color="#000000", lw=0.8, ls=":")
             ax.set(xscale="log", ylim=(len(roles) - 0.5, -0.5), title=f"{axis} ratios")
@@ -114,7 +120,7 @@ def stripes_against_nulls(frame: pd.DataFrame) -> Figure:
             ax.set_xticks(log_ticks(1, max(2.0, 1.5 * frame["dispersion"].max())))
             ax.grid(axis="x")
         axes[0].set_yticks(range(len(roles)), [ROLES[r] for r in roles])
-        fig.legend(handles=_jaccard_key("observed"), loc="outside lower center", ncols=3)
+        fig.legend(handles=_jaccard_key(nulls, "observed"), loc="outside lower center", ncols=3)
     return fig
 
 
@@ -159,12 +165,12 @@ def _tint_ticks(ax: Axes, colours: dict[str, str]) -> None:
 
 
 def jaccard_against_nulls(frame: pd.DataFrame) -> Figure:
-    """Draw the mean Jaccard of each matrix type beside its four baselines.
+    """Draw the mean Jaccard of each matrix type beside its baselines.
 
     Columns: group (a panel, such as "RL runs"), role, jaccard, jaccard_low, jaccard_high, and for each null
-    of `figures.NULLS` its mean, with `_low` and `_high` where it was drawn.
+    to be drawn its mean, with `_low` and `_high` where it has them.
     """
-    groups = list(dict.fromkeys(frame["group"]))
+    groups, nulls = list(dict.fromkeys(frame["group"])), shown_nulls(frame, "{}")
     with style():
         fig, axes = plt.subplots(
             1, len(groups), figsize=(1.6 + 4.0 * len(groups), 4.6), sharey=True, squeeze=False
@@ -173,39 +179,34 @@ def jaccard_against_nulls(frame: pd.DataFrame) -> Figure:
             rows = frame[frame["group"] == group]
             roles = [r for r in ROLES if r in set(rows["role"])]
             for y, role in enumerate(roles):
-                _jaccard_row(ax, y, rows[rows["role"] == role].iloc[0])
+                _jaccard_row(ax, y, rows[rows["role"] == role].iloc[0], nulls)
             ax.set(ylim=(len(roles) - 0.4, -0.6), xlabel="Jaccard index", title=group)
             ax.set_yticks(range(len(roles)), [ROLES[r] for r in roles])
             ax.grid(axis="x")
-        fig.legend(handles=_jaccard_key(), loc="outside lower center", ncols=3, handletextpad=0.4)
+        fig.legend(handles=_jaccard_key(nulls), loc="outside lower center", ncols=3, handletextpad=0.4)
     return fig
 
 
-def _jaccard_row(ax: Axes, y: int, row: pd.Series) -> None:
+def _jaccard_row(ax: Axes, y: int, row: pd.Series, nulls: Sequence[Null]) -> None:
     """Draw the observed value and its baselines, each on a line of its own within the row."""
-    offsets = np.linspace(0.3, -0.05, len(NULLS))
-    for (name, (_, grey, marker)), down in zip(NULLS.items(), offsets, strict=True):
-        low, high = row.get(f"{name}_low", np.nan), row.get(f"{name}_high", np.nan)
-        ax.plot([low, high], [y + down] * 2, color=grey, lw=2)
-        ax.plot(
-            [row[name]],
-            [y + down],
-            marker,
-            color=grey,
-            ms=11 if marker == "|" else 5.5,
-            mew=2 if marker == "|" else 0,
-        )
+    for null, down in zip(nulls, np.linspace(0.3, -0.05, len(nulls)), strict=True):
+        ends = [row.get(f"{null.name}_{end}", np.nan) for end in ("low", "high")]
+        ax.plot(ends, [y + down] * 2, color=null.colour, lw=2)
+        wide = {"ms": 11, "mew": 2} if null.marker == "|" else {"ms": 5.5, "mew": 0}
+        ax.plot([row[null.name]], [y + down], null.marker, color=null.colour, **wide)
     ax.plot([row["jaccard_low"], row["jaccard_high"]], [y - 0.25] * 2, color="#0072B2", lw=2.5)
     ax.plot([row["jaccard"]], [y - 0.25], "o", color="#0072B2", ms=8, mec="white")
 
 
-def _jaccard_key(observed_label: str = "observed (range of runs)") -> list[Line2D]:
+def _jaccard_key(nulls: Sequence[Null], observed: str = "observed (range of runs)") -> list[Line2D]:
     """Explain the marks of what is observed and of each null."""
-    observed = Line2D([], [], marker="o", color="#0072B2", mec="white", ms=8, lw=2.5, label=observed_label)
-    return [observed] + [
-        Line2D([], [], marker=marker, color=grey, ms=11 if marker == "|" else 5.5, mew=2, lw=0, label=name)
-        for name, grey, marker in NULLS.values()
-    ]
+    dot = Line2D([], [], marker="o", color="#0072B2", mec="white", ms=8, lw=2.5, label=observed)
+    return [dot, *map(_null_handle, nulls)]
+
+
+def _null_handle(null: Null) -> Line2D:
+    size = 11 if null.marker == "|" else 5.5
+    return Line2D([], [], marker=null.marker, color=null.colour, ms=size, mew=2, lw=0, label=null.title)
 
 
 def rate_correlations(frame: pd.DataFrame, colours: dict[str, str]) -> Figure:

@@ -7,7 +7,8 @@ import pandas as pd
 
 from threegates.chapters.stripe_masks.estimates import excess_spread
 from threegates.checkpoints.formats.roles import LINEAR
-from threegates.figures.names import DRAWN_NULLS, ROLES, run_labels
+from threegates.figures.names import ROLES, run_labels
+from threegates.figures.nulls import nulls_in
 from threegates.measures.agreement import consensus_map
 
 
@@ -15,6 +16,8 @@ def consensus_view(
     maps: pd.DataFrame, method: str = "rl", kinds: tuple[str, ...] = ("observed", "storage_density")
 ) -> pd.DataFrame:
     """Consensus maps of the shown block as arrays: one row a matrix and kind.
+
+    Of the nulls null 1a alone has a line of maps unless others are asked for: it has the runs' density.
 
     Each array has `rows` × `columns` shares; where `block` exceeds one, each is of that many entries squared.
     """
@@ -34,18 +37,19 @@ def jaccard_view(agreement: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def baseline_view(agreement: pd.DataFrame) -> pd.DataFrame:
-    """Mean Jaccard of each matrix type beside its four baselines, RL and SFT runs apart.
+    """Mean Jaccard of each matrix type beside its baselines, RL and SFT runs apart.
 
     `jaccard_low` and `jaccard_high` are the smallest and largest mean over the pairs of one run.
     """
     names = {"rl": "RL runs", "sft": "SFT runs", "rft": "RFT runs"}
     rows = agreement[agreement["role"].isin(LINEAR)]
+    drawn = [null.name for null in nulls_in(rows, uniform=False)]
     out = []
     for (method, role), group in rows.groupby(["method", "role"], sort=False):
         long = pd.concat([group.assign(run=group["run_a"]), group.assign(run=group["run_b"])])
         per_run = long.groupby("run")["jaccard"].mean()
         ends = (("", "_mean"), ("_low", "_low"), ("_high", "_high"))
-        nulls = {f"{n}{end}": group[f"{n}{source}"].mean() for n in DRAWN_NULLS for end, source in ends}
+        nulls = {f"{n}{end}": group[f"{n}{source}"].mean() for n in drawn for end, source in ends}
         facts = {
             "group": names.get(str(method), str(method)),
             "role": role,
@@ -67,7 +71,7 @@ def rates_view(rates: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
 def stripe_view(axis: pd.DataFrame, method: str = "rl") -> pd.DataFrame:
     """Dispersion of row and column ratios of each matrix type beside the nulls', geometric means."""
     rows = axis[(axis["method"] == method) & axis["role"].isin(list(ROLES))]
-    columns = ["dispersion", "bernoulli_mean", *(f"{null}_mean" for null in DRAWN_NULLS)]
+    columns = ["dispersion", *(f"{null.name}_mean" for null in nulls_in(rows))]
     logs = rows[["role", "axis"]].join(rows[columns].clip(lower=1e-6).apply(np.log))
     means = logs.groupby(["role", "axis"])[columns].mean().apply(np.exp).reset_index()
     order = {role: number for number, role in enumerate(ROLES)}

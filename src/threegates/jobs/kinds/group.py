@@ -7,9 +7,11 @@ from itertools import groupby
 
 import pandas as pd
 
+from threegates.geometry.nulls.null import Null
 from threegates.jobs.jobs import Cut, Kind, opened_at
+from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.sources import StudyPair
-from threegates.measures import agreement, changes
+from threegates.measures import agreement
 
 #: What the place of a run begins with, before its name.
 _RUN = "run:"
@@ -33,24 +35,20 @@ def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
 
 
 def _measure(
-    places: dict[str, str], of_layer: int, draws: int, seed: int, maps: bool
+    places: dict[str, str], of_layer: int, draws: int, seed: int, nulls: Sequence[Null], maps: bool
 ) -> dict[str, pd.DataFrame]:
     runs = {place.removeprefix(_RUN): opened_at(text) for place, text in places.items() if place != "base"}
     base = opened_at(places["base"])
-    return agreement.measure_agreement(base, runs, of_layer=of_layer, draws=draws, seed=seed, maps=maps)
+    return agreement.measure_agreement(
+        base, runs, of_layer=of_layer, draws=draws, nulls=nulls, seed=seed, maps=maps
+    )
 
 
 GROUP = Kind(
     name="group",
-    tables={
-        "axis": changes.AXIS_COLUMNS,
-        "agreement": agreement.AGREEMENT_COLUMNS,
-        "rates": agreement.RATES_COLUMNS,
-        "map": agreement.MAP_COLUMNS,
-        "axis_sweep": agreement.AXIS_SWEEP_COLUMNS,
-        "agreement_sweep": agreement.AGREEMENT_SWEEP_COLUMNS,
-    },
+    tables=agreement.columns_of(founding_nulls()),
     root="threegates.measures.agreement.measure_agreement",
     cut=_cut,
     measure=_measure,
+    nulls=True,
 )

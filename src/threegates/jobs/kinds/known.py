@@ -17,6 +17,7 @@ from threegates.jobs.kinds.pair import PAIR
 from threegates.jobs.kinds.rotation import FRAME, ROTATION
 from threegates.jobs.kinds.run import RUN
 from threegates.jobs.kinds.table import TABLE
+from threegates.jobs.nulls import FOUNDING, asked_for, with_nulls
 from threegates.jobs.sources import StudyPair
 from threegates.measures.by_tensor import ByTensor
 from threegates.records.provenance import record_provenance
@@ -36,15 +37,18 @@ def tables_of(kinds: Iterable[str]) -> dict[str, Mapping[str, str]]:
     return {table: columns for kind in kinds for table, columns in KINDS[kind].tables.items()}
 
 
-def jobs_of(kinds: Iterable[str], pairs: Sequence[StudyPair], draws: int, seed: int) -> list[Job]:
-    """Every job of these kinds on these pairs.
+def jobs_of(
+    kinds: Iterable[str], pairs: Sequence[StudyPair], draws: int, seed: int, nulls: Sequence[str] = FOUNDING
+) -> list[Job]:
+    """Every job of these kinds on these pairs, beside the nulls of these names.
 
     Raises
     ------
+    GeometryError : there is no null of such a name.
     PairError : a kind follows runs, and a run has fewer than two steps; or it compares frames, and no run
         starts from a base with a frame beside one from the base that this was made of.
     """
-    options = {"draws": draws, "seed": seed}
+    options = {"draws": draws, "seed": seed, "nulls": asked_for(nulls)}
     return [job for kind in kinds for job in KINDS[kind].jobs(pairs, options)]
 
 
@@ -52,7 +56,7 @@ def run_job(job: Job, records: Records) -> None:
     """Measure a job that is not measured by tensor, and write its records."""
     measure = KINDS[job.kind].measure
     assert measure is not None
-    write_records(job, records, measure(**job.arguments))
+    write_records(job, records, measure(**with_nulls(job.arguments)))
 
 
 def write_records(job: Job, records: Records, tables: Mapping[str, pd.DataFrame]) -> None:
@@ -68,4 +72,4 @@ def job_provenance(job: Job, **details: object) -> dict:
     The inputs are `checkpoints` and `revisions`, digests and commits by place; `parameters`; and, where they
     decided something, `layers`, `matrices`, `device` and `names`.
     """
-    return record_provenance(KINDS[job.kind].reach, inputs=job.inputs, **details)
+    return record_provenance(KINDS[job.kind].reach_of(job.arguments), inputs=job.inputs, **details)

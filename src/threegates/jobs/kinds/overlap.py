@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from threegates.jobs.jobs import Cut, Kind
 from threegates.jobs.kinds.norm_partners import beside_partner
+from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.sources import StudyPair
 from threegates.measures import overlap
 
@@ -20,13 +21,14 @@ def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
 OVERLAP = Kind(
     name="overlap",
     tables={
-        "overlap": overlap.OVERLAP_COLUMNS,
-        "sweep": overlap.SWEEP_COLUMNS,
+        "overlap": overlap.overlap_columns(founding_nulls()),
+        "sweep": overlap.sweep_columns(founding_nulls()),
         "direction": overlap.DIRECTION_COLUMNS,
         "direction_sweep": overlap.DIRECTION_SWEEP_COLUMNS,
     },
     root="threegates.measures.overlap.PairOverlap",
     cut=_cut,
     by_tensor=overlap.PairOverlap,
+    nulls=True,
     spectra=True,
 )

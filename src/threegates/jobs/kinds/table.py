@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from threegates.jobs.jobs import Cut, Job, Kind
+from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.sources import StudyPair
 from threegates.measures import changes, tensor_table
 
@@ -22,9 +23,13 @@ def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
 
 TABLE = Kind(
     name="table",
-    tables={"tensor": tensor_table.COLUMNS, "axis": changes.AXIS_COLUMNS},
+    tables={
+        "tensor": tensor_table.table_columns(founding_nulls()),
+        "axis": changes.axis_columns(founding_nulls()),
+    },
     root="threegates.measures.tensor_table.PairTable",
     cut=_cut,
     by_tensor=tensor_table.PairTable,
+    nulls=True,
     spectra=True,
 )
