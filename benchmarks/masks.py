@@ -10,14 +10,11 @@ from torch import Tensor
 
 from benchmarks.measure import Row, in_turn
 from threegates.geometry.masks import count_changes, jaccard, pack
-from threegates.geometry.nulls import (
-    bernoulli_mask,
-    noise_generator,
-    storage_mask_at_density,
-    storage_mask_at_norm,
-    storage_scale_for_norm,
-    stratified_permutations,
-)
+from threegates.geometry.nulls.bernoulli import bernoulli_mask
+from threegates.geometry.nulls.magnitude import stratified_permutations
+from threegates.geometry.nulls.noise import noise_generator
+from threegates.geometry.nulls.storage_density import storage_mask_at_density
+from threegates.geometry.nulls.storage_norm import storage_mask_at_norm, storage_scale_for_norm
 from threegates.geometry.stripes import dispersion
 
 SIZES = {"s 1536 × 1536": (1536, 1536), "m 1536 × 8960": (1536, 8960), "l 4096 × 4096": (4096, 4096)}

@@ -14,6 +14,7 @@ from threegates.checkpoints.pairs import align
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.writer import write_checkpoint
 from threegates.jobs.costs import Costs, measured_costs
+from threegates.jobs.nulls import founding_nulls
 from threegates.measures.by_tensor import Shared
 from threegates.measures.tensor_table import PairTable
 
@@ -39,7 +40,7 @@ def _row(size: str, costs: Costs) -> Row:
         (row,) = align(base, tuned)
         estimated = costs.seconds(row, DRAWS)
         start = time.perf_counter()
-        PairTable(base, tuned, "pair", DRAWS).rows(NAME, Shared())
+        PairTable(base, tuned, "pair", DRAWS, nulls=founding_nulls()).rows(NAME, Shared())
         taken = time.perf_counter() - start
     m, n = SHAPES[size]
     right = 1 / FACTOR <= taken / estimated <= FACTOR

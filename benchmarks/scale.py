@@ -32,6 +32,7 @@ from threegates.atomic import write_json
 from threegates.checkpoints.tensors import INDEX, Checkpoint
 from threegates.geometry.masks import pack
 from threegates.jobs.memory import PROCESS, give_back_freed_memory, need_of, run_within
+from threegates.jobs.nulls import founding_nulls
 from threegates.measures.by_tensor import Parts, Shared
 from threegates.measures.changes import write_masks
 from threegates.measures.tensor_table import MEASURED, PairTable
@@ -240,7 +241,7 @@ def measured(folder: Path, cap: int, draws: int, workers: int) -> dict:
 def opened(folder: Path, draws: int) -> PairTable:
     """The pair of a folder."""
     base, tuned = (Checkpoint.open(folder / side) for side in ("base", "tuned"))
-    return PairTable(base, tuned, "pair", draws, axes=True)
+    return PairTable(base, tuned, "pair", draws, axes=True, nulls=founding_nulls())
 
 
 def measure_one(folder: Path, draws: int, tensor: str) -> None:

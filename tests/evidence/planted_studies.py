@@ -19,6 +19,7 @@ import pandas as pd
 from tests.evidence.planting import base_matrices, held, tuned
 from threegates.atomic import write_text
 from threegates.geometry.principal import HEADLINE_ALPHA
+from threegates.jobs.nulls import founding_nulls
 from threegates.judging import claims
 from threegates.judging.verdicts import Judgement
 from threegates.measures import agreement, changes, drift, overlap
@@ -204,12 +205,13 @@ class Draw:
         options = {"partner": partner, "partner_name": run.partner_name, "seed": self.number}
         if chapter == "spectral-drift":
             return PairDrift(self.base, own, run.name, **options)
-        return PairOverlap(self.base, own, run.name, DRAWS, **options)
+        return PairOverlap(self.base, own, run.name, DRAWS, nulls=founding_nulls(), **options)
 
     @without_sweeps()
     def _stripes(self, plant: str) -> dict[str, pd.DataFrame]:
         runs = {name: self.tuned(plant, name) for name in STRIPED_RUNS}
-        found = measure_agreement(self.base, runs, of_layer=0, draws=DRAWS, seed=self.number, maps=False)
+        drawn = {"draws": DRAWS, "nulls": founding_nulls(), "seed": self.number}
+        found = measure_agreement(self.base, runs, of_layer=0, maps=False, **drawn)
         tables = {table: frame.assign(base="base", method="rl") for table, frame in found.items()}
         axis, agreeing = tables["axis"], tables["agreement"]
         axis["seed"] = axis["pair"].map(STRIPED_RUNS)

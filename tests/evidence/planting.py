@@ -11,7 +11,7 @@ from torch import Tensor
 
 from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.tensors import DTYPES, Checkpoint
-from threegates.geometry.nulls import gaussian_noise, noise_generator
+from threegates.geometry.nulls.noise import gaussian_noise, noise_generator
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.principal import headline_rank, principal_mask
 

@@ -11,6 +11,7 @@ from tests.evidence.planted_studies import KINDS, Draw, Kind, counts, means, run
 from tests.evidence.planting import LARGER, base_matrices, tuned
 from tests.planted import planted
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.jobs.nulls import founding_nulls
 from threegates.measures.overlap import measure_overlap
 
 #: Each kind once, over three draws.
@@ -48,7 +49,7 @@ def test_a_draw_in_memory_is_measured_like_checkpoints_on_disk(tmp_path):
         name: Checkpoint.open(planted.write(tmp_path / name, one.tensors)) for name, one in held.items()
     }
     options = {"name": run.name, "partner_name": run.partner_name, "draws": planted_studies.DRAWS, "seed": 3}
-    alone = measure_overlap(**on_disk, **options)["overlap"]
+    alone = measure_overlap(**on_disk, **options, nulls=founding_nulls())["overlap"]
     own = shown[shown["pair"] == run.name].reset_index(drop=True)
     pd.testing.assert_frame_equal(own[list(alone)], alone)
 

@@ -22,7 +22,7 @@ from threegates.geometry.directions import (
     spectral_norm,
     stable_rank,
 )
-from threegates.geometry.nulls import noise_generator
+from threegates.geometry.nulls.noise import noise_generator
 
 
 def gaussian(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from threegates.errors import GeometryError
 from threegates.geometry.norm_matching import gaussian_of_norm, match_norm
-from threegates.geometry.nulls import gaussian_noise
+from threegates.geometry.nulls.noise import gaussian_noise
 from threegates.geometry.precision import to_bf16
 
 

@@ -15,17 +15,12 @@ import torch
 from scipy import stats
 
 from threegates.geometry.masks import jaccard, update_mask
-from threegates.geometry.nulls import (
-    bernoulli_mask,
-    gaussian_noise,
-    noise_generator,
-    p_value,
-    rounded_sum,
-    storage_mask_at_density,
-    storage_mask_at_norm,
-    storage_scale_for_norm,
-    stratified_permutations,
-)
+from threegates.geometry.nulls.bernoulli import bernoulli_mask
+from threegates.geometry.nulls.magnitude import stratified_permutations
+from threegates.geometry.nulls.noise import gaussian_noise, noise_generator, rounded_sum
+from threegates.geometry.nulls.storage_density import storage_mask_at_density
+from threegates.geometry.nulls.storage_norm import storage_mask_at_norm, storage_scale_for_norm
+from threegates.geometry.nulls.summaries import p_value
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.stripes import dispersion
 

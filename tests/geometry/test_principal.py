@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import islice
 
 import numpy as np
 import pytest
@@ -15,25 +14,21 @@ from scipy import stats
 from threegates.errors import GeometryError
 from threegates.geometry import thresholds
 from threegates.geometry.masks import pack, popcount, unpack, update_mask
-from threegates.geometry.nulls import (
-    bernoulli_mask,
-    gaussian_noise,
-    noise_generator,
-    p_value,
-    rounded_sum,
-    storage_mask_at_density,
-    storage_scale_for_norm,
-    summarise,
-)
+from threegates.geometry.nulls import bernoulli
+from threegates.geometry.nulls.bernoulli import bernoulli_mask
+from threegates.geometry.nulls.noise import gaussian_noise, noise_generator, rounded_sum
+from threegates.geometry.nulls.null import Observed
+from threegates.geometry.nulls.storage_density import storage_mask_at_density
+from threegates.geometry.nulls.storage_norm import storage_scale_for_norm
+from threegates.geometry.nulls.summaries import p_value, summarise
+from threegates.geometry.nulls.table import NULLS
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.principal import (
-    OVERLAP_NULLS,
     TARGETS,
     Overlap,
     headline_rank,
     largest_updates,
     low_magnitude_mask,
-    null_masks,
     overlap,
     overlap_draws,
     overlap_sweep,
@@ -235,29 +230,15 @@ def test_the_sweep_refuses_masks_of_another_matrix():
 # --- nulls
 
 
-def test_null_masks_keep_what_they_say():
-    base = power_law()
-    mask = storage_mask_at_density(base, 800, 3)
-    for kind in OVERLAP_NULLS:
-        drawn = list(islice(null_masks(kind, base, mask, 7, scale=1e-3), 3))
-        again = list(islice(null_masks(kind, base, mask, 7, scale=1e-3), 3))
-        assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
-        assert not torch.equal(drawn[0], drawn[1])
-        assert kind == "storage_norm" or [int(m.sum()) for m in drawn] == [800] * 3
-
-
-@pytest.mark.parametrize(("kind", "scale"), [("uniform", None), ("storage_norm", None)])
-def test_unknown_nulls_are_refused(kind, scale):
-    base = power_law(8, 8)
-    with pytest.raises(GeometryError, match=f"(?s)no such null.*{kind}"):
-        null_masks(kind, base, base != 0, 0, scale=scale)
+def observed(base, mask, scale=math.nan):
+    return Observed("run", "tensor", base, mask, int(mask.sum()), scale)
 
 
 def test_shuffled_entries_overlap_as_their_density_says():
     base = power_law()
     targets = principal_targets(base, *svd(base, 5), 0.4)
     mask = storage_mask_at_density(base, 800, 3)
-    draws = overlap_draws(null_masks("bernoulli", base, mask, 1), targets, 300)
+    draws = overlap_draws(bernoulli.masks(observed(base, mask), noise_generator(1)), targets, 300)
     for name, target in targets.items():
         hypergeometric = stats.hypergeom(base.numel(), popcount(target), 800)
         assert len(draws[name]) == 300
@@ -277,20 +258,20 @@ def quartiles(ps) -> np.ndarray:
 @pytest.fixture(scope="module")
 def storage_noise_p_values():
     """Upper p-values of the overlaps of plain storage noise, by null and target."""
-    found = {kind: {name: [] for name in TARGETS} for kind in OVERLAP_NULLS}
+    found = {kind: {name: [] for name in TARGETS} for kind in NULLS}
     for repetition in range(REPETITIONS):
         base = power_law(32, 48, repetition)
         noise = gaussian_noise(base.shape, noise_generator(repetition, "planted overlap"))
         tuned = rounded_sum(base, noise, TRUE_SCALE)
         mask, size = update_mask(base, tuned), base.numel()
         targets = principal_targets(base, *svd(base, 4))
-        observed = overlaps(pack(mask), targets, size)
+        seen = overlaps(pack(mask), targets, size)
         nulls = noise_generator(repetition, "nulls of overlap")
         scale = storage_scale_for_norm(base, float((tuned.double() - base.double()).norm()), nulls)
-        for kind in OVERLAP_NULLS:
-            draws = overlap_draws(null_masks(kind, base, mask, nulls, scale=scale), targets, DRAWS)
+        for kind, null in NULLS.items():
+            draws = overlap_draws(null.sampler(observed(base, mask, scale), nulls), targets, DRAWS)
             for name in TARGETS:
-                found[kind][name].append(p_value(observed[name].overlap, draws[name]))
+                found[kind][name].append(p_value(seen[name].overlap, draws[name]))
     return found
 
 
@@ -320,9 +301,10 @@ def test_planted_avoidance_is_detected(kind):
     principal = unpack(targets["principal"], base.shape)
     noise = gaussian_noise(base.shape, 11) * torch.where(principal, 0.6, 1.0)
     mask = update_mask(base, rounded_sum(base, noise, TRUE_SCALE))
-    observed = overlap(pack(mask), targets["principal"], base.numel())
-    draws = overlap_draws(null_masks(kind, base, mask, 12), targets, 39)["principal"]
-    summary = summarise(observed.overlap, draws, "two-sided")
+    seen = overlap(pack(mask), targets["principal"], base.numel())
+    masks = NULLS[kind].sampler(observed(base, mask), noise_generator(12))
+    draws = overlap_draws(masks, targets, 39)["principal"]
+    summary = summarise(seen.overlap, draws, "two-sided")
     assert summary.z < -5
     assert summary.p == pytest.approx(2 / 40)
 

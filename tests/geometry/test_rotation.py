@@ -21,7 +21,7 @@ from transformers import (
 )
 
 from threegates.errors import GeometryError
-from threegates.geometry.nulls import noise_generator
+from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.rotation import (
     Heads,
     haar,

@@ -13,7 +13,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from threegates.errors import GeometryError
 from threegates.geometry.masks import count_changes
-from threegates.geometry.nulls import bernoulli_mask, noise_generator
+from threegates.geometry.nulls.bernoulli import bernoulli_mask
+from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.stripes import (
     column_dispersion,

@@ -15,6 +15,7 @@ from tests.planted import planted
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.jobs import memory
 from threegates.jobs.memory import PROCESS, Need, estimate, is_mapped, need_of, plan, run_within, taken
+from threegates.jobs.nulls import founding_nulls
 from threegates.measures.tensor_table import PairTable
 from threegates.records.sizes import MIB, MemoryCapError, parse_size, size_text
 
@@ -176,7 +177,7 @@ def pair(tmp_path):
     del tuned["lm_head.weight"]
     sides = {"base": base, "tuned": tuned}
     opened = [Checkpoint.open(planted.write(tmp_path / name, tensors)) for name, tensors in sides.items()]
-    return PairTable(*opened, "p", draws=2, axes=True)
+    return PairTable(*opened, "p", draws=2, axes=True, nulls=founding_nulls())
 
 
 def test_what_a_row_needs_is_known_from_the_headers_of_every_tensor(pair):

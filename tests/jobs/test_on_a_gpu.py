@@ -17,6 +17,7 @@ from tests.pretend_gpu import OnGpu, PretendGpu, on_gpu
 from threegates.checkpoints.tensors import SINGLE, Checkpoint
 from threegates.checkpoints.views import View
 from threegates.geometry import masks
+from threegates.jobs.nulls import founding_nulls
 from threegates.measures.agreement import measure_agreement
 from threegates.measures.by_tensor import Shared
 from threegates.measures.changes import PairTensors, write_masks
@@ -67,11 +68,14 @@ def trio(tmp_path_factory) -> list[Checkpoint]:
     return opened
 
 
+NULLS = founding_nulls()
 KINDS = {
-    "measure": lambda base, tuned, partner: PairTensors(base, tuned, "run", draws=2),
+    "measure": lambda base, tuned, partner: PairTensors(base, tuned, "run", 2, nulls=NULLS),
     "drift": lambda base, tuned, partner: PairDrift(base, tuned, "run", partner, "partner"),
-    "overlap": lambda base, tuned, partner: PairOverlap(base, tuned, "run", 2, partner, "partner"),
-    "table": lambda base, tuned, partner: PairTable(base, tuned, "run", 2),
+    "overlap": lambda base, tuned, partner: PairOverlap(
+        base, tuned, "run", 2, partner, "partner", nulls=NULLS
+    ),
+    "table": lambda base, tuned, partner: PairTable(base, tuned, "run", 2, nulls=NULLS),
 }
 
 
@@ -104,7 +108,9 @@ def test_rows_on_a_pretended_gpu_are_those_of_the_processor(trio, kind):
 
 
 RUNS = {
-    "agreement": lambda base, a, b: measure_agreement(base, {"a": a, "b": b}, of_layer=0, draws=2),
+    "agreement": lambda base, a, b: measure_agreement(
+        base, {"a": a, "b": b}, of_layer=0, draws=2, nulls=NULLS
+    ),
     "emergence": lambda base, a, b: measure_emergence(
         base, [Snapshot(1, 1, a), Snapshot(2, 2, b)], run="run", draws=2
     ),

@@ -16,12 +16,13 @@ from threegates.checkpoints.pairs import TensorPair, row_ranges, rows_of_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError, PairError
 from threegates.geometry.masks import pack, unpack
+from threegates.jobs.nulls import founding_nulls
 from threegates.measures import changes, draws
 from threegates.measures.by_tensor import Shared
 from threegates.measures.changes import (
-    AXIS_COLUMNS,
     TENSOR_COLUMNS,
     PairTensors,
+    axis_columns,
     count,
     difference,
     measure_pair,
@@ -30,6 +31,7 @@ from threegates.measures.changes import (
 )
 from threegates.measures.draws import EvenSample, even_sample
 
+NULLS = founding_nulls()
 Q = "model.layers.0.self_attn.q_proj.weight"
 OUT = "model.layers.0.self_attn.o_proj.weight"
 
@@ -53,7 +55,7 @@ def test_planted_masks_are_counted_exactly(flipped):
     rows = tables["axis"].set_index(["tensor", "axis"])
     assert np.allclose(rows.loc[(Q, "row"), "ratio"], masks[Q].float().mean(1))
     assert np.allclose(rows.loc[(OUT, "column"), "ratio"], masks[OUT].float().mean(0))
-    assert list(tables["axis"].columns) == list(AXIS_COLUMNS)
+    assert list(tables["axis"].columns) == list(axis_columns(()))
     assert len(tables["axis"]) == 2 * 7
 
 
@@ -112,7 +114,7 @@ def test_stripes_stand_out_from_every_null_and_noise_from_none(tmp_path):
     frames = {}
     for name in ("striped", "noisy"):
         pair = [Checkpoint.open(tmp_path / side) for side in ("base", name)]
-        axis = measure_pair(*pair, name=name, draws=19)["axis"]
+        axis = measure_pair(*pair, name=name, draws=19, nulls=NULLS)["axis"]
         along = np.where(axis["role"] == "o", "column", "row")
         frames[name] = axis[axis["axis"] == along]
     for null in ("bernoulli", "storage_density", "storage_norm", "magnitude"):
@@ -256,7 +258,7 @@ AXIS = ("axis", "density", "ratio", "dispersion")
 
 
 def rows_of(sides, **more):
-    pair = PairTensors(*sides, "p", seed=3, **more)
+    pair = PairTensors(*sides, "p", seed=3, nulls=NULLS, **more)
     return {name: pair.rows(name, Shared()) for name in pair.names}
 
 

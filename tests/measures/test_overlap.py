@@ -10,20 +10,22 @@ import torch
 from tests.planted import planted
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.precision import ETA
-from threegates.geometry.principal import OVERLAP_NULLS, headline_rank
+from threegates.geometry.principal import headline_rank
+from threegates.jobs.nulls import FOUNDING, founding_nulls
 from threegates.measures.overlap import (
     ALPHAS,
     DIRECTION_COLUMNS,
     DIRECTION_SWEEP_COLUMNS,
     ETAS,
-    OVERLAP_COLUMNS,
     RANKS,
-    SWEEP_COLUMNS,
     dtype_name,
     measure_overlap,
+    overlap_columns,
+    sweep_columns,
     sweep_ranks,
 )
 
+NULLS = founding_nulls()
 Q = "model.layers.0.self_attn.q_proj.weight"
 WIDTH = 64
 
@@ -36,7 +38,7 @@ def measured(folder, base, tuned, **options):
     planted.write(folder / "base", base)
     planted.write(folder / "tuned", tuned)
     sides = (Checkpoint.open(folder / side) for side in ("base", "tuned"))
-    return measure_overlap(*sides, name="p", **{"draws": 5, **options})
+    return measure_overlap(*sides, name="p", **{"draws": 5, "nulls": NULLS, **options})
 
 
 def largest(values, count):
@@ -65,7 +67,7 @@ def noisy(tmp_path_factory):
 
 def test_tables_have_their_columns_and_a_row_for_every_matrix_view_and_target(noisy):
     base, _, tables = noisy
-    kinds = {"overlap": OVERLAP_COLUMNS, "sweep": SWEEP_COLUMNS, "direction": DIRECTION_COLUMNS}
+    kinds = {"overlap": overlap_columns(NULLS), "sweep": sweep_columns(NULLS), "direction": DIRECTION_COLUMNS}
     kinds |= {"direction_sweep": DIRECTION_SWEEP_COLUMNS}
     assert {table: list(frame) for table, frame in tables.items()} == {t: list(c) for t, c in kinds.items()}
     number = len(matrices(base))
@@ -160,7 +162,7 @@ def test_planted_avoidance_of_principal_weights_is_seen_against_every_null(tmp_p
     tables = measured(tmp_path, base, tuned, draws=39)
     rows = tables["overlap"].query("target == 'principal'")
     assert (rows["overlap"] == 0).all()
-    for null in OVERLAP_NULLS:
+    for null in FOUNDING:
         seen = rows[rows["view"] == "bf16"]
         assert (seen[f"{null}_z"] < -5).all() and np.allclose(seen[f"{null}_p"], 2 / 40)
     for null in ("bernoulli", "magnitude"):
@@ -275,7 +277,7 @@ def test_without_draws_the_nulls_stay_empty_and_an_unchanged_matrix_has_no_overl
     base = planted.base_tensors()
     tuned = planted.with_noise(base, 3e-4, 1) | {Q: base[Q]}
     tables = measured(tmp_path, base, tuned, draws=0)
-    assert tables["overlap"][[f"{null}_mean" for null in OVERLAP_NULLS]].isna().to_numpy().all()
+    assert tables["overlap"][[f"{null}_mean" for null in FOUNDING]].isna().to_numpy().all()
     assert tables["direction"]["rotation_z"].isna().all() and (tables["direction"]["draws"] == 0).all()
     still = tables["overlap"].query("tensor == @Q")
     assert (still["changed"] == 0).all() and still["overlap"].isna().all()

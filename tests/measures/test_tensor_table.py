@@ -10,13 +10,15 @@ import torch
 
 from tests.planted import planted
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.jobs.nulls import founding_nulls
 from threegates.measures import bases
 from threegates.measures.by_tensor import Shared, measure_all
 from threegates.measures.changes import measure_pair
 from threegates.measures.drift import measure_drift
 from threegates.measures.overlap import measure_overlap
-from threegates.measures.tensor_table import COLUMNS, MEASURED, PairTable
+from threegates.measures.tensor_table import MEASURED, PairTable, table_columns
 
+NULLS = founding_nulls()
 STATED = """
 tensor shape size stored_dtype_base stored_dtype_tuned changed sparsity sparsity_fp32 norm_base norm_delta nss
 k gap angle_left_max angle_left_mean angle_right_max angle_right_mean angle_bound angle_floor
@@ -33,7 +35,9 @@ def opened(folder, base, tuned):
 
 
 def table_of(folder, base, tuned):
-    return measure_all(PairTable(*opened(folder, base, tuned), "p", draws=2))["tensor"].set_index("tensor")
+    return measure_all(PairTable(*opened(folder, base, tuned), "p", draws=2, nulls=NULLS))[
+        "tensor"
+    ].set_index("tensor")
 
 
 def largest(values, count):
@@ -73,12 +77,13 @@ def noisy(tmp_path_factory):
     base = planted.base_tensors(width=64)
     tuned = planted.with_noise(base, 3e-4, seed=1)
     sides = opened(tmp_path_factory.mktemp("noisy"), base, tuned)
-    return base, tuned, sides, measure_all(PairTable(*sides, "p", draws=5))["tensor"]
+    return base, tuned, sides, measure_all(PairTable(*sides, "p", draws=5, nulls=NULLS))["tensor"]
 
 
 def test_every_stated_column_is_there_and_every_tensor_has_a_row(noisy):
     base, _, _, table = noisy
-    assert set(STATED.split()) <= set(COLUMNS) and list(table) == list(COLUMNS)
+    columns = table_columns(NULLS)
+    assert set(STATED.split()) <= set(columns) and list(table) == list(columns)
     assert set(table["tensor"]) == set(base) and (table["status"] == "compared").all()
     assert (table["spectra"] == MEASURED).sum() == 7
 
@@ -115,7 +120,7 @@ def test_the_numbers_are_those_of_the_other_tables(noisy):
     drift = measure_drift(*sides, name="p")["drift"].query("variant == 'raw'").set_index("tensor")
     for name in ("nss", "gap", "stable_rank", "energy", *ANGLES):
         assert (table.loc[drift.index, name] == drift[name]).all()
-    found = measure_overlap(*sides, name="p", draws=5)["overlap"].query("view == 'bf16'")
+    found = measure_overlap(*sides, name="p", draws=5, nulls=NULLS)["overlap"].query("view == 'bf16'")
     for row in found.to_dict("records"):
         mine, target = table.loc[row["tensor"]], row["target"]
         assert mine[f"overlap_{target}"] == row["overlap"]
@@ -134,7 +139,9 @@ def test_what_has_no_spectra_says_why(tmp_path):
     assert table.loc["lm_head.weight", "spectra"] == "not compared: only-in-base"
     assert table.loc["model.layers.0.extra.weight", "spectra"] == "no entries"
     without = table[table["spectra"] != MEASURED]
-    numbers = [name for name in COLUMNS if name in ("k", "nss", "gap", "overlap_low", "proved", *ANGLES)]
+    numbers = [
+        name for name in table_columns(()) if name in ("k", "nss", "gap", "overlap_low", "proved", *ANGLES)
+    ]
     assert without[numbers].isna().all(axis=None) and (without["draws"] == 0).all()
     head = opened(
         tmp_path / "again", planted.base_tensors(), planted.with_noise(planted.base_tensors(), 1e-3, 1)
@@ -151,7 +158,7 @@ def test_what_has_no_spectra_says_why(tmp_path):
 def test_an_unchanged_matrix_moves_nothing_and_overlaps_with_nothing(tmp_path):
     base = planted.base_tensors()
     row = (
-        measure_all(PairTable(*opened(tmp_path, base, base), "p", draws=2))["tensor"]
+        measure_all(PairTable(*opened(tmp_path, base, base), "p", draws=2, nulls=NULLS))["tensor"]
         .set_index("tensor")
         .loc[Q]
     )
@@ -165,7 +172,7 @@ def test_an_unchanged_matrix_moves_nothing_and_overlaps_with_nothing(tmp_path):
 
 def test_without_spectra_the_columns_stay_and_are_empty(noisy):
     _, _, sides, table = noisy
-    bare = measure_all(PairTable(*sides, "p", draws=5, spectra=False))["tensor"]
+    bare = measure_all(PairTable(*sides, "p", draws=5, nulls=NULLS, spectra=False))["tensor"]
     assert list(bare) == list(table) and MEASURED not in set(bare["spectra"])
     assert bare["nss"].isna().all() and bare.set_index("tensor").loc[Q, "spectra"] == "not asked for"
     pd.testing.assert_frame_equal(bare[["tensor", "sparsity"]], table[["tensor", "sparsity"]])
@@ -175,5 +182,5 @@ def test_a_base_is_decomposed_once_for_a_row(noisy, monkeypatch):
     _, _, sides, _ = noisy
     calls, original = [], bases.decompose_base
     monkeypatch.setattr(bases, "decompose_base", lambda *a: calls.append(a) or original(*a))
-    PairTable(*sides, "p", draws=2).rows(Q, Shared())
+    PairTable(*sides, "p", draws=2, nulls=NULLS).rows(Q, Shared())
     assert len(calls) == 1

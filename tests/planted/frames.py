@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from threegates.figures.names import ROLES
-from threegates.figures.style import METHOD_COLOURS, NULLS
+from threegates.figures.style import METHOD_COLOURS
+from threegates.jobs.nulls import FOUNDING
 
 RUNS = {
     "GRPO add 0": "GRPO",
@@ -72,7 +73,7 @@ def nulls() -> pd.DataFrame:
                 "jaccard_low": j - 0.03,
                 "jaccard_high": j + 0.03,
             }
-            for name, low in zip(NULLS, (0.45, 0.55, 0.53, 0.57), strict=True):
+            for name, low in zip(FOUNDING, (0.45, 0.55, 0.53, 0.57), strict=True):
                 row |= {name: low, f"{name}_low": low - 0.01, f"{name}_high": low + 0.01}
             rows.append(row)
     return pd.DataFrame(rows)
@@ -138,7 +139,7 @@ def stripes() -> pd.DataFrame:
     rng, rows = np.random.default_rng(8), []
     for role in ROLES:
         for axis in ("row", "column"):
-            means = {f"{name}_mean": rng.uniform(0.9, 1.3) for name in NULLS}
+            means = {f"{name}_mean": rng.uniform(0.9, 1.3) for name in FOUNDING}
             rows.append({"role": role, "axis": axis, "dispersion": rng.uniform(1.2, 4.0), **means})
     return pd.DataFrame(rows)
 

@@ -27,12 +27,13 @@ from threegates.checkpoints.formats.roles import LINEAR
 from threegates.estimates.paper import table_2
 from threegates.estimates.rows import STRIPES
 from threegates.geometry.principal import TARGETS
-from threegates.measures.agreement import AGREEMENT_COLUMNS
-from threegates.measures.changes import AXIS_COLUMNS, TENSOR_COLUMNS
+from threegates.jobs.nulls import founding_nulls
+from threegates.measures.agreement import columns_of
+from threegates.measures.changes import TENSOR_COLUMNS
 from threegates.measures.drift import DRIFT_COLUMNS
 from threegates.measures.emergence import EMERGENCE_COLUMNS
 from threegates.measures.lens import LENS_COLUMNS
-from threegates.measures.overlap import DIRECTION_COLUMNS, OVERLAP_COLUMNS
+from threegates.measures.overlap import DIRECTION_COLUMNS, overlap_columns
 
 SEEDS = (1, 2, 3)
 RL = ("grpo", "dapo", "reinforce++")
@@ -184,7 +185,7 @@ def _overlap() -> pd.DataFrame:
         beside |= {"density": 0.5, "stored_dtype_tuned": "F32", "tensor": role, "role": role}
         named = {"target": target, "view": view, "overlap": found}
         rows += [{**variant, **named, **beside} for variant in _variants(facts)]
-    return _frame(rows, OVERLAP_COLUMNS)
+    return _frame(rows, overlap_columns(founding_nulls()))
 
 
 def _direction() -> pd.DataFrame:
@@ -234,7 +235,7 @@ def _axis() -> pd.DataFrame:
         facts = {"pair": run, "seed": RUNS[run], "method": "rl"}
         facts |= {"tensor": role, "role": role, "axis": axis}
         rows.append({**facts, **numbers})
-    return _frame(rows, AXIS_COLUMNS)
+    return _frame(rows, columns_of(founding_nulls())["axis"])
 
 
 def _agreement() -> pd.DataFrame:
@@ -248,7 +249,7 @@ def _agreement() -> pd.DataFrame:
         facts |= {"run_a": a, "run_b": b, "seed_a": RUNS[a], "seed_b": RUNS[b]}
         numbers = {"jaccard": printed[role], "bernoulli": null - 0.05 - _stronger(role), **nulls}
         rows.append({**facts, **numbers})
-    return _frame(rows, AGREEMENT_COLUMNS)
+    return _frame(rows, columns_of(founding_nulls())["agreement"])
 
 
 def _stronger(role: str) -> float:

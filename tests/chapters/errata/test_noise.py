@@ -42,7 +42,8 @@ def test_the_overlap_is_that_of_a_brute_force_count():
     u, s, vh = np.linalg.svd(weight.double().numpy())
     low_rank = np.abs((u[:, :8] * s[:8]) @ vh[:8])
     principal = low_rank >= np.sort(low_rank, axis=None)[-64 * 32]
-    from threegates.geometry.nulls import noise_generator, storage_mask_at_density
+    from threegates.geometry.nulls.noise import noise_generator
+    from threegates.geometry.nulls.storage_density import storage_mask_at_density
 
     mask = storage_mask_at_density(weight, 64 * 16, noise_generator(0, "storage alone", "first")).numpy()
     found = noise.storage_alone(side=64, draws=1, densities=(0.25,)).iloc[0]

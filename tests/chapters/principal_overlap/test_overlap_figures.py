@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from tests.planted import planted
 from threegates.chapters.principal_overlap import plots, views
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.geometry.principal import OVERLAP_NULLS, TARGETS
+from threegates.geometry.principal import TARGETS
+from threegates.jobs.nulls import FOUNDING, founding_nulls
 from threegates.measures.overlap import measure_overlap
 
 GRPO, TEACHER, OWN = ("rl", "grpo", "mask"), ("sft", "sft-teacher", "mask"), ("sft", "sft-teacher", "own")
@@ -27,7 +28,7 @@ def rows(found: dict, **more) -> pd.DataFrame:
                 row = {**known, "pair": pair, "role": "q", "layer": 0, "view": view, "target": target}
                 row |= {"variant": "raw", "partner": "", "changed": 60, "size": 100}
                 row |= {"overlap": value if view == "bf16" else 0.5, "density": 0.5}
-                row |= {f"{null}_{end}": 0.4 for null in OVERLAP_NULLS for end in ("mean", "low", "high")}
+                row |= {f"{null}_{end}": 0.4 for null in FOUNDING for end in ("mean", "low", "high")}
                 out.append(row | more)
     return pd.DataFrame(out)
 
@@ -149,7 +150,7 @@ def tables(tmp_path_factory):
     planted.write(folder / "base", base)
     planted.write(folder / "tuned", planted.with_noise(base, 3e-4, seed=1))
     sides = (Checkpoint.open(folder / side) for side in ("base", "tuned"))
-    measured = measure_overlap(*sides, name="p", draws=3)
+    measured = measure_overlap(*sides, name="p", draws=3, nulls=founding_nulls())
     facts = dict(zip(("method", "algorithm", "rate"), GRPO, strict=True))
     return {name: table.assign(**facts) for name, table in measured.items()}
 

@@ -5,6 +5,7 @@ import pytest
 
 from tests.planted import frames
 from threegates.chapters.stripe_masks import plots as stripe_masks_plots
+from threegates.jobs.nulls import FOUNDING
 
 
 def test_maps_have_the_ratios_of_their_rows_and_columns_at_the_edges():
@@ -50,5 +51,5 @@ def test_every_matrix_type_shows_all_four_baselines():
     ax = stripe_masks_plots.jaccard_against_nulls(frame).axes[0]
     points = {round(line.get_xdata()[0], 9) for line in ax.lines if len(line.get_xdata()) == 1}
     rows = frame[frame["group"] == "RL runs"]
-    for column in ("jaccard", *stripe_masks_plots.NULLS):
+    for column in ("jaccard", *FOUNDING):
         assert {round(v, 9) for v in rows[column]} <= points

@@ -9,6 +9,7 @@ from tests.planted.frames import LABELS, OF_RUNS
 from threegates.chapters.stripe_masks import views as stripe_masks_views
 from threegates.figures import names
 from threegates.measures.agreement import LONGEST_SIDE, _map_row
+from threegates.jobs.nulls import FOUNDING
 
 
 def test_consensus_of_a_long_matrix_comes_back_as_averages_over_its_blocks():
@@ -24,7 +25,7 @@ def test_consensus_of_a_long_matrix_comes_back_as_averages_over_its_blocks():
 
 
 def test_stripes_are_geometric_means_in_the_order_of_a_block():
-    nulls = {f"{n}_mean": 1.0 for n in ("bernoulli", *names.DRAWN_NULLS)}
+    nulls = {f"{n}_mean": 1.0 for n in FOUNDING}
     rows = [("o", 1.0), ("o", 4.0), ("q", 3.0)]
     axis = pd.DataFrame(
         [{"method": "rl", "role": r, "axis": "row", "dispersion": d, **nulls} for r, d in rows]
@@ -35,7 +36,7 @@ def test_stripes_are_geometric_means_in_the_order_of_a_block():
 
 
 def test_the_range_of_runs_is_that_of_their_mean_jaccards():
-    nulls = {f"{n}_{e}": 0.5 for n in names.DRAWN_NULLS for e in ("mean", "low", "high")}
+    nulls = {f"{n}_{e}": 0.5 for n in DRAWN for e in ("mean", "low", "high")}
     pairs = [("a", "b", 0.6), ("a", "c", 0.8), ("b", "c", 0.7)]
     rows = [
         {"method": "rl", "role": "q", "run_a": a, "run_b": b, "jaccard": j, "bernoulli": 0.4, **nulls}
@@ -50,7 +51,7 @@ def _agreement(*rows: tuple[str, str, str, str, float]) -> pd.DataFrame:
     out = []
     for method, role, a, b, jaccard in rows:
         row = {"method": method, "role": role, "run_a": a, "run_b": b, "jaccard": jaccard, "bernoulli": 0.4}
-        for place, null in enumerate(names.DRAWN_NULLS):
+        for place, null in enumerate(DRAWN):
             ends = {"mean": 0.0, "low": -0.02, "high": 0.03}
             row |= {f"{null}_{end}": jaccard - 0.1 * (place + 1) + d for end, d in ends.items()}
         out.append(row)
@@ -77,7 +78,7 @@ def test_baselines_are_means_over_all_pairs_with_each_method_and_type_apart():
     view = stripe_masks_views.baseline_view(rows).set_index(["group", "role"])
     assert list(view.index) == [("RL runs", "q"), ("RL runs", "v"), ("SFT runs", "q")]
     query = view.loc[("RL runs", "q")]
-    for place, null in enumerate(names.DRAWN_NULLS):
+    for place, null in enumerate(DRAWN):
         mean = 0.7 - 0.1 * (place + 1)
         found = (query[null], query[f"{null}_low"], query[f"{null}_high"])
         assert found == pytest.approx((mean, mean - 0.02, mean + 0.03))
