@@ -25,7 +25,7 @@ from threegates.checkpoints.pairs import TensorPair, align, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 from threegates.geometry.masks import consensus, expected_jaccard, jaccard_matrix
-from threegates.geometry.nulls.null import Null, Observed
+from threegates.geometry.nulls.null import NullMasks, Observed
 from threegates.geometry.stripes import ratio_dispersion
 from threegates.measures.by_tensor import typed
 from threegates.measures.changes import axis_columns, axis_facts, axis_row, matrices
@@ -65,7 +65,7 @@ SWEEP_DRAWS = 9
 LONGEST_SIDE = 512
 
 
-def columns_of(nulls: Sequence[Null]) -> dict[str, dict[str, str]]:
+def columns_of(nulls: Sequence[NullMasks]) -> dict[str, dict[str, str]]:
     """Every table with its columns and types, among them those of the nulls that it is measured with.
 
     ``axis_sweep`` and ``agreement_sweep`` are ``axis`` and ``agreement`` at tolerances coarser than the
@@ -89,7 +89,7 @@ def measure_agreement(
     *,
     of_layer: int,
     draws: int,
-    nulls: Sequence[Null],
+    nulls: Sequence[NullMasks],
     seed: int = 0,
     maps: bool = True,
 ) -> dict[str, pd.DataFrame]:
@@ -130,11 +130,11 @@ def consensus_map(row: pd.Series) -> np.ndarray:
 class _Draws:
     """Nulls, how many masks of each are drawn, and the seed of their noise."""
 
-    nulls: Sequence[Null]
+    nulls: Sequence[NullMasks]
     number: int
     seed: int
 
-    def of(self, null: Null, observed: list[Observed]) -> Iterator[list[Tensor]]:
+    def of(self, null: NullMasks, observed: list[Observed]) -> Iterator[list[Tensor]]:
         """Masks of a null, one a run, as often as is asked for."""
         streams = [null_masks(null, one, self.seed) for one in observed]
         for _ in range(self.number):

@@ -45,7 +45,7 @@ from threegates.geometry.masks import (
     update_mask,
 )
 from threegates.geometry.nulls.noise import noise_generator
-from threegates.geometry.nulls.null import Null
+from threegates.geometry.nulls.null import NullMasks
 from threegates.geometry.stripes import ratio_dispersion
 from threegates.measures.by_tensor import Rows, Shared, measure_all
 from threegates.measures.draws import (
@@ -104,7 +104,7 @@ _AXIS_COLUMNS = {
 }
 
 
-def axis_columns(nulls: Sequence[Null]) -> dict[str, str]:
+def axis_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
     """Columns of the axis table and their types, with those of the nulls that it is measured with."""
     return {**_AXIS_COLUMNS, **summary_columns(nulls), "draws": "int64"}
 
@@ -119,7 +119,7 @@ class PairTensors:
     draws: int = 0
     seed: int = 0
     axes: bool = True
-    nulls: Sequence[Null] = ()
+    nulls: Sequence[NullMasks] = ()
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:
@@ -273,7 +273,7 @@ def measure_pair(
     draws: int = 0,
     seed: int = 0,
     axes: bool = True,
-    nulls: Sequence[Null] = (),
+    nulls: Sequence[NullMasks] = (),
 ) -> dict[str, pd.DataFrame]:
     """Measure every tensor of a pair, one at a time.
 

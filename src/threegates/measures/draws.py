@@ -13,7 +13,7 @@ from torch import Tensor
 from threegates.checkpoints.pairs import TensorPair
 from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls.noise import noise_generator
-from threegates.geometry.nulls.null import Null, Observed
+from threegates.geometry.nulls.null import NullMasks, Observed
 from threegates.geometry.nulls.storage_norm import change_probability, storage_scale_for_norm
 from threegates.geometry.nulls.summaries import summarise
 from threegates.geometry.precision import ETA
@@ -121,7 +121,7 @@ def noise_sparsity(base: EvenSample, scale: float, eta: float = ETA) -> tuple[fl
     return 1 - float(probability.mean()), math.sqrt(variance)
 
 
-def null_masks(null: Null, observed: Observed, seed: int) -> Iterator[Tensor]:
+def null_masks(null: NullMasks, observed: Observed, seed: int) -> Iterator[Tensor]:
     """Masks of a null beside an observed one, without end.
 
     The stream depends on seed, null, run and tensor alone, so that jobs may be cut in any way.
@@ -129,7 +129,7 @@ def null_masks(null: Null, observed: Observed, seed: int) -> Iterator[Tensor]:
     return null.sampler(observed, noise_generator(seed, null.name, observed.run, observed.tensor))
 
 
-def summary_columns(nulls: Sequence[Null]) -> dict[str, str]:
+def summary_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
     """Names and types of what `null_columns` gives for these nulls."""
     return {f"{null.name}_{name}": "float64" for null in nulls for name in SUMMARY}
 

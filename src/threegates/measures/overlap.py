@@ -46,7 +46,7 @@ from threegates.geometry.directions import (
 from threegates.geometry.masks import pack, update_mask
 from threegates.geometry.norm_matching import match_norm
 from threegates.geometry.nulls.noise import noise_generator
-from threegates.geometry.nulls.null import Null, Observed
+from threegates.geometry.nulls.null import NullMasks, Observed
 from threegates.geometry.nulls.summaries import NullSummary, summarise
 from threegates.geometry.precision import ETA
 from threegates.geometry.principal import (
@@ -124,13 +124,13 @@ DIRECTION_COLUMNS = {
 }
 
 
-def overlap_columns(nulls: Sequence[Null]) -> dict[str, str]:
+def overlap_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
     """Columns of the table ``overlap`` and their types, with those of the nulls that it is measured with."""
     drawn = {f"{null.name}_{name}": "float64" for null in nulls for name in SUMMARY}
     return {**_KEYS, **_FOUND, **drawn, "draws": "int64"}
 
 
-def sweep_columns(nulls: Sequence[Null]) -> dict[str, str]:
+def sweep_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
     """Columns of the table ``sweep``; a uniform null's mean is the target's density and is not drawn."""
     means = {f"{null.name}_mean": "float64" for null in nulls if not null.uniform}
     return {**_KEYS, "smaller_side": "int64", "eta": "float64", **_FOUND, **means}
@@ -159,7 +159,7 @@ class _Subject:
     draws: int
     seed: int
     shared: Shared
-    nulls: Sequence[Null]
+    nulls: Sequence[NullMasks]
     known_scale: float | None = None
 
     @cached_property
@@ -184,11 +184,11 @@ class _Subject:
         """Source of what is drawn for this matrix of this pair under a name."""
         return noise_generator(self.seed, *names, self.facts["pair"], self.pair.name)
 
-    def nulls_of(self, view: str) -> list[Null]:
+    def nulls_of(self, view: str) -> list[NullMasks]:
         """Nulls of a view's masks: storage has no part in which float32 changes are the largest."""
         return [null for null in self.nulls if view == "bf16" or not null.of_storage]
 
-    def observed(self, mask: Tensor, nulls: Sequence[Null], eta: float | None = None) -> Observed:
+    def observed(self, mask: Tensor, nulls: Sequence[NullMasks], eta: float | None = None) -> Observed:
         """A mask with what these nulls are matched to; a scale of noise is found if one asks for it."""
         scale = self.scale if any("scale" in null.matched_to for null in nulls) else math.nan
         changed = int(mask.count_nonzero())
@@ -206,7 +206,7 @@ class PairOverlap:
     partner: Checkpoint | None = None
     partner_name: str = ""
     seed: int = 0
-    nulls: Sequence[Null] = field(kw_only=True)
+    nulls: Sequence[NullMasks] = field(kw_only=True)
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:
@@ -251,7 +251,7 @@ def measure_overlap(
     *,
     name: str,
     draws: int,
-    nulls: Sequence[Null],
+    nulls: Sequence[NullMasks],
     partner: Checkpoint | None = None,
     partner_name: str = "",
     seed: int = 0,
@@ -308,7 +308,7 @@ def matrix_of(
     seed: int,
     rank: int,
     shared: Shared,
-    nulls: Sequence[Null],
+    nulls: Sequence[NullMasks],
     known_scale: float | None = None,
 ) -> _Subject:
     """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank.

@@ -15,7 +15,7 @@ from functools import cached_property
 from threegates.checkpoints.pairs import TensorPair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.masks import update_mask
-from threegates.geometry.nulls.null import Null
+from threegates.geometry.nulls.null import NullMasks
 from threegates.geometry.principal import HEADLINE_ALPHA, TARGETS, headline_rank
 from threegates.measures.by_tensor import Rows, Shared
 from threegates.measures.changes import TENSOR_COLUMNS, PairTensors, axis_columns, is_block_matrix
@@ -59,7 +59,7 @@ _SPECTRA_COLUMNS = {
 MEASURED = "measured"
 
 
-def table_columns(nulls: Sequence[Null]) -> dict[str, str]:
+def table_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
     """Columns of the table and their types, with those of the nulls that it is measured with."""
     drawn = {
         f"overlap_{target}_{null.name}_{what}": "float64"
@@ -85,7 +85,7 @@ class PairTable:
     seed: int = 0
     axes: bool = False
     spectra: bool = True
-    nulls: Sequence[Null] = ()
+    nulls: Sequence[NullMasks] = ()
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:

@@ -177,10 +177,21 @@ def test_a_uniform_null_changes_every_entry_as_often_as_any_other(null):
 @EVERY
 def test_every_null_says_what_it_is_in_a_module_of_its_name(null):
     module = f"{PACKAGE}.{null.name}"
-    assert null.sampler.__module__ == module and inspect.getmodule(null.sampler).NULL is null
+    # A job's digest starts from that name.
+    assert f"{null.sampler.__module__}.{null.sampler.__qualname__}" == f"{module}.masks"
+    assert inspect.getmodule(null.sampler).NULL is null
     assert re.fullmatch(r"[a-z_]+", null.name)
     for words in (null.title, null.source, null.holds, null.destroys):
         assert words.strip()
+
+
+@EVERY
+@pytest.mark.parametrize("eta", [None, 5e-3])
+def test_noise_that_storage_rounds_depends_on_the_weights_and_not_on_the_run_s_mask(null, eta):
+    observed = observed_of(eta=eta)
+    moved = dataclasses.replace(observed, base=observed.base.flip(0))
+    on_weights = not same(draws(null, observed), draws(null, moved))
+    assert null.of_storage == (on_weights and "mask" not in null.matched_to)
 
 
 def test_nulls_are_told_apart_by_name_title_and_look_all_of_them_grey():

@@ -33,37 +33,46 @@ class Observed:
     eta: Real | None = None
 
 
+#: Gives masks without end: bool, of the base's shape and on its device, each drawn anew.
 Sampler = Callable[[Observed, torch.Generator], Iterator[Tensor]]
-"""Gives masks without end: bool, of the base's shape and on its device, each drawn anew."""
 
 
-@dataclass(frozen=True)
-class Null:
-    """A null of update masks.
-
-    Numbers hang on `sampler`, and on `matched_to`, `of_storage` and `uniform`, which are facts of it.
+@dataclass(frozen=True, kw_only=True)
+class NullMasks:
+    """How masks of a null are drawn: all that measuring knows of it, so that no record hangs on the rest.
 
     Parameters
     ----------
-    name : of its module, of its columns and of its streams of noise.
-    title : its name on a page; colour, marker : a grey, and a marker of matplotlib, in figures.
-    source : where it is from.
-    holds, destroys : what its masks keep of the observed one, and what they do not, in words.
+    name : of the null's module, of its columns and of its streams of noise.
+    sampler : draws its masks. What follows are facts of it.
     matched_to : fields of `Observed` that its masks depend on, beside the base and the tolerance.
-    of_storage : whether it is noise that storage rounds. Such a null says nothing of masks that are taken
-        from float32 weights.
+    of_storage : whether it is noise that storage rounds, of base and scale or count alone. Such a null says
+        nothing of masks that are taken from float32 weights.
     uniform : whether all entries are changed equally often. Its mean overlap with any target is then the
         target's density, which needs no draws.
     """
 
     name: str
+    sampler: Sampler
+    matched_to: tuple[str, ...]
+    of_storage: bool = False
+    uniform: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null(NullMasks):
+    """A null of update masks, with what pages and figures say of it.
+
+    Parameters
+    ----------
+    title : its name on a page; colour, marker : a grey, and a marker of matplotlib, in figures.
+    source : where it is from.
+    holds, destroys : what its masks keep of the observed one, and what they do not, in words.
+    """
+
     title: str
     colour: str
     marker: str
     source: str
     holds: str
     destroys: str
-    matched_to: tuple[str, ...]
-    sampler: Sampler
-    of_storage: bool = False
-    uniform: bool = False
