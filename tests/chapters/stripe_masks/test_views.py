@@ -7,9 +7,8 @@ import torch
 
 from tests.planted.frames import LABELS, OF_RUNS
 from threegates.chapters.stripe_masks import views as stripe_masks_views
-from threegates.figures import names
-from threegates.measures.agreement import LONGEST_SIDE, _map_row
 from threegates.jobs.nulls import FOUNDING
+from threegates.measures.agreement import LONGEST_SIDE, _map_row
 
 
 def test_consensus_of_a_long_matrix_comes_back_as_averages_over_its_blocks():
