@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from threegates.figures.style import METHOD_COLOURS, NULLS
+from threegates.figures.style import METHOD_COLOURS
+from threegates.geometry.nulls.table import NULLS
 
 
 def luminance(colour: str) -> float:
@@ -19,11 +20,11 @@ def test_methods_have_colours_of_their_own_and_nulls_are_grey():
     apart = {name: c for name, c in METHOD_COLOURS.items() if name != "SFT (cross-entropy)"}
     assert len(set(apart.values())) == len(apart)
     assert METHOD_COLOURS["SFT (cross-entropy)"] == METHOD_COLOURS["SFT (teacher)"]
-    for _, colour, _ in NULLS.values():
-        assert colour[1:3] == colour[3:5] == colour[5:7]
-    assert len({marker for _, _, marker in NULLS.values()}) == len(NULLS)
+    for null in NULLS.values():
+        assert null.colour[1:3] == null.colour[3:5] == null.colour[5:7]
+    assert len({null.marker for null in NULLS.values()}) == len(NULLS)
 
 
-@pytest.mark.parametrize("colour", [*METHOD_COLOURS.values(), *(grey for _, grey, _ in NULLS.values())])
+@pytest.mark.parametrize("colour", [*METHOD_COLOURS.values(), *(null.colour for null in NULLS.values())])
 def test_every_mark_stands_out_from_white(colour):
     assert 1.05 / (luminance(colour) + 0.05) >= 2.0

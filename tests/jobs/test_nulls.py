@@ -1,4 +1,4 @@
-"""Which nulls jobs draw: by name, the founding ones unless others are asked for, and what their digests cover."""
+"""Which nulls jobs draw: by name, the founding ones unless others are asked for, and what digests cover."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from tests.planted.planted_null import FIFTH
 from threegates.definitions import reached
 from threegates.errors import GeometryError
 from threegates.geometry.nulls import table
-from threegates.jobs import closures, measured_pairs
-from threegates.jobs.jobs import CHAPTERS, TABLES, chapter_jobs, table_job
+from threegates.jobs import measured_pairs
+from threegates.jobs.kinds.known import KINDS, jobs_of
+from threegates.jobs.kinds.table import table_job
 from threegates.jobs.nulls import FOUNDING, asked_for, samplers, with_nulls
 from threegates.jobs.pair_files import measure_to_files
 from threegates.jobs.partial import read_parts
 from threegates.jobs.sources import own_pair
 from threegates.records.store import read_parquet, read_provenance
+from threegates.register import CHAPTERS
 from threegates.study import Study
 
 PACKAGE = "threegates.geometry.nulls"
@@ -34,7 +36,7 @@ def sides(tmp_path, monkeypatch):
 
 
 def code_of(kind: str, *names: str) -> set[str]:
-    one = closures.reach(kind, {"nulls": names})
+    one = KINDS[kind].reach_of({"nulls": names})
     return set(reached(*one.roots, outside=one.outside, inside=one.inside))
 
 
@@ -57,7 +59,7 @@ def test_a_fifth_null_in_the_table_changes_no_job(sides, monkeypatch):
         jobs = [
             job
             for chapter in ("update-sparsity", "stripe-masks", "principal-overlap", "spectral-drift")
-            for job in chapter_jobs(chapter, [pair], draws=3, seed=0)
+            for job in jobs_of(CHAPTERS[chapter].jobs, [pair], draws=3, seed=0)
         ]
         whole = table_job(pair, {"draws": 3, "seed": 0, "nulls": asked_for(), "axes": True, "spectra": True})
         return {f"{job.kind}/{job.name}": job.digest for job in [*jobs, whole]}
@@ -71,7 +73,7 @@ def test_nulls_are_parameters_of_the_kinds_that_draw_them_and_of_no_other(sides)
     found = {}
     for names in (FOUNDING, ("bernoulli",)):
         for chapter in ("stripe-masks", "principal-overlap", "spectral-drift"):
-            for job in chapter_jobs(chapter, [own_pair(*sides)], draws=3, seed=0, nulls=names):
+            for job in jobs_of(CHAPTERS[chapter].jobs, [own_pair(*sides)], 3, 0, names):
                 found.setdefault(job.kind, {})[names] = (job.inputs["parameters"].get("nulls"), job.digest)
     assert found["pair"][FOUNDING] == found["pair"]["bernoulli",] and found["pair"][FOUNDING][0] is None
     assert found["drift"][FOUNDING] == found["drift"]["bernoulli",]
@@ -83,7 +85,7 @@ def test_nulls_are_parameters_of_the_kinds_that_draw_them_and_of_no_other(sides)
         assert found[kind][FOUNDING][1] != found[kind]["bernoulli",][1]
 
 
-@pytest.mark.parametrize("kind", sorted(TABLES))
+@pytest.mark.parametrize("kind", sorted(KINDS))
 def test_the_code_of_a_record_holds_the_samplers_of_its_nulls_and_nothing_that_lists_or_shows_them(kind):
     bare, beside = code_of(kind), code_of(kind, *FOUNDING)
     assert not {f"{PACKAGE}.{name}.{what}" for name in FOUNDING for what in ("masks", "NULL")} & bare
@@ -94,7 +96,7 @@ def test_the_code_of_a_record_holds_the_samplers_of_its_nulls_and_nothing_that_l
 
 
 def test_no_measuring_module_imports_the_table():
-    modules = sorted({root.rpartition(".")[0] for root in closures._MEASURES.values()})
+    modules = sorted({kind.root.rpartition(".")[0] for kind in KINDS.values()})
     script = f"import sys, {', '.join(modules)}; print('{PACKAGE}.table' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
@@ -106,7 +108,7 @@ def test_a_pair_is_measured_beside_the_nulls_that_were_asked_for_and_read_as_suc
     frame, axis = (read_parquet(tmp_path / f"{name}.parquet") for name in ("t", "a"))
     for columns in (frame, axis):
         assert {name for name in FOUNDING if any(f"{name}_mean" in one for one in columns)} == {"magnitude"}
-    assert read_provenance(tmp_path / "t.parquet")["parameters"]["nulls"] == ["magnitude"]
+    assert read_provenance(tmp_path / "t.parquet")["inputs"]["parameters"]["nulls"] == ["magnitude"]
     summary = measured_pairs.summary(frame)
     assert math.isnan(summary["storage_norm_principal"]) and summary["overlap_principal"] > 0
 
@@ -120,7 +122,7 @@ def test_parts_that_hold_a_fifth_null_have_its_columns(sides, tmp_path, monkeypa
     (found,) = read_parts(tmp_path / "o.parquet").to_dict("records")
     assert found[f"overlap_low_{FIFTH.name}_mean"] == 0.25
     assert f"overlap_low_{FIFTH.name}_p" not in found
-    assert set(TABLES["table"]["tensor"]) <= set(found)
+    assert set(KINDS["table"].tables["tensor"]) <= set(found)
 
 
 def test_a_study_beside_one_null_has_the_others_columns_empty(sides, tmp_path, project):
@@ -139,6 +141,6 @@ def test_a_study_beside_one_null_has_the_others_columns_empty(sides, tmp_path, p
 
 
 def test_every_chapter_is_cut_without_its_caller_naming_nulls(sides):
-    assert {chapter for chapter in CHAPTERS if "group" in CHAPTERS[chapter]} == {"stripe-masks"}
-    jobs = chapter_jobs("stripe-masks", [own_pair(*sides)], 3, 0)
+    assert {name for name, chapter in CHAPTERS.items() if "group" in chapter.jobs} == {"stripe-masks"}
+    jobs = jobs_of(CHAPTERS["stripe-masks"].jobs, [own_pair(*sides)], 3, 0)
     assert {tuple(job.arguments["nulls"]) for job in jobs if job.kind == "group"} == {FOUNDING}
