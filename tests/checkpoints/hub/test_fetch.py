@@ -16,7 +16,8 @@ from huggingface_hub import hf_hub_download, scan_cache_dir, snapshot_download
 from safetensors.torch import save_file
 
 from tests.hub.loopback import Fault, LoopbackHub
-from threegates.checkpoints.hub.snapshots import PATTERNS, download, fetch, transfer
+from threegates.checkpoints.hub import download, transfer
+from threegates.checkpoints.hub.snapshots import PATTERNS, fetch
 from threegates.checkpoints.manifests.manifest import Hub
 from threegates.checkpoints.tensors import Checkpoint, sha256_of
 from threegates.errors import CheckpointError

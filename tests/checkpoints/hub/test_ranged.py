@@ -17,9 +17,10 @@ import torch
 from safetensors.torch import save_file
 
 from tests.hub.loopback import Fault, LoopbackHub, shard
+from threegates.checkpoints.hub import transfer
 from threegates.checkpoints.hub.range_cache import RangeCache
 from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged
-from threegates.checkpoints.hub.snapshots import fetch, transfer
+from threegates.checkpoints.hub.snapshots import fetch
 from threegates.checkpoints.pairs import load_pair
 from threegates.checkpoints.tensors import INDEX, Checkpoint
 from threegates.errors import CheckpointError
