@@ -6,7 +6,8 @@ OLD_COMMIT is one whose code all records and runs of the release are of. What is
 
 1. the old tree, loaded in a process of its own, gives every record and every run the digest that it has;
 2. after the rewrites that are declared in `rekeyings.py`, the definitions that each kind of record and of run
-   reaches are the same in both trees, up to names and places (`threegates.definitions`);
+   reaches are the same in both trees, up to names and places (`threegates.definitions`), or, for the kinds of
+   record that are declared there, both trees measure planted runs alike to the last bit (`measured_alike`);
 3. the plan's recipes are those of the release, mapped as declared, and nothing else.
 
 Then digests go from bases to runs to records, and with them the names of folders and files. Contents stay,
@@ -31,12 +32,14 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:
     sys.path[:0] = [str(ROOT), str(ROOT / "src")]
 
+from scripts.measured_alike import PROBE, differing  # noqa: E402
 from scripts.rekeyings import Rekeying, rekeying  # noqa: E402
 from threegates.atomic import write_json, write_text  # noqa: E402
 from threegates.definitions import Closure, closure, differences  # noqa: E402
 from threegates.digest import file_digest  # noqa: E402
 from threegates.jobs.released import FILE  # noqa: E402
 from threegates.releases.packing import (  # noqa: E402
+    BASE,
     CHECKPOINTS,
     MANIFEST,
     PROVENANCE,
@@ -150,9 +153,16 @@ def check_code(before: Told, after: Told, old: Path, new: Path, kinds: Mapping[s
                 continue
             pair = [_closure(tree, told["roots"][what][kind]) for tree, told in ((old, before), (new, after))]
             if pair[0].digest != pair[1].digest:
-                wrong += [f"{what} {kind}: {_named(*names)}" for names in differences(*pair)]
+                wrong += [f"{what} {kind}: {_named(*names)}" for names in _differences(*pair)]
     if wrong:
         raise Refused("definitions differ:", list(dict.fromkeys(wrong)))
+
+
+def _differences(old: Closure, new: Closure) -> list[tuple[str, str]]:
+    """What makes two closures differ; roots that only one of them has are told as such."""
+    if len(old.roots) == len(new.roots):
+        return differences(old, new)
+    return [(f"{len(old.roots)} roots", f"{len(new.roots)} roots")]
 
 
 def _closure(tree: Path, reach: Told) -> Closure:
@@ -162,6 +172,17 @@ def _closure(tree: Path, reach: Told) -> Closure:
 
 def _named(here: str, there: str) -> str:
     return f"{here or 'nothing'} in the old tree, {there or 'nothing'} in the new one"
+
+
+def check_measured(old: Path, new: Path, base: Path, known: Rekeying, kinds: set[str]) -> None:
+    """Refuse unless both trees measure planted runs alike, for the kinds whose code was put otherwise."""
+    asked = kinds & known.measured.keys()
+    if not asked:
+        return
+    with tempfile.TemporaryDirectory() as work:
+        wrong = differing(old, new, base, asked, Path(work), known.probe or PROBE)
+    if wrong:
+        raise Refused("planted runs are measured otherwise:", wrong)
 
 
 def check_recipes(before: Told, after: Told, runs: Told, known: Rekeying) -> None:
@@ -281,7 +302,10 @@ def rekey_from(old: Path, new: Path, release: Path, commit: str, known: Rekeying
     before = ask(old, provenance, profile, known)
     check_digests(before, provenance, runs)
     rewritten(old, known)
-    check_code(before, after, old, new, kinds_of(before, runs))
+    kinds = kinds_of(before, runs)
+    handled = {"record": kinds["record"] - known.measured.keys(), "run": kinds["run"]}
+    check_code(before, after, old, new, handled)
+    check_measured(old, new, release / BASE, known, kinds["record"])
     check_recipes(before, after, runs, known)
     inputs = mapped_inputs(provenance, before, known)
     after = ask(new, inputs, profile, Rekeying())
@@ -293,7 +317,11 @@ def rekey_from(old: Path, new: Path, release: Path, commit: str, known: Rekeying
         return proved
     named = folders(runs, after)
     told = new_provenance(provenance, after, inputs, commit), new_runs(runs, after, named, commit)
-    facts = {"commit": commit, "rewrites": [f"{one.module}: {one.why}" for one in known.rewrites]}
+    facts = {
+        "commit": commit,
+        "rewrites": [f"{one.module}: {one.why}" for one in known.rewrites],
+        "measured_alike": dict(known.measured),
+    }
     _put(release, told[1], told[0], named, facts)
     return f"{proved} They have its keys now."
 

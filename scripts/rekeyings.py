@@ -35,6 +35,8 @@ class Rekeying:
     """All that is declared of a commit.
 
     ask : code that prints what the tree makes of a release, where it has no `told`.
+    measured : kinds of record whose code was put otherwise, each with the reason. Both codes have to measure
+        planted runs alike, to the last bit (`measured_alike`). probe : how the tree does, where it lacks kinds.
     recipes, inputs : those of the new code for those of the old.
     """
 
@@ -42,6 +44,8 @@ class Rekeying:
     recipes: Mapped = same
     inputs: Mapped = same
     ask: str = ""
+    measured: Mapping[str, str] = field(default_factory=dict)
+    probe: str = ""
     roots: Mapping[str, Mapping[str, Mapping[str, list[str]]]] = field(default_factory=dict)
 
 
@@ -257,9 +261,37 @@ _REWRITES = (
     ),
 )
 
+_HANDED = "what measures is handed the nulls that it draws, where it had a list of all"
+_MEASURED = dict.fromkeys(("pair", "group", "overlap", "table"), _HANDED)
+_PROBE = """
+from threegates.checkpoints.manifest import read_manifest
+from threegates.study import jobs as old
+from threegates.study.batches import opened
+from threegates.study.by_tensor import measure_all
+from threegates.study.sources import named_pairs
+
+def found(manifest, runs, kinds, options):
+    pairs = named_pairs(runs, read_manifest(manifest))
+    cut = {"pair": old.pair_jobs, "group": old.group_jobs, "overlap": old.overlap_jobs}
+    for kind in kinds:
+        whole = [old.table_job(pair, {**options, "axes": True}) for pair in pairs] if kind == "table" else ()
+        for job in whole or cut[kind](pairs, options):
+            tables = old._measure_group(**job.arguments) if kind == "group" else measure_all(opened(job))
+            yield f"{kind}/{job.name}", tables
+"""
+
+
+def _with_nulls(inputs: Values, told: Mapping[str, Any]) -> Values:
+    """The nulls that were drawn are named among the parameters of the kinds that drew them."""
+    founding = ["bernoulli", "storage_density", "storage_norm", "magnitude"]
+    parameters = inputs["parameters"]
+    drawn = "draws" in parameters and not {"steps", "frame"} & parameters.keys()
+    return inputs | {"parameters": {**parameters, "nulls": founding}} if drawn else inputs
+
+
 #: By the first digits of the commit.
 REKEYINGS: dict[str, Rekeying] = {
-    "3806e52": Rekeying(_REWRITES, _with_objective, same, _ASK, _ROOTS),
+    "3806e52": Rekeying(_REWRITES, _with_objective, _with_nulls, _ASK, _MEASURED, _PROBE, _ROOTS),
 }
 
 
