@@ -116,6 +116,17 @@ def test_foreign_folders_give_exact_masks(command, models, tmp_path):
     assert str(tmp_path) not in json.dumps(stated) and not list(tmp_path.glob("*.parts"))
 
 
+def test_masks_are_drawn_under_the_nulls_that_are_named(command, models, tmp_path):
+    options = ["--base", "base", "--tuned", "tuned", "--out", "t.parquet", "--draws", 2]
+    status, _, told = command("measure", *options, "--null", "uniform")
+    assert status == 1 and "no such null" in told and "bernoulli, storage_density" in told
+    assert not (tmp_path / "t.parquet").exists()
+    status, _, _ = command("measure", *options, "--null", "magnitude", "--null", "bernoulli")
+    names = [name for name in pd.read_parquet(tmp_path / "t.parquet") if name.startswith("overlap_low_")]
+    assert status == 0 and {name.split("_")[2] for name in names} == {"bernoulli", "magnitude"}
+    assert read_provenance(tmp_path / "t.parquet")["parameters"]["nulls"] == ["bernoulli", "magnitude"]
+
+
 def test_two_measurements_are_the_same_bytes(command, models, tmp_path, monkeypatch):
     # Workers that wait from an earlier call stand in another folder, and the paths given here are relative.
     with monkeypatch.context() as elsewhere:

@@ -117,10 +117,9 @@ def told(figure: plt.Figure) -> set[str]:
 def test_every_figure_that_lists_nulls_has_the_fifth_with_its_look(five):
     for name, figure in drawings(five).items():
         assert FIFTH.title in told(figure), name
-        marks = {
-            line.get_marker() for ax in figure.axes for line in ax.lines if line.get_color() == FIFTH.colour
-        }
-        assert name == "maps" or FIFTH.marker in marks, name
+        lines = [line for ax in figure.axes for line in ax.lines]
+        looks = {(line.get_color(), line.get_marker()) for line in lines}
+        assert name == "maps" or (FIFTH.colour, FIFTH.marker) in looks, name
 
 
 def test_a_record_without_a_null_is_drawn_without_it(sides):
