@@ -36,8 +36,8 @@ class Rekeying:
 
     ask : code that prints what the tree makes of a release, where it has no `told`.
     measured : kinds of record whose code was put otherwise, each with the reason. Both codes have to measure
-        planted runs alike, bit for bit (`measured_alike`). probe : how the tree does it, where it has no kinds.
-    recipes, inputs : those of the new code for those of the old.
+        planted runs alike, bit for bit (`measured_alike`).
+    probe : how the tree measures them, where it has no table of kinds.
     """
 
     rewrites: tuple[Rewrite, ...] = ()

@@ -5,12 +5,21 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
+from threegates import environment
+
 torch.set_num_threads(1)
 install_import_hook("threegates.geometry", "beartype.beartype")
 
 # No deadline: a busy machine is no error. Derandomised: a failure seen once is seen again.
 hypothesis.settings.register_profile("house", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """What a command of one test was given is not there for the next."""
+    yield
+    environment.forget()
 
 
 @pytest.fixture
@@ -21,6 +30,4 @@ def project(tmp_path, monkeypatch):
 
     for name, value in planted.make_project(tmp_path / "project").items():
         monkeypatch.setenv(name, value)
-    # Set, not deleted: running a notebook sets it too, and only what was set here is put back afterwards.
-    monkeypatch.setenv("THREEGATES_SOURCES", "{}")
     return tmp_path / "project"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from threegates import workers
 from threegates.backends import Backend, choose_backend, named_backend, run_parallel
+from threegates.environment import variable
 from threegates.errors import ThreeGatesError
 
 ADDRESS, OTHER = "tcp://host:8786", "tcp://other:8786"
@@ -15,7 +14,7 @@ ADDRESS, OTHER = "tcp://host:8786", "tcp://other:8786"
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
-    """Nothing is chosen, and nothing that is chosen stays."""
+    """Nothing is asked for."""
     for name in ("THREEGATES_BACKEND", "THREEGATES_SCHEDULER"):
         monkeypatch.setenv(name, "")
 
@@ -46,7 +45,7 @@ def test_impossible_choices_are_refused_and_not_made(given):
     with pytest.raises(ThreeGatesError) as caught:
         choose_backend(*given)
     assert given[0] in str(caught.value) and "THREEGATES_" in str(caught.value)
-    assert not os.environ["THREEGATES_BACKEND"]
+    assert not variable("THREEGATES_BACKEND")
 
 
 def test_a_scheduler_beside_processes_in_the_environment_is_passed_over(monkeypatch):
@@ -59,10 +58,10 @@ def test_a_choice_is_what_others_find():
     choose_backend(None, ADDRESS)
     assert named_backend() == Backend("dask", ADDRESS)
     choose_backend("dask", None)
-    # The address of before is still the environment's.
+    # The address of before is still kept.
     assert named_backend() == Backend("dask", ADDRESS)
     choose_backend("processes", None)
-    assert named_backend() == Backend("processes") and not os.environ["THREEGATES_SCHEDULER"]
+    assert named_backend() == Backend("processes") and not variable("THREEGATES_SCHEDULER")
 
 
 def test_processes_get_what_they_always_got(monkeypatch):

@@ -261,9 +261,7 @@ def test_what_stands_for_nothing_is_refused(command, tmp_path):
         (["--out", "t.parquet", "--masks", "m.parquet"], "give m.safetensors"),
     ],
 )
-def test_a_measurement_that_is_refused_leaves_nothing(command, models, tmp_path, monkeypatch, options, told):
-    # The command sets it for this process, and it is put back with everything that monkeypatch has set.
-    monkeypatch.setenv("THREEGATES_MEMORY", "")
+def test_a_measurement_that_is_refused_leaves_nothing(command, models, tmp_path, options, told):
     before = sorted(tmp_path.rglob("*"))
     status, out, err = command("measure", "--base", "base", "--tuned", "tuned", *options)
     assert status == 1 and out == "" and told in err and "what to do" in err and "Traceback" not in err

@@ -48,7 +48,7 @@ def hub(sides, tmp_path, monkeypatch):
     """A Hub, and a project whose commands speak to it with a token, each with caches of its own."""
     for name, value in planted.make_project(tmp_path / "project").items():
         monkeypatch.setenv(name, value)
-    # What a command exports must not reach the next test.
+    # Nothing that whoever runs the tests has set.
     for name in ("READS", "DEVICE", "MEMORY", "BACKEND", "SCHEDULER", "ACCEPT_LICENCE", "SOURCES"):
         monkeypatch.setenv(f"THREEGATES_{name}", "{}" if name == "SOURCES" else "")
     monkeypatch.setenv("THREEGATES_RANGES", str(tmp_path / "ranges"))
@@ -117,13 +117,15 @@ def test_a_pair_goes_from_the_hub_into_the_manifest_and_into_a_table(hub, comman
     assert read_provenance(Path("whole.parquet"))["inputs"]["layers"] == [0]
 
 
-def test_ranged_and_downloaded_tables_are_equal_and_the_second_run_asks_nothing(hub, command, tmp_path):
+def test_ranged_and_downloaded_tables_are_equal_and_the_second_run_asks_nothing(
+    hub, command, tmp_path, monkeypatch
+):
     added(command)
     assert command("lock")[0] == 0
     whole = measured(command, "whole.parquet")
     assert {"resized", "compared"} == set(whole["status"])
     hub.requests.clear()
-    os.environ["THREEGATES_READS"] = "ranged"
+    monkeypatch.setenv("THREEGATES_READS", "ranged")
     ranged = measured(command, "ranged.parquet")
     assert hub.requests
     pd.testing.assert_frame_equal(whole, ranged, check_exact=True)

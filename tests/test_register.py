@@ -15,7 +15,7 @@ from threegates.jobs.kinds.known import KINDS, tables_of
 from threegates.judging.claims import read_claims
 from threegates.judging.robustness import _COARSE, HEADLINE
 from threegates.lab.plans.plan import STEP_CHAPTERS, plan
-from threegates.pages.notebooks import notebook_path, opened_chapters, opens_study, read_notebook
+from threegates.pages.notebooks import modules, notebook_path, opened_chapters, read_notebook
 from threegates.pages.parameters import declared
 from threegates.preflight import MEASURE
 from threegates.register import (
@@ -142,8 +142,9 @@ def test_its_notebook_takes_the_pairs_that_it_shows(chapter):
 @EVERY
 def test_its_notebook_opens_its_own_study_and_no_other(chapter):
     notebook = read_notebook(notebook_path(chapter.name))
-    assert opened_chapters(notebook) == [chapter.name] * opens_study(notebook)
-    assert opens_study(notebook) or not chapter.jobs
+    opens_study = "threegates.study" in modules(notebook)
+    assert opened_chapters(notebook) == [chapter.name] * opens_study
+    assert opens_study or not chapter.jobs
 
 
 @EVERY

@@ -6,11 +6,11 @@ environment (``THREEGATES_BACKEND``, ``THREEGATES_SCHEDULER``), which notebooks 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from threegates.environment import keep, variable
 from threegates.errors import ThreeGatesError
 
 BACKEND_VARIABLE = "THREEGATES_BACKEND"
@@ -41,9 +41,9 @@ def named_backend(backend: str | None = None, scheduler: str | None = None) -> B
     ------
     ThreeGatesError : there is no backend of that name, or a scheduler is given with one that has none.
     """
-    name = backend or (None if scheduler else os.environ.get(BACKEND_VARIABLE)) or None
+    name = backend or (None if scheduler else variable(BACKEND_VARIABLE)) or None
     if scheduler is None and name in (None, DASK):
-        scheduler = os.environ.get(SCHEDULER_VARIABLE) or None
+        scheduler = variable(SCHEDULER_VARIABLE) or None
     name = name or (DASK if scheduler else PROCESSES)
     if name not in BACKENDS:
         raise ThreeGatesError(
@@ -71,8 +71,7 @@ def choose_backend(backend: str | None = None, scheduler: str | None = None) -> 
     ThreeGatesError : as `named_backend`; then nothing is chosen.
     """
     chosen = named_backend(backend, scheduler)
-    os.environ[BACKEND_VARIABLE] = chosen.name
-    os.environ[SCHEDULER_VARIABLE] = chosen.scheduler or ""
+    keep({BACKEND_VARIABLE: chosen.name, SCHEDULER_VARIABLE: chosen.scheduler or ""})
     return chosen
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 
@@ -38,7 +39,8 @@ from threegates.judging import claims
 from threegates.judging.robustness import COLUMNS, cells, counted
 from threegates.measures.by_tensor import typed
 from threegates.records.known_digests import known_digest
-from threegates.records.provenance import build_folder, project_root, record_provenance
+from threegates.records.places import Places
+from threegates.records.provenance import project_root, record_provenance
 from threegates.records.store import Records, read_parquet, remove_leftovers
 from threegates.register import chapter_of
 
@@ -98,6 +100,7 @@ class Study:
         layers: Sequence[int] | None = None,
         matrices: Sequence[str] | None = None,
         records: Path | None = None,
+        places: Places | None = None,
         draws: int = DRAWS,
         seed: int = 0,
         nulls: Sequence[str] | None = None,
@@ -107,12 +110,13 @@ class Study:
 
         Parameters
         ----------
-        manifest : the one the lab wrote last by default.
+        manifest : the one that `places` have by default.
         pairs : names of tuned entries, instead of those the manifest has for the chapter.
         base, tuned : two checkpoints of one's own, each a folder, an entry's name or ORG/REPO[@COMMIT].
         subject : whose pairs of the manifest, by their label; nothing with pairs, base or tuned.
         layers, matrices : only these blocks, and only tensors of these roles; all of them by default.
-        records : folder of the records, build/records by default.
+        records : folder of the records, that of `places` by default.
+        places : where the lab's manifest and the records lie; those that the environment names by default.
         draws : masks under each null.
         seed : of the nulls.
         nulls : names of those that masks are drawn under; the founding ones by default.
@@ -124,17 +128,17 @@ class Study:
         GeometryError : there is no null of such a name.
         """
         if base or tuned:
-            found, about = [own_pair(base, tuned)], foreign(base, tuned)
+            found, about = [own_pair(base, tuned, places=places)], foreign(base, tuned)
             told = about.short
         else:
-            known = manifest_of(pairs, manifest) if pairs else lab_manifest(manifest)
+            known = manifest_of(pairs, manifest, places) if pairs else lab_manifest(manifest, places)
             every = chapter_of(chapter).follows_steps
             found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known, subject, every)
             about = of_pairs(_entries(found), known.profile) if pairs else described(subject, known.profile)
             told = f"{about.short}: {_checkpoints(found, known.profile, chosen=bool(pairs))}"
         found = narrowed(found, layers, matrices)
         told += _choice(layers, matrices)
-        store = Records(Path(records).absolute() if records else build_folder() / "records")
+        store = Records(Path(records).absolute() if records else (places or Places.here()).records)
         return cls(
             chapter,
             found,
@@ -146,6 +150,14 @@ class Study:
             subject=told,
             measure=measure,
         )
+
+    def unmeasured(self) -> Study:
+        """The same study, which measures nothing that is missing."""
+        if not self.measure:
+            return self
+        other = copy(self)
+        other.measure = False
+        return other
 
     @cached_property
     def frame(self) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from threegates.appendices import sensitivity_plots, sensitivity_views
 from threegates.errors import NotebookError
 from threegates.judging.verdicts import NO_LETTER
 from threegates.measures.overlap import ALPHAS, ETAS
-from threegates.pages.other_pages import studies_of
+from threegates.pages.opened import studies_of
 
 
 class Found:

@@ -8,10 +8,12 @@ import nbformat
 import pandas as pd
 
 from tests.judging.test_cards import CLAIM
+from tests.pages.test_runner import write_notebook
 from tests.planted import planted
 from threegates.book import assemble, build
 from threegates.pages.asked import NotRun
 from threegates.pages.contents import Page
+from threegates.pages.opened import Opened
 from threegates.pages.runner import NotebookRun
 
 
@@ -22,12 +24,16 @@ def _finished(folder, page, executed=True):
     (figures / "one.svg").write_text(page.name)
     cells = [nbformat.v4.new_markdown_cell(f"# {page.name}")]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{page.name}.ipynb")
-    verdicts = pd.DataFrame([CLAIM | {"about": page.parameters.get("subject", "lab")}])
+    verdicts = pd.DataFrame([CLAIM | {"about": page.given.get("subject", "lab")}])
     return NotebookRun(folder / f"{page.name}.ipynb", [], verdicts, executed)
 
 
-def test_two_pages_of_one_notebook_stand_side_by_side(tmp_path):
-    shown = [Page("drift", "drift"), Page("drift-encoder", "drift", {"subject": "encoder"})]
+def test_two_pages_of_one_notebook_stand_side_by_side(project, tmp_path):
+    path = write_notebook(project, "drift", parameters="subject: str = 'lab'  # whose")
+    shown = [
+        Opened.of_notebook(path),
+        Opened.of_notebook(path, {"subject": "encoder"}, name="drift-encoder"),
+    ]
     runs = {page: _finished(tmp_path / "made", page) for page in shown}
     (tmp_path / "src").mkdir()
     for page, run in runs.items():
@@ -44,7 +50,7 @@ def test_a_page_without_checkpoints_says_so_and_judges_nothing(project, tmp_path
     base = planted.base_tensors()
     planted.write_study(project / "build" / "lab", base, {})
     shutil.copy(planted.ROOT / "notebooks" / "spectral-drift.ipynb", project / "notebooks")
-    page = Page("spectral-drift-encoder", "spectral-drift", {"subject": "encoder"})
+    page = Opened.of_page(Page("spectral-drift-encoder", "spectral-drift", {"subject": "encoder"}))
     result = build._run(page)
     assert isinstance(result, NotRun)
     assemble._add_page(tmp_path, page, result)

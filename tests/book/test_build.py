@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from threegates.errors import NotebookError
 from threegates.pages import runner
 from threegates.pages.asked import NotRun
 from threegates.pages.contents import Page
+from threegates.pages.opened import Opened
 from threegates.pages.runner import NotebookRun
 
 
@@ -61,7 +63,7 @@ def test_notebooks_run_beside_each_other_each_in_a_folder_of_its_own(project):
             project, name, f"name, other = {name!r}, {other!r}", MEETS, parameters="draws: int = 3"
         )
     here = os.getcwd()
-    runs = build._run_all([Page(name, name) for name in names], 2, measure=True)
+    runs = build._run_all([Opened.of_page(Page(name, name)) for name in names], 2)
     assert [page.name for page in runs] == list(names)
     assert all(isinstance(run, NotebookRun) and run.executed for run in runs.values())
     assert os.getcwd() == here
@@ -86,18 +88,18 @@ def test_pages_that_run_beside_each_other_parse_one_at_a_time(project, monkeypat
         finally:
             inside.pop()
 
-    monkeypatch.setattr(runner, "_papermill", lambda plan, work: plan.notebook)
+    monkeypatch.setattr(runner, "_papermill", lambda opened, work: opened.notebook)
     digest._parsed.cache_clear()
     monkeypatch.setattr(ast, "parse", slow)
-    runs = build._run_all([Page(name, name) for name in names], 3, measure=True)
+    runs = build._run_all([Opened.of_page(Page(name, name)) for name in names], 3)
     assert all(run.executed for run in runs.values())
     assert len(threads) > 2 and len(most) > len(names) and max(most) == 1
 
 
-def test_a_page_is_measured_before_it_runs_and_a_failure_ends_the_build(monkeypatch):
+def test_a_page_is_measured_before_it_runs_and_a_failure_ends_the_build(project, monkeypatch):
     seen = []
 
-    def run(page, measure):
+    def run(page):
         seen.append(f"run {page.name}")
         if page.name == "bad":
             raise NotebookError("a cell failed", where=page.name)
@@ -109,10 +111,12 @@ def test_a_page_is_measured_before_it_runs_and_a_failure_ends_the_build(monkeypa
 
     monkeypatch.setattr(build, "_measure", measured)
     monkeypatch.setattr(build, "_run", run)
-    pages = [Page(name, name) for name in ("good", "bad", "later", "last")]
+    names = ("good", "bad", "later", "last")
+    pages = [Opened.of_notebook(write_notebook(project, name)) for name in names]
     with pytest.raises(NotebookError, match="a cell failed"):
-        build._run_all(pages, 2, measure=True)
+        build._run_all(pages, 2)
     assert seen.index("measure bad") < seen.index("run bad")
     assert "run last" not in seen
     seen.clear()
-    assert len(build._run_all(pages[:1], 2, measure=False)) == 1 and seen == ["run good"]
+    unmeasured = [replace(page, measure=False) for page in pages[:1]]
+    assert len(build._run_all(unmeasured, 2)) == 1 and seen == ["run good"]

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from threegates.book import build, render
+from threegates.book import render
 from threegates.book.values import FILE
 from threegates.errors import NotebookError
 from threegates.figures.published import Published
@@ -89,7 +89,7 @@ def test_nothing_is_left_beside_the_book(tmp_path, source, drawn):
 def test_a_build_killed_while_it_swapped_gives_the_old_book_back(tmp_path, source, drawn, monkeypatch):
     render.render(tmp_path, source)
     (source / "intro.md").write_text("# Two\n")
-    replace, steps = build.os.replace, []
+    replace, steps = render.os.replace, []
 
     def killed_at_the_second(old, new):
         steps.append(new)
@@ -97,7 +97,7 @@ def test_a_build_killed_while_it_swapped_gives_the_old_book_back(tmp_path, sourc
             raise KeyboardInterrupt
         replace(old, new)
 
-    monkeypatch.setattr(build.os, "replace", killed_at_the_second)
+    monkeypatch.setattr(render.os, "replace", killed_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         render.render(tmp_path, source)
     monkeypatch.undo()

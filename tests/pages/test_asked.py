@@ -13,11 +13,12 @@ from tests.planted import planted
 from threegates.judging.verdicts import Judgement
 from threegates.pages.asked import run_chapter, run_page
 from threegates.pages.contents import Page
+from threegates.pages.opened import Opened
 
 
 def test_a_page_that_looks_at_no_checkpoints_runs_without_any(project):
     write_notebook(project, "plain", "print(1 + 1)")
-    run = run_page(Page("plain", "plain"))
+    run = run_page(Opened.of_page(Page("plain", "plain")))
     assert run is not None and run.executed and run.verdicts.empty
     assert nbformat.read(run.page, as_version=4).cells[0].source == "# Demo"
 

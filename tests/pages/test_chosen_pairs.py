@@ -16,6 +16,7 @@ from threegates.errors import NotebookError
 from threegates.figures.style import PAIR_COLOURS
 from threegates.pages.asked import run_chapter, run_page
 from threegates.pages.contents import Page
+from threegates.pages.opened import Opened
 from threegates.register import ANY_PAIR, CHAPTERS
 
 SECRET, PLACE = "hf_ThisIsNoToken0123456789", "someones-own-place"
@@ -128,7 +129,7 @@ def agents(project):
     """The page of the book, in a project with the tracked manifest."""
     shutil.copy(planted.ROOT / "data_manifest.yaml", project)
     shutil.copy(source("agents-rlhf"), project / "notebooks")
-    return run_page(Page("agents-rlhf", "agents-rlhf"))
+    return run_page(Opened.of_page(Page("agents-rlhf", "agents-rlhf")))
 
 
 def test_agents_have_a_page_without_network_checkpoints_or_measurements(project):

@@ -14,12 +14,12 @@ from tests.pages.test_runner import write_notebook
 from tests.planted import planted
 from tests.test_study import noisy_runs, verdict_of
 from threegates.book import build as book_build
-from threegates.book import render
 from threegates.book.values import FILE
 from threegates.errors import CheckpointError
 from threegates.estimates.rows import MissingRecordError
 from threegates.pages.asked import NotRun, run_page
 from threegates.pages.contents import Page
+from threegates.pages.opened import Opened
 from threegates.records.store import read_provenance
 from threegates.study import Study
 
@@ -52,7 +52,7 @@ def small_book(measured, monkeypatch):
     contents = {"root": "intro", "parts": [{"chapters": [{"file": PAGE.name}, {"file": "verdicts"}]}]}
     (folder / "_toc.yml").write_text(yaml.safe_dump(contents))
     (folder / "intro.md").write_text(f"# Title\n\nIt is {{val}}`{AGREE}.verdict`.\n")
-    monkeypatch.setattr(render, "render", lambda build, source: source)
+    monkeypatch.setattr(book_build, "render", lambda build, source: source)
 
     def build(measure=False):
         return book_build.build_book("mini", measured / "build", 1, measure)
@@ -137,11 +137,11 @@ def test_a_missing_record_is_named_with_its_table_and_pair(measured):
 
 
 def test_without_a_checkpoint_the_page_is_not_run_and_says_which(measured):
-    assert not isinstance(run_page(PAGE), NotRun)
+    assert not isinstance(run_page(Opened.of_page(PAGE)), NotRun)
     shutil.rmtree(measured / "build" / "lab" / "grpo-s2")
     with pytest.raises(CheckpointError):
         Study.open("stripe-masks")
-    result = run_page(PAGE)
+    result = run_page(Opened.of_page(PAGE))
     assert isinstance(result, NotRun) and "lab/grpo-s2" in result.reason
     assert str(measured) not in result.reason
     assert set(result.verdicts["verdict"]) == {"not run"}

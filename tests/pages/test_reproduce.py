@@ -17,6 +17,7 @@ from threegates.errors import NotebookError
 from threegates.pages import reproduce
 from threegates.pages.asked import run_page
 from threegates.pages.contents import Page
+from threegates.pages.opened import Opened
 from threegates.records.store import read_parquet, read_provenance, write_parquet
 
 PAGE, FIGURE = "spectral-drift", "spectral-drift/by-method"
@@ -40,7 +41,7 @@ def built(project, monkeypatch):
     contents = {"format": "jb-book", "root": "intro", "parts": [{"chapters": [{"file": PAGE}]}]}
     (project / "book").mkdir()
     (project / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
-    run_page(Page(PAGE, PAGE))
+    run_page(Opened.of_page(Page(PAGE, PAGE)))
     monkeypatch.setattr(reproduce, "_train", lambda *given: None)
     return project
 
@@ -120,15 +121,13 @@ def test_differences_are_given_in_absolute_and_relative_size(tmp_path):
 
 def test_only_the_runs_of_the_figures_chapter_and_subject_are_trained(project, monkeypatch):
     from threegates.lab import train as lab
-    from threegates.pages.notebooks import notebook_path, read_notebook
-    from threegates.pages.slices import slice_of
 
     shutil.copy(planted.ROOT / "notebooks" / f"{PAGE}.ipynb", project / "notebooks")
     trained = []
     monkeypatch.setattr(lab, "train", lambda profile, build, workers, only: trained.append(set(only)))
-    own = slice_of(read_notebook(notebook_path(PAGE)), FIGURE)
-    reproduce._train(Page(PAGE, PAGE), own, "smoke", 1)
-    reproduce._train(Page(f"{PAGE}-encoder", PAGE, {"subject": "encoder"}), own, "smoke", 1)
+    pages = [Page(PAGE, PAGE), Page(f"{PAGE}-encoder", PAGE, {"subject": "encoder"})]
+    for page in map(Opened.of_page, pages):
+        reproduce._train(page, page.slice_of(FIGURE), "smoke", 1)
     assert all(not name.startswith("encoder") for name in trained[0]) and len(trained[0]) > 3
     assert all(name.startswith("encoder") for name in trained[1]) and trained[1]
     assert (project / "build" / "lab" / "manifest.yaml").is_file()

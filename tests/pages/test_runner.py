@@ -11,6 +11,7 @@ from tests.planted import planted
 from threegates.errors import ManifestError, NotebookError
 from threegates.pages import notebooks, runner
 from threegates.pages.notebooks import read_notebook
+from threegates.pages.opened import Opened
 from threegates.pages.runner import results_text, run_notebook
 
 PARAMETERS = "draws: int = 5  # masks under each null\nlabel: str = 'x'  # shown"
@@ -35,11 +36,15 @@ def write_notebook(project, name="demo", *cells, parameters=PARAMETERS):
     return path
 
 
+def run(path, values=None, page=None, output=None):
+    return run_notebook(Opened.of_notebook(path, values, name=page), output=output)
+
+
 def counting(monkeypatch):
     """Count the executions of the runner."""
     runs, original = [], runner._papermill
     monkeypatch.setattr(
-        runner, "_papermill", lambda plan, work: (runs.append(plan.chapter), original(plan, work))[1]
+        runner, "_papermill", lambda opened, work: (runs.append(opened.chapter), original(opened, work))[1]
     )
     return runs
 
@@ -55,10 +60,10 @@ def files(folder):
 def test_two_runs_are_byte_identical_and_skip_what_has_not_changed(project, tmp_path, monkeypatch):
     path = write_notebook(project, "demo", DRAWING)
     runs = counting(monkeypatch)
-    one, two = (run_notebook(path, {"label": "y"}, output=tmp_path / name) for name in ("one", "two"))
+    one, two = (run(path, {"label": "y"}, output=tmp_path / name) for name in ("one", "two"))
     assert files(tmp_path / "one") == files(tmp_path / "two") and one.executed and two.executed
     assert set(files(tmp_path / "one")) == {"demo.ipynb", "figures/demo/one.svg"}
-    assert not run_notebook(path, {"label": "y"}, output=tmp_path / "one").executed and runs == ["demo"] * 2
+    assert not run(path, {"label": "y"}, output=tmp_path / "one").executed and runs == ["demo"] * 2
     page = nbformat.read(one.page, 4)
     nbformat.validate(page)
     text = one.page.read_text()
@@ -71,9 +76,9 @@ def test_two_runs_are_byte_identical_and_skip_what_has_not_changed(project, tmp_
 
 def test_what_it_rests_on_makes_it_run_again(project, monkeypatch):
     runs = counting(monkeypatch)
-    monkeypatch.setattr(runner, "_execute", lambda plan, digest, page, alone: runs.append(digest))
+    monkeypatch.setattr(runner, "_execute", lambda opened, digest, page, alone: runs.append(digest))
     path = write_notebook(project, "demo", "1 + 1")
-    digest = lambda: (run_notebook(path), runs[-1])[1]  # noqa: E731
+    digest = lambda: (run(path), runs[-1])[1]  # noqa: E731
     first = digest()
     assert digest() == first
     write_notebook(project, "demo", "1 + 2")
@@ -89,7 +94,7 @@ def test_the_kernel_is_this_interpreter_on_one_thread(project):
     shown = "print(os.environ['OMP_NUM_THREADS'], hashlib.sha256(sys.executable.encode()).hexdigest())"
     path = write_notebook(project, "demo", f"import hashlib, os, sys\n{shown}")
     digest = hashlib.sha256(sys.executable.encode()).hexdigest()
-    assert f"1 {digest}" in run_notebook(path).page.read_text()
+    assert f"1 {digest}" in run(path).page.read_text()
 
 
 @pytest.mark.parametrize(
@@ -104,17 +109,17 @@ def test_unknown_and_wrong_parameters_are_refused_before_anything_runs(project, 
     runs = counting(monkeypatch)
     path = write_notebook(project, "demo", DRAWING)
     with pytest.raises(NotebookError, match=message):
-        run_notebook(path, given)
+        run(path, given)
     assert runs == [] and not (project / "build").exists()
 
 
 def test_a_failing_cell_is_named_and_the_last_good_output_stays(project):
     output = project / "build" / "notebooks"
-    run_notebook(write_notebook(project, "demo", DRAWING), {"label": "good"})
+    run(write_notebook(project, "demo", DRAWING), {"label": "good"})
     before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
     path = write_notebook(project, "demo", DRAWING, "x = 1\nraise ValueError('it broke')\ny = 2")
     with pytest.raises(NotebookError) as caught:
-        run_notebook(path, {"label": "bad"})
+        run(path, {"label": "bad"})
     message = str(caught.value)
     assert "notebooks/demo.ipynb, cell 4, line: raise ValueError('it broke')" in message
     assert "found: ValueError: it broke" in message
@@ -124,26 +129,26 @@ def test_a_failing_cell_is_named_and_the_last_good_output_stays(project):
 def test_a_kernel_that_dies_fails_the_run(project):
     path = write_notebook(project, "demo", "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
     with pytest.raises(NotebookError, match="kernel"):
-        run_notebook(path)
+        run(path)
     assert not (project / "build" / "notebooks").exists()
 
 
 def test_a_path_of_this_machine_in_the_output_is_refused(project):
     path = write_notebook(project, "demo", "import os\nprint(os.getcwd())")
     with pytest.raises(NotebookError, match=r"shows a path[\s\S]*cell 3"):
-        run_notebook(path)
+        run(path)
 
 
 def test_a_changed_page_or_a_lost_sidecar_runs_again(project, monkeypatch):
     runs = counting(monkeypatch)
     path = write_notebook(project, "demo", "1")
-    page = run_notebook(path).page
+    page = run(path).page
     good = page.read_bytes()
     page.write_text("{}")
-    run_notebook(path)
+    run(path)
     assert page.read_bytes() == good
     page.with_suffix(".json").unlink()
-    run_notebook(path)
+    run(path)
     assert len(runs) == 3 and page.read_bytes() == good
 
 
@@ -175,8 +180,8 @@ def two_subjects(project):
 def test_one_notebook_gives_a_page_for_each_subject(project, monkeypatch):
     path = two_subjects(project)
     runs = counting(monkeypatch)
-    first = run_notebook(path)
-    second = run_notebook(path, {"subject": "encoder"}, page="spectral-drift-encoder")
+    first = run(path)
+    second = run(path, {"subject": "encoder"}, page="spectral-drift-encoder")
     assert [one.page.name for one in (first, second)] == [
         "spectral-drift.ipynb",
         "spectral-drift-encoder.ipynb",
@@ -187,25 +192,25 @@ def test_one_notebook_gives_a_page_for_each_subject(project, monkeypatch):
     drawn = {p.parent.name: p.read_text() for p in first.page.parent.rglob("one.svg")}
     assert drawn == {name: name for name in ("spectral-drift", "spectral-drift-encoder")}
     assert set(first.verdicts["about"]) == {"lab"} and set(second.verdicts["about"]) == {"encoder"}
-    again = run_notebook(path, {"subject": "encoder"}, page="spectral-drift-encoder")
-    assert not again.executed and not run_notebook(path).executed and len(runs) == 2
+    again = run(path, {"subject": "encoder"}, page="spectral-drift-encoder")
+    assert not again.executed and not run(path).executed and len(runs) == 2
 
 
 def test_a_changed_subject_leaves_the_other_page_alone(project, monkeypatch):
     path = two_subjects(project)
-    run_notebook(path)
-    run_notebook(path, {"subject": "encoder"}, page="spectral-drift-encoder")
+    run(path)
+    run(path, {"subject": "encoder"}, page="spectral-drift-encoder")
     planted.write(
         project / "build" / "lab" / "encoder-grpo", planted.with_noise(planted.base_tensors(), 1e-3, 8)
     )
-    assert not run_notebook(path).executed
-    assert run_notebook(path, {"subject": "encoder"}, page="spectral-drift-encoder").executed
+    assert not run(path).executed
+    assert run(path, {"subject": "encoder"}, page="spectral-drift-encoder").executed
 
 
 def test_a_subject_that_nobody_has_is_refused(project):
     path = two_subjects(project)
     with pytest.raises(ManifestError, match="no such subject") as failure:
-        run_notebook(path, {"subject": "encodr"})
+        run(path, {"subject": "encodr"})
     assert "encoder, lab" in str(failure.value)
 
 
@@ -223,13 +228,13 @@ def test_a_chapter_reads_its_study_and_ends_with_page_records_and_verdict(projec
         "assert not study.missing()\nprint(len(study.table('agreement')), draws)",
         "study.verdicts()[['claim', 'verdict']]",
     )
-    done = run_notebook(path, {"draws": 3})
+    done = run(path, {"draws": 3})
     assert "70 3" in done.page.read_text()
     text = results_text(done)
     assert "page:    build/notebooks/stripe-masks.ipynb  (made just now)" in text
     assert "records: build/records/agreement/" in text
     assert "verdict: masks-agree-across-runs: reproduced, not distinguishable from storage" in text
-    assert not run_notebook(path, {"draws": 3}).executed
+    assert not run(path, {"draws": 3}).executed
     planted.write(project / "build" / "lab" / "grpo-s2", planted.with_noise(base, 1e-4, 9))
-    monkeypatch.setattr(runner, "_execute", lambda plan, digest, page, alone: None)
-    assert run_notebook(path, {"draws": 3}).executed
+    monkeypatch.setattr(runner, "_execute", lambda opened, digest, page, alone: None)
+    assert run(path, {"draws": 3}).executed

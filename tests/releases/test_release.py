@@ -54,7 +54,6 @@ def released_once(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in planted.make_project(project).items():
             patch.setenv(name, value)
-        patch.setenv("THREEGATES_SOURCES", "{}")
         _lay_out(project)
         release_build()
     return project
@@ -255,7 +254,7 @@ def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from
 ):
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
     shutil.rmtree(trained / "build")
-    monkeypatch.setattr(render, "render", lambda build, source: source)
+    monkeypatch.setattr(book_build, "render", lambda build, source: source)
     monkeypatch.setattr("threegates.lab.plans.plan.plan", lambda profile: [])
     monkeypatch.setattr("threegates.lab.train.train", None)
     monkeypatch.setattr("threegates.study.run_jobs", None)
@@ -271,7 +270,7 @@ def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from
 
 def test_a_second_build_of_the_same_has_the_same_pages(trained, packed, monkeypatch):
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
-    monkeypatch.setattr(render, "render", lambda build, source: source)
+    monkeypatch.setattr(book_build, "render", lambda build, source: source)
     monkeypatch.setattr("threegates.lab.train.train", lambda *_, **__: None)
     digests = [render._digest(book_build.build_book("full", trained / "build", 1)) for _ in range(2)]
     assert len(set(digests)) == 1
@@ -332,7 +331,7 @@ def test_a_smaller_build_says_which_arms_only_the_released_records_have():
 
 def test_the_note_stands_at_the_end_of_the_page_of_a_smaller_build(trained, packed, monkeypatch):
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
-    monkeypatch.setattr(render, "render", lambda build, source: source)
+    monkeypatch.setattr(book_build, "render", lambda build, source: source)
     monkeypatch.setattr("threegates.lab.train.train", lambda *_, **__: None)
     for profile, shown in (("mini", True), ("full", False)):
         source = book_build.build_book(profile, trained / "build", 1)

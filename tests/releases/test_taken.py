@@ -14,10 +14,10 @@ from tests.planted import planted
 from tests.planted.planted import DIGEST, STEP
 from tests.test_study import noisy_runs
 from threegates.book import build as book_build
-from threegates.book import render
 from threegates.checkpoints.manifests.manifest import read_manifest
 from threegates.jobs import jobs, released
 from threegates.pages.contents import Page
+from threegates.pages.opened import Opened
 from threegates.records.store import record_digest
 from threegates.releases.making import release_build
 from threegates.releases.taking import take, taken_note
@@ -63,7 +63,6 @@ def packed_once(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in planted.make_project(project).items():
             patch.setenv(name, value)
-        patch.setenv("THREEGATES_SOURCES", "{}")
         _lay_out(project)
         release_build()
     return project
@@ -137,7 +136,7 @@ def test_runs_that_were_trained_are_not_replaced(fresh, packed_once):
     shutil.copytree(packed_once / "build", fresh / "build", dirs_exist_ok=True)
     before = contents(fresh / "build")
     assert take("mini", fresh / "build") == () and contents(fresh / "build") == before
-    assert taken_note([SUBJECT], "mini", fresh / "build") == ""
+    assert taken_note([Opened.of_page(SUBJECT)], "mini", fresh / "build") == ""
 
 
 def other_recipe(fresh, names, monkeypatch):
@@ -180,7 +179,7 @@ def test_a_kill_between_records_and_runs_is_made_good(fresh, packed_once, names)
 
 
 def test_the_book_says_on_which_pages_nothing_was_trained(fresh, packed_once, names, monkeypatch, capsys):
-    monkeypatch.setattr(render, "render", lambda build, source: source)
+    monkeypatch.setattr(book_build, "render", lambda build, source: source)
     asked = []
 
     def train(profile, build, workers, *, taken):

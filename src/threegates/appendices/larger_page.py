@@ -17,6 +17,7 @@ from threegates.lab.plans.plan import plan
 from threegates.lab.plans.profiles import GPU
 from threegates.lab.recipe import TrainingRecipe
 from threegates.lab.subjects import LARGER
+from threegates.records.places import Places
 from threegates.register import WITH_JOBS
 from threegates.releases.making import RESULTS
 from threegates.releases.notes import freshness, release_note
@@ -89,11 +90,8 @@ def _runs() -> str:
 def _studies(release: Release, build: Path) -> list[Study]:
     """The larger model's study of every chapter that it has runs for, from its released records alone."""
     unpack(release, build)
-    manifest, records = build / "lab" / "manifest.yaml", build / "records"
-    opened = [
-        Study.open(chapter, subject=LARGER, manifest=manifest, records=records, measure=False)
-        for chapter in WITH_JOBS
-    ]
+    places = Places(build)
+    opened = [Study.open(chapter, subject=LARGER, places=places, measure=False) for chapter in WITH_JOBS]
     return [study for study in opened if study.pairs]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 import subprocess
@@ -14,9 +13,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from threegates.environment import for_child
 from threegates.errors import NotebookError
+from threegates.figures.published import PAGE_VARIABLE
 from threegates.jobs.sources import StudyPair
-from threegates.records.provenance import project_root
+from threegates.records.places import Places
 from threegates.records.store import read_parquet
 from threegates.study import Study
 
@@ -73,7 +74,7 @@ class Workbench:
         done = subprocess.run(
             [sys.executable, "-m", "threegates.cli", *shlex.split(arguments)],
             cwd=self.scratch.name,
-            env={**os.environ, **self._places()},
+            env=for_child(self._places()),
             capture_output=True,
             text=True,
             check=False,
@@ -90,13 +91,8 @@ class Workbench:
     def _places(self) -> dict[str, str]:
         """A build of its own, and no network: nothing here is fetched."""
         assert self.scratch is not None
-        return {
-            "THREEGATES_BUILD": str(Path(self.scratch.name, "build")),
-            "THREEGATES_ROOT": str(project_root()),
-            "THREEGATES_MANIFEST": "",
-            "THREEGATES_PAGE": "",
-            "HF_HUB_OFFLINE": "1",
-        }
+        places = Places(Path(self.scratch.name, "build"))
+        return {**places.variables(), PAGE_VARIABLE: "", "HF_HUB_OFFLINE": "1"}
 
 
 def stand_in(studies: Iterable[Study]) -> StudyPair | None:

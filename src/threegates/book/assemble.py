@@ -27,18 +27,18 @@ from threegates.figures.published import Published, publish
 from threegates.jobs.released import FILE as RELEASE_FILE
 from threegates.judging.cards import VerdictCards
 from threegates.judging.claims import Claims, NoTables, judge, read_claims, verdict_table
-from threegates.pages.asked import NotRun, page_looks, page_study
-from threegates.pages.contents import Page
+from threegates.pages.asked import NotRun
 from threegates.pages.figure_cards import PROVENANCE, card, with_cards
+from threegates.pages.opened import Opened
 from threegates.pages.runner import NotebookRun, sidecar
 from threegates.pages.stated_values import stated_values
 from threegates.records.known_digests import known_digest
-from threegates.records.provenance import build_folder, build_state, project_root
+from threegates.records.places import Places
+from threegates.records.provenance import build_state, project_root
 from threegates.releases.making import RELEASED_PROFILE, RESULTS
 from threegates.releases.notes import freshness, release_note, wider_note, with_note
 from threegates.releases.packing import Release
 from threegates.releases.taking import TAKEN, taken_note
-from threegates.study import Study
 
 LAB_CHAPTER = "miniature-lab"
 
@@ -48,7 +48,7 @@ WIDENED = ("smoke", "mini")
 
 
 #: What became of each page.
-Runs = dict[Page, NotebookRun | NotRun]
+Runs = dict[Opened, NotebookRun | NotRun]
 
 
 _MATHJAX = ("sphinx-mathjax-offline", "static", "mathjax", "tex-svg.js")
@@ -66,7 +66,7 @@ def assemble(build: Path, root: Path, profile: str, runs: Runs, release: Release
             _add_wider(source, page, profile)
     table = _verdicts(runs)
     note = _note(release, list(runs)) or taken_note(runs, profile, build, named=True)
-    _add_verdicts(source, table, runs, note)
+    _add_verdicts(source, build, table, runs, note)
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     (source / f"{LARGER}.md").write_text(larger_page(root, build, table), encoding="utf-8")
@@ -93,11 +93,11 @@ def _origin(release: Release | None, taken: Sequence[str]) -> str:
     return f"from released records of the profile {release.profile}, whose models are not trained again"
 
 
-def _note(release: Release | None, pages: Sequence[Page]) -> str:
+def _note(release: Release | None, pages: Sequence[Opened]) -> str:
     """What pages of a released build say of their records; nothing in any other build."""
     if release is None:
         return ""
-    studies = [page_study(page, measure=False) for page in pages if page_looks(page)]
+    studies = [study for page in pages if (study := page.study) is not None]
     return release_note(release, freshness(studies, release.profile)) if studies else ""
 
 
@@ -105,24 +105,24 @@ def _is_released(root: Path) -> bool:
     return (root / RESULTS / RELEASED_PROFILE / RELEASE_FILE).is_file()
 
 
-def _add_wider(source: Path, page: Page, profile: str) -> None:
+def _add_wider(source: Path, page: Opened, profile: str) -> None:
     """At a page's end, which arms of its chapter only the released records have."""
     place = source / f"{page.name}.ipynb"
-    note = wider_note(page.notebook, profile, RELEASED_PROFILE) if profile in WIDENED else ""
-    if note and place.is_file() and page.name == page.notebook:
+    note = wider_note(page.chapter, profile, RELEASED_PROFILE) if profile in WIDENED else ""
+    if note and place.is_file() and page.name == page.chapter:
         notebook = nbformat.read(place, as_version=4)
         nbformat.write(with_note(notebook, note, len(notebook.cells)), place)
 
 
-def _add_verdicts(source: Path, table: pd.DataFrame, runs: Runs, note: str) -> None:
+def _add_verdicts(source: Path, build: Path, table: pd.DataFrame, runs: Runs, note: str) -> None:
     """The verdicts' page with its figure, and the evidence of every claim."""
     rows = forest_rows(table)
-    figure = _with_card(source, _summary_figure(source, rows), runs) if len(rows) else ""
+    figure = _with_card(source, build, _summary_figure(source, rows), runs) if len(rows) else ""
     (source / f"{PAGE}.md").write_text(verdict_page(table, note + figure), encoding="utf-8")
     write_evidence(source / "extra", table, _cells(runs), {page.name: _read(runs[page]) for page in runs})
 
 
-def _with_card(source: Path, figure: Published, runs: Runs) -> str:
+def _with_card(source: Path, build: Path, figure: Published, runs: Runs) -> str:
     """A figure of a generated page with its card: it is made from the verdicts of all pages."""
     pages = {page.name: file_digest(run.page) for page, run in runs.items() if isinstance(run, NotebookRun)}
     facts = {
@@ -133,7 +133,7 @@ def _with_card(source: Path, figure: Published, runs: Runs) -> str:
         "code": code_digest("threegates.appendices.verdict_plots"),
         "versions": runtime_versions(),
     }
-    place = build_folder() / "notebooks" / f"{PAGE}.ipynb"
+    place = Places(build).notebooks / f"{PAGE}.ipynb"
     before = sidecar(place).get("figures", {}).get(figure.name, {})
     # A figure made from the same things is the same figure, and keeps the time when it was first made.
     same = {key: before.get(key) for key in facts} == facts
@@ -165,7 +165,7 @@ def _verdicts(runs: Runs) -> pd.DataFrame:
     """Verdicts of all pages, each row with the page that has its card; of claims without a page, why not."""
     found = [result.verdicts.assign(page=page.name) for page, result in runs.items()]
     known = read_claims(project_root() / "claims.yaml")
-    found.append(_without_page(known, {page.notebook for page in runs}))
+    found.append(_without_page(known, {page.chapter for page in runs}))
     table = pd.concat([frame for frame in found if not frame.empty], ignore_index=True)
     counts = {name: table[name].fillna(0).astype(int) for name in ("cells", "cells_same") if name in table}
     return with_statistics(table.assign(**counts), known.confidence)
@@ -186,8 +186,8 @@ def _cells(runs: Runs) -> pd.DataFrame:
     """Claims over their free choices, of all pages that judge any."""
     frames = []
     for page, result in runs.items():
-        if isinstance(result, NotebookRun) and page_looks(page):
-            frames.append(page_study(page).cells())
+        if isinstance(result, NotebookRun) and page.study is not None:
+            frames.append(page.study.cells())
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
@@ -198,7 +198,7 @@ def _read(result: NotebookRun | NotRun) -> list[dict]:
     return [{"record": f"{f.parent.name}/{f.name}", "sha256": known_digest(f)} for f in files]
 
 
-def _add_page(source: Path, page: Page, result: NotebookRun | NotRun, note: str = "") -> None:
+def _add_page(source: Path, page: Opened, result: NotebookRun | NotRun, note: str = "") -> None:
     """The executed notebook with its figures, or a page that says why it was not run, with its verdicts.
 
     `note` stands below the title.
@@ -226,9 +226,11 @@ def _write_facts(source: Path, facts: Mapping[str, Mapping]) -> None:
 
 
 def _lab_values(runs: Runs) -> dict[str, str]:
-    if not any(page.name == LAB_CHAPTER and isinstance(result, NotebookRun) for page, result in runs.items()):
+    done = (page for page, result in runs.items() if isinstance(result, NotebookRun))
+    page = next((page for page in done if page.name == LAB_CHAPTER), None)
+    if page is None or page.study is None:
         return dict.fromkeys(("base.pass@1", "base.pass@8"), "(not run)")
-    evaluation = Study.open(LAB_CHAPTER).table("evaluation")
+    evaluation = page.study.table("evaluation")
     return rate_values(pass_view(evaluation), gain_view(evaluation))
 
 

@@ -7,23 +7,23 @@ leaves the last good book, and the next one continues.
 from __future__ import annotations
 
 import fcntl
-import os
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from threegates.book.assemble import Runs, assemble
 from threegates.book.render import render, say
 from threegates.errors import CheckpointError
 from threegates.estimates.rows import MissingRecordError
-from threegates.jobs.sources import MANIFEST_VARIABLE
+from threegates.jobs.sources import PAPER
 from threegates.pages.asked import NotRun, run_page
-from threegates.pages.contents import Page, book_pages
-from threegates.pages.notebooks import notebook_path
-from threegates.pages.runner import NotebookRun, page_studies
+from threegates.pages.opened import Opened, open_book
+from threegates.pages.runner import NotebookRun
 from threegates.pages.syntax import parse_package
+from threegates.records.places import Places
 from threegates.records.provenance import (
     project_root,
     tracked_manifest,
@@ -51,15 +51,21 @@ def build_book(profile: str, build: Path, workers: int = 2, measure: bool = True
     root = project_root()
     if profile == RELEASED:
         build, measure = build / RELEASED, False
-        os.environ["THREEGATES_BUILD"] = str(build)
     build.mkdir(parents=True, exist_ok=True)
+    pages = open_book(_places(profile, build), measure)
     with _only_one(build):
         release = unpacked(build) if profile == RELEASED else None
-        if release is None:
-            _prepare(profile, build, root, workers, measure)
-        runs = _run_all(book_pages(root), workers, measure)
+        if release is None and profile != PAPER and measure:
+            _train(profile, build, workers)
+        runs = _run_all(pages, workers)
         source = assemble(build, root, profile, runs, release)
         return render(build, source)
+
+
+def _places(profile: str, build: Path) -> Places:
+    """A build's own folder, and the paper's own checkpoints where those are the profile's."""
+    places = replace(Places.here(), build=build.absolute())
+    return replace(places, manifest=tracked_manifest()) if profile == PAPER else places
 
 
 @contextmanager
@@ -74,13 +80,8 @@ def _only_one(build: Path) -> Iterator[None]:
         yield
 
 
-def _prepare(profile: str, build: Path, root: Path, workers: int, measure: bool) -> None:
-    """Make the checkpoints: train the lab, or point the study at the paper's own."""
-    if profile == "paper":
-        os.environ[MANIFEST_VARIABLE] = str(tracked_manifest())
-        return
-    if not measure:
-        return
+def _train(profile: str, build: Path, workers: int) -> None:
+    """Make the checkpoints: take from the release what is the same there, and train the rest of the lab."""
     from threegates.lab.train import train
 
     if taken := take(profile, build):
@@ -89,19 +90,19 @@ def _prepare(profile: str, build: Path, root: Path, workers: int, measure: bool)
     train(profile, build, workers, taken=taken)
 
 
-def _run_all(pages: Sequence[Page], workers: int, measure: bool) -> Runs:
+def _run_all(pages: Sequence[Opened], workers: int) -> Runs:
     """Measure page by page over processes, and execute notebooks beside: a kernel keeps but one core busy."""
     # Digests of code are wanted in every thread below.
     parse_package()
-    futures: dict[Page, Future[NotebookRun | NotRun]] = {}
+    futures: dict[Opened, Future[NotebookRun | NotRun]] = {}
     with ThreadPoolExecutor(workers) as pool:
         try:
             for page in pages:
                 # What has failed ends the build before more is measured.
                 _ = [future.result() for future in futures.values() if future.done()]
-                if measure:
+                if page.measure:
                     _measure(page, workers)
-                futures[page] = pool.submit(_run, page, measure)
+                futures[page] = pool.submit(_run, page)
             # The first to fail tells why; others may only have waited for it.
             _ = [future.result() for future in as_completed(futures.values())]
             return {page: future.result() for page, future in futures.items()}
@@ -110,20 +111,20 @@ def _run_all(pages: Sequence[Page], workers: int, measure: bool) -> Runs:
             raise
 
 
-def _measure(page: Page, workers: int) -> None:
+def _measure(page: Opened, workers: int) -> None:
     """Measure what a page lacks; what cannot be opened is the page's own to say."""
     started = time.monotonic()
     with suppress(CheckpointError, MissingRecordError):
-        for study in page_studies(notebook_path(page.notebook), page.parameters):
+        for study in page.studies:
             study.ensure(workers)
     if (seconds := time.monotonic() - started) >= TOLD_SECONDS:
         say(f"{page.name} measured ({seconds:.0f} s)")
 
 
-def _run(page: Page, measure: bool = True) -> NotebookRun | NotRun:
+def _run(page: Opened) -> NotebookRun | NotRun:
     """Run a page, and say what became of it."""
     started = time.monotonic()
-    result = run_page(page, 1, measure)
+    result = run_page(page)
     seconds = time.monotonic() - started
     if isinstance(result, NotRun):
         say(f"{page.name} not run: {result.reason}")

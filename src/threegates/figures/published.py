@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from dataclasses import dataclass
 from html import escape
@@ -15,6 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from threegates.atomic import atomic_path
+from threegates.environment import variable
 from threegates.errors import NotebookError
 from threegates.figures.style import style
 
@@ -115,7 +115,7 @@ def _check(name: str, alt: str, caption: str, data: pd.DataFrame) -> None:
 
 def _on_page(name: str) -> str:
     """The figure's name on the page that is being made: two pages of a notebook keep their figures apart."""
-    page = os.environ.get(PAGE_VARIABLE)
+    page = variable(PAGE_VARIABLE)
     return f"{page}/{name.partition('/')[2]}" if page else name
 
 

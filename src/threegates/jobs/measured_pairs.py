@@ -69,9 +69,9 @@ def paper_manifest() -> Manifest:
     return read_manifest(path) if path.is_file() else Manifest(version=1, checkpoints=[])
 
 
-def pair_folders() -> list[Path]:
+def pair_folders(build: Path | None = None) -> list[Path]:
     """Where tables of pairs may lie: what was measured here, then what is kept with the project."""
-    return [build_folder() / FOLDER, project_root() / "results" / FOLDER]
+    return [(build or build_folder()) / FOLDER, project_root() / "results" / FOLDER]
 
 
 def measured_pairs(
@@ -141,9 +141,9 @@ def measured_tensors(found: Iterable[Found]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True) if frames else typed([], KINDS["table"].tables["tensor"])
 
 
-def measured_digest() -> str:
+def measured_digest(build: Path | None = None) -> str:
     """sha256 over the tracked manifest and every table of a pair: what pages that show them rest on."""
-    files = [path for folder in pair_folders() for path in sorted(folder.glob("*")) if path.is_file()]
+    files = [path for folder in pair_folders(build) for path in sorted(folder.glob("*")) if path.is_file()]
     manifest = tracked_manifest()
     known = {f"{path.parent.parent.name}/{path.name}": file_digest(path) for path in files}
     return value_digest(known | ({manifest.name: file_digest(manifest)} if manifest.is_file() else {}))

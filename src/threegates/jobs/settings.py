@@ -1,16 +1,17 @@
 """How tensors are reached and where they are measured; of these settings only the device changes a number.
 
-They stand in the environment, so that kernels that papermill starts and worker processes have them too. Those
-of the backend are `threegates.backends`'s, accepted licences `threegates.checkpoints.manifests.licences`'s.
+A command's options come before the environment's variables (`threegates.environment`); notebooks get both.
+Options of the backend are `threegates.backends`'s, accepted licences those of
+`threegates.checkpoints.manifests.licences`.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from threegates.backends import choose_backend
 from threegates.checkpoints.manifests.licences import accept_licences
+from threegates.environment import keep, variable
 from threegates.errors import ThreeGatesError
 from threegates.records.sizes import parse_size
 
@@ -33,7 +34,7 @@ def reads() -> str:
     ------
     ThreeGatesError : the environment names no such way.
     """
-    found = os.environ.get(READS) or DOWNLOAD
+    found = variable(READS) or DOWNLOAD
     if found not in (DOWNLOAD, RANGED):
         raise ThreeGatesError(
             "there is no such way to read a checkpoint",
@@ -47,7 +48,7 @@ def reads() -> str:
 
 def device() -> str:
     """Device that tensors are measured on."""
-    return os.environ.get(DEVICE) or CPU
+    return variable(DEVICE) or CPU
 
 
 def memory_cap() -> int | None:
@@ -57,7 +58,7 @@ def memory_cap() -> int | None:
     ------
     ThreeGatesError : the environment names no amount of memory.
     """
-    text = os.environ.get(MEMORY)
+    text = variable(MEMORY)
     return parse_size(text) if text else None
 
 
@@ -70,7 +71,7 @@ def export(
     memory: str | None = None,
     licences: Sequence[str] | None = None,
 ) -> None:
-    """Put what a command was given into the environment; what it was not given stays as it is.
+    """Let what a command was given count for its process and all that it starts; the rest stays as it is.
 
     Raises
     ------
@@ -82,4 +83,4 @@ def export(
         parse_size(memory)
     accept_licences(licences or ())
     given = {READS: RANGED if ranged else None, DEVICE: device, MEMORY: memory}
-    os.environ.update({name: value for name, value in given.items() if value})
+    keep({name: value for name, value in given.items() if value})

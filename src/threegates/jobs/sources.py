@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,12 +17,8 @@ from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
 from threegates.jobs.settings import DOWNLOAD, HEADERS, device, reads
 from threegates.jobs.subjects import LAB, SUBJECTS, subject_of
-from threegates.records.provenance import build_folder, project_root, tracked_manifest
-
-# Folders of this machine by the labels that notebooks use for them, so that no page shows a path.
-VARIABLE = "THREEGATES_SOURCES"
-# The manifest that chapters take their pairs from, where it is not the lab's: the paper profile sets it.
-MANIFEST_VARIABLE = "THREEGATES_MANIFEST"
+from threegates.records.places import Places, labelled_folders
+from threegates.records.provenance import project_root, tracked_manifest
 
 #: Profile of manifests whose checkpoints have to be locked before they are measured.
 PAPER = "paper"
@@ -71,39 +65,43 @@ class StudyPair:
         return {"pair": self.name, "base": self.base.label, **known, **named, **entry.labels}
 
 
-def lab_manifest(path: Path | None = None) -> Manifest:
-    """The given manifest, or the one that a profile chose, or the one the lab wrote last."""
-    chosen = os.environ.get(MANIFEST_VARIABLE)
-    return read_manifest(path or (Path(chosen) if chosen else build_folder() / "lab" / "manifest.yaml"))
+def lab_manifest(path: Path | None = None, places: Places | None = None) -> Manifest:
+    """The given manifest, or the one that these places have for chapters, or the one the lab wrote last.
+
+    places : those of the environment by default, here and below.
+    """
+    places = places or Places.here()
+    return read_manifest(path or places.manifest or places.lab)
 
 
-def known_manifests() -> list[Manifest]:
+def known_manifests(places: Places | None = None) -> list[Manifest]:
     """The lab's manifest and the tracked one, those that exist; outside the project there are none."""
     try:
         project_root()
     except ThreeGatesError:
         return []
-    paths = (build_folder() / "lab" / "manifest.yaml", tracked_manifest())
+    paths = ((places or Places.here()).lab, tracked_manifest())
     return [read_manifest(path) for path in paths if path.is_file()]
 
 
-def manifest_of(names: Sequence[str], path: Path | None = None) -> Manifest:
+def manifest_of(names: Sequence[str], path: Path | None = None, places: Places | None = None) -> Manifest:
     """The manifest with entries of these names: the given or chosen one, else the lab's or the tracked one.
 
     Raises
     ------
     ManifestError : none has them all.
     """
-    if path or os.environ.get(MANIFEST_VARIABLE):
-        return lab_manifest(path)
-    known = known_manifests()
+    places = places or Places.here()
+    if path or places.manifest:
+        return lab_manifest(path, places)
+    known = known_manifests(places)
     entries = [{entry.name for entry in manifest.checkpoints} for manifest in known]
     for manifest, held in zip(known, entries, strict=True):
         if set(names) <= held:
             return manifest
     missing = [name for name in names if not any(name in held for held in entries)]
     if not known:
-        return lab_manifest()
+        return lab_manifest(places=places)
     if missing:
         raise _nothing(missing[0], known)
     raise ManifestError(
@@ -113,16 +111,22 @@ def manifest_of(names: Sequence[str], path: Path | None = None) -> Manifest:
     )
 
 
-def open_source(name: str, known: Iterable[Manifest], way: str | None = None) -> Source:
+def open_source(
+    name: str,
+    known: Iterable[Manifest],
+    way: str | None = None,
+    folders: Mapping[str, str] | None = None,
+) -> Source:
     """Open what a name stands for: a folder, else an entry of a manifest, else ORG/REPO or ORG/REPO@COMMIT.
 
     way : how weights of the Hub are read, as `threegates.jobs.settings` has it by default.
+    folders : by the labels that they may be called by.
 
     Raises
     ------
     CheckpointError, ManifestError : it stands for nothing, or what it stands for cannot be opened.
     """
-    folder = _labelled().get(name, name)
+    folder = (folders or {}).get(name, name)
     if Path(folder).is_dir():
         return Source(Path(name).resolve().name, seen(Checkpoint.open(folder)))
     known = list(known)
@@ -253,8 +257,12 @@ def named_pairs(names: Sequence[str], manifest: Manifest, way: str | None = None
     return _open_pairs(manifest, [pairs[name] for name in dict.fromkeys(names)], way)
 
 
-def own_pair(base: str | None, tuned: str | None, way: str | None = None) -> StudyPair:
-    """A pair of two checkpoints that the user names; `way` as in `open_source`.
+def own_pair(
+    base: str | None, tuned: str | None, way: str | None = None, places: Places | None = None
+) -> StudyPair:
+    """A pair of two checkpoints that the user names, or whose labels these places know.
+
+    way : as in `open_source`.
 
     Raises
     ------
@@ -264,13 +272,14 @@ def own_pair(base: str | None, tuned: str | None, way: str | None = None) -> Stu
     if not (base and tuned):
         found = f"base {base!r}, tuned {tuned!r}"
         raise PairError("a pair of one's own needs both sides", found=found, remedy="give base and tuned")
-    left, right = (open_source(side, _read_when_asked(), way) for side in (base, tuned))
+    folders = labelled_folders() if places is None else places.sources
+    left, right = (open_source(side, _read_when_asked(places), way, folders) for side in (base, tuned))
     return StudyPair(right.label, left, right)
 
 
-def _read_when_asked() -> Iterator[Manifest]:
+def _read_when_asked(places: Places | None) -> Iterator[Manifest]:
     """The manifests that are known here. Who names two folders needs none, and a broken one is no matter."""
-    yield from known_manifests()
+    yield from known_manifests(places)
 
 
 def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | None = None) -> StudyPair:
@@ -301,10 +310,6 @@ def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None 
 
 def _tail(path: Path, depth: int) -> str:
     return "-".join(path.parts[-depth:])
-
-
-def _labelled() -> dict[str, str]:
-    return json.loads(os.environ.get(VARIABLE, "{}"))
 
 
 def _perhaps_a_folder(name: str, error: CheckpointError) -> CheckpointError:

@@ -13,8 +13,6 @@ from threegates.errors import NotebookError
 from threegates.pages.syntax import syntax_tree
 from threegates.records.provenance import project_root
 
-_STUDY = "threegates.study"
-
 
 def notebook_path(name: str) -> Path:
     """The source of a chapter by its name, or of any notebook by its path.
@@ -46,11 +44,6 @@ def read_notebook(path: Path) -> NotebookNode:
         raise NotebookError("a notebook cannot be read", where=path.name, found=str(error)[:200]) from None
 
 
-def opens_study(notebook: NotebookNode) -> bool:
-    """Whether a notebook looks at checkpoints; one that does not runs without any."""
-    return _STUDY in modules(notebook)
-
-
 def _code(notebook: NotebookNode) -> ast.Module:
     sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
     body: list[ast.stmt] = []
@@ -77,7 +70,14 @@ def _is_module(name: str) -> bool:
 
 
 def opened_chapters(notebook: NotebookNode) -> list[str]:
-    """First arguments of the calls of Study.open, where they are written out."""
-    calls = [node for node in ast.walk(_code(notebook)) if isinstance(node, ast.Call) and node.args]
-    opened = [call.args[0] for call in calls if ast.unparse(call.func) == "Study.open"]
-    return list(dict.fromkeys(str(name.value) for name in opened if isinstance(name, ast.Constant)))
+    """Chapters whose studies a notebook opens, where they are written out."""
+    found = (opened_chapter(node) for node in ast.walk(_code(notebook)))
+    return list(dict.fromkeys(chapter for chapter in found if chapter is not None))
+
+
+def opened_chapter(node: ast.AST) -> str | None:
+    """The chapter that a piece of code opens, if it is the call ``Study.open("chapter", …)``."""
+    if not (isinstance(node, ast.Call) and node.args and ast.unparse(node.func) == "Study.open"):
+        return None
+    chapter = node.args[0]
+    return str(chapter.value) if isinstance(chapter, ast.Constant) else None

@@ -14,13 +14,11 @@ from threegates.checkpoints.manifests.manifest import write_manifest
 from threegates.digest import file_digest
 from threegates.errors import NotebookError
 from threegates.jobs.subjects import LAB, subject_of
-from threegates.pages.contents import Page, book_pages
 from threegates.pages.figure_cards import text
-from threegates.pages.notebooks import notebook_path, read_notebook
-from threegates.pages.parameters import declared
-from threegates.pages.runner import PAGES, execute_cells, page_studies, sidecar
-from threegates.pages.slices import Slice, figures_of, slice_of
-from threegates.records.provenance import build_folder, project_root
+from threegates.pages.opened import Opened, open_book
+from threegates.pages.runner import execute_cells, sidecar
+from threegates.pages.slices import Slice
+from threegates.records.places import Places
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,12 @@ class Reproduced:
     same: bool
 
 
-def all_figures() -> dict[str, Page]:
+def all_figures() -> dict[str, Opened]:
     """Every figure that the book's pages publish, "page/figure", with its page."""
     return {
         f"{page.name}/{figure.partition('/')[2]}": page
-        for page in book_pages(project_root())
-        for figure in figures_of(read_notebook(notebook_path(page.notebook)))
+        for page in open_book(Places.here())
+        for figure in page.figures
     }
 
 
@@ -101,17 +99,14 @@ def reproduce(name: str, profile: str = "mini", workers: int = 2) -> Reproduced:
     """
     figures = all_figures()
     found = resolve(name, list(figures))
-    page, path = figures[found], notebook_path(figures[found].notebook)
-    figure = found.partition("/")[2]
-    notebook = read_notebook(path)
-    own = next(slice_of(notebook, one) for one in figures_of(notebook) if one.partition("/")[2] == figure)
+    page, figure = figures[found], found.partition("/")[2]
+    own = next(page.slice_of(one) for one in page.figures if one.partition("/")[2] == figure)
     _train(page, own, profile, workers)
-    for study in page_studies(path, dict(page.parameters)):
-        if study.chapter in own.tables or not own.tables:
-            study.ensure(workers, tables=own.tables.get(study.chapter))
-    target = build_folder() / "reproduced" / page.name
-    execute_cells(path, dict(page.parameters), page.name, own.cells, target)
-    book = build_folder() / "notebooks" / "figures" / f"{found}.csv"
+    for study in page.studies_for(own):
+        study.ensure(workers, tables=own.tables.get(study.chapter))
+    target = page.places.build / "reproduced" / page.name
+    execute_cells(page, own.cells, target)
+    book = page.places.notebooks / "figures" / f"{found}.csv"
     verdict, same = compared(target / f"{figure}.csv", book)
     return Reproduced(found, target / f"{figure}.svg", verdict, same)
 
@@ -144,29 +139,27 @@ def _differences(own: pd.DataFrame, book: pd.DataFrame) -> Iterator[str]:
 
 def _built() -> dict[str, dict]:
     """Facts of every figure of this build."""
-    folder = build_folder() / "notebooks"
+    folder = Places.here().notebooks
     facts = [sidecar(path.with_suffix(".ipynb")).get("figures", {}) for path in sorted(folder.glob("*.json"))]
     return {name: own for page in facts for name, own in page.items()}
 
 
-def _train(page: Page, own: Slice, profile: str, workers: int) -> None:
+def _train(page: Opened, own: Slice, profile: str, workers: int) -> None:
     """Train the runs whose checkpoints the figure looks at; the base goes with them."""
     # A notebook that looks at other pages needs what they need.
-    looks = PAGES in declared(read_notebook(notebook_path(page.notebook)), page.notebook)
-    if profile == "paper" or not (own.tables or looks):
+    if profile == "paper" or not (own.tables or page.looks_at_pages):
         return
     from threegates.lab.plans.plan import manifest, plan
     from threegates.lab.train import train
 
     planned = manifest(profile, plan(profile))
-    subject = str(page.parameters.get("subject", LAB))
+    subject = str(page.given.get("subject", LAB))
     wanted = [
         pair.tuned.run or pair.tuned.name
         for chapter in own.tables or [None]
         for pair in planned.pairs(chapter)
         if not own.tables or subject_of(pair.tuned) == subject
     ]
-    train(profile, build_folder(), workers, only=tuple(dict.fromkeys(wanted)))
-    path = build_folder() / "lab" / "manifest.yaml"
-    if not path.is_file():
-        write_manifest(path, planned)
+    train(profile, page.places.build, workers, only=tuple(dict.fromkeys(wanted)))
+    if not page.places.lab.is_file():
+        write_manifest(page.places.lab, planned)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from nbformat import NotebookNode
 
 from threegates.errors import NotebookError
+from threegates.pages.notebooks import opened_chapter
 from threegates.pages.parameters import TAG
 from threegates.pages.syntax import syntax_tree
 
@@ -131,24 +132,13 @@ def _tables(trees: list[ast.Module]) -> dict[str, tuple[str, ...]]:
     studies: dict[str, str] = {}
     for tree in trees:
         for node in ast.walk(tree):
-            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-                studies |= _opened(node)
+            if isinstance(node, ast.Assign) and (chapter := opened_chapter(node.value)):
+                studies |= {name.id: chapter for name in node.targets[:1] if isinstance(name, ast.Name)}
     tables: dict[str, list[str]] = {chapter: [] for chapter in studies.values()}
     for tree in trees:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
-                chapter = studies.get(ast.unparse(node.func.value))
-                if node.func.attr == "table" and chapter and isinstance(node.args[0], ast.Constant):
-                    tables[chapter].append(str(node.args[0].value))
+                asked = studies.get(ast.unparse(node.func.value))
+                if node.func.attr == "table" and asked and isinstance(node.args[0], ast.Constant):
+                    tables[asked].append(str(node.args[0].value))
     return {chapter: tuple(sorted(set(names))) for chapter, names in tables.items()}
-
-
-def _opened(node: ast.Assign) -> dict[str, str]:
-    call = node.value
-    if not (isinstance(call, ast.Call) and ast.unparse(call.func) == "Study.open" and call.args):
-        return {}
-    chapter = call.args[0]
-    name = node.targets[0]
-    if isinstance(chapter, ast.Constant) and isinstance(name, ast.Name):
-        return {name.id: str(chapter.value)}
-    return {}

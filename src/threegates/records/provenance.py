@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import subprocess
 import time
 from functools import cache
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from threegates.definitions import Reach
 from threegates.digest import PACKAGE, code_digest, runtime_versions
+from threegates.environment import variable
 from threegates.errors import ThreeGatesError
 
 
@@ -23,7 +23,7 @@ def project_root() -> Path:
     ------
     ThreeGatesError : there is none.
     """
-    named = os.environ.get("THREEGATES_ROOT")
+    named = variable("THREEGATES_ROOT")
     here = Path.cwd()
     candidates = [Path(named)] if named else [PACKAGE.parent.parent, here, *here.parents]
     for folder in candidates:
@@ -38,7 +38,7 @@ def project_root() -> Path:
 
 def build_folder() -> Path:
     """Where everything that is built lands: ``THREEGATES_BUILD``, else build/ in the project."""
-    named = os.environ.get("THREEGATES_BUILD")
+    named = variable("THREEGATES_BUILD")
     return Path(named).resolve() if named else project_root() / "build"
 
 

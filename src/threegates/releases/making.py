@@ -9,9 +9,8 @@ from threegates.errors import RecordError
 from threegates.jobs.sources import lab_manifest
 from threegates.lab.plans.profiles import GPU
 from threegates.lab.subjects import LARGER
-from threegates.pages.contents import book_pages
-from threegates.pages.notebooks import notebook_path
-from threegates.pages.runner import page_studies
+from threegates.pages.opened import open_book
+from threegates.records.places import Places
 from threegates.records.provenance import build_folder, project_root
 from threegates.register import WITH_JOBS
 from threegates.releases.packing import Release, pack, read_release, unpack
@@ -49,8 +48,8 @@ def _larger() -> Iterator[Study]:
 
 def _of_pages() -> Iterator[Study]:
     """Every study that a page of the book opens, as the page opens it."""
-    for page in book_pages(project_root()):
-        yield from page_studies(notebook_path(page.notebook), page.parameters)
+    for page in open_book(Places.here()):
+        yield from page.studies
 
 
 def released() -> Release:

@@ -11,18 +11,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from threegates.atomic import write_json
 from threegates.errors import ThreeGatesError
 from threegates.jobs.released import planned
 from threegates.lab.runs import Run, is_finished
-from threegates.pages.contents import Page, book_pages
-from threegates.pages.notebooks import notebook_path
-from threegates.pages.runner import page_studies
-from threegates.records.provenance import project_root
+from threegates.pages.opened import Opened, open_book
+from threegates.records.places import Places
 from threegates.releases.making import released
 from threegates.releases.notes import freshness, release_note
 from threegates.releases.packing import Release, unpack_records, unpack_runs
@@ -50,14 +47,14 @@ def take(profile: str, build: Path) -> Collection[str]:
     return {run.name for run in runs}
 
 
-def taken_note(pages: Iterable[Page], profile: str, build: Path, *, named: bool = False) -> str:
+def taken_note(pages: Iterable[Opened], profile: str, build: Path, *, named: bool = False) -> str:
     """The note of the pages that rest on records taken from the release; empty where no page does.
 
     named : whether the note names them, on a page that is none of them.
     """
     place = build / "lab" / FILE
     chosen = [page for page in pages if _is_taken(page, profile)] if place.is_file() else []
-    studies = [study for page in chosen for study in _studies(page)]
+    studies = [study for page in chosen for study in page.studies]
     models = [pair.tuned.checkpoint for study in studies for pair in study.pairs]
     if not any(model.kept_digest for model in models):
         return ""
@@ -72,12 +69,8 @@ def _runs(profile: str) -> list[Run]:
     return [item.run for item in planned(profile) if item.draft.subject in subjects] if subjects else []
 
 
-def _is_taken(page: Page, profile: str) -> bool:
-    return page.parameters.get("subject") in TAKEN.get(profile, ())
-
-
-def _studies(page: Page) -> list[Study]:
-    return page_studies(notebook_path(page.notebook), page.parameters)
+def _is_taken(page: Opened, profile: str) -> bool:
+    return page.given.get("subject") in TAKEN.get(profile, ())
 
 
 def _was_taken(profile: str, build: Path, runs: Iterable[Run]) -> bool:
@@ -96,9 +89,7 @@ def _are_measured(studies: Iterable[Study]) -> bool:
 
 def _asked(profile: str, build: Path) -> list[Study]:
     """The studies of all pages on what is taken, with the checkpoints and records below a folder."""
-    pages = [page for page in book_pages(project_root()) if _is_taken(page, profile)]
-    with _building_in(build):
-        return [study for page in pages for study in _studies(page)]
+    return [study for page in open_book(Places(build)) if _is_taken(page, profile) for study in page.studies]
 
 
 def _lay_out(profile: str, build: Path, runs: Collection[Run]) -> bool:
@@ -127,14 +118,3 @@ def _move(scratch: Path, build: Path, runs: Iterable[Run]) -> None:
     for place in [*records, *(folder for folder in folders if not (build / folder).exists())]:
         (build / place).parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch / place, build / place)
-
-
-@contextmanager
-def _building_in(folder: Path) -> Iterator[None]:
-    before = os.environ.get("THREEGATES_BUILD")
-    os.environ["THREEGATES_BUILD"] = str(folder)
-    try:
-        yield
-    finally:
-        os.environ.pop("THREEGATES_BUILD")
-        os.environ.update({"THREEGATES_BUILD": before} if before is not None else {})

@@ -16,6 +16,7 @@ from threegates.checkpoints.manifests.licences import (
     licence_name,
 )
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest
+from threegates.environment import variable
 
 
 @pytest.fixture(autouse=True)
@@ -83,7 +84,7 @@ def test_accepting_nothing_leaves_the_environment_alone(monkeypatch):
     import os
 
     assert accept_licences([]) == frozenset()
-    assert VARIABLE not in os.environ
+    assert VARIABLE not in os.environ and not variable(VARIABLE)
 
 
 def test_a_repository_that_is_typed_has_the_conditions_of_its_entry():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Iterable
 
 from threegates.checkpoints.manifests.manifest import Entry, Hub, Manifest
+from threegates.environment import keep, variable
 from threegates.errors import CheckpointError
 
-#: Licences and checkpoints that are accepted, with commas between; notebooks and workers inherit it.
+#: Licences and checkpoints that are accepted, with commas between; notebooks inherit it.
 VARIABLE = "THREEGATES_ACCEPT_LICENCE"
 _SPDX = {"mit": "MIT", "apache-2.0": "Apache-2.0", "bsd-3-clause": "BSD-3-Clause", "gpl-3.0": "GPL-3.0"}
 
@@ -69,7 +69,7 @@ def is_noncommercial(licence: str | None) -> bool:
 
 def accepted_licences(given: Iterable[str] = ()) -> frozenset[str]:
     """What was accepted: the names given here and those of THREEGATES_ACCEPT_LICENCE."""
-    texts = [os.environ.get(VARIABLE, ""), *given]
+    texts = [variable(VARIABLE), *given]
     return frozenset(name.strip() for text in texts for name in text.split(",") if name.strip())
 
 
@@ -77,7 +77,7 @@ def accept_licences(given: Iterable[str]) -> frozenset[str]:
     """Accept licences for this process and all that it starts; gives everything that is accepted now."""
     accepted = accepted_licences(given)
     if accepted:
-        os.environ[VARIABLE] = ",".join(sorted(accepted))
+        keep({VARIABLE: ",".join(sorted(accepted))})
     return accepted
 
 
