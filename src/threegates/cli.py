@@ -77,7 +77,10 @@ def train(
     """
     from threegates.lab.train import train as train_lab
     from threegates.records.provenance import build_folder
+    from threegates.releases.taking import forget_taken
 
+    if not only:
+        forget_taken(build_folder())
     path = train_lab(profile, build_folder(), workers, tuple(only or ()), tuple(seed or ()))
     typer.echo(f"manifest: {path}")
 

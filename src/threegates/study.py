@@ -41,7 +41,7 @@ from threegates.measures.by_tensor import typed
 from threegates.records.known_digests import known_digest
 from threegates.records.places import Places
 from threegates.records.provenance import project_root, record_provenance
-from threegates.records.store import Records, read_parquet, remove_leftovers
+from threegates.records.store import Records, read_columns, read_parquet, remove_leftovers
 from threegates.register import chapter_of
 
 #: Facts of a pair, the columns of `Study.frame` before the labels.
@@ -193,13 +193,14 @@ class Study:
 
         Raises
         ------
-        MissingRecordError : one is missing; the message names its table and pair, and says how many more.
+        MissingRecordError : one is missing, or is a released one that is too old; the message names its table
+            and pair, and says how many more are missing.
         """
+        wanted = [(table, job) for job in self.jobs for table in job.tables if not tables or table in tables]
         lost = [
             f"{table}/{job.name}"
-            for job in self.jobs
-            for table in job.tables
-            if (not tables or table in tables) and not self.records.exists(table, job.name, job.digest)
+            for table, job in wanted
+            if not self.records.exists(table, job.name, job.digest)
         ]
         if lost:
             more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
@@ -208,6 +209,9 @@ class Study:
                 where=f"{lost[0]}{more}",
                 remedy="run the chapter again, with measuring",
             )
+        for table, job in wanted:
+            if job.stale:
+                _refuse_old(job, table, read_columns(self.records.path(table, job.name, job.digest)))
         return self
 
     def table(self, name: str) -> pd.DataFrame:
@@ -323,15 +327,8 @@ class Study:
 
     def _read(self, job: Job, table: str) -> pd.DataFrame:
         frame = self.records.read(table, job.name, job.digest)
-        lost = sorted(set(KINDS[job.kind].tables[table]) - set(frame))
-        if job.stale and lost:
-            raise MissingRecordError(
-                "a released record is too old for this chapter",
-                where=f"{table}/{job.name}",
-                expected=f"the columns {', '.join(lost)}",
-                remedy="pack the release again",
-            )
         # A record of fewer nulls than the founding ones: what was not drawn has no number.
+        lost = sorted(set(KINDS[job.kind].tables[table]) - set(frame))
         frame = frame.assign(**dict.fromkeys(lost, math.nan))
         return frame.assign(**{key: value for key, value in job.facts.items() if key not in frame})
 
@@ -367,6 +364,17 @@ class Study:
                 remedy="only runs of the lab have training logs",
             )
         return self._joined(pd.concat(frames, ignore_index=True))
+
+
+def _refuse_old(job: Job, table: str, columns: Sequence[str]) -> None:
+    """Refuse a released record that lacks columns which the chapter reads by now."""
+    if lost := sorted(set(KINDS[job.kind].tables[table]) - set(columns)):
+        raise MissingRecordError(
+            "a released record is too old for this chapter",
+            where=f"{table}/{job.name}",
+            expected=f"the columns {', '.join(lost)}",
+            remedy="pack the release again",
+        )
 
 
 def _choice(layers: Sequence[int] | None, matrices: Sequence[str] | None) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from threegates.lab.plans.plan import plan
 
 from tests.planted import planted
 from threegates.errors import NotebookError
+from threegates.lab import train as lab
 from threegates.pages import reproduce
 from threegates.pages.asked import run_page
 from threegates.pages.contents import Page
@@ -119,15 +121,43 @@ def test_differences_are_given_in_absolute_and_relative_size(tmp_path):
     assert reproduce.compared(tmp_path / "one.csv", tmp_path / "none.csv")[1]
 
 
-def test_only_the_runs_of_the_figures_chapter_and_subject_are_trained(project, monkeypatch):
-    from threegates.lab import train as lab
-
+@pytest.fixture
+def trained(project, monkeypatch):
+    """Sets of runs that are trained for a figure, without training them."""
     shutil.copy(planted.ROOT / "notebooks" / f"{PAGE}.ipynb", project / "notebooks")
-    trained = []
-    monkeypatch.setattr(lab, "train", lambda profile, build, workers, only: trained.append(set(only)))
-    pages = [Page(PAGE, PAGE), Page(f"{PAGE}-encoder", PAGE, {"subject": "encoder"})]
-    for page in map(Opened.of_page, pages):
-        reproduce._train(page, page.slice_of(FIGURE), "smoke", 1)
+    found = []
+    monkeypatch.setattr(lab, "train", lambda profile, build, workers, only: found.append(set(only)))
+    return found
+
+
+ENCODER = Page(f"{PAGE}-encoder", PAGE, {"subject": "encoder"})
+
+
+def train_for(page, profile):
+    opened = Opened.of_page(page)
+    reproduce._train(opened, opened.slice_of(FIGURE), profile, 1)
+
+
+def test_only_the_runs_of_the_figures_chapter_and_subject_are_trained(project, trained):
+    train_for(Page(PAGE, PAGE), "smoke")
+    train_for(ENCODER, "smoke")
     assert all(not name.startswith("encoder") for name in trained[0]) and len(trained[0]) > 3
     assert all(name.startswith("encoder") for name in trained[1]) and trained[1]
     assert (project / "build" / "lab" / "manifest.yaml").is_file()
+
+
+def test_what_was_taken_and_would_be_trained_otherwise_is_not_trained(project, trained):
+    """Nothing of it would reach the figure: the manifest has what was taken."""
+    runs = {item.run.name: item.run.folder for item in plan("mini") if item.draft.subject == "encoder"}
+    fresh = next(name for name in runs if "grpo" in name)
+    place = project / "build" / "lab" / "taken.json"
+    place.parent.mkdir(parents=True)
+    older = {name: f"{name}-{'0' * 12}" for name in runs}
+    place.write_text(json.dumps({"runs": older}))
+    train_for(ENCODER, "mini")
+    assert trained == []
+    place.write_text(json.dumps({"runs": older | {fresh: runs[fresh]}}))
+    train_for(ENCODER, "mini")
+    assert trained == [{fresh}]
+    train_for(Page(PAGE, PAGE), "mini")
+    assert len(trained[1]) > 3

@@ -1,4 +1,4 @@
-"""What a build takes from the release: all that a subject's pages need, or nothing, and it says so."""
+"""What a build takes from the release: a subject's runs and records, stale ones too, and it says so."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from tests.planted import planted
 from tests.planted.planted import DIGEST, STEP
 from tests.test_study import noisy_runs
 from threegates.book import build as book_build
-from threegates.checkpoints.manifests.manifest import read_manifest
+from threegates.book import render
+from threegates.checkpoints.manifests.manifest import read_manifest, write_manifest
+from threegates.digest import file_digest
 from threegates.jobs import jobs, released
+from threegates.jobs.kinds.known import KINDS
+from threegates.jobs.released import taken_runs
+from threegates.pages.asked import NotRun, run_page
 from threegates.pages.contents import Page
 from threegates.pages.opened import Opened
 from threegates.records.store import record_digest
 from threegates.releases.making import release_build
-from threegates.releases.taking import take, taken_note
+from threegates.releases.taking import forget_taken, take, taken_note
 from threegates.study import Study
 
 CHAPTER, PAGE = "stripe-masks", "stripe-masks-encoder"
@@ -90,6 +95,11 @@ def plans(monkeypatch, items):
     released.planned.cache_clear()
 
 
+def taken(project):
+    """Names of the runs that the profile mini takes."""
+    return {entry.run or entry.name for entry in take("mini", project / "build")}
+
+
 def as_trained(project, packed_once):
     """What training does after taking: it writes the manifest of all runs that are there."""
     shutil.copy(packed_once / "build/lab/manifest.yaml", project / "build/lab/manifest.yaml")
@@ -100,7 +110,7 @@ def contents(folder):
 
 
 def test_every_run_and_record_that_the_pages_need_is_laid_out(fresh, packed_once, names, monkeypatch):
-    assert set(take("mini", fresh / "build")) == set(names)
+    assert taken(fresh) == set(names)
     as_trained(fresh, packed_once)
     study = Study.open(CHAPTER, draws=3, subject="encoder")
     assert len(study.pairs) == 5 and study.missing() == []
@@ -116,7 +126,7 @@ def test_what_was_taken_before_is_left_as_it_is(fresh, packed_once, names):
     take("mini", fresh / "build")
     as_trained(fresh, packed_once)
     before = contents(fresh / "build")
-    assert set(take("mini", fresh / "build")) == set(names)
+    assert taken(fresh) == set(names)
     assert contents(fresh / "build") == before
 
 
@@ -125,7 +135,7 @@ def test_a_run_that_was_lost_since_is_taken_again(fresh, packed_once, names):
     as_trained(fresh, packed_once)
     lost = fresh / "build" / "lab" / "runs" / f"{names[-1]}-{DIGEST}"
     shutil.rmtree(lost)
-    assert set(take("mini", fresh / "build")) == set(names) and lost.is_dir()
+    assert taken(fresh) == set(names) and lost.is_dir()
 
 
 def test_a_profile_that_takes_nothing_trains_everything(fresh):
@@ -147,43 +157,131 @@ def other_code(fresh, names, monkeypatch):
     monkeypatch.setattr(jobs, "_decides", lambda reach, _: ("another", {}))
 
 
-def damaged(fresh, names, monkeypatch):
+@pytest.mark.parametrize("changes", [[other_recipe], [other_code], [other_recipe, other_code]])
+def test_what_would_be_made_otherwise_by_now_is_taken_and_told_by_name(
+    changes, fresh, packed_once, names, monkeypatch
+):
+    for change in changes:
+        change(fresh, names, monkeypatch)
+    assert taken(fresh) == set(names)
+    as_trained(fresh, packed_once)
+    study = Study.open(CHAPTER, draws=3, subject="encoder")
+    assert len(study.pairs) == 5 and study.missing() == []
+    assert {job.stale for job in study.jobs} == {other_code in changes}
+    records, runs = len(study.jobs) * (other_code in changes), int(other_recipe in changes)
+    note = taken_note([Opened.of_page(SUBJECT)], "mini", fresh / "build")
+    assert f"**Stale: {records} of {len(study.jobs)} records and {runs} of {len(names)} runs**" in note
+    assert (f"Runs: `{names[-1]}`." in note) == (other_recipe in changes)
+    # A second build leaves it all as it is.
+    before = contents(fresh / "build")
+    assert taken(fresh) == set(names) and contents(fresh / "build") == before
+
+
+def test_stale_records_give_the_verdicts_that_they_gave(fresh, packed_once, names, monkeypatch):
+    monkeypatch.setenv("THREEGATES_BUILD", str(packed_once / "build"))
+    before = Study.open(CHAPTER, draws=3, subject="encoder").table("agreement")
+    monkeypatch.setenv("THREEGATES_BUILD", str(fresh / "build"))
+    other_code(fresh, names, monkeypatch)
+    take("mini", fresh / "build")
+    as_trained(fresh, packed_once)
+    assert Study.open(CHAPTER, draws=3, subject="encoder", measure=False).table("agreement").equals(before)
+
+
+def test_a_run_that_the_release_lacks_is_not_trained_either_and_is_told(
+    fresh, packed_once, names, monkeypatch
+):
+    plans(monkeypatch, [planned(name) for name in [*names, "another-seed"]])
+    assert taken(fresh) == set(names)
+    as_trained(fresh, packed_once)
+    note = taken_note([Opened.of_page(SUBJECT)], "mini", fresh / "build")
+    assert "Runs that the release lacks: `another-seed`." in note and "Stale" not in note
+
+
+def test_what_starts_from_a_base_of_another_name_takes_the_base_that_it_had(fresh, names, monkeypatch):
+    plans(monkeypatch, [planned("base-of-today"), *(planned(name) for name in names[1:])])
+    assert names[0] == "base" and taken(fresh) == set(names)
+
+
+def test_records_that_no_longer_fit_are_missing_and_their_page_is_not_run(
+    fresh, packed_once, names, monkeypatch
+):
+    """A released record without a column that the chapter reads by now cannot be shown."""
+    other_code(fresh, names, monkeypatch)
+    tables = KINDS["pair"].tables
+    monkeypatch.setitem(tables, "tensor", {**tables["tensor"], "brand_new": "float64"})
+    take("mini", fresh / "build")
+    as_trained(fresh, packed_once)
+    result = run_page(Opened.of_page(SUBJECT))
+    assert isinstance(result, NotRun) and "too old for this chapter: tensor/" in result.reason
+
+
+def damaged(fresh):
     (fresh / "results/full/provenance.json").write_text("{}")
 
 
-def lost(fresh, names, monkeypatch):
+def lost(fresh):
     shutil.rmtree(fresh / "results")
 
 
-@pytest.mark.parametrize("change", [other_recipe, other_code, damaged, lost])
-def test_unless_all_of_it_is_there_nothing_is_taken(change, fresh, names, monkeypatch):
-    change(fresh, names, monkeypatch)
-    assert take("mini", fresh / "build") == ()
+def without_the_subject(fresh):
+    plain = {"checkpoints": [], "profile": "full"}
+    manifest = read_manifest(fresh / "results/full/manifest.yaml").model_copy(update=plain)
+    write_manifest(fresh / "results/full/manifest.yaml", manifest)
+    told = json.loads((fresh / "results/full/release.json").read_text())
+    told["files"]["manifest.yaml"] = file_digest(fresh / "results/full/manifest.yaml")
+    (fresh / "results/full/release.json").write_text(json.dumps(told))
+
+
+@pytest.mark.parametrize("change", [damaged, lost, without_the_subject])
+def test_without_a_whole_release_of_the_subject_nothing_is_taken(change, fresh):
+    change(fresh)
+    assert taken(fresh) == set()
     assert not [path for path in (fresh / "build").rglob("*") if path.is_file()]
 
 
-def test_taken_runs_whose_records_are_of_other_code_by_now_are_to_be_trained(fresh, packed_once, monkeypatch):
+@pytest.mark.parametrize("change", [damaged, lost])
+def test_what_was_taken_is_forgotten_with_the_release(change, fresh, packed_once):
+    """Its runs are trained now, and no older record stands for one that can be measured."""
     take("mini", fresh / "build")
     as_trained(fresh, packed_once)
-    other_code(fresh, [], monkeypatch)
-    assert take("mini", fresh / "build") == ()
+    change(fresh)
+    assert taken(fresh) == set()
+    assert not (fresh / "build" / "release.json").exists() and taken_runs(fresh / "build" / "lab") == {}
+
+
+def test_what_is_taken_is_known_by_the_folders_of_its_runs(fresh, names):
+    assert taken_runs(fresh / "build" / "lab") == {}
+    take("mini", fresh / "build")
+    assert taken_runs(fresh / "build" / "lab") == {name: f"{name}-{DIGEST}" for name in names}
+    forget_taken(fresh / "build")
+    assert taken_runs(fresh / "build" / "lab") == {}
 
 
 def test_a_kill_between_records_and_runs_is_made_good(fresh, packed_once, names):
     take("mini", fresh / "build")
     shutil.rmtree(fresh / "build" / "lab" / "runs" / f"{names[-1]}-{DIGEST}")
     (fresh / "build" / ".taking" / "lab").mkdir(parents=True)
-    assert set(take("mini", fresh / "build")) == set(names)
+    assert taken(fresh) == set(names)
     assert (fresh / "build" / "lab" / "runs" / f"{names[-1]}-{DIGEST}").is_dir()
     assert not (fresh / "build" / ".taking").exists()
 
 
-def test_the_book_says_on_which_pages_nothing_was_trained(fresh, packed_once, names, monkeypatch, capsys):
-    monkeypatch.setattr(book_build, "render", lambda build, source: source)
+def nothing(fresh, names, monkeypatch):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("change", "title"), [(nothing, "Released records"), (other_recipe, "Stale released")]
+)
+def test_the_book_says_on_which_pages_nothing_was_trained(
+    change, title, fresh, packed_once, names, monkeypatch, capsys
+):
+    change(fresh, names, monkeypatch)
+    monkeypatch.setattr(render, "render", lambda build, source: source)
     asked = []
 
     def train(profile, build, workers, *, taken):
-        asked.append(set(taken))
+        asked.append({entry.run or entry.name for entry in taken})
         as_trained(fresh, packed_once)
 
     monkeypatch.setattr("threegates.lab.train.train", train)
@@ -194,7 +292,8 @@ def test_the_book_says_on_which_pages_nothing_was_trained(fresh, packed_once, na
         in capsys.readouterr().err
     )
     note = "from records of the profile `full` in the repository"
-    assert note in (source / f"{PAGE}.ipynb").read_text()
+    page = (source / f"{PAGE}.ipynb").read_text()
+    assert note in page and f"{{admonition}} {title}" in page
     assert note not in (source / f"{CHAPTER}.md").read_text()
     verdicts = (source / "verdicts.md").read_text()
     assert f"What {{doc}}`{PAGE}` give is {note}" in verdicts

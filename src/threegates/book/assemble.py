@@ -25,6 +25,7 @@ from threegates.errors import NotebookError
 from threegates.estimates.statistics import with_statistics
 from threegates.figures.published import Published, publish
 from threegates.jobs.released import FILE as RELEASE_FILE
+from threegates.jobs.subjects import taken_by
 from threegates.judging.cards import VerdictCards
 from threegates.judging.claims import Claims, NoTables, judge, read_claims, verdict_table
 from threegates.pages.asked import NotRun
@@ -38,7 +39,7 @@ from threegates.records.provenance import build_state, project_root
 from threegates.releases.making import RELEASED_PROFILE, RESULTS
 from threegates.releases.notes import freshness, release_note, wider_note, with_note
 from threegates.releases.packing import Release
-from threegates.releases.taking import TAKEN, taken_note
+from threegates.releases.taking import taken_note
 
 LAB_CHAPTER = "miniature-lab"
 
@@ -72,7 +73,7 @@ def assemble(build: Path, root: Path, profile: str, runs: Runs, release: Release
     (source / f"{LARGER}.md").write_text(larger_page(root, build, table), encoding="utf-8")
     stated = stated_values(read_claims(root / "claims.yaml"))
     values = (
-        {"profile": profile, "origin": _origin(release, TAKEN.get(profile, ()) if note else ())}
+        {"profile": profile, "origin": _origin(release, taken_by(profile) if note else ())}
         | stated
         | verdict_values(table)
         | _lab_values(runs)

@@ -19,6 +19,7 @@ from threegates.book.render import render, say
 from threegates.errors import CheckpointError
 from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.sources import PAPER
+from threegates.jobs.subjects import taken_by
 from threegates.pages.asked import NotRun, run_page
 from threegates.pages.opened import Opened, open_book
 from threegates.pages.runner import NotebookRun
@@ -29,7 +30,7 @@ from threegates.records.provenance import (
     tracked_manifest,
 )
 from threegates.releases.making import unpacked
-from threegates.releases.taking import TAKEN, take
+from threegates.releases.taking import take
 
 #: The profile that trains and measures nothing, and its folder below the build's.
 RELEASED = "released"
@@ -85,8 +86,8 @@ def _train(profile: str, build: Path, workers: int) -> None:
     from threegates.lab.train import train
 
     if taken := take(profile, build):
-        subjects = " and ".join(TAKEN[profile])
-        say(f"{len(taken)} runs of the subject {subjects} and their records are taken from the release")
+        subjects, runs = " and ".join(taken_by(profile)), {entry.run or entry.name for entry in taken}
+        say(f"{len(runs)} runs of the subject {subjects} and their records are taken from the release")
     train(profile, build, workers, taken=taken)
 
 

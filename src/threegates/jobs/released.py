@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: What a release is described by; beside unpacked records it lists digests and inputs of them all.
 FILE = "release.json"
+#: In a build's lab: of which release and in which folders there are runs that the build did not train.
+TAKEN = "taken.json"
 
 
 def as_released(jobs: Sequence[Job], records: Records) -> list[Job]:
@@ -48,6 +50,12 @@ def _older(job: Job, index: Mapping[str, Sequence[Mapping[str, Any]]]) -> Job:
 @cache
 def _index(path: Path, mtime_ns: int, size: int) -> Mapping[str, Sequence[Mapping[str, Any]]]:
     return json.loads(path.read_text(encoding="utf-8"))["records"]
+
+
+def taken_runs(lab: Path) -> Mapping[str, str]:
+    """Folders by name of the runs that a build took from a release; none where it took nothing."""
+    path = lab / TAKEN
+    return json.loads(path.read_text(encoding="utf-8"))["runs"] if path.is_file() else {}
 
 
 def stale_runs(entries: Sequence[Entry], profile: str) -> list[str]:

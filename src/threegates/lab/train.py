@@ -5,10 +5,10 @@ from __future__ import annotations
 import ctypes
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from threegates.checkpoints.manifests.manifest import write_manifest
+from threegates.checkpoints.manifests.manifest import Entry, Manifest, write_manifest
 from threegates.checkpoints.tensors import WITHOUT_WEIGHTS
 from threegates.errors import RecipeError
 from threegates.lab.device import require_device
@@ -28,28 +28,29 @@ def train(
     workers: int = 2,
     only: Sequence[str] = (),
     seeds: Sequence[int] = (),
-    taken: Collection[str] = (),
+    taken: Sequence[Entry] = (),
 ) -> Path:
     """Train every run of a profile that is not finished; returns the manifest of its checkpoints.
 
-    A run that was laid out without its weights is not finished, unless it is one of those taken from a
-    release.
+    A run that was laid out without its weights is not finished; a subject that is taken from a release is not
+    trained at all.
 
     Parameters
     ----------
     only : names of runs; the base is trained with them, and the manifest is left as it is.
     seeds : of the profile's seeds those to train now; the manifest lists what is finished then, so that a
         long profile can be trained, measured and released seed by seed.
-    taken : names of runs that are not trained because a release has all that is asked of them.
+    taken : entries of subjects that are shown as a release has them; the manifest lists these instead of what
+        the plan would train now.
 
     Raises
     ------
     RecipeError : there is no such profile, run or seed, or a run needs a device that is not here.
     """
     lab = build / "lab"
-    planned = plan(profile)
+    planned = _without(plan(profile), taken)
     chosen = _of_seeds(planned, seeds_of(profile), seeds)
-    runs = [item.run for item in _selected(chosen, only) if item.run.name not in taken]
+    runs = [item.run for item in _selected(chosen, only)]
     missing = [run for run in runs if not is_trained(lab, run)]
     if any(run.recipe.kind == "encoder-base" for run in missing):
         verified_folder()
@@ -61,8 +62,19 @@ def train(
         _execute_all(lab, missing, workers)
     path = lab / "manifest.yaml"
     if not only:
-        write_manifest(path, manifest(profile, [item for item in planned if is_finished(lab, item.run)]))
+        finished = manifest(profile, [item for item in planned if is_finished(lab, item.run)])
+        write_manifest(path, _with(finished, taken))
     return path
+
+
+def _without(planned: list[Planned], taken: Sequence[Entry]) -> list[Planned]:
+    """The plan without the runs of subjects that are taken from a release."""
+    subjects = {entry.labels.get("subject") for entry in taken}
+    return [item for item in planned if item.draft.subject not in subjects]
+
+
+def _with(finished: Manifest, taken: Sequence[Entry]) -> Manifest:
+    return finished.model_copy(update={"checkpoints": [*finished.checkpoints, *taken]})
 
 
 def is_trained(lab: Path, run: Run) -> bool:

@@ -13,7 +13,8 @@ import pandas as pd
 from threegates.checkpoints.manifests.manifest import write_manifest
 from threegates.digest import file_digest
 from threegates.errors import NotebookError
-from threegates.jobs.subjects import LAB, subject_of
+from threegates.jobs.released import taken_runs
+from threegates.jobs.subjects import LAB, subject_of, taken_by
 from threegates.pages.figure_cards import text
 from threegates.pages.opened import Opened, open_book
 from threegates.pages.runner import execute_cells, sidecar
@@ -145,14 +146,18 @@ def _built() -> dict[str, dict]:
 
 
 def _train(page: Opened, own: Slice, profile: str, workers: int) -> None:
-    """Train the runs whose checkpoints the figure looks at; the base goes with them."""
+    """Train the runs whose checkpoints the figure looks at; the base goes with them.
+
+    Runs that the build took from a release and would train otherwise by now are left as the book shows them.
+    """
     # A notebook that looks at other pages needs what they need.
     if profile == "paper" or not (own.tables or page.looks_at_pages):
         return
     from threegates.lab.plans.plan import manifest, plan
     from threegates.lab.train import train
 
-    planned = manifest(profile, plan(profile))
+    runs, shown = plan(profile), taken_runs(page.places.build / "lab")
+    planned = manifest(profile, runs)
     subject = str(page.given.get("subject", LAB))
     wanted = [
         pair.tuned.run or pair.tuned.name
@@ -160,6 +165,10 @@ def _train(page: Opened, own: Slice, profile: str, workers: int) -> None:
         for pair in planned.pairs(chapter)
         if not own.tables or subject_of(pair.tuned) == subject
     ]
-    train(profile, page.places.build, workers, only=tuple(dict.fromkeys(wanted)))
+    if shown and subject in taken_by(profile):
+        present = {item.run.name: item.run.folder for item in runs}
+        wanted = [name for name in wanted if shown.get(name) == present[name]]
+    if wanted:
+        train(profile, page.places.build, workers, only=tuple(dict.fromkeys(wanted)))
     if not page.places.lab.is_file():
         write_manifest(page.places.lab, planned)

@@ -95,6 +95,16 @@ def read_parquet(path: Path) -> pd.DataFrame:
     return _read(path).to_pandas()
 
 
+def read_columns(path: Path) -> list[str]:
+    """Names of a record's columns.
+
+    Raises
+    ------
+    RecordError : the file is missing or damaged.
+    """
+    return list(_schema(path).names)
+
+
 def read_provenance(path: Path) -> dict:
     """The provenance that was written with a record.
 
@@ -102,10 +112,7 @@ def read_provenance(path: Path) -> dict:
     ------
     RecordError : the file is missing, damaged, or was not written by this project.
     """
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (OSError, pa.ArrowException) as error:
-        raise _unreadable(path) from error
+    metadata = _schema(path).metadata or {}
     if _METADATA_KEY not in metadata:
         raise RecordError("a parquet file has no provenance of threegates", where=path.name)
     return json.loads(metadata[_METADATA_KEY])
@@ -141,6 +148,13 @@ def _json(value: object) -> bytes:
 def _read(path: Path) -> pa.Table:
     try:
         return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(path) from error
+
+
+def _schema(path: Path) -> pa.Schema:
+    try:
+        return pq.read_schema(path)
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(path) from error
 

@@ -49,10 +49,13 @@ def freshness(studies: Iterable[Study], profile: str) -> Freshness:
     )
 
 
-def release_note(release: Release, found: Freshness, pages: Sequence[str] = ()) -> str:
+def release_note(
+    release: Release, found: Freshness, pages: Sequence[str] = (), lacking: Sequence[str] = ()
+) -> str:
     """The note in MyST: where the records come from, and what is stale, by name.
 
-    pages : those that it is about, where that is not the page on which it stands.
+    pages : those that it is about, where that is not the page on which it stands. lacking : runs that would
+        be shown too, if the release had them.
     """
     commit = str(release.made.get("commit") or "unknown")[:12]
     named = ", ".join(f"{{doc}}`{page}`" for page in pages)
@@ -63,15 +66,16 @@ def release_note(release: Release, found: Freshness, pages: Sequence[str] = ()) 
         time=release.made.get("time", "unknown"),
         commit=commit,
     )
+    lost = _listed("Runs that the release lacks", lacking)
     if not found.stale:
         state = f"All {found.records} records and {found.runs} runs are what the present code would make."
-        return _admonition("Released records", "note", [about, state])
+        return _admonition("Released records", "note", [about, state, *filter(None, [lost])])
     state = (
         f"**Stale: {len(found.stale_records)} of {found.records} records and {len(found.stale_runs)} of "
         f"{found.runs} runs** were made by other code, recipes or versions than the present ones; what they "
         "say may have changed since."
     )
-    names = [_listed("Records", found.stale_records), _listed("Runs", found.stale_runs)]
+    names = [_listed("Records", found.stale_records), _listed("Runs", found.stale_runs), lost]
     return _admonition("Stale released records", "warning", [about, state, *filter(None, names)])
 
 

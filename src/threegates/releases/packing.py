@@ -284,6 +284,17 @@ def unpack_records(release: Release, build: Path, digests: Collection[str]) -> N
     _unpack_records(release, Records(build / "records"), digests)
 
 
+def record_index(release: Release, digests: Collection[str] | None = None) -> dict[str, list[dict[str, Any]]]:
+    """Digests and inputs of a release's records by "table/job", those of jobs of these digests or all."""
+    index: dict[str, list[dict[str, Any]]] = {}
+    for table, known in _json(release, PROVENANCE).items():
+        for told in known.values():
+            if digests is None or told["digest"] in digests:
+                one = {"digest": told["digest"], "inputs": told["inputs"]}
+                index.setdefault(f"{table}/{told['job']}", []).append(one)
+    return index
+
+
 def unpack(release: Release, build: Path) -> None:
     """Lay a release out as a build with everything trained and measured; once, as long as it is the same."""
     mark, digest = build / FILE, value_digest(release.files)
@@ -293,8 +304,8 @@ def unpack(release: Release, build: Path) -> None:
         shutil.rmtree(build / name, ignore_errors=True)
     mark.unlink(missing_ok=True)
     _unpack_lab(release, build / "lab", read_manifest(release.folder / MANIFEST))
-    index = _unpack_records(release, Records(build / "records"))
-    write_json(mark, {"digest": digest, "records": index})
+    _unpack_records(release, Records(build / "records"))
+    write_json(mark, {"digest": digest, "records": record_index(release)})
 
 
 def _unpack_lab(release: Release, lab: Path, manifest: Manifest) -> None:
@@ -322,14 +333,8 @@ def _unpack_lab(release: Release, lab: Path, manifest: Manifest) -> None:
     write_manifest(lab / MANIFEST, manifest)
 
 
-def _unpack_records(
-    release: Release, records: Records, digests: Collection[str] | None = None
-) -> dict[str, list[dict[str, Any]]]:
-    """Write records under the digests of their jobs: of the jobs with these digests, or of all jobs.
-
-    Returns digests and inputs by "table/job".
-    """
-    index: dict[str, list[dict[str, Any]]] = {}
+def _unpack_records(release: Release, records: Records, digests: Collection[str] | None = None) -> None:
+    """Write records, those of jobs of these digests or all, under the digests of their jobs."""
     provenance = _json(release, PROVENANCE)
     for table, known in provenance.items():
         if digests is not None and not any(told["digest"] in digests for told in known.values()):
@@ -338,10 +343,7 @@ def _unpack_records(
             told = known[name]
             if digests is not None and told["digest"] not in digests:
                 continue
-            job, digest = told["job"], told["digest"]
-            write_table(records.path(table, job, digest), rows, told)
-            index.setdefault(f"{table}/{job}", []).append({"digest": digest, "inputs": told["inputs"]})
-    return index
+            write_table(records.path(table, told["job"], told["digest"]), rows, told)
 
 
 def _json(release: Release, name: str) -> Mapping[str, Any]:

@@ -1,9 +1,10 @@
-"""What a build takes from the release because it would make the very same itself.
+"""What a build takes from the release instead of training it: a subject's runs and their records.
 
-Trained again, a run of an unchanged digest is the same to the last bit, and so are its records. The profile
-`mini` trains its first subject on the spot and takes its second from the release: all of its runs with all
-records that its pages need, or none. Where code, recipes or versions have changed since the release was made,
-the second is trained and measured like the first.
+The profile `mini` trains its first subject on the spot and takes its second from the release. Trained again,
+a run of an unchanged digest is the same to the last bit, and so are its records. Where code, recipes or
+versions have changed since, what the release has is stale: it is shown all the same, and the pages say so by
+name. Only where there is no release, or a damaged one, or one that lacks the subject, the subject is trained
+and measured like the first.
 """
 
 from __future__ import annotations
@@ -11,40 +12,55 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from threegates.atomic import write_json
+from threegates.checkpoints.manifests.manifest import Entry, read_manifest
+from threegates.digest import value_digest
 from threegates.errors import ThreeGatesError
-from threegates.jobs.released import planned
-from threegates.lab.runs import Run, is_finished
+from threegates.jobs.released import FILE, TAKEN, as_released, planned, run_folder_of
+from threegates.jobs.subjects import subject_of, taken_by
+from threegates.lab.runs import Run
 from threegates.pages.opened import Opened, open_book
 from threegates.records.places import Places
 from threegates.releases.making import released
 from threegates.releases.notes import freshness, release_note
-from threegates.releases.packing import Release, unpack_records, unpack_runs
+from threegates.releases.packing import MANIFEST, Release, record_index, unpack_records, unpack_runs
 from threegates.study import Study
 
-#: Subjects that a profile's build takes.
-TAKEN: Mapping[str, tuple[str, ...]] = {"mini": ("encoder",)}
-#: In a build's lab: which release it took them from.
-FILE = "taken.json"
 
+def take(profile: str, build: Path) -> Sequence[Entry]:
+    """Lay out below `build` what the profile takes from the release; the entries of its runs, or none.
 
-def take(profile: str, build: Path) -> Collection[str]:
-    """Lay out below `build` what the profile takes from the release; names of its runs, or none of them."""
+    There are none where every run was trained here, and where no whole release has the subject.
+    """
     from threegates.lab.train import is_trained
 
     runs = _runs(profile)
     if all(is_trained(build / "lab", run) for run in runs):
+        forget_taken(build)
         return ()
+    entries: list[Entry] = []
     try:
-        if not _was_taken(profile, build, runs) and not _lay_out(profile, build, runs):
-            return ()
+        release = released()
+        entries = _entries(release, profile, runs)
+        if entries and not _was_taken(profile, build, release, entries):
+            _lay_out(profile, build, release, entries)
     except ThreeGatesError:
         # Without a release, or with a damaged one, there is only more to train.
-        return ()
-    return {run.name for run in runs}
+        entries = []
+    if not entries:
+        forget_taken(build)
+    return entries
+
+
+def forget_taken(build: Path) -> None:
+    """No longer show what a build took from the release: its runs are trained from now on."""
+    if (build / "lab" / TAKEN).is_file():
+        (build / FILE).unlink(missing_ok=True)
+        (build / "lab" / TAKEN).unlink()
 
 
 def taken_note(pages: Iterable[Opened], profile: str, build: Path, *, named: bool = False) -> str:
@@ -52,7 +68,7 @@ def taken_note(pages: Iterable[Opened], profile: str, build: Path, *, named: boo
 
     named : whether the note names them, on a page that is none of them.
     """
-    place = build / "lab" / FILE
+    place = build / "lab" / TAKEN
     chosen = [page for page in pages if _is_taken(page, profile)] if place.is_file() else []
     studies = [study for page in chosen for study in page.studies]
     models = [pair.tuned.checkpoint for study in studies for pair in study.pairs]
@@ -61,30 +77,52 @@ def taken_note(pages: Iterable[Opened], profile: str, build: Path, *, named: boo
     told = json.loads(place.read_text(encoding="utf-8"))
     release = Release(place.parent, told["profile"], told["made"], {}, {})
     found = freshness(studies, release.profile)
-    return release_note(release, found, [page.name for page in chosen] if named else [])
+    lacking = [run.name for run in _runs(profile) if run.name not in told["runs"]]
+    return release_note(release, found, [page.name for page in chosen] if named else [], lacking)
 
 
 def _runs(profile: str) -> list[Run]:
-    subjects = TAKEN.get(profile, ())
+    """The runs of a profile's plan whose subjects it takes."""
+    subjects = taken_by(profile)
     return [item.run for item in planned(profile) if item.draft.subject in subjects] if subjects else []
 
 
 def _is_taken(page: Opened, profile: str) -> bool:
-    return page.given.get("subject") in TAKEN.get(profile, ())
+    return page.given.get("subject") in taken_by(profile)
 
 
-def _was_taken(profile: str, build: Path, runs: Iterable[Run]) -> bool:
-    if not (build / "lab" / "manifest.yaml").is_file() or not _are_there(build, runs):
+def _entries(release: Release, profile: str, runs: Iterable[Run]) -> list[Entry]:
+    """The release's entries of runs of these names, however they were made, and of what they start from."""
+    names, subjects = {run.name for run in runs}, taken_by(profile)
+    known = read_manifest(release.folder / MANIFEST).checkpoints
+    known = [entry for entry in known if subject_of(entry) in subjects]
+    kept = {entry.name for entry in known if (entry.run or entry.name) in names}
+    # What they started from may have another name in the plan by now.
+    kept |= {entry.base for entry in known if entry.name in kept and entry.base}
+    return [entry for entry in known if entry.name in kept]
+
+
+def _folders(entries: Iterable[Entry]) -> dict[str, str]:
+    """Folders of the entries' runs by name."""
+    return {entry.run or entry.name: run_folder_of(entry) for entry in entries}
+
+
+def _was_taken(profile: str, build: Path, release: Release, entries: Sequence[Entry]) -> bool:
+    """Whether all that the release has of the entries is there, and in the manifest that training wrote."""
+    lab = build / "lab"
+    if not (lab / TAKEN).is_file() or not (lab / "manifest.yaml").is_file():
         return False
-    return _are_measured(_asked(profile, build))
+    listed = read_manifest(lab / "manifest.yaml").checkpoints
+    there = all((lab / "runs" / folder).is_dir() for folder in _folders(entries).values())
+    same = json.loads((lab / TAKEN).read_text(encoding="utf-8")) == _told(release, entries)
+    if not (there and same and all(entry in listed for entry in entries)):
+        return False
+    return not any(study.missing() for study in _asked(profile, build))
 
 
-def _are_there(build: Path, runs: Iterable[Run]) -> bool:
-    return all(is_finished(build / "lab", run) for run in runs)
-
-
-def _are_measured(studies: Iterable[Study]) -> bool:
-    return all(study.pairs and not study.missing() for study in studies)
+def _told(release: Release, entries: Iterable[Entry]) -> dict[str, Any]:
+    made = {"profile": release.profile, "made": release.made, "release": value_digest(release.files)}
+    return made | {"runs": _folders(entries)}
 
 
 def _asked(profile: str, build: Path) -> list[Study]:
@@ -92,29 +130,29 @@ def _asked(profile: str, build: Path) -> list[Study]:
     return [study for page in open_book(Places(build)) if _is_taken(page, profile) for study in page.studies]
 
 
-def _lay_out(profile: str, build: Path, runs: Collection[Run]) -> bool:
-    """Lay the runs out with their records, unless something that is needed would be missing."""
-    release, scratch = released(), build / ".taking"
+def _lay_out(profile: str, build: Path, release: Release, entries: Sequence[Entry]) -> None:
+    """Lay the runs out with the records that the pages ask for, with stale ones where there are no others."""
+    scratch, folders = build / ".taking", _folders(entries)
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        unpack_runs(release, scratch, {run.folder for run in runs})
-        if not _are_there(scratch, runs):
-            return False
+        unpack_runs(release, scratch, set(folders.values()))
         studies = _asked(profile, scratch)
-        unpack_records(release, scratch, {job.digest for study in studies for job in study.jobs})
-        if not _are_measured(studies):
-            return False
-        _move(scratch, build, runs)
+        digests = {job.digest for study in studies for job in study.jobs}
+        # From now on a record that the release lacks is looked for among those that other code made.
+        write_json(scratch / FILE, {"records": record_index(release)})
+        digests |= {job.digest for study in studies for job in as_released(study.jobs, study.records)}
+        unpack_records(release, scratch, digests)
+        write_json(scratch / FILE, {"records": record_index(release, digests)})
+        _move(scratch, build, folders.values())
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    write_json(build / "lab" / FILE, {"profile": release.profile, "made": release.made})
-    return True
+    write_json(build / "lab" / TAKEN, _told(release, entries))
 
 
-def _move(scratch: Path, build: Path, runs: Iterable[Run]) -> None:
+def _move(scratch: Path, build: Path, runs: Iterable[str]) -> None:
     # Runs come last: one that is there has its records.
     records = [path.relative_to(scratch) for path in scratch.glob("records/*/*.parquet")]
-    folders = [Path("lab", "runs", run.folder) for run in runs]
-    for place in [*records, *(folder for folder in folders if not (build / folder).exists())]:
+    folders = [Path("lab", "runs", folder) for folder in runs]
+    for place in [*records, Path(FILE), *(folder for folder in folders if not (build / folder).exists())]:
         (build / place).parent.mkdir(parents=True, exist_ok=True)
         os.replace(scratch / place, build / place)
