@@ -9,7 +9,14 @@ import pandas as pd
 import pytest
 
 from threegates.errors import RecordError
-from threegates.records.store import Records, read_provenance, record_digest, remove_leftovers, write_parquet
+from threegates.records.store import (
+    Records,
+    read_columns,
+    read_provenance,
+    record_digest,
+    remove_leftovers,
+    write_parquet,
+)
 
 DIGEST = "a" * 64
 FRAME = pd.DataFrame(
@@ -25,6 +32,9 @@ def test_a_record_comes_back_with_its_provenance(tmp_path):
     assert list(back["name"]) == ["q", "k"] and list(back["ratio"][0]) == [0.5, 0.25]
     assert np.isnan(back["changed"][1]) or back["changed"][1] is pd.NA
     assert read_provenance(path) == {"seed": 3, "table": "axis", "job": "run-1", "digest": DIGEST}
+    assert read_columns(path) == ["name", "ratio", "changed"]
+    with pytest.raises(RecordError, match="a record is missing"):
+        read_columns(path.with_name("none.parquet"))
 
 
 def test_equal_content_gives_equal_bytes_and_no_other_file(tmp_path):

@@ -14,7 +14,6 @@ from tests.planted import planted
 from tests.planted.planted import DIGEST, STEP
 from tests.test_study import noisy_runs
 from threegates.book import build as book_build
-from threegates.book import render
 from threegates.checkpoints.manifests.manifest import read_manifest, write_manifest
 from threegates.digest import file_digest
 from threegates.jobs import jobs, released
@@ -277,7 +276,7 @@ def test_the_book_says_on_which_pages_nothing_was_trained(
     change, title, fresh, packed_once, names, monkeypatch, capsys
 ):
     change(fresh, names, monkeypatch)
-    monkeypatch.setattr(render, "render", lambda build, source: source)
+    monkeypatch.setattr(book_build, "render", lambda build, source: source)
     asked = []
 
     def train(profile, build, workers, *, taken):
