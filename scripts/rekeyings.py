@@ -268,10 +268,10 @@ from threegates.checkpoints.manifest import read_manifest
 from threegates.study import jobs as old
 from threegates.study.batches import opened
 from threegates.study.by_tensor import measure_all
-from threegates.study.sources import named_pairs
+from threegates.study.sources import named_pairs, narrowed
 
 def found(manifest, runs, kinds, options):
-    pairs = named_pairs(runs, read_manifest(manifest))
+    pairs = narrowed(named_pairs(runs, read_manifest(manifest)), options.pop("layers"), None)
     cut = {"pair": old.pair_jobs, "group": old.group_jobs, "overlap": old.overlap_jobs}
     for kind in kinds:
         whole = [old.table_job(pair, {**options, "axes": True}) for pair in pairs] if kind == "table" else ()
