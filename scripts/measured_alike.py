@@ -37,7 +37,7 @@ def found(manifest, runs, kinds, options):
         for job in KINDS[kind].jobs(pairs, given):
             whole = KINDS[kind].measure
             tables = whole(**with_nulls(job.arguments)) if whole else measure_all(opened(job))
-            yield f"{kind}/{job.name}", tables
+            yield f"{kind}/{job.name}", {name: tables[name] for name in job.tables}
 """
 _ASKED = """
 import pickle, sys, torch

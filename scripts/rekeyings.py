@@ -277,7 +277,7 @@ def found(manifest, runs, kinds, options):
         whole = [old.table_job(pair, {**options, "axes": True}) for pair in pairs] if kind == "table" else ()
         for job in whole or cut[kind](pairs, options):
             tables = old._measure_group(**job.arguments) if kind == "group" else measure_all(opened(job))
-            yield f"{kind}/{job.name}", tables
+            yield f"{kind}/{job.name}", {name: tables[name] for name in job.tables}
 """
 
 

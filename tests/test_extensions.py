@@ -136,7 +136,7 @@ ADDED: dict[str, list[tuple[str, str, str]]] = {
         (
             "checkpoints/formats/families.yaml",
             "families:\n",
-            "  Novel:\n    model_types: [novel]\n    rename: {layers.*.attention.dense: layers.*.self_attn.o_proj}\n",
+            "  Novel:\n    model_types: [novel]\n    rename: {norm_f: norm}\n",
         )
     ],
 }
@@ -242,7 +242,8 @@ def test_what_is_added_works(extended):
         "recipe = RLRecipe(name='r', base='b', algorithm='centred', data='arith-4', seed=1, steps=2,"
         " learning_rate=1e-3)\n"
         "assert recipe.model_dump(mode='json')['objective']['pull'] == 0.5\n"
-        "print(trainer_of(recipe).__name__, 'mirrored' in NULLS, 'another' in SUBJECTS, 'novel' in CHAPTERS)\n"
+        "print(trainer_of(recipe).__name__, 'mirrored' in NULLS, 'another' in SUBJECTS,"
+        " 'novel' in CHAPTERS)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(extended)}
     done = subprocess.run(

@@ -47,6 +47,7 @@ class Chapter:
     ----------
     jobs : kinds of job that it needs, of `threegates.jobs.kinds`; their tables are the chapter's.
     follows_steps : whether it looks at every kept step of a run, and not at final checkpoints alone.
+    matrices_alone : whether it looks at nothing but the matrices of blocks.
     shows, why_not : whose pairs, and in plain words why not any.
     estimates : from `estimates.py` in its folder, by name.
     exact : whether these read no table, so that no record can change them.
@@ -56,6 +57,7 @@ class Chapter:
     name: str
     jobs: tuple[str, ...] = ()
     follows_steps: bool = False
+    matrices_alone: bool = False
     shows: Shows = Shows.any_pair
     why_not: str = ""
     estimates: Mapping[str, Estimator] = field(default_factory=dict)
@@ -73,6 +75,7 @@ _CHAPTERS = (
     Chapter(
         "stripe-masks",
         jobs=("pair", "group"),
+        matrices_alone=True,
         estimates=stripe_masks.ESTIMATES,
         sweeps={"tensor": "tensor_sweep", "axis": "axis_sweep", "agreement": "agreement_sweep"},
     ),
@@ -88,12 +91,14 @@ _CHAPTERS = (
     Chapter(
         "spectral-drift",
         jobs=("drift",),
+        matrices_alone=True,
         estimates=spectral_drift.ESTIMATES,
         sweeps={"drift": "drift_sweep"},
     ),
     Chapter(
         "principal-overlap",
         jobs=("overlap",),
+        matrices_alone=True,
         estimates=principal_overlap.ESTIMATES,
         sweeps={"overlap": "sweep", "direction": "direction_sweep"},
     ),

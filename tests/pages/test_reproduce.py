@@ -11,11 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from threegates.lab.plans.plan import plan
 
 from tests.planted import planted
 from threegates.errors import NotebookError
 from threegates.lab import train as lab
+from threegates.lab.plans.plan import plan
 from threegates.pages import reproduce
 from threegates.pages.asked import run_page
 from threegates.pages.contents import Page

@@ -96,8 +96,8 @@ def stripes_of_pairs(frame: pd.DataFrame) -> Figure:
             ax.set_xlabel("variance, in units of the binomial one")
             ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.set_xticks(log_ticks(1, max(2.0, 1.5 * frame["dispersion"].max())))
             ax.grid(axis="x")
+        axes[0].set_xticks(log_ticks(*axes[0].get_xlim()))
         axes[0].set_yticks(range(len(roles)), [ROLES[role] for role in roles])
         # One null, as pairs take the room of a row: the masks have its density.
         title = storage_density.NULL.title

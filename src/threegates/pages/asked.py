@@ -16,7 +16,7 @@ from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.sources import folder_labels, manifest_of
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
-from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited
+from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited, refuse_without_matrices
 from threegates.pages.contents import find_page, page_of
 from threegates.pages.notebooks import notebook_path
 from threegates.pages.opened import Opened
@@ -72,13 +72,14 @@ def run_chapter(
     values |= own
     values |= {key: list(only) for key, only in zip(_CHOICE, choice, strict=True) if only}
     values = checked(known, values, chapter)
+    refuse_without_matrices(chapter, [*(choice[1] or ())])
     # A value that is the notebook's own says nothing, and makes no other page.
     values = {key: value for key, value in values.items() if value != known[key].default}
     page = page_of(project_root(), chapter, values)
     places = replace(asked.places, sources=sources)
+    if pairs:
+        refuse_foreign(chapter, manifest_of(pairs, places=places))
     try:
-        if pairs:
-            refuse_foreign(chapter, manifest_of(pairs, places=places))
         opened = asked.with_values(values, name=page.name if page else chapter, places=places)
         return run_notebook(opened, output=None if page else _output(opened), workers=workers)
     except (NotebookError, PairError) as error:

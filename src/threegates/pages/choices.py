@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from threegates.checkpoints.manifests.manifest import Manifest
-from threegates.errors import NotebookError, ThreeGatesError
+from threegates.errors import NotebookError, PairError, ThreeGatesError
 from threegates.jobs.sources import PAPER
 from threegates.register import ANY_PAIR, Shows, chapter_of
 
-# What goes wrong in these chapters is not the reader's choice.
-_WHATEVER_IS_CHOSEN = (Shows.any_pair, Shows.by_name)
+# Kinds of tensor that are no matrix of a block.
+_NO_MATRICES = frozenset({"embedding", "head", "norm", "bias"})
 
 
 def refuse_unsuited(
@@ -29,6 +29,22 @@ def refuse_unsuited(
                 f"{chapter} cannot be run with {option}: {why}",
                 remedy=f"take one that shows any pair: {', '.join(ANY_PAIR)}",
             )
+
+
+def refuse_without_matrices(chapter: str, kinds: Collection[str]) -> None:
+    """Refuse a choice of kinds of tensor that leaves a chapter nothing to look at; an empty one takes all.
+
+    Raises
+    ------
+    NotebookError : the chapter looks at matrices of blocks, and none of the kinds is one.
+    """
+    if chapter_of(chapter).matrices_alone and kinds and _NO_MATRICES.issuperset(kinds):
+        raise NotebookError(
+            f"{chapter} looks at the matrices of blocks, and none of them is among those chosen",
+            expected="kinds of matrix, such as q, o, down",
+            found=", ".join(kinds),
+            remedy="choose others by --matrices, or take update-sparsity, which shows every kind of tensor",
+        )
 
 
 def refuse_foreign(chapter: str, manifest: Manifest) -> None:
@@ -50,7 +66,8 @@ def refuse_foreign(chapter: str, manifest: Manifest) -> None:
 def explained(chapter: str, error: ThreeGatesError) -> ThreeGatesError:
     """The error that a chapter ended with on pairs of a reader's choice, with what it cannot show."""
     known = chapter_of(chapter)
-    if known.shows in _WHATEVER_IS_CHOSEN:
+    # A cell that fails is not the choice's fault there; a pair that cannot be measured is.
+    if known.shows is Shows.any_pair or (known.shows is Shows.by_name and not isinstance(error, PairError)):
         return error
     return NotebookError(
         f"{chapter} cannot show these pairs: {known.why_not}",

@@ -45,6 +45,16 @@ def test_every_method_has_a_row_and_its_bound():
     assert [float(line.get_xdata()[0]) for line in ticks] == pytest.approx(raw.tolist())
 
 
+def test_a_matrix_that_was_left_alone_is_a_gap_in_the_lines_and_no_stroke_to_minus_infinity():
+    frame = views.matrix_view(frames.drift())
+    alone = frame["position"] == frame["position"].min()
+    measured = [*plots.MEASURES, "angle_limit", "nss_bound"]
+    frame.loc[alone, measured] = 0.0
+    for ax in plots.drift_by_matrix(frame).axes:
+        heights = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in ax.lines])
+        assert np.nanmin(heights) > 0 and np.isnan(heights).any()
+
+
 def test_the_floor_lies_under_the_angles_of_the_example():
     frame = views.example_view(frames.spectrum(), frames.drift())
     bottom = plots.example_spectrum(frame).axes[-1]

@@ -271,7 +271,9 @@ def changed_by_size(frame: pd.DataFrame, rate: float | None) -> Figure:
 
     Columns: those of `views.size_view`. `rate`: learning rate whose single update the band shows.
     """
-    shown = frame[frame["count"] >= 50]
+    # A share of few weights is noise; but of a model of few weights there is nothing else.
+    enough = frame["count"] >= 50
+    shown = frame[enough] if enough.any() else frame
     with style():
         fig, ax = plt.subplots(figsize=(8.6, 4.4))
         for _, rows in shown.groupby("group", sort=False):

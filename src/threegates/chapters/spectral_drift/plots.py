@@ -121,9 +121,10 @@ def drift_by_matrix(frame: pd.DataFrame) -> Figure:
 
 def _matrix_line(ax: Axes, rows: pd.DataFrame, method: str, name: str, limit: str) -> None:
     tint = colour(method)
-    ax.plot(rows["position"], rows[name], "o-", color=tint, ms=3.5, lw=1.1)
+    # A matrix that training left alone has no place on a logarithmic axis.
+    ax.plot(rows["position"], rows[name].where(rows[name] > 0), "o-", color=tint, ms=3.5, lw=1.1)
     if name != "angle_mean":
-        bound = rows[limit].where((rows[limit] < 90 - 1e-9) | (name == "nss"))
+        bound = rows[limit].where((rows[limit] > 0) & ((rows[limit] < 90 - 1e-9) | (name == "nss")))
         ax.plot(rows["position"], bound, "--", color=tint, lw=0.9, alpha=0.7)
 
 

@@ -117,8 +117,8 @@ def stripes_against_nulls(frame: pd.DataFrame) -> Figure:
             ax.set_xlabel("variance, in units of the binomial one")
             ax.xaxis.set_major_formatter(ScalarFormatter())
             ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.set_xticks(log_ticks(1, max(2.0, 1.5 * frame["dispersion"].max())))
             ax.grid(axis="x")
+        axes[0].set_xticks(log_ticks(*axes[0].get_xlim()))
         axes[0].set_yticks(range(len(roles)), [ROLES[r] for r in roles])
         fig.legend(handles=_jaccard_key(nulls, "observed"), loc="outside lower center", ncols=3)
     return fig
