@@ -41,10 +41,12 @@ from threegates.jobs.released import FILE  # noqa: E402
 from threegates.releases.packing import (  # noqa: E402
     BASE,
     CHECKPOINTS,
+    KEPT,
     MANIFEST,
     PROVENANCE,
     RUNS,
     read_release,
+    rename_kept,
     rename_parts,
     replace_folder,
 )
@@ -268,6 +270,8 @@ def write(release: Path, work: Path, runs: Told, provenance: Told, named: Told, 
     write_json(work / CHECKPOINTS, {**checkpoints, "checkpoints": places})
     for path in sorted(release.glob("logs/*.parquet")):
         rename_parts(path, work / "logs" / path.name, named)
+    if (release / KEPT).is_file():
+        rename_kept(release / KEPT, work / KEPT, lambda place: moved(place, named))
     for table, known in _read(release / PROVENANCE).items():
         stems = dict(zip(known, provenance[table], strict=True))
         place = Path("records", f"{table}.parquet")

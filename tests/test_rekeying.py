@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -15,9 +16,10 @@ from scripts.rekeyings import REKEYINGS, Rekeying, Rewrite, rekeying
 from threegates.atomic import write_json
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, read_manifest, write_manifest
 from threegates.digest import file_digest
+from threegates.jobs.kept import COLUMNS
 from threegates.jobs.released import FILE
-from threegates.lab.algorithms import ALGORITHMS
-from threegates.releases.packing import _write_table, read_release
+from threegates.lab.algorithms.table import ALGORITHMS
+from threegates.releases.packing import KEPT, _pack_kept, _write_table, read_kept_tables, read_release
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "c" * 40
@@ -189,6 +191,25 @@ def test_a_second_run_does_nothing_and_a_further_one_keeps_what_was_first(old, n
     assert "keys now" in rekeyed(new, further, release)
     assert [one["run"]["measured_by"] for one in read(release / "runs.json").values()] == first
     assert len(read(release / FILE)["rekeyed"]) == 2
+
+
+def test_what_is_kept_and_the_parts_stay_under_the_new_names_of_runs(old, new, release):
+    places = [*read(release / "checkpoints.json")["checkpoints"]]
+    rows = [
+        {"tensor": name, "base": "d" * 64, "changed": 1, "mask": b"m", "moves": name.encode()}
+        for name in "ab"
+    ]
+    _pack_kept({place: pa.Table.from_pylist(rows, COLUMNS) for place in places[1:]}, release)
+    told, facts = read(release / FILE), [{"name": "1-all", "measured_by": ["c"]}]
+    files = told["files"] | {KEPT: file_digest(release / KEPT)}
+    write_json(release / FILE, told | {"parts": facts, "files": files})
+    before = read_kept_tables(read_release(release))
+    rekeyed(old, new, release)
+    found = read_release(release)
+    after = read_kept_tables(found)
+    assert [*after] == [*read(release / "checkpoints.json")["checkpoints"]][1:] != places[1:]
+    assert [one.equals(two) for one, two in zip(after.values(), before.values(), strict=True)] == [True]
+    assert found.parts == facts
 
 
 def test_to_check_writes_nothing(old, new, release):

@@ -10,10 +10,12 @@ from typing import Annotated
 import typer
 
 from threegates.cli_options import (
+    AddPart,
     AxisTable,
     Backend,
     Base,
     BookProfile,
+    Commit,
     Device,
     Diagnostics,
     Draws,
@@ -31,14 +33,20 @@ from threegates.cli_options import (
     Pair,
     Pairs,
     Parameters,
+    PartChapters,
+    PartSeeds,
+    PartSubjects,
     Profile,
     Ranged,
+    ReleaseFolder,
+    Replace,
     Scheduler,
     Seed,
     Spectra,
     Table,
     TensorWorkers,
     Tuned,
+    Unreleased,
     Workers,
 )
 from threegates.errors import ThreeGatesError
@@ -69,6 +77,7 @@ def train(
         list[int] | None,
         typer.Option(help="Train this seed of the profile, and what has none of them; may be repeated."),
     ] = None,
+    unreleased: Unreleased = False,
 ) -> None:
     """Train the lab's models: a small base, then RL, SFT and RFT runs from it.
 
@@ -77,11 +86,13 @@ def train(
     """
     from threegates.lab.train import train as train_lab
     from threegates.records.provenance import build_folder
-    from threegates.releases.taking import forget_taken
+    from threegates.releases.taking import forget_taken, leave_out_released
 
+    build, chosen = build_folder(), (tuple(only or ()), tuple(seed or ()))
     if not only:
-        forget_taken(build_folder())
-    path = train_lab(profile, build_folder(), workers, tuple(only or ()), tuple(seed or ()))
+        forget_taken(build)
+    released = leave_out_released(profile, build) if unreleased else ()
+    path = train_lab(profile, build, workers, *chosen, released=released)
     typer.echo(f"manifest: {path}")
 
 
@@ -250,20 +261,35 @@ def book(
 
 @app.command()
 def release(
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the release, results/PROFILE of the project by default.")
-    ] = None,
+    out: ReleaseFolder = None,
     workers: Workers = 2,
+    add: AddPart = False,
+    subject: PartSubjects = None,
+    chapter: PartChapters = None,
+    seed: PartSeeds = None,
+    replace: Replace = False,
+    commit: Commit = False,
 ) -> None:
     """Pack the records and logs of this build's trained models into results/, for PROFILE=released.
 
-    What the book's chapters lack is measured first. An older release is replaced in one step.
+    What the book's chapters lack is measured first. An older release is replaced in one step; with --add it
+    is kept, and what this build has is merged into it, whole or not at all.
     """
-    from threegates.releases.making import release_build
+    from threegates.releases.committing import check_committable
+    from threegates.releases.committing import commit as commit_release
+    from threegates.releases.making import release_build, release_folder
+    from threegates.releases.parts import Choice, add_part
 
-    made = release_build(out, workers)
+    if not add and (subject or chapter or seed or replace):
+        raise typer.BadParameter("--subject, --chapter, --seed and --replace choose what --add adds")
+    if commit:
+        check_committable(out or release_folder())
+    choice = Choice(tuple(subject or ()), tuple(chapter or ()), tuple(seed or ()))
+    made = add_part(choice, out, workers, replace=replace) if add else release_build(out, workers)
     size = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file()) / 1e6
-    typer.echo(f"release: {made.folder} ({size:.1f} MB)")
+    typer.echo(f"release: {made.folder} ({size:.1f} MB), {made.parts[-1]['name']} of {len(made.parts)} parts")
+    if commit:
+        typer.echo(f"commit: {commit_release(made)}")
 
 
 @app.command()

@@ -110,6 +110,36 @@ Parameters = Annotated[
     typer.Option("--parameter", "-p", help="key=value for the notebook; may be repeated."),
 ]
 
+# --- training and releasing
+
+Unreleased = Annotated[
+    bool,
+    typer.Option("--unreleased", help="Train only runs that the profile's release lacks, to add them."),
+]
+ReleaseFolder = Annotated[
+    Path | None,
+    typer.Option("--out", help="Folder of the release, results/PROFILE of the project by default."),
+]
+AddPart = Annotated[
+    bool, typer.Option("--add", help="Add what this build has and the release lacks, as a part of it.")
+]
+PartSubjects = Annotated[
+    list[str] | None, typer.Option("--subject", help="Add only runs of this subject; may be repeated.")
+]
+PartChapters = Annotated[
+    list[str] | None, typer.Option("--chapter", help="Add only what this chapter needs; may be repeated.")
+]
+PartSeeds = Annotated[
+    list[int] | None, typer.Option("--seed", help="Add only runs of this seed; may be repeated.")
+]
+Replace = Annotated[
+    bool,
+    typer.Option("--replace", help="Of runs and records that the release has otherwise, take these."),
+]
+Commit = Annotated[
+    bool, typer.Option("--commit", help="Commit the release's folder, and nothing else, with git.")
+]
+
 # --- the manifest
 
 ManifestFile = Annotated[

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from threegates.atomic import write_json
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, read_manifest, write_manifest
 
 #: Of runs that are laid out as the lab does it.
@@ -128,8 +129,8 @@ def lay_out_runs(lab: Path, runs: dict[str, tuple[dict[str, Tensor], Entry]], **
         folder, step = lab / "runs" / f"{one.name}-{DIGEST}", f"step-{STEP:06d}"
         folder.mkdir(parents=True)
         shutil.move(lab / one.name, folder / step)
-        (folder / "run.json").write_text(json.dumps({"name": one.name}))
-        (folder / "when.json").write_text(json.dumps({"seconds": order}))
+        write_json(folder / "run.json", {"name": one.name})
+        write_json(folder / "when.json", {"seconds": order})
         place = Folder(path=f"runs/{folder.name}/{step}")
         entries.append(one.model_copy(update={"source": place, "labels": {**one.labels, **labels}}))
         folders.append(folder)

@@ -241,14 +241,6 @@ def test_a_release_that_fails_leaves_the_last_one(trained, packed, monkeypatch):
     assert sorted(path.name for path in packed.folder.parent.iterdir()) == [packed.folder.name]
 
 
-def test_a_release_has_one_base(trained, packed):
-    manifest = read_manifest(trained / "build" / "lab" / "manifest.yaml")
-    extra = manifest.checkpoints[0].model_copy(update={"name": "another"})
-    two = manifest.model_copy(update={"checkpoints": [*manifest.checkpoints, extra]})
-    with pytest.raises(RecordError, match="weights of one base"):
-        pack([], two, packed.folder)
-
-
 def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from(
     trained, packed, monkeypatch
 ):

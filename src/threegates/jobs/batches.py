@@ -27,6 +27,7 @@ from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.places import Place
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.jobs.jobs import Job
+from threegates.jobs.kept import sides_in_norm
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS, run_job, write_records
 from threegates.jobs.memory import LEAST, Need, give_back_freed_memory, need_of, run_within
 from threegates.jobs.nulls import with_nulls
@@ -206,7 +207,7 @@ def opened(job: Job) -> ByTensor:
     arguments = {name: value for name, value in with_nulls(job.arguments).items() if name != "places"}
     digests = job.inputs["checkpoints"]
     sides = {place: _open(path, digests[place]) for place, path in job.arguments["places"].items()}
-    return BY_TENSOR[job.kind](**sides, **arguments)
+    return BY_TENSOR[job.kind](**sides_in_norm(sides), **arguments)
 
 
 @lru_cache(maxsize=_OPEN)

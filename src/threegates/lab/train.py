@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from threegates.checkpoints.manifests.manifest import Entry, Manifest, write_manifest
@@ -29,6 +29,7 @@ def train(
     only: Sequence[str] = (),
     seeds: Sequence[int] = (),
     taken: Sequence[Entry] = (),
+    released: Collection[str] = (),
 ) -> Path:
     """Train every run of a profile that is not finished; returns the manifest of its checkpoints.
 
@@ -42,6 +43,7 @@ def train(
         long profile can be trained, measured and released seed by seed.
     taken : entries of subjects that are shown as a release has them; the manifest lists these instead of what
         the plan would train now.
+    released : names of runs that a release has, which this build needs neither to train nor to list.
 
     Raises
     ------
@@ -50,7 +52,7 @@ def train(
     lab = build / "lab"
     planned = _without(plan(profile), taken)
     chosen = _of_seeds(planned, seeds_of(profile), seeds)
-    runs = [item.run for item in _selected(chosen, only)]
+    runs = [item.run for item in _selected(chosen, only) if item.run.name not in released]
     missing = [run for run in runs if not is_trained(lab, run)]
     if any(run.recipe.kind == "encoder-base" for run in missing):
         verified_folder()

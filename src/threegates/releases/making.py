@@ -29,26 +29,42 @@ def release_build(target: Path | None = None, workers: int = 1) -> Release:
     ------
     RecordError : the build's checkpoints are of no profile of the lab.
     """
-    manifest = lab_manifest()
-    if manifest.profile is None:
+    own, manifest = release_folder(), lab_manifest()
+    opened = opened_studies(manifest.profile, Places.here())
+    studies = [study.ensure(workers) for study in opened if study.pairs]
+    return pack(studies, manifest, target or own)
+
+
+def release_folder() -> Path:
+    """Where the build's profile has its release.
+
+    Raises
+    ------
+    RecordError : the build's checkpoints are of no profile of the lab.
+    """
+    profile = lab_manifest().profile
+    if profile is None:
         raise RecordError(
             "only checkpoints of a profile can be released",
             where=build_folder() / "lab",
             expected="a manifest that `threegates train` wrote",
         )
-    opened = _larger() if manifest.profile == GPU else _of_pages()
-    studies = [study.ensure(workers) for study in opened if study.pairs]
-    return pack(studies, manifest, target or project_root() / RESULTS / manifest.profile)
+    return project_root() / RESULTS / profile
 
 
-def _larger() -> Iterator[Study]:
+def opened_studies(profile: str | None, places: Places) -> Iterator[Study]:
+    """Every study whose records a release of that profile holds, on the checkpoints of a build."""
+    return _larger(places) if profile == GPU else _of_pages(places)
+
+
+def _larger(places: Places) -> Iterator[Study]:
     """The larger model's study of every chapter."""
-    return (Study.open(chapter, subject=LARGER) for chapter in WITH_JOBS)
+    return (Study.open(chapter, subject=LARGER, places=places) for chapter in WITH_JOBS)
 
 
-def _of_pages() -> Iterator[Study]:
+def _of_pages(places: Places) -> Iterator[Study]:
     """Every study that a page of the book opens, as the page opens it."""
-    for page in open_book(Places.here()):
+    for page in open_book(places):
         yield from page.studies
 
 

@@ -2,18 +2,20 @@
 
 A release holds the records of every chapter and the logs of every run, with their provenance, and what is
 needed to find them again: the manifest, and of every checkpoint its config, its headers and its digest. Only
-the language model's base keeps its weights: a megabyte, from which any run can be trained anew. Unpacked, a
-release looks like a build in which everything was measured; verdicts are never packed, they are computed.
+bases of the lab's language model keep their weights: a megabyte, from which any run can be trained anew.
+Unpacked, a release looks like a build in which everything was measured; verdicts are never packed, they are
+computed. A release may have been made in parts, which `threegates.releases.parts` merges.
 
 | file | holds |
 |---|---|
-| release.json | profile, time and commit of packing, versions, digests of the other files |
+| release.json | profile, time and commit of packing, versions, parts, digests of the other files |
 | manifest.yaml | the lab's manifest |
 | runs.json | run.json and when.json of every run |
 | checkpoints.json | config, headers, digest and frame of every checkpoint |
 | provenance.json | of every record: its job's digest and inputs, code and versions |
 | logs/, records/ | one parquet file a table; `_of` names the run or the job |
-| base/ | the base's checkpoint |
+| kept.parquet | what jobs about several runs need of checkpoints, see `threegates.jobs.kept` |
+| base/ | the checkpoint of the first base, and a folder NAME for each further one |
 """
 
 from __future__ import annotations
@@ -21,31 +23,35 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
 
 from threegates.atomic import atomic_path, write_json, write_text
 from threegates.checkpoints.formats.frame import NAME as FRAME
-from threegates.checkpoints.manifests.manifest import Entry, Manifest, read_manifest, write_manifest
+from threegates.checkpoints.manifests.manifest import Manifest, read_manifest, write_manifest
 from threegates.checkpoints.tensors import WITHOUT_WEIGHTS, Checkpoint, without_weights
 from threegates.digest import file_digest, runtime_versions, value_digest
 from threegates.errors import RecordError
+from threegates.jobs.kept import NAME as KEPT_BESIDE
 from threegates.jobs.released import FILE, place_of, run_folder_of
 from threegates.records.provenance import build_state
-from threegates.records.store import Records, read_provenance, write_table
+from threegates.records.store import Records, read_provenance, record_digest, write_table
 from threegates.records.versioned import read_versioned
+from threegates.releases.contents import Contents, Paths, kept_of, part_facts, records_of
 from threegates.study import Study
 
 VERSION = 1
 MANIFEST, RUNS = "manifest.yaml", "runs.json"
 CHECKPOINTS, PROVENANCE, BASE = "checkpoints.json", "provenance.json", "base"
+KEPT = "kept.parquet"
 _LOGS = ("log", "evaluation")
 _OF = "_of"
 #: Bits of the mantissa that are kept of the sweeps' numbers, which would else be most of a release: they say
@@ -70,6 +76,7 @@ class Release:
     made: dict[str, Any]
     versions: dict[str, str]
     files: dict[str, str]
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------------------------------------- packing
@@ -78,37 +85,42 @@ class Release:
 def pack(studies: Iterable[Study], manifest: Manifest, target: Path) -> Release:
     """Pack the records of these studies, and logs and headers of the manifest's checkpoints, into a folder.
 
-    An older release in that folder is replaced in one step, or left as it was.
+    An older release in that folder is replaced in one step, or left as it was. It is of one part.
 
     Raises
     ------
     MissingRecordError : a study lacks a record.
     """
+    opened = [study.ensure().require() for study in studies]
+    records = records_of(opened)
+    kept = kept_of(opened)
+    facts = part_facts("1-all", manifest.checkpoints, records, kept)
+    return write_release(Contents(manifest, records, kept, [facts]), target)
+
+
+def write_release(contents: Contents, target: Path) -> Release:
+    """Write a release in one step in the place of the one in that folder, which stays if anything fails."""
     work = target.with_name(f".{target.name}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        _pack_records(studies, work)
-        _pack_lab(manifest, work)
-        _write_facts(manifest.profile or "", work)
+        _pack_records(contents.records, work)
+        _pack_lab(contents.manifest, work)
+        _pack_kept(contents.kept, work)
+        _write_facts(contents, work)
         replace_folder(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return read_release(target)
 
 
-def _pack_records(studies: Iterable[Study], work: Path) -> None:
-    provenance: dict[str, dict[str, Any]] = {}
-    files: dict[str, dict[str, Path]] = {}
-    for study in studies:
-        study.ensure().require()
-        for job in study.jobs:
-            for table in job.tables:
-                path = study.records.path(table, job.name, job.digest)
-                files.setdefault(table, {})[path.stem] = path
-                provenance.setdefault(table, {})[path.stem] = read_provenance(path)
-    for table, paths in files.items():
+def _pack_records(records: Paths, work: Path) -> None:
+    for table, paths in records.items():
         _write_table(work / "records" / f"{table}.parquet", sorted(paths.items()), _MANTISSA.get(table))
+    provenance = {
+        table: {stem: read_provenance(path) for stem, path in paths.items()}
+        for table, paths in records.items()
+    }
     write_json(work / PROVENANCE, provenance)
 
 
@@ -122,22 +134,33 @@ def _pack_lab(manifest: Manifest, work: Path) -> None:
     for log in _LOGS:
         found = [(name, folder / f"{log}.parquet") for name, folder in sorted(runs.items())]
         _write_table(work / "logs" / f"{log}.parquet", [one for one in found if one[1].is_file()])
-    if (base := _base(manifest)) is not None:
-        shutil.copytree(folders[base.name], work / BASE)
+    for name, place in _bases(manifest).items():
+        shutil.copytree(folders[name], work / place, dirs_exist_ok=True)
 
 
-def _base(manifest: Manifest) -> Entry | None:
-    """The checkpoint whose weights a release keeps: what the lab's runs start from, if it is there."""
+def _pack_kept(kept: Mapping[str, pa.Table], work: Path) -> None:
+    named = [_named(table, place) for place, table in kept.items()]
+    if named:
+        _write_kept(work / KEPT, pa.concat_tables(named))
+
+
+def _write_kept(path: Path, whole: pa.Table) -> None:
+    pq.write_table(whole, path, compression="zstd", compression_level=_LEVEL, use_dictionary=False)
+
+
+def rename_kept(path: Path, target: Path, name: Callable[[str], str]) -> None:
+    """A table of what was kept, with other names for the places of its checkpoints; rows stay as they are."""
+    _write_kept(target, _with_names(pq.read_table(path), name))
+
+
+def _bases(manifest: Manifest) -> dict[str, str]:
+    """Folder in the release, by name, of each checkpoint that keeps its weights: what runs start from.
+
+    A base with a subject of its own is left out: a trained model of others, which is too large.
+    """
     found = [entry for entry in manifest.checkpoints if entry.method == "pretrain" and entry.base is None]
-    own = [entry for entry in found if "subject" not in entry.labels]
-    if len(own) > 1:
-        raise RecordError(
-            "a release keeps the weights of one base",
-            where=MANIFEST,
-            expected="one pre-trained entry without a base and without a subject of its own",
-            found=[entry.name for entry in own],
-        )
-    return own[0] if own else None
+    own = [entry.name for entry in found if entry.final and "subject" not in entry.labels]
+    return {name: f"{BASE}/{name}" if number else BASE for number, name in enumerate(own)}
 
 
 def _told(folder: Path) -> dict[str, Any]:
@@ -161,9 +184,15 @@ def _headers(folders: Mapping[str, Path]) -> dict[str, Any]:
     return {"layouts": layouts, "checkpoints": checkpoints}
 
 
-def _write_facts(profile: str, work: Path) -> None:
+def _write_facts(contents: Contents, work: Path) -> None:
     files = {str(path.relative_to(work)): file_digest(path) for path in _files(work)}
-    facts = {"profile": profile, "made": build_state(), "versions": runtime_versions(), "files": files}
+    facts = {
+        "profile": contents.manifest.profile or "",
+        "made": build_state(),
+        "versions": runtime_versions(),
+        "parts": list(contents.parts),
+        "files": files,
+    }
     write_json(work / FILE, {"version": VERSION, **facts})
 
 
@@ -201,10 +230,14 @@ def rename_parts(path: Path, target: Path, names: Mapping[str, str]) -> None:
     """A packed table with other names for its parts, all of which are given; rows stay as they are."""
     whole = pq.read_table(path)
     told = json.loads(whole.schema.metadata[_OF.encode()])
-    place = whole.column_names.index(_OF)
-    parts = pa.array([names[name] for name in whole.column(_OF).to_pylist()], whole.schema.field(place).type)
     told["parts"] = {names[name]: layout for name, layout in told["parts"].items()}
-    _write_packed(target, whole.set_column(place, _OF, parts), told)
+    _write_packed(target, _with_names(whole, names.__getitem__), told)
+
+
+def _with_names(whole: pa.Table, name: Callable[[str], str]) -> pa.Table:
+    place = whole.column_names.index(_OF)
+    parts = pa.array(map(name, whole.column(_OF).to_pylist()), whole.schema.field(place).type)
+    return whole.set_column(place, _OF, parts)
 
 
 def _write_packed(path: Path, whole: pa.Table, told: dict[str, Any]) -> None:
@@ -225,12 +258,31 @@ def _named(table: pa.Table, name: str) -> pa.Table:
 
 
 def _rounded(table: pa.Table, bits: int) -> pa.Table:
-    for number, field in enumerate(table.schema):
-        if pa.types.is_float64(field.type) and len(table.column(number).unique()) > _CHOICES:
+    for number, column in enumerate(table.schema):
+        if pa.types.is_float64(column.type) and len(table.column(number).unique()) > _CHOICES:
             values = _short(table.column(number).to_numpy(), bits)
             missing = table.column(number).is_null().to_numpy()
-            table = table.set_column(number, field.name, pa.array(values, pa.float32(), mask=missing))
+            table = table.set_column(number, column.name, pa.array(values, pa.float32(), mask=missing))
     return table
+
+
+def is_same_record(kept: Path, other: Path) -> bool:
+    """Whether an unpacked record has the content of another one, as far as it was not shortened."""
+    bits = _MANTISSA.get(kept.parent.name)
+    if bits is None:
+        return record_digest(kept) == record_digest(other)
+    tables = [pq.read_table(path).replace_schema_metadata(None) for path in (kept, other)]
+    if tables[0].schema != tables[1].schema or tables[0].num_rows != tables[1].num_rows:
+        return False
+    columns = zip(*(table.itercolumns() for table in tables), strict=True)
+    return all(_is_near(one, two, 2.0 ** -(bits + 1)) for one, two in columns)
+
+
+def _is_near(one: pa.ChunkedArray, two: pa.ChunkedArray, tolerance: float) -> bool:
+    if not pa.types.is_floating(one.type):
+        return one.equals(two)
+    left, right = one.to_numpy(), two.to_numpy()
+    return bool(np.allclose(left, right, rtol=1.01 * tolerance, atol=0, equal_nan=True))
 
 
 def _short(values: np.ndarray, bits: int) -> np.ndarray:
@@ -269,7 +321,15 @@ def read_release(folder: Path) -> Release:
 
 
 def _told_of(folder: Path, told: Mapping[str, Any]) -> Release:
-    return Release(folder, told["profile"], told["made"], told["versions"], dict(told["files"]))
+    facts = (told["profile"], told["made"], told["versions"], dict(told["files"]))
+    # A release of before there were parts lists none.
+    return Release(folder, *facts, parts=list(told.get("parts", ())))
+
+
+def weighted_bases(release: Release) -> set[str]:
+    """Names of the folders of the runs whose checkpoints a release keeps with their weights."""
+    manifest = read_manifest(release.folder / MANIFEST)
+    return {run_folder_of(manifest.entry(name)) for name in _bases(manifest)}
 
 
 def unpack_runs(release: Release, build: Path, runs: Collection[str]) -> None:
@@ -320,9 +380,8 @@ def _unpack_lab(release: Release, lab: Path, manifest: Manifest) -> None:
         write_json(folder / WITHOUT_WEIGHTS, {"digest": kept["digest"], "tensors": layout["tensors"]})
         if FRAME in kept:
             write_text(folder / FRAME, kept[FRAME])
-    if (base := _base(manifest)) is not None:
-        shutil.rmtree(lab / place_of(base))
-        shutil.copytree(release.folder / BASE, lab / place_of(base))
+    _unpack_bases(release, lab, manifest)
+    _unpack_kept(release, lab, manifest)
     for name, known in _json(release, RUNS).items():
         for part, value in known.items() if name in runs else ():
             write_json(lab / "runs" / name / f"{part}.json", value)
@@ -331,6 +390,34 @@ def _unpack_lab(release: Release, lab: Path, manifest: Manifest) -> None:
             if name in runs:
                 write_table(lab / "runs" / name / f"{log}.parquet", rows, {})
     write_manifest(lab / MANIFEST, manifest)
+
+
+def _unpack_bases(release: Release, lab: Path, manifest: Manifest) -> None:
+    folders = _bases(read_manifest(release.folder / MANIFEST))
+    for entry in manifest.checkpoints:
+        if entry.name in folders:
+            shutil.rmtree(lab / place_of(entry))
+            # Of the folders in the first base's own, each is another base.
+            others = shutil.ignore_patterns(*(name for name in folders if name != entry.name))
+            shutil.copytree(release.folder / folders[entry.name], lab / place_of(entry), ignore=others)
+
+
+def _unpack_kept(release: Release, lab: Path, manifest: Manifest) -> None:
+    for place, table in read_kept_tables(release).items():
+        if place in set(map(place_of, manifest.checkpoints)):
+            write_table(lab / place / KEPT_BESIDE, table, {})
+
+
+def read_kept_tables(release: Release) -> dict[str, pa.Table]:
+    """What a release keeps of checkpoints without their weights, by their places."""
+    if not (release.folder / KEPT).is_file():
+        return {}
+    whole = pq.read_table(release.folder / KEPT)
+    names = whole.column(_OF).to_pylist()
+    return {
+        place: whole.filter(pa.compute.equal(whole.column(_OF), place)).drop_columns([_OF])
+        for place in dict.fromkeys(names)
+    }
 
 
 def _unpack_records(release: Release, records: Records, digests: Collection[str] | None = None) -> None:

@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from threegates.atomic import write_json
@@ -25,9 +26,18 @@ from threegates.jobs.subjects import subject_of, taken_by
 from threegates.lab.runs import Run
 from threegates.pages.opened import Opened, open_book
 from threegates.records.places import Places
-from threegates.releases.making import released
+from threegates.records.provenance import project_root
+from threegates.releases.making import RESULTS, released
 from threegates.releases.notes import freshness, release_note
-from threegates.releases.packing import MANIFEST, Release, record_index, unpack_records, unpack_runs
+from threegates.releases.packing import (
+    MANIFEST,
+    Release,
+    read_release,
+    record_index,
+    unpack_records,
+    unpack_runs,
+    weighted_bases,
+)
 from threegates.study import Study
 
 
@@ -61,6 +71,33 @@ def forget_taken(build: Path) -> None:
     if (build / "lab" / TAKEN).is_file():
         (build / FILE).unlink(missing_ok=True)
         (build / "lab" / TAKEN).unlink()
+
+
+def leave_out_released(profile: str, build: Path) -> set[str]:
+    """Names of the profile's runs that its release has, so that what is added to it is trained alone.
+
+    Bases that the release keeps with their weights are laid out below `build`; those that it has without are
+    to be trained, because runs start from them.
+
+    Raises
+    ------
+    RecordError : there is no release of the profile, or it is damaged.
+    """
+    release = read_release(project_root() / RESULTS / profile)
+    held = {run_folder_of(entry) for entry in read_manifest(release.folder / MANIFEST).checkpoints}
+    items = [item for item in planned(profile) if item.run.folder in held]
+    bases = weighted_bases(release) & {item.run.folder for item in items}
+    _lay_out_bases(release, build, [base for base in bases if not (build / "lab" / "runs" / base).exists()])
+    return {item.run.name for item in items if item.draft.method != "pretrain"}
+
+
+def _lay_out_bases(release: Release, build: Path, folders: Sequence[str]) -> None:
+    runs = build / "lab" / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".base-", dir=build) as scratch:
+        unpack_runs(release, Path(scratch), set(folders))
+        for folder in folders:
+            os.replace(Path(scratch, "lab", "runs", folder), runs / folder)
 
 
 def taken_note(pages: Iterable[Opened], profile: str, build: Path, *, named: bool = False) -> str:

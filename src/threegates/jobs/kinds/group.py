@@ -9,6 +9,7 @@ import pandas as pd
 
 from threegates.geometry.nulls.null import Null
 from threegates.jobs.jobs import Cut, Kind, opened_at
+from threegates.jobs.kept import in_bf16
 from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.sources import StudyPair
 from threegates.measures import agreement
@@ -37,8 +38,9 @@ def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
 def _measure(
     places: dict[str, str], of_layer: int, draws: int, seed: int, nulls: Sequence[Null], maps: bool
 ) -> dict[str, pd.DataFrame]:
-    runs = {place.removeprefix(_RUN): opened_at(text) for place, text in places.items() if place != "base"}
     base = opened_at(places["base"])
+    tuned = {place.removeprefix(_RUN): text for place, text in places.items() if place != "base"}
+    runs = {run: in_bf16(opened_at(text), base) for run, text in tuned.items()}
     return agreement.measure_agreement(
         base, runs, of_layer=of_layer, draws=draws, nulls=nulls, seed=seed, maps=maps
     )

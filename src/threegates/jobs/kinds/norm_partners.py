@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from threegates.jobs.sources import Source, StudyPair
 
 #: The RL run whose norms another run takes: of these algorithms, the first that has its seed.
-_PARTNERS = ("grpo", "dapo", "reinforce++")
+PARTNERS = ("grpo", "dapo", "reinforce++")
 
 
 def norm_partner(pair: StudyPair, pairs: Sequence[StudyPair]) -> StudyPair | None:
@@ -21,7 +21,7 @@ def norm_partner(pair: StudyPair, pairs: Sequence[StudyPair]) -> StudyPair | Non
         for other in pairs
         if (facts := other.facts())["method"] == "rl" and all(facts.get(key) == own[key] for key in same)
     }
-    return next((found[name] for name in _PARTNERS if name in found), None)
+    return next((found[name] for name in PARTNERS if name in found), None)
 
 
 def beside_partner(pair: StudyPair, pairs: Sequence[StudyPair]) -> tuple[dict[str, Source], dict[str, str]]:

@@ -10,6 +10,7 @@ from threegates.checkpoints.formats.frame import Frame, read_frame
 from threegates.digest import value_digest
 from threegates.errors import PairError
 from threegates.jobs.jobs import Cut, Kind, folder_at, opened_at
+from threegates.jobs.kept import in_bf16
 from threegates.jobs.sources import StudyPair
 from threegates.measures import rotation
 
@@ -78,7 +79,9 @@ def _measure_run(
     found = rotation.Coordinates.of(opened["rotated"], _frame(places["rotated"], frame))
     run = rotation.Run(names["tuned"], opened["rotated"], opened["tuned"])
     same, other = (
-        rotation.Run(names[place], opened["base"], opened[place]) if place in names else None
+        rotation.Run(names[place], opened["base"], in_bf16(opened[place], opened["base"]))
+        if place in names
+        else None
         for place in ("same", "other")
     )
     rows = rotation.measure_rotation(run, found, same=same, other=other, draws=draws, seed=seed)
