@@ -173,6 +173,14 @@ def test_a_part_is_described(book):
     assert second["made"].keys() == {"time", "commit", "dirty"} and second["measured_by"]
 
 
+def test_what_was_proved_of_a_release_with_new_keys_stays(book):
+    book(*FIRST)
+    made, proof = add_part(Choice(seeds=(0,))), [{"commit": "c" * 40, "rewrites": []}]
+    told = json.loads((made.folder / FILE).read_text())
+    (made.folder / FILE).write_text(json.dumps(told | {"rekeyed": proof}))
+    assert made.rekeyed == [] and add_part().rekeyed == proof
+
+
 def test_only_what_is_chosen_is_added_and_chapters_come_together(book, tmp_path):
     book(*FIRST, *SECOND)
     made = add_part(Choice(seeds=(0, 2), chapters=(MASKS,)))

@@ -31,12 +31,14 @@ class Contents:
     """What goes into a release.
 
     kept : what is kept of checkpoints, by their places. parts : as release.json lists them, see `part_facts`.
+    rekeyed : likewise, what `scripts/rekey_release.py` proved of records and runs that were there before.
     """
 
     manifest: Manifest
     records: Paths
     kept: Mapping[str, pa.Table]
     parts: Sequence[Mapping[str, Any]]
+    rekeyed: Sequence[Mapping[str, Any]] = ()
 
 
 def records_of(studies: Iterable[Study]) -> dict[str, dict[str, Path]]:

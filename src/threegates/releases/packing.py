@@ -77,6 +77,7 @@ class Release:
     versions: dict[str, str]
     files: dict[str, str]
     parts: list[dict[str, Any]] = field(default_factory=list)
+    rekeyed: list[dict[str, Any]] = field(default_factory=list)
 
 
 # ---------------------------------------------------------------------------------------------- packing
@@ -193,7 +194,8 @@ def _write_facts(contents: Contents, work: Path) -> None:
         "parts": list(contents.parts),
         "files": files,
     }
-    write_json(work / FILE, {"version": VERSION, **facts})
+    rekeyed = {"rekeyed": list(contents.rekeyed)} if contents.rekeyed else {}
+    write_json(work / FILE, {"version": VERSION, **facts, **rekeyed})
 
 
 def _files(folder: Path) -> list[Path]:
@@ -322,8 +324,9 @@ def read_release(folder: Path) -> Release:
 
 def _told_of(folder: Path, told: Mapping[str, Any]) -> Release:
     facts = (told["profile"], told["made"], told["versions"], dict(told["files"]))
-    # A release of before there were parts lists none.
-    return Release(folder, *facts, parts=list(told.get("parts", ())))
+    # A release of before there were parts lists none, and most have their first keys.
+    listed = {name: list(told.get(name, ())) for name in ("parts", "rekeyed")}
+    return Release(folder, *facts, **listed)
 
 
 def weighted_bases(release: Release) -> set[str]:

@@ -206,7 +206,8 @@ class _Merging:
         self._check_orphans(records)
         kept = self._kept(studies)
         parts = [*self._parts_before(), self._facts(own, dropped, kept)]
-        return Contents(self._read_merged(), records, kept, parts)
+        rekeyed = self.held.rekeyed if self.held else ()
+        return Contents(self._read_merged(), records, kept, parts, rekeyed)
 
     # ------------------------------------------------------------------------------------- checkpoints
 
