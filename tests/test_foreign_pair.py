@@ -12,18 +12,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from tests.study import planted_foreign
-from tests.study.in_process import without_a_kernel
-from tests.study.planted_foreign import LAYERS, NAMED_STEPS, OTHERS, PAIRS, STEPS
 from typer.testing import CliRunner
 
-from tests.planted import planted
+from tests.planted import planted, planted_foreign
+from tests.planted.in_process import without_a_kernel
+from tests.planted.planted_foreign import LAYERS, NAMED_STEPS, OTHERS, PAIRS, STEPS
 from threegates.cli import app
 from threegates.errors import NotebookError
 from threegates.figures.style import PAIR_COLOURS
-from threegates.pages import choices
 from threegates.pages.asked import run_chapter
+from threegates.register import ANY_PAIR, CHAPTERS
 
+#: Chapters that cannot show every pair, with the reason.
+WHY_NOT = {name: chapter.why_not for name, chapter in CHAPTERS.items() if chapter.why_not}
 #: Chapters that a foreign pair can have, and the pairs of the manifest that each is shown.
 SHOWN = {
     "update-sparsity": PAIRS,
@@ -108,8 +109,8 @@ def theirs(tmp_path_factory):
 
 def test_every_chapter_is_either_shown_or_refused():
     notebooks = {path.stem for path in (planted.ROOT / "notebooks").glob("*.ipynb")}
-    assert {*SHOWN, *choices.WHY_NOT} == notebooks
-    assert set(choices.ANY_PAIR) < set(SHOWN)
+    assert {*SHOWN, *WHY_NOT} == notebooks
+    assert set(ANY_PAIR) < set(SHOWN)
 
 
 @pytest.mark.slow
@@ -198,16 +199,16 @@ def test_the_chapter_on_published_pairs_shows_what_was_measured(theirs):
     assert set(theirs.drawn("agents-rlhf", "overlaps")["pair"]) == set(PAIRS)
 
 
-@pytest.mark.parametrize("chapter", sorted(set(choices.WHY_NOT) - set(SHOWN)))
+@pytest.mark.parametrize("chapter", sorted(set(WHY_NOT) - set(SHOWN)))
 def test_a_chapter_that_no_foreign_pair_can_have_says_why_at_once(chapter, theirs):
     with pytest.raises(NotebookError) as error:
         run_chapter(source(chapter), {}, PAIRS)
     told = str(error.value)
-    assert error.value.what.startswith(f"{chapter} cannot ") and told.count(choices.WHY_NOT[chapter]) == 1
-    assert all(any_pair in str(error.value.remedy) for any_pair in choices.ANY_PAIR)
+    assert error.value.what.startswith(f"{chapter} cannot ") and told.count(WHY_NOT[chapter]) == 1
+    assert all(any_pair in str(error.value.remedy) for any_pair in ANY_PAIR)
 
 
-@pytest.mark.parametrize("chapter", choices.WHY_NOT)
+@pytest.mark.parametrize("chapter", WHY_NOT)
 def test_two_folders_are_refused_where_a_manifest_is_needed(chapter, theirs):
     sides = {
         side: str(theirs.root / "theirs" / f"their-{name}")
@@ -215,7 +216,7 @@ def test_two_folders_are_refused_where_a_manifest_is_needed(chapter, theirs):
     }
     with pytest.raises(NotebookError, match=f"{chapter} cannot be run with --base and --tuned") as error:
         run_chapter(source(chapter), {}, **sides)
-    assert choices.WHY_NOT[chapter] in error.value.what
+    assert WHY_NOT[chapter] in error.value.what
 
 
 @pytest.mark.slow
