@@ -91,7 +91,9 @@ def test_pages_that_run_beside_each_other_parse_one_at_a_time(project, monkeypat
     monkeypatch.setattr(runner, "_papermill", lambda opened, work: opened.notebook)
     digest._parsed.cache_clear()
     monkeypatch.setattr(ast, "parse", slow)
-    runs = build._run_all([Opened.of_page(Page(name, name)) for name in names], 3)
+    # Nothing is measured before, so that the threads are the first to look into the cells.
+    pages = [Opened.of_page(Page(name, name), measure=False) for name in names]
+    runs = build._run_all(pages, 3)
     assert all(run.executed for run in runs.values())
     assert len(threads) > 2 and len(most) > len(names) and max(most) == 1
 
