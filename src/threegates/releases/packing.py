@@ -325,8 +325,7 @@ def read_release(folder: Path) -> Release:
 def _told_of(folder: Path, told: Mapping[str, Any]) -> Release:
     facts = (told["profile"], told["made"], told["versions"], dict(told["files"]))
     # A release of before there were parts lists none, and most have their first keys.
-    listed = {name: list(told.get(name, ())) for name in ("parts", "rekeyed")}
-    return Release(folder, *facts, **listed)
+    return Release(folder, *facts, list(told.get("parts", ())), list(told.get("rekeyed", ())))
 
 
 def weighted_bases(release: Release) -> set[str]:
