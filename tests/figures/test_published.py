@@ -13,7 +13,7 @@ from tests.planted import frames
 from threegates import atomic
 from threegates.chapters.miniature_lab import plots as miniature_lab_plots
 from threegates.errors import NotebookError
-from threegates.figures import published
+from threegates.figures import published, style
 from threegates.figures.published import publish
 
 WORDS = {"alt": "Two dots.", "caption": "Dots, and *what* they mean."}
@@ -51,7 +51,7 @@ def test_a_figure_is_a_picture_twice_and_its_data(tmp_path):
     ],
 )
 def test_a_logarithmic_axis_has_three_numbers_or_more_and_they_stand_apart(low, high, named):
-    assert figures.log_ticks(low, high) == pytest.approx(named)
+    assert style.log_ticks(low, high) == pytest.approx(named)
 
 
 def test_figures_are_closed(tmp_path):

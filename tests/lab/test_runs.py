@@ -93,7 +93,7 @@ def _interrupt(
     assert not is_finished(lab, run)
 
 
-def _after_steps(count: int) -> Patch:
+def _after_steps(count: int) -> Callable[[pytest.MonkeyPatch], None]:
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         step = Trainer.logged_step
 
@@ -107,7 +107,7 @@ def _after_steps(count: int) -> Patch:
     return patch
 
 
-def _inside(name: str) -> Patch:
+def _inside(name: str) -> Callable[[pytest.MonkeyPatch], None]:
     def killed(*_: object, **__: object) -> None:
         raise Killed
 

@@ -105,10 +105,10 @@ def swept(ranks: dict[int, tuple[int, ...]]) -> pd.DataFrame:
     ],
 )
 def test_every_mean_of_the_sweep_is_over_all_matrices(ranks, named):
-    view = overlap_views.sweep_view(swept(ranks), "RL")
+    view = views.sweep_view(swept(ranks), "RL")
     assert list(view.sort_values("order")["rank"].unique()) == named
     assert set(view["lift"]) == ({np.mean(list(ranks))} if len(named) > 2 else set(ranks))
-    drawn = overlap_plots.lift_sweep(view).axes[0]
+    drawn = plots.lift_sweep(view).axes[0]
     assert [text.get_text() for text in drawn.get_yticklabels()] == named
 
 

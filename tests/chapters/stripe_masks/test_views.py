@@ -10,6 +10,9 @@ from threegates.chapters.stripe_masks import views as stripe_masks_views
 from threegates.jobs.nulls import FOUNDING
 from threegates.measures.agreement import LONGEST_SIDE, _map_row
 
+# Bernoulli's mean is the density itself.
+DRAWN = [name for name in FOUNDING if name != "bernoulli"]
+
 
 def test_consensus_of_a_long_matrix_comes_back_as_averages_over_its_blocks():
     """Held against the means of a mask's 2 × 2 blocks, which `rows` and `columns` count, not its entries."""
@@ -132,7 +135,7 @@ def test_runs_whose_data_nobody_knows_are_not_said_to_be_on_different_data():
     frame = pd.DataFrame({"pair": ["a", "b", "c"], "data": ["x", None, None]})
     facts = {"method": "rl", "role": "q", "axis": "row", "storage_density_mean": 0.2, "spearman": 0.5}
     rates = pd.DataFrame([facts | {"run_a": a, "run_b": b} for a, b in (("a", "b"), ("b", "c"))])
-    assert views.rate_summary(rates, frame)["data"].tolist() == ["unknown data"]
+    assert stripe_masks_views.rate_summary(rates, frame)["data"].tolist() == ["unknown data"]
 
 
 def test_orientation_view_gives_the_spread_beyond_chance_of_both_axes():
