@@ -24,6 +24,7 @@ from threegates.cli import app
 from threegates.errors import CheckpointError, RecordError
 from threegates.geometry.precision import bf16_codes, bf16_from_codes
 from threegates.jobs import kept, released
+from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.released import FILE, run_folder_of
 from threegates.measures.agreement import measure_agreement
 from threegates.measures.partners import Partner
@@ -338,7 +339,8 @@ def test_group_jobs_from_kept_updates_equal_those_from_weights_to_the_bit(models
         for name, one in tuned.items()
     }
     assert some["grpo-s0"].kept_digest and not some["grpo-s1"].kept_digest
-    found, wanted = (measure_agreement(base, runs, of_layer=0, draws=2, seed=3) for runs in (some, tuned))
+    asked = {"of_layer": 0, "draws": 2, "nulls": founding_nulls(), "seed": 3}
+    found, wanted = (measure_agreement(base, runs, **asked) for runs in (some, tuned))
     assert found.keys() == wanted.keys()
     for table, frame in wanted.items():
         assert len(frame) and found[table].equals(frame), table
