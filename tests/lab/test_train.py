@@ -158,6 +158,15 @@ def test_a_run_without_weights_is_trained_unless_its_subject_was_taken(build, ca
     assert _digests(build) == before
 
 
+def test_runs_that_a_release_has_are_not_trained_and_not_listed(tiny, tmp_path, monkeypatch):
+    asked, runs = [], [item.run for item in plan("tiny")]
+    monkeypatch.setattr(module, "_execute_all", lambda lab, missing, _: asked.extend(missing))
+    released = {run.name for run in runs if run.recipe.base}
+    path = train("tiny", tmp_path, released=released)
+    assert asked == [run for run in runs if not run.recipe.base] and released
+    assert read_manifest(path).checkpoints == []
+
+
 def test_one_chosen_run_brings_its_base_and_leaves_the_manifest_alone(tiny, build, tmp_path):
     chosen = plan("tiny")[1].run
     train("tiny", tmp_path, workers=1, only=[chosen.name])

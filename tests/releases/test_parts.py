@@ -484,6 +484,16 @@ def test_outside_git_and_beside_staged_changes_nothing_is_committed(clone, tmp_p
         check_committable(tmp_path / "results" / "full")
 
 
+def test_training_what_is_not_released_is_asked_for_with_the_runs_that_are(project, monkeypatch):
+    asked = []
+    monkeypatch.setattr("threegates.releases.taking.leave_out_released", lambda profile, _: {profile})
+    monkeypatch.setattr("threegates.lab.train.train", lambda *_, released: asked.append(released))
+    for more in ([], ["--unreleased"]):
+        done = CliRunner().invoke(app, ["train", "--profile", "full", *more])
+        assert done.exit_code == 0, done.output
+    assert asked == [(), {"full"}]
+
+
 def test_a_choice_without_adding_is_refused():
     done = CliRunner().invoke(app, ["release", "--seed", "2"])
     assert done.exit_code == 2 and "--add" in done.output
