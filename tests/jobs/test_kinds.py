@@ -13,6 +13,7 @@ from tests.planted.planted_runs import planted_pairs
 from threegates.digest import code_digest, digest_versions, value_digest
 from threegates.jobs.batches import opened
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS, jobs_of, run_job, tables_of, write_records
+from threegates.jobs.nulls import with_nulls
 from threegates.jobs.sources import StudyPair, narrowed
 from threegates.measures import curvature, fisher, losses
 from threegates.measures.by_tensor import measure_all, typed
@@ -48,7 +49,7 @@ def jobs(name, pairs):
 
 def measured(job):
     measure = KINDS[job.kind].measure
-    return measure_all(opened(job)) if measure is None else measure(**job.arguments)
+    return measure_all(opened(job)) if measure is None else measure(**with_nulls(job.arguments))
 
 
 @EVERY
@@ -145,7 +146,7 @@ def test_one_that_is_measured_whole_writes_its_records_itself(name, pairs, tmp_p
 
 @pytest.mark.parametrize("name", BY_TENSOR)
 def test_one_that_is_measured_by_tensor_takes_a_pair_alone(name, pairs):
-    (cut,) = KINDS[name].cut(pairs[:1], {"draws": 0, "seed": 0})
+    (cut,) = KINDS[name].cut(pairs[:1], {"draws": 0, "seed": 0, **KINDS[name].asked()})
     sides = {place: source.checkpoint for place, source in cut.sources.items()}
-    alone = BY_TENSOR[name](**sides, **cut.options)
+    alone = BY_TENSOR[name](**sides, **with_nulls(cut.options))
     assert alone.names and KINDS[name].tables.items() <= dict(alone.tables).items()
