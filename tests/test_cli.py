@@ -124,7 +124,8 @@ def test_masks_are_drawn_under_the_nulls_that_are_named(command, models, tmp_pat
     status, _, _ = command("measure", *options, "--null", "magnitude", "--null", "bernoulli")
     names = [name for name in pd.read_parquet(tmp_path / "t.parquet") if name.startswith("overlap_low_")]
     assert status == 0 and {name.split("_")[2] for name in names} == {"bernoulli", "magnitude"}
-    assert read_provenance(tmp_path / "t.parquet")["parameters"]["nulls"] == ["bernoulli", "magnitude"]
+    stated = read_provenance(tmp_path / "t.parquet")["inputs"]["parameters"]
+    assert stated["nulls"] == ["bernoulli", "magnitude"]
 
 
 def test_two_measurements_are_the_same_bytes(command, models, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from tests.planted import planted
 from threegates.errors import RecordError
 from threegates.jobs import batches
-from threegates.jobs.jobs import TABLES
+from threegates.jobs.kinds.known import KINDS
 from threegates.jobs.pair_files import measure_to_files
 from threegates.jobs.partial import parts_folder, read_parts
 from threegates.jobs.sources import own_pair
@@ -70,7 +70,7 @@ def test_what_is_there_is_what_the_finished_table_will_say(stopped, pair, tmp_pa
     # A column has another type there if none of its values is missing.
     pd.testing.assert_frame_equal(plain(rows), plain(stored), check_exact=True, check_dtype=False)
     types = found.drop(columns="unfinished").dtypes
-    assert [str(kind) for kind in types] == list(TABLES["table"][table].values())
+    assert [str(kind) for kind in types] == list(KINDS["table"].tables[table].values())
 
 
 def plain(frame: pd.DataFrame) -> pd.DataFrame:
