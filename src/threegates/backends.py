@@ -108,6 +108,8 @@ def run_parallel(
         from threegates.workers import run_parallel as run_in_processes
 
         return run_in_processes(work, tasks, workers, label)
+    # Each further backend has a branch of its own here; none is taken for another.
+    assert chosen.name == DASK, chosen.name
     from threegates.cluster import run_on_cluster
 
     run_on_cluster(work, tasks, workers, label, scheduler=chosen.scheduler, shared=shared, files=files)

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from tests.pages.test_runner import write_notebook
-from threegates import digest
+from threegates import canonical, definitions
 from threegates.book import build
 from threegates.errors import NotebookError
 from threegates.pages import runner
@@ -89,7 +89,8 @@ def test_pages_that_run_beside_each_other_parse_one_at_a_time(project, monkeypat
             inside.pop()
 
     monkeypatch.setattr(runner, "_papermill", lambda opened, work: opened.notebook)
-    digest._parsed.cache_clear()
+    for known in (definitions._closure, definitions._tree, canonical._read):
+        known.cache_clear()
     monkeypatch.setattr(ast, "parse", slow)
     # Nothing is measured before, so that the threads are the first to look into the cells.
     pages = [Opened.of_page(Page(name, name), measure=False) for name in names]

@@ -80,15 +80,17 @@ def test_a_fifth_null_is_measured_beside_the_four_and_changes_none_of_their_numb
 
 
 def test_a_fifth_null_that_is_not_of_storage_is_drawn_in_both_views(five):
-    views = five["overlap/overlap"].groupby("view")[["rows_mean", "storage_norm_mean"]].count()
-    assert (views["rows_mean"] > 0).all() and views.loc["fp32", "storage_norm_mean"] == 0
-    swept = five["overlap/sweep"].groupby("view")["rows_mean"].count()
+    views = five["overlap/overlap"].groupby("view")[[f"{FIFTH.name}_mean", "storage_norm_mean"]].count()
+    assert (views[f"{FIFTH.name}_mean"] > 0).all() and views.loc["fp32", "storage_norm_mean"] == 0
+    swept = five["overlap/sweep"].groupby("view")[f"{FIFTH.name}_mean"].count()
     assert (swept > 0).all()
 
 
 def test_rows_in_any_order_spread_as_the_run_s_rows_do(five):
     rows = five["pair/axis"].query("axis == 'row'")
-    assert np.allclose(rows["rows_mean"], rows["dispersion"]) and np.allclose(rows["rows_sd"], 0)
+    assert np.allclose(rows[f"{FIFTH.name}_mean"], rows["dispersion"]) and np.allclose(
+        rows[f"{FIFTH.name}_sd"], 0
+    )
 
 
 def drawings(frames: dict[str, pd.DataFrame]) -> dict[str, plt.Figure]:
@@ -138,5 +140,5 @@ def test_a_summary_has_a_column_of_every_null_in_the_record(five):
         "storage_density_mean",
         "storage_norm_mean",
         "magnitude_mean",
-        "rows_mean",
+        f"{FIFTH.name}_mean",
     ]

@@ -8,8 +8,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from threegates.errors import RecipeError
+from threegates.lab import trainers
 from threegates.lab.algorithms.table import ALGORITHMS, algorithm
-from threegates.lab.recipe import AnyRecipe, EncoderRLRecipe, RLRecipe
+from threegates.lab.recipe import AdapterRLRecipe, AnyRecipe, EncoderRLRecipe, RLRecipe
 
 GIVEN = {"name": "r", "base": "b", "data": "arith-4", "seed": 1, "steps": 2, "learning_rate": 1e-3}
 READ = TypeAdapter(AnyRecipe).validate_python
@@ -42,3 +43,11 @@ def test_given_values_are_kept():
 def test_an_unknown_algorithm_is_refused_when_the_recipe_is_made():
     with pytest.raises(RecipeError, match="no algorithm 'ppo'"):
         RLRecipe(algorithm="ppo", **GIVEN)
+
+
+def test_an_algorithm_with_a_trainer_of_its_own_trains_whole_models_alone(monkeypatch):
+    """The trainer of adapters would train its own objective under the algorithm's name."""
+    monkeypatch.setattr(trainers, "own_trainer", lambda name: ("threegates.lab.rl", "PolicyTrainer"))
+    assert trainers.sort_of(RLRecipe(algorithm="grpo", **GIVEN)) == "rl:grpo"
+    with pytest.raises(RecipeError, match="brings a trainer of its own"):
+        trainers.sort_of(AdapterRLRecipe(algorithm="grpo", init="lora", **GIVEN))

@@ -17,7 +17,7 @@ def masks(observed: Observed, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 FIFTH = Null(
-    name="rows",
+    name="planted_rows",
     title="rows in any order",
     colour="#B0B0B0",
     marker="v",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 
+from threegates.errors import RecipeError
 from threegates.lab.algorithms.table import ALGORITHMS, own_trainer
 from threegates.lab.recipe import AnyRecipe
 from threegates.lab.trainer import Producer
@@ -32,10 +33,25 @@ _RL = "rl"
 
 
 def sort_of(recipe: AnyRecipe) -> str:
-    """The name by which a run's trainer is found: its kind, with its algorithm where that has its own."""
+    """The name by which a run's trainer is found: its kind, with its algorithm where that has its own.
+
+    Raises
+    ------
+    RecipeError : the algorithm has its own, and this kind of run cannot be trained by it.
+    """
     name = getattr(recipe, "algorithm", None)
-    own = recipe.kind == _RL and name is not None and own_trainer(name) is not None
-    return f"{_RL}:{name}" if own else recipe.kind
+    if name is None or own_trainer(name) is None:
+        return recipe.kind
+    if recipe.kind != _RL:
+        # The kind's own trainer would train another objective under the algorithm's name.
+        raise RecipeError(
+            f"The algorithm {name!r} brings a trainer of its own, which trains whole models alone.",
+            where=recipe.name,
+            expected=f"a recipe of kind {_RL!r}",
+            found=recipe.kind,
+            remedy="Take another algorithm, or give this kind of run a trainer for it.",
+        )
+    return f"{_RL}:{name}"
 
 
 def sorts() -> list[str]:
