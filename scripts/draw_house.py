@@ -43,7 +43,7 @@ GROUND = "ground"
 #: Modules that belong to a wing of another name; every other module of the package's own folder is ground.
 OF_A_WING = {"cli_options": "cli"}
 
-_WIDTH, _MARGIN, _STOREY, _BOX, _LANE, _GAP = 960, 14, 78, (222, 46), 16, 18
+_WIDTH, _MARGIN, _STOREY, _BOX, _LANE, _GAP = 1110, 14, 78, (254, 46), 16, 18
 _STYLE = """\
 text { font-family: system-ui, sans-serif; font-size: 12.5px; fill: #3b4252; text-anchor: middle; }
 .name { font-size: 14.5px; font-weight: 600; fill: #1b2430; }
