@@ -288,12 +288,14 @@ def test_another_version_of_a_package_is_refused_by_name(monkeypatch, tmp_path, 
 
 @pytest.mark.parametrize("strange", ["code", "package"])
 def test_a_worker_with_other_code_or_none_of_ours_is_refused(tmp_path, strange):
-    """Another number in a module that measures; or a package of that name that has no such module."""
+    """Another number that measuring takes; or a package of that name that has no such module."""
     place = tmp_path / "other"
     if strange == "code":
         shutil.copytree(ROOT / "src" / "threegates", place / "threegates")
         changed = place / "threegates" / "geometry" / "masks.py"
-        changed.write_text(changed.read_text() + "\nANOTHER = 1\n")
+        text = changed.read_text()
+        assert text.count("TILE = 1 << 19") == 1
+        changed.write_text(text.replace("TILE = 1 << 19", "TILE = 1 << 18"))
     else:
         (place / "threegates").mkdir(parents=True)
         (place / "threegates" / "__init__.py").write_text('"""An old one."""\n')
