@@ -12,7 +12,7 @@ from threegates.errors import ClaimError, ManifestError
 from threegates.jobs.sources import chapter_pairs
 from threegates.jobs.subjects import CLAIMED, COMPUTED, SUBJECTS, described, subject_of, taken_by
 from threegates.judging.claims import read_claims
-from threegates.lab import plan
+from threegates.lab.plans import plan
 from threegates.lab.plans.larger import larger_drafts
 from threegates.lab.plans.profiles import GPU, PROFILES
 from threegates.lab.subjects import LAB
