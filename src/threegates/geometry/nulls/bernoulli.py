@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from threegates.geometry.laws.masks import BERNOULLI
 from threegates.geometry.nulls.noise import as_generator, check_count
 from threegates.geometry.nulls.null import Null, Observed
 
@@ -51,5 +52,6 @@ NULL = Null(
     destroys="where they lie: every entry is as likely as any other",
     matched_to=("changed",),
     sampler=masks,
+    law=BERNOULLI,
     uniform=True,
 )

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Shaped
 from torch import Tensor
 
 from threegates.errors import GeometryError
+from threegates.geometry.laws.masks import MAGNITUDE
 from threegates.geometry.nulls.noise import as_generator
 from threegates.geometry.nulls.null import Null, Observed
 from threegates.geometry.precision import magnitude_bits, require_finite_bf16
@@ -110,4 +111,5 @@ NULL = Null(
     destroys="which entries of a bin they are",
     matched_to=("mask",),
     sampler=masks,
+    law=MAGNITUDE,
 )

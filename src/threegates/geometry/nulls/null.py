@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from threegates.geometry.laws.masks import MaskLaw
 from threegates.geometry.nulls.noise import Real
 
 
@@ -68,6 +69,7 @@ class Null(NullMasks):
     title : its name on a page; colour, marker : a grey, and a marker of matplotlib, in figures.
     source : where it is from.
     holds, destroys : what its masks keep of the observed one, and what they do not, in words.
+    law : of its masks' statistics; without one, masks are drawn wherever a law would be computed.
     """
 
     title: str
@@ -76,3 +78,4 @@ class Null(NullMasks):
     source: str
     holds: str
     destroys: str
+    law: MaskLaw | None = None

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from threegates.geometry.laws.masks import AT_COUNT
 from threegates.geometry.nulls.noise import critical_scale, gaussian_noise, scales_to_pass, smallest
 from threegates.geometry.nulls.null import Null, Observed
 
@@ -56,5 +57,6 @@ NULL = Null(
     destroys="all that training did: noise of one scale is added to every weight",
     matched_to=("changed",),
     sampler=masks,
+    law=AT_COUNT,
     of_storage=True,
 )

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float64, Shaped
 from torch import Tensor
 
 from threegates.errors import GeometryError
+from threegates.geometry.laws.masks import AT_NORM
 from threegates.geometry.nulls.noise import Real, as_generator, gaussian_noise, rounded_sum, scales_to_pass
 from threegates.geometry.nulls.null import Null, Observed
 from threegates.geometry.precision import ETA, gaps_beyond, require_finite_bf16
@@ -158,5 +159,6 @@ NULL = Null(
     destroys="the count of changed entries, and all that training did",
     matched_to=("scale",),
     sampler=masks,
+    law=AT_NORM,
     of_storage=True,
 )

@@ -1,0 +1,193 @@
+"""Laws of row and column dispersion: quadratic statistics of counts along lines, under every null of masks.
+
+A line's count is S_r = μ_r + ε_r with covariances C = diag(a) + U M Uᵀ: its own variance, less what the null
+holds fixed (the count, the strata's counts, or the common scale). Q = Σ (S_r − S̄)² has the mean
+Σ δ² + tr C and the variance 4 δᵀCδ + 2 tr C² + Σ (κ₄ + 4 δ κ₃), δ = μ − μ̄.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from threegates.geometry.laws.law import Law, certain, near_normal, unknown
+from threegates.geometry.laws.noise import Noise
+from threegates.geometry.laws.saddlepoint import increasing_root, log_tail
+from threegates.geometry.laws.stopped import inclusion
+
+
+@dataclass(frozen=True)
+class LineCounts:
+    """First and second order of the counts along m lines of `length` entries each.
+
+    mean, own : (m,) μ and a; shared : U (m, R) and M (R, R); third, fourth : (m,) cumulants κ₃ and κ₄.
+    """
+
+    length: int
+    mean: np.ndarray
+    own: np.ndarray
+    shared: np.ndarray
+    weights: np.ndarray
+    third: np.ndarray
+    fourth: np.ndarray
+
+    def variance_of(self, step: np.ndarray) -> float:
+        """Variance of Σ step_r S_r."""
+        along = self.shared.T @ step
+        return float(self.own @ step**2 + along @ self.weights @ along)
+
+    def trace(self) -> float:
+        """tr C."""
+        return float(self.own.sum() + (self.weights * (self.shared.T @ self.shared)).sum())
+
+    def trace_of_square(self) -> float:
+        """tr C²."""
+        inner = self.weights @ (self.shared.T @ self.shared)
+        weighted = self.weights @ (self.shared.T @ (self.own[:, None] * self.shared))
+        return float((self.own**2).sum() + 2 * np.trace(weighted) + (inner * inner.T).sum())
+
+
+def functions_of_noise(noise: Noise, scale: float, *, stopped: bool) -> np.ndarray:
+    """(5, K) functions of the code that `at_count` and `at_scale` want summed along lines: mean, v, κ₃, κ₄, λ.
+
+    stopped : whether the scale is stopped at a count, which moves the means a little.
+    """
+    rates = noise.rates(scale)
+    mean = inclusion(noise, rates) if stopped else rates.p
+    return np.stack([mean, *_cumulants(rates.p)[1:], rates.slope])
+
+
+def _cumulants(p: np.ndarray) -> list[np.ndarray]:
+    v = p * (1 - p)
+    return [p, v, v * (1 - 2 * p), v * (1 - 6 * v)]
+
+
+def at_count(sums: np.ndarray, length: int) -> LineCounts:
+    """Null 1a: the scale is stopped at the count, C = diag(v) − g vᵀ − v gᵀ + V g gᵀ with g = Λ_r/Λ.
+
+    sums : (m, 5) from `functions_of_noise` at the scale of the count.
+    """
+    mean, v, third, fourth, slope = sums.T
+    share = slope / slope.sum()
+    return LineCounts(
+        length, mean, v, np.stack([share, v], axis=1), np.array([[v.sum(), -1.0], [-1.0, 0.0]]), third, fourth
+    )
+
+
+def at_scale(sums: np.ndarray, length: int) -> LineCounts:
+    """Null 1b: independent lines, centred.
+
+    sums : (m, 5) from `functions_of_noise` at the scale of the norm.
+    """
+    mean, v, third, fourth, _ = sums.T
+    m = len(mean)
+    weights = np.array([[v.sum() / m**2, -1 / m], [-1 / m, 0.0]])
+    return LineCounts(length, mean, v, np.stack([np.ones(m), v], axis=1), weights, third, fourth)
+
+
+def at_strata(of_lines: np.ndarray, sizes: np.ndarray, taken: np.ndarray, length: int) -> LineCounts:
+    """Bernoulli (one stratum) and magnitude null: each stratum's count is held, C = diag(a) − H diag(f) Hᵀ.
+
+    Parameters
+    ----------
+    of_lines : (m, B) entries of each stratum on each line; sizes, taken : (B,) entries of the stratum, changed
+        ones among them.
+
+    **Source** multivariate hypergeometric counts: Johnson, Kotz and Balakrishnan (1997), §39.2.
+    """
+    p = np.divide(taken, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+    factor = p * (1 - p) / np.maximum(sizes - 1, 1)
+    mean, _, third, fourth = (of_lines @ one for one in _cumulants(p))
+    own = of_lines @ (factor * sizes)
+    return LineCounts(length, mean, own, of_lines, -np.diag(factor), third, fourth)
+
+
+def line_dispersion(lines: LineCounts, *, fixed_count: bool) -> Law:
+    """Law of Q/(m n p (1 − p)): the variance of ratios along m lines over the binomial one.
+
+    Where the count is not fixed the density p is the draw's own, which the delta method takes off. The upper
+    tail is that of a quadratic form in Gaussian counts, moved and stretched to the exact mean and variance.
+
+    Parameters
+    ----------
+    fixed_count : whether the null holds the number of changed entries.
+
+    Returns
+    -------
+    law; unknown where the expected density is 0 or 1.
+
+    **Source** index of dispersion (Lexis 1877); Kuonen (1999) for tails of quadratic forms.
+    """
+    m, total = len(lines.mean), float(lines.mean.sum())
+    size = m * lines.length
+    density = total / size if size else math.nan
+    if not 0 < density < 1:
+        return unknown()
+    away, unit = lines.mean - total / m, total * (1 - density)
+    expected = float(away @ away) + lines.trace()
+    pull = 0.0 if fixed_count else expected / unit * (1 - 2 * density)
+    step = 2 * away - pull
+    # The centred covariances know nothing of the common part, which the density's own change brings in.
+    linear = lines.variance_of(step) if fixed_count else float(lines.own @ step**2)
+    variance = linear + 2 * lines.trace_of_square() + float((lines.fourth + 2 * step * lines.third).sum())
+    if variance <= 0:
+        return certain(expected / unit)
+    form = _Form(lines.own, away)
+    sd = math.sqrt(variance)
+
+    def tail(x: float) -> tuple[float, float]:
+        return form.log_tails((x * unit - expected) / sd)
+
+    return near_normal(expected / unit, sd / unit, form.skewness(), tail)
+
+
+@dataclass(frozen=True)
+class _Form:
+    """Σ (δ_r + ε_r)² for independent Gaussian ε_r of variances a_r."""
+
+    variances: np.ndarray
+    away: np.ndarray
+
+    def cumulants(self) -> tuple[float, float, float]:
+        """Mean, variance and third cumulant."""
+        a, square = self.variances, self.away**2
+        return (
+            float((a + square).sum()),
+            float((2 * a**2 + 4 * a * square).sum()),
+            float((8 * a**3 + 24 * a**2 * square).sum()),
+        )
+
+    def skewness(self) -> float:
+        """Third cumulant over the variance's power 3/2."""
+        _, second, third = self.cumulants()
+        return third / second**1.5 if second else 0.0
+
+    def log_tails(self, z: float) -> tuple[float, float]:
+        """log P(≥) and log P(≤) at z standard deviations above the mean."""
+        mean, variance, _ = self.cumulants()
+        upper = self._log_upper(mean + z * math.sqrt(variance))
+        return upper, math.log1p(-min(math.exp(upper), 1 - 1e-16)) if upper < -1e-16 else -math.inf
+
+    def _log_upper(self, q: float) -> float:
+        a, square = self.variances, self.away**2
+        if q <= 0:
+            return 0.0
+        limit = 1 / (2 * float(a.max()))
+
+        def mean_and_variance(s: float) -> tuple[float, float]:
+            # t = limit (1 − e^−s) keeps below the pole, however large s.
+            t = limit * -math.expm1(-s)
+            left = 1 - 2 * t * a
+            speed = limit * math.exp(-s)
+            first = float((a / left + square / left**2).sum())
+            second = float((2 * (a / left) ** 2 + 4 * a * square / left**3).sum())
+            return first, second * speed
+
+        s = increasing_root(mean_and_variance, q)
+        t = limit * -math.expm1(-s)
+        left = 1 - 2 * t * a
+        exponent = t * q - float((-0.5 * np.log(left) + t * square / left).sum())
+        second = float((2 * (a / left) ** 2 + 4 * a * square / left**3).sum())
+        return log_tail(math.copysign(math.sqrt(max(2 * exponent, 0.0)), t), t * math.sqrt(second))

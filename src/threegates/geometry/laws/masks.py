@@ -1,0 +1,179 @@
+"""Laws of an observed mask's statistics under a null: what a null's module names beside its sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Shaped
+from torch import Tensor
+
+from threegates.geometry.laws.codes import CodeCounts, count_codes
+from threegates.geometry.laws.dispersion import (
+    LineCounts,
+    at_count,
+    at_scale,
+    at_strata,
+    functions_of_noise,
+    line_dispersion,
+)
+from threegates.geometry.laws.hypergeometric import sum_of_hypergeometrics
+from threegates.geometry.laws.law import FIRST_ORDER, Law, unknown
+from threegates.geometry.laws.lines import line_sums, stratum_counts
+from threegates.geometry.laws.noise import Noise, noise_of, scale_of_norm
+from threegates.geometry.laws.ratio import overlap_at_scale
+from threegates.geometry.laws.stopped import SMALL, stopped_sum
+from threegates.geometry.laws.strata import Strata, one_stratum, quantile_strata
+
+@dataclass(frozen=True)
+class Seen:
+    """An observed mask and targets on a base, as counts of codes: all that a law asks of them.
+
+    codes : counted with a label for every combination: 1 for the mask, 2, 4, … for the targets in their order.
+    norm : ‖ΔW‖_F of the stored update, which null 1b's scale is found from. eta : of the mask, see `Noise`.
+    seed : of what has to be drawn after all.
+    """
+
+    codes: CodeCounts
+    noise: Noise
+    norm: float
+    seed: int = 0
+
+    @cached_property
+    def observed(self) -> np.ndarray:
+        """(K,) changed weights of each code."""
+        return self.inside(0)
+
+    @property
+    def changed(self) -> int:
+        """Changed weights in all."""
+        return int(self.observed.sum())
+
+    @cached_property
+    def scale(self) -> float:
+        """Scale of the noise of null 1b."""
+        return scale_of_norm(self.codes, self.norm)
+
+    def inside(self, bit: int) -> np.ndarray:
+        """(K,) weights of each code that lie in the mask (0), or in a target (1, 2, …)."""
+        labels = [label for label in range(self.codes.by_label.shape[1]) if label >> bit & 1]
+        return self.codes.with_labels(*labels)
+
+    def generator(self) -> np.random.Generator:
+        """Source of what is drawn, anew for each law, so that no law hangs on another."""
+        return np.random.default_rng(self.seed)
+
+
+def see(
+    base: Shaped[Tensor, "*shape"],
+    mask: Bool[Tensor, "*shape"],
+    targets: Sequence[Bool[Tensor, "*shape"]] = (),
+    *,
+    norm: float,
+    eta: float | None = None,
+    seed: int = 0,
+) -> Seen:
+    """Count the codes of a base by mask and targets, in one pass.
+
+    Parameters
+    ----------
+    base : finite bfloat16 tensor; mask, targets : of its shape; norm : ‖ΔW‖_F, as stored in bf16.
+    eta : tolerance that the mask was taken at; the paper's own by default.
+
+    Raises
+    ------
+    GeometryError : base is not finite bfloat16, or shapes differ.
+    """
+    labels = mask.to(torch.uint8)
+    for bit, target in enumerate(targets, 1):
+        labels += target.to(torch.uint8) << bit
+    codes = count_codes(base, labels, 2 << len(targets))
+    return Seen(codes, noise_of(codes) if eta is None else noise_of(codes, eta), norm, seed)
+
+
+@dataclass(frozen=True)
+class MaskLaw:
+    """A null's laws.
+
+    overlap : of |mask ∩ A|/|mask|, from what is seen and A's weights by code.
+    lines : what counts along rows and columns do, (rows, columns).
+    fixed_count : whether every mask has the observed count.
+    """
+
+    overlap: Callable[[Seen, np.ndarray], Law]
+    lines: Callable[[Seen, Tensor], tuple[LineCounts, LineCounts]]
+    fixed_count: bool = True
+
+    def dispersions(self, seen: Seen, base: Shaped[Tensor, "m n"]) -> tuple[Law, Law]:
+        """Laws of row and column dispersion."""
+        if not seen.changed:
+            return unknown(), unknown()
+        rows, columns = (
+            line_dispersion(lines, fixed_count=self.fixed_count) for lines in self.lines(seen, base)
+        )
+        few = min(seen.changed, seen.codes.size - seen.changed) < SMALL
+        return (replace(rows, how=FIRST_ORDER), replace(columns, how=FIRST_ORDER)) if few else (rows, columns)
+
+
+def _share(law: Law, changed: int) -> Law:
+    """The law of X/n₁ from that of X."""
+    if not changed:
+        return unknown()
+    return Law(
+        law.mean / changed,
+        law.sd / changed,
+        law.low / changed,
+        law.high / changed,
+        lambda share: law.tail(share * changed),
+        law.how,
+    )
+
+
+def _of_strata(strata_of: Callable[[CodeCounts], Strata]) -> MaskLaw:
+    def overlap(seen: Seen, inside: np.ndarray) -> Law:
+        strata = strata_of(seen.codes)
+        counts = (strata.sums(one) for one in (seen.codes.counts, inside, seen.observed))
+        return _share(sum_of_hypergeometrics(*counts), seen.changed)
+
+    def lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
+        strata = strata_of(seen.codes)
+        sizes, taken = strata.sums(seen.codes.counts), strata.sums(seen.observed)
+        rows, columns = stratum_counts(base, seen.codes, strata)
+        m, n = base.shape
+        return at_strata(rows, sizes, taken, n), at_strata(columns, sizes, taken, m)
+
+    return MaskLaw(overlap, lines)
+
+
+def _stopped_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
+    changed = min(max(seen.changed, 0.5), seen.codes.size - 0.5)
+    functions = functions_of_noise(seen.noise, seen.noise.scale_of_count(changed), stopped=True)
+    sums = line_sums(base, seen.codes, functions)
+    return at_count(sums.rows, base.shape[1]), at_count(sums.columns, base.shape[0])
+
+
+def _scaled_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
+    sums = line_sums(base, seen.codes, functions_of_noise(seen.noise, seen.scale, stopped=False))
+    return at_scale(sums.rows, base.shape[1]), at_scale(sums.columns, base.shape[0])
+
+
+#: The paper's null: one stratum holds all weights.
+BERNOULLI = _of_strata(one_stratum)
+#: Permutations within quantile bins of |w|.
+MAGNITUDE = _of_strata(quantile_strata)
+#: Null 1a: noise stopped at the count.
+AT_COUNT = MaskLaw(
+    lambda seen, inside: _share(
+        stopped_sum(seen.noise, inside, seen.changed, seen.generator()), seen.changed
+    ),
+    _stopped_lines,
+)
+#: Null 1b: noise of the update's norm.
+AT_NORM = MaskLaw(
+    lambda seen, inside: overlap_at_scale(seen.noise, inside, seen.scale, seen.generator()),
+    _scaled_lines,
+    fixed_count=False,
+)
