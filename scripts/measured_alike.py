@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,8 @@ import pandas as pd
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from scripts.trees import in_tree
 
 # Present and later trees: kinds of job by name, nulls by name.
 PROBE = """
@@ -112,17 +112,7 @@ def _moved(
 
 
 def _measured(tree: Path, probe: str, manifest: Path, kinds: list[str], target: Path) -> dict[str, Any]:
-    asked = json.dumps([str(manifest), str(target), list(_RUNS), kinds, _OPTIONS])
-    done = subprocess.run(
-        [sys.executable, "-c", probe + _ASKED],
-        input=asked,
-        capture_output=True,
-        text=True,
-        cwd=tree,
-        env={"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "THREEGATES_ROOT": str(tree)},
-    )
-    if done.returncode:
-        raise RuntimeError("\n".join(done.stderr.splitlines()[-5:]))
+    in_tree(tree, probe + _ASKED, [str(manifest), str(target), list(_RUNS), kinds, _OPTIONS])
     return pickle.loads(target.read_bytes())
 
 

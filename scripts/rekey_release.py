@@ -34,6 +34,7 @@ if str(ROOT) not in sys.path:
 
 from scripts.measured_alike import PROBE, differing  # noqa: E402
 from scripts.rekeyings import Rekeying, rekeying  # noqa: E402
+from scripts.trees import in_tree  # noqa: E402
 from threegates.atomic import write_json, write_text  # noqa: E402
 from threegates.definitions import Closure, closure, differences  # noqa: E402
 from threegates.digest import file_digest  # noqa: E402
@@ -91,18 +92,10 @@ def _git(*arguments: str) -> bytes:
 def ask(tree: Path, provenance: Told, profile: str, known: Rekeying) -> Told:
     """What a tree makes of a release, by its own code in a process of its own."""
     code = (f"from {name} import told" if (name := teller(tree)) else known.ask) + _ASKED
-    given = json.dumps({"provenance": provenance, "profile": profile})
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=given,
-        capture_output=True,
-        text=True,
-        cwd=tree,
-        env={"PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1", "THREEGATES_ROOT": str(tree)},
-    )
-    if done.returncode:
-        raise Refused(f"the tree in {tree} does not tell its digests", done.stderr.splitlines()[-3:])
-    found = json.loads(done.stdout)
+    try:
+        found = json.loads(in_tree(tree, code, {"provenance": provenance, "profile": profile}))
+    except RuntimeError as error:
+        raise Refused(f"the tree in {tree} does not tell its digests", str(error).splitlines()) from error
     return found if "roots" in found else {**found, "roots": known.roots}
 
 

@@ -299,5 +299,12 @@ def test_the_first_release_s_recipes_take_their_algorithms_values():
     assert known.recipes({"algorithm": "dapo"}, told)["objective"] == {"name": "dapo"}
 
 
+def test_a_tree_that_fails_is_refused_with_what_it_said_last(tmp_path):
+    tree = make_tree(tmp_path / "tree", TREE)
+    (tree / "src" / "threegates" / "closures.py").write_text("\ndef told(*given):\n    return given[2]\n")
+    with pytest.raises(script.Refused, match="(?s)does not tell its digests.*IndexError"):
+        script.ask(tree, {}, "full", Rekeying())
+
+
 def test_this_tree_tells_its_digests():
     assert script.teller(ROOT).startswith("threegates.")

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from copy import copy
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from threegates.checkpoints.manifests.manifest import Entry
+from threegates.checkpoints.manifests.manifest import Entry, Manifest
 from threegates.definitions import Reach
 from threegates.digest import file_digest, value_digest
 from threegates.errors import RecordError
@@ -128,26 +129,20 @@ class Study:
         GeometryError : there is no null of such a name.
         """
         if base or tuned:
-            found, about = [own_pair(base, tuned, places=places)], foreign(base, tuned)
-            told = about.short
+            whose = _of_checkpoints(base, tuned, places)
+        elif pairs:
+            whose = _of_names(pairs, manifest_of(pairs, manifest, places))
         else:
-            known = manifest_of(pairs, manifest, places) if pairs else lab_manifest(manifest, places)
-            every = chapter_of(chapter).follows_steps
-            found = named_pairs(pairs, known) if pairs else chapter_pairs(chapter, known, subject, every)
-            about = of_pairs(_entries(found), known.profile) if pairs else described(subject, known.profile)
-            told = f"{about.short}: {_checkpoints(found, known.profile, chosen=bool(pairs))}"
-        found = narrowed(found, layers, matrices)
-        told += _choice(layers, matrices)
-        store = Records(Path(records).absolute() if records else (places or Places.here()).records)
+            whose = _of_chapter(chapter, subject, lab_manifest(manifest, places))
         return cls(
             chapter,
-            found,
-            records=store,
+            narrowed(whose.pairs, layers, matrices),
+            records=Records(Path(records).absolute() if records else (places or Places.here()).records),
             draws=draws,
             seed=seed,
             nulls=asked_for(nulls),
-            about=about,
-            subject=told,
+            about=whose.about,
+            subject=whose.told + _choice(layers, matrices),
             measure=measure,
         )
 
@@ -375,6 +370,31 @@ def _refuse_old(job: Job, table: str, columns: Sequence[str]) -> None:
             expected=f"the columns {', '.join(lost)}",
             remedy="pack the release again",
         )
+
+
+class _Whose(NamedTuple):
+    """Pairs, whom they are about, and what a verdict says of both."""
+
+    pairs: list[StudyPair]
+    about: Subject
+    told: str
+
+
+def _of_checkpoints(base: str | None, tuned: str | None, places: Places | None) -> _Whose:
+    pairs, about = [own_pair(base, tuned, places=places)], foreign(base, tuned)
+    return _Whose(pairs, about, about.short)
+
+
+def _of_names(names: Sequence[str], known: Manifest) -> _Whose:
+    pairs = named_pairs(names, known)
+    about = of_pairs(_entries(pairs), known.profile)
+    return _Whose(pairs, about, f"{about.short}: {_checkpoints(pairs, known.profile, chosen=True)}")
+
+
+def _of_chapter(chapter: str, subject: str, known: Manifest) -> _Whose:
+    pairs = chapter_pairs(chapter, known, subject, chapter_of(chapter).follows_steps)
+    about = described(subject, known.profile)
+    return _Whose(pairs, about, f"{about.short}: {_checkpoints(pairs, known.profile, chosen=False)}")
 
 
 def _choice(layers: Sequence[int] | None, matrices: Sequence[str] | None) -> str:

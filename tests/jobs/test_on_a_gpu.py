@@ -73,7 +73,7 @@ KINDS = {
     "measure": lambda base, tuned, partner: PairTensors(base, tuned, "run", 2, nulls=NULLS),
     "drift": lambda base, tuned, partner: PairDrift(base, tuned, "run", partner, "partner"),
     "overlap": lambda base, tuned, partner: PairOverlap(
-        base, tuned, "run", 2, partner, "partner", nulls=NULLS
+        base, tuned, "run", partner, "partner", draws=2, nulls=NULLS
     ),
     "table": lambda base, tuned, partner: PairTable(base, tuned, "run", 2, nulls=NULLS),
 }

@@ -9,13 +9,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import MaxNLocator, NullFormatter, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from threegates.figures.names import ROLES
 from threegates.figures.nulls import shown_nulls
 from threegates.figures.overlap_marks import TARGETS, beside_overlaps, overlap_row
 from threegates.figures.pair_views import DRIFT, KINDS
-from threegates.figures.style import log_ticks, pair_colours, style
+from threegates.figures.ratio_axes import name_ratios
+from threegates.figures.style import pair_colours, style
 from threegates.geometry.nulls import storage_density
 
 _GREY = "#4D4D4D"
@@ -91,14 +92,8 @@ def stripes_of_pairs(frame: pd.DataFrame) -> Figure:
                 places = own["role"].map(roles.index) + offset
                 ax.plot(own["storage_density_mean"], places, "s", color=_GREY, ms=4, mew=0, lw=0)
                 ax.plot(own["dispersion"], places, "o", color=tint, mec="white", ms=7, lw=0)
-            ax.axvline(1, color="#000000", lw=0.8, ls=":")
-            ax.set(xscale="log", ylim=(len(roles) - 0.5, -0.5), title=f"{axis} ratios")
-            ax.set_xlabel("variance, in units of the binomial one")
-            ax.xaxis.set_major_formatter(ScalarFormatter())
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.grid(axis="x")
-        axes[0].set_xticks(log_ticks(*axes[0].get_xlim()))
-        axes[0].set_yticks(range(len(roles)), [ROLES[role] for role in roles])
+            ax.set_title(f"{axis} ratios")
+        name_ratios(axes, roles, "variance, in units of the binomial one")
         # One null, as pairs take the room of a row: the masks have its density.
         title = storage_density.NULL.title
         null = Line2D([], [], marker="s", color=_GREY, ms=4, mew=0, lw=0, label=title)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from threegates.checkpoints.formats.roles import layer, role
-from threegates.checkpoints.pairs import AlignedTensor, TensorPair, align, load_pair
+from threegates.checkpoints.pairs import TensorPair, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry import bounds
 from threegates.geometry.angles import SubspaceAngles, subspace_angles, widest_gap_rank
@@ -32,8 +32,8 @@ from threegates.geometry.principal import headline_rank
 from threegates.geometry.spectra import FullSpectrum, singular_values, spectral_shift
 from threegates.measures.bases import REFERENCE_SIDE, Base, base_of
 from threegates.measures.by_tensor import Rows, Shared, measure_all
-from threegates.measures.changes import difference, matrices, sides
-from threegates.measures.partners import Partner
+from threegates.measures.changes import difference, sides
+from threegates.measures.partners import PairInNorm
 
 RAW, ROUNDED, NOISE = "raw", "rounded", "noise"
 MATCHED, MATCHED_ROUNDED = "norm-matched", "norm-matched, rounded"
@@ -135,41 +135,16 @@ class _Moved:
 
 
 @dataclass(frozen=True)
-class PairDrift:
-    """A pair whose matrices in blocks are measured in each variant, tensor by tensor.
-
-    Parameters as of `measure_drift`.
-    """
-
-    base: Checkpoint
-    tuned: Checkpoint
-    name: str
-    partner: Checkpoint | None = None
-    partner_name: str = ""
-    seed: int = 0
+class PairDrift(PairInNorm):
+    """A pair whose matrices in blocks are measured in each variant, tensor by tensor."""
 
     tables = {"drift": DRIFT_COLUMNS, "spectrum": SPECTRUM_COLUMNS, "drift_sweep": SWEEP_COLUMNS}
-
-    @cached_property
-    def aligned(self) -> list[AlignedTensor]:
-        """Every tensor of the pair."""
-        return align(self.base, self.tuned)
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Matrices in blocks."""
-        return list(matrices(self.aligned))
 
     @cached_property
     def example(self) -> str | None:
         """The matrix that is shown in full."""
         shapes = {row.name: sides(row)[0] for row in self.aligned}
         return example_matrix({name: shapes[name] for name in self.names})
-
-    @cached_property
-    def in_norm(self) -> Partner:
-        """The run whose norms the norm-matched variants take."""
-        return Partner(self.base, self.partner)
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
         """Rows of one matrix, in each variant."""

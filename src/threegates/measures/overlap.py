@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from threegates.checkpoints.formats.roles import layer, role
-from threegates.checkpoints.pairs import TensorPair, align, load_pair
+from threegates.checkpoints.pairs import TensorPair, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.directions import (
     FEWEST_DRAWS,
@@ -67,9 +67,9 @@ from threegates.geometry.principal import (
 from threegates.geometry.thresholds import entry_count
 from threegates.measures.bases import base_of
 from threegates.measures.by_tensor import Rows, Shared, measure_all
-from threegates.measures.changes import as_stored, difference, matrices
+from threegates.measures.changes import as_stored, difference
 from threegates.measures.draws import COARSE_ETAS, noise_scale
-from threegates.measures.partners import Partner
+from threegates.measures.partners import PairInNorm
 
 RAW, MATCHED = "raw", "norm-matched"
 SUMMARY = ("mean", "sd", "low", "high", "p", "z")
@@ -196,16 +196,10 @@ class _Subject:
 
 
 @dataclass(frozen=True)
-class PairOverlap:
+class PairOverlap(PairInNorm):
     """A pair whose matrices in blocks are measured tensor by tensor; parameters are `measure_overlap`'s."""
 
-    base: Checkpoint
-    tuned: Checkpoint
-    name: str
-    draws: int
-    partner: Checkpoint | None = None
-    partner_name: str = ""
-    seed: int = 0
+    draws: int = field(kw_only=True)
     nulls: Sequence[NullMasks] = field(kw_only=True)
 
     @property
@@ -217,16 +211,6 @@ class PairOverlap:
             "direction": DIRECTION_COLUMNS,
             "direction_sweep": DIRECTION_SWEEP_COLUMNS,
         }
-
-    @cached_property
-    def names(self) -> list[str]:
-        """Matrices in blocks."""
-        return list(matrices(align(self.base, self.tuned)))
-
-    @cached_property
-    def in_norm(self) -> Partner:
-        """The run whose norms the norm-matched variant takes."""
-        return Partner(self.base, self.partner)
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
         """Rows of one matrix in each table and variant; none for one without entries."""
@@ -275,7 +259,7 @@ def measure_overlap(
     ------
     PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    return measure_all(PairOverlap(base, tuned, name, draws, partner, partner_name, seed, nulls=nulls))
+    return measure_all(PairOverlap(base, tuned, name, partner, partner_name, seed, draws=draws, nulls=nulls))
 
 
 def _variants(own: _Subject, norm: float | None, partner: str) -> Iterator[_Subject]:

@@ -9,13 +9,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from threegates.chapters.principal_overlap.views import beside_lifts
 from threegates.figures.names import ROLES
 from threegates.figures.nulls import shown_nulls
 from threegates.figures.overlap_marks import TARGETS, beside_overlaps, overlap_row
-from threegates.figures.style import DIVERGING, colour, heatmap, log_ticks, style
+from threegates.figures.ratio_axes import name_ratios
+from threegates.figures.style import DIVERGING, colour, heatmap, style
 from threegates.geometry.nulls.null import Null
 
 _RL = "#0072B2"
@@ -198,14 +198,7 @@ def energy_against_random_frames(frame: pd.DataFrame) -> Figure:
                     ends, place = [row.ratio_low, row.ratio_high], y + offset
                     ax.plot(ends, [place] * 2, lw=2.4, color=group_colour(group))
                     ax.plot([row.ratio], [place], "o", ms=7, mec="white", color=group_colour(group))
-        ax.axvline(1, color="#000000", lw=0.9, ls=":")
-        ax.set(xscale="log", ylim=(len(roles) - 0.5, -0.5))
-        ax.set_xlabel("energy in the principal k × k block, random frames = 1")
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_formatter(NullFormatter())
-        ax.set_xticks(log_ticks(*ax.get_xlim()))
-        ax.set_yticks(range(len(roles)), [ROLES[role] for role in roles])
-        ax.grid(axis="x")
+        name_ratios([ax], roles, "energy in the principal k × k block, random frames = 1")
         handles: list = [
             Line2D([], [], marker="o", color=group_colour(g), mec="white", ms=7, lw=2.4, label=g)
             for g in groups

@@ -15,11 +15,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from threegates.figures.names import ROLES
 from threegates.figures.nulls import shown_nulls
-from threegates.figures.style import DIVERGING, SEQUENTIAL, heatmap, log_ticks, style
+from threegates.figures.ratio_axes import name_ratios
+from threegates.figures.style import DIVERGING, SEQUENTIAL, heatmap, style
 from threegates.geometry.nulls.null import Null
 from threegates.geometry.nulls.table import NULLS
 
@@ -112,14 +112,8 @@ def stripes_against_nulls(frame: pd.DataFrame) -> Figure:
                     mean = rows.loc[role, f"{null.name}_mean"]
                     ax.plot([mean], [y], null.marker, color=null.colour, **wide)
                 ax.plot([rows.loc[role, "dispersion"]], [y], "o", color="#0072B2", ms=8, mec="white")
-            ax.axvline(1, color="#000000", lw=0.8, ls=":")
-            ax.set(xscale="log", ylim=(len(roles) - 0.5, -0.5), title=f"{axis} ratios")
-            ax.set_xlabel("variance, in units of the binomial one")
-            ax.xaxis.set_major_formatter(ScalarFormatter())
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.grid(axis="x")
-        axes[0].set_xticks(log_ticks(*axes[0].get_xlim()))
-        axes[0].set_yticks(range(len(roles)), [ROLES[r] for r in roles])
+            ax.set_title(f"{axis} ratios")
+        name_ratios(axes, roles, "variance, in units of the binomial one")
         fig.legend(handles=_jaccard_key(nulls, "observed"), loc="outside lower center", ncols=3)
     return fig
 

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from threegates.jobs.jobs import Cut, Kind
-from threegates.jobs.kinds.norm_partners import beside_partner
+from threegates.jobs.kinds.norm_partners import cut_beside_partners
 from threegates.jobs.sources import StudyPair
 from threegates.measures import drift
 
 
 def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
-    """One job a pair, together with the RL run of its seed whose update norms its ΔW is scaled to."""
-    for pair in pairs:
-        sources, named = beside_partner(pair, pairs)
-        yield Cut(pair.name, sources, {**named, "seed": options["seed"]})
+    """One job a pair; its noise is drawn a fixed number of times, so that of the options the seed is left."""
+    return cut_beside_partners(pairs, {"seed": options["seed"]})
 
 
 DRIFT = Kind(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from threegates.jobs.sources import Source, StudyPair
+from threegates.jobs.jobs import Cut
+from threegates.jobs.sources import StudyPair
 
 #: The RL run whose norms another run takes: of these algorithms, the first that has its seed.
 PARTNERS = ("grpo", "dapo", "reinforce++")
@@ -24,9 +25,10 @@ def norm_partner(pair: StudyPair, pairs: Sequence[StudyPair]) -> StudyPair | Non
     return next((found[name] for name in PARTNERS if name in found), None)
 
 
-def beside_partner(pair: StudyPair, pairs: Sequence[StudyPair]) -> tuple[dict[str, Source], dict[str, str]]:
-    """Checkpoints of a pair and of its partner in norm, and the parameters that name both."""
-    partner = norm_partner(pair, pairs)
-    sources = {"base": pair.base, "tuned": pair.tuned}
-    sources |= {"partner": partner.tuned} if partner else {}
-    return sources, {"name": pair.name, "partner_name": partner.name if partner else ""}
+def cut_beside_partners(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
+    """One job a pair with these options, together with its partner in norm where it has one."""
+    for pair in pairs:
+        partner = norm_partner(pair, pairs)
+        sources = {"base": pair.base, "tuned": pair.tuned} | ({"partner": partner.tuned} if partner else {})
+        named = {"name": pair.name, "partner_name": partner.name if partner else ""}
+        yield Cut(pair.name, sources, {**options, **named})

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from threegates.jobs.jobs import Cut, Kind
-from threegates.jobs.kinds.norm_partners import beside_partner
+from threegates.jobs.jobs import Kind
+from threegates.jobs.kinds.norm_partners import cut_beside_partners
 from threegates.jobs.nulls import founding_nulls
-from threegates.jobs.sources import StudyPair
 from threegates.measures import overlap
-
-
-def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
-    """One job a pair, for its principal and its small weights, together with its partner in norm."""
-    for pair in pairs:
-        sources, named = beside_partner(pair, pairs)
-        yield Cut(pair.name, sources, {**options, **named})
-
 
 OVERLAP = Kind(
     name="overlap",
@@ -27,7 +16,7 @@ OVERLAP = Kind(
         "direction_sweep": overlap.DIRECTION_SWEEP_COLUMNS,
     },
     root="threegates.measures.overlap.PairOverlap",
-    cut=_cut,
+    cut=cut_beside_partners,
     by_tensor=overlap.PairOverlap,
     nulls=True,
     spectra=True,
