@@ -105,7 +105,7 @@ def measure(
     masks: Masks = None,
     axis: AxisTable = None,
     spectra: Spectra = True,
-    draws: Draws = 49,
+    draws: Draws = None,
     seed: Seed = 0,
     null: NullNames = None,
     workers: TensorWorkers = 1,
@@ -122,8 +122,9 @@ def measure(
 
     One row a tensor: changed entries and sparsity in bf16 and as stored; norms; for the matrices in blocks
     the shift of their singular values (nss), the angles of their leading subspaces in radians with a bound on
-    the numerical error, and how much of the update lies on principal and on small weights, beside nulls.
-    The column `spectra` says why a tensor has none, `accuracy`, `path` and `proof` how they were found.
+    the numerical error, and how much of the update lies on principal and on small weights, beside the laws of
+    nulls: mean, standard deviation, 95 % interval and the logarithm of a p-value, computed and not drawn. The
+    column `spectra` says why a tensor has none, `accuracy`, `path` and `proof` how they were found.
 
     A measurement that is killed continues where it was when the same command is given again. When the
     checkpoints cannot be compared, the reason is printed and no file is written.
@@ -141,6 +142,13 @@ def measure(
         memory=memory,
         licences=accept_licence,
     )
+    if draws is not None:
+        raise ThreeGatesError(
+            "nulls are not drawn any more: their laws are computed, exactly and sooner",
+            where="--draws",
+            found=draws,
+            remedy="leave --draws out; columns keep their names, but for _log10_p in place of _p",
+        )
     target = out or default_output(pair)
     (chosen,) = narrowed([one_pair(pair, base, tuned)], *_choice(layers, matrices))
     written = measure_to_files(
@@ -148,7 +156,6 @@ def measure(
         target,
         masks=masks,
         axis=axis,
-        draws=draws,
         seed=seed,
         nulls=asked_for(null),
         spectra=spectra,

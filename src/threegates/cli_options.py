@@ -69,19 +69,15 @@ AxisTable = Annotated[Path | None, typer.Option(help="Also write row and column 
 Spectra = Annotated[
     bool, typer.Option(help="Measure singular values, angles and overlaps of the matrices in blocks.")
 ]
-Draws = Annotated[
-    int,
-    typer.Option(
-        min=0,
-        help="Masks drawn under each null of overlaps and ratios; on large models most "
-        "of the time goes here, and 0 leaves their columns empty.",
-    ),
-]
+Draws = Annotated[int | None, typer.Option(hidden=True)]
 NullNames = Annotated[
     list[str] | None,
-    typer.Option("--null", help="Draw masks under this null, by its name; may be repeated. Four by default."),
+    typer.Option(
+        "--null",
+        help="Set overlaps and ratios beside this null, by its name; may be repeated. Four by default.",
+    ),
 ]
-Seed = Annotated[int, typer.Option(min=0, help="Seed of the nulls.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of what a null has no law for and has to draw.")]
 TensorWorkers = Annotated[
     int, typer.Option(min=1, help="Processes that work at once, each on one tensor and one thread.")
 ]

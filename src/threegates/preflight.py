@@ -20,7 +20,9 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import NotebookError, PairError
 from threegates.jobs.costs import Costs, measured_costs
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS
+from threegates.jobs.kinds.table import TABLE
 from threegates.jobs.memory import need_of, taken
+from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.settings import HEADERS, device
 from threegates.jobs.sources import narrowed, one_pair
 from threegates.measures.tensor_table import PairTable
@@ -189,7 +191,9 @@ def preflight(
         name: _minutes(findings, of_name, costs, draws, workers) for name, of_name in kinds.items() if costs
     }
     families = tuple(dict.fromkeys(family_of(one).note for one in whole))
-    memory = _memory(pair, draws, workers, _spectral(kinds)) if findings.aligned else None
+    memory = (
+        _memory(pair, _draws(kinds) and draws > 0, workers, _spectral(kinds)) if findings.aligned else None
+    )
     base, tuned = (sum(info.alias_of is None for info in one.infos.values()) for one in whole)
     return Preflight(names, (base, tuned), findings, families, memory, minutes, workers, draws)
 
@@ -210,6 +214,11 @@ def _spectral(kinds: dict[str, tuple[str, ...]]) -> bool:
     return any(KINDS[kind].spectra for found in kinds.values() for kind in found)
 
 
+def _draws(kinds: dict[str, tuple[str, ...]]) -> bool:
+    """Whether one of these kinds draws masks of nulls; the table's are laws."""
+    return any(KINDS[kind].nulls and kind != TABLE.name for found in kinds.values() for kind in found)
+
+
 def _minutes(
     findings: Findings, kinds: Sequence[str], costs: dict[str, Costs], draws: int, workers: int
 ) -> float | None:
@@ -220,10 +229,11 @@ def _minutes(
     return max(sum(seconds) / workers, max(seconds, default=0.0)) / 60
 
 
-def _memory(pair: tuple[Checkpoint, Checkpoint], draws: int, workers: int, spectra: bool) -> Memory:
+def _memory(pair: tuple[Checkpoint, Checkpoint], drawn: bool, workers: int, spectra: bool) -> Memory:
     """What the largest tensor takes, as often as there are workers."""
-    table = PairTable(*pair, name="preflight", draws=draws, spectra=spectra)
-    largest = max((need_of(table, tensor) for tensor in table.names), key=lambda need: need.size)
+    table = PairTable(*pair, name="preflight", spectra=spectra, nulls=founding_nulls())
+    needs = (need_of(table, tensor, drawn=drawn) for tensor in table.names)
+    largest = max(needs, key=lambda need: need.size)
     return Memory(largest.tensor, largest.size, taken(largest.size, workers))
 
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.places import Place
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.geometry.nulls.table import nulls_named
 from threegates.jobs.jobs import Job
 from threegates.jobs.kept import sides_in_norm
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS, run_job, write_records
@@ -112,7 +113,13 @@ def _need(first: object, *_: object) -> Need:
 
 def _need_of_piece(piece: Piece) -> Need:
     """What a piece takes, as a row of the table with everything that is measured would."""
-    return need_of(_as_table(piece.job), piece.tensor)
+    return need_of(_as_table(piece.job), piece.tensor, drawn=_draws_masks(piece.job))
+
+
+def _draws_masks(job: Job) -> bool:
+    """Whether a job holds masks of nulls, which takes more than their laws do."""
+    named = nulls_named(job.arguments.get("nulls", ()))
+    return bool(job.arguments.get("draws")) or any(null.law is None for null in named)
 
 
 @lru_cache(maxsize=_OPEN)
@@ -120,8 +127,8 @@ def _as_table(job: Job) -> PairTable:
     """A job's pair as one table, aligned once for all of its tensors."""
     arguments, pair = job.arguments, opened(job)
     spectra = KINDS[job.kind].spectra and arguments.get("spectra", True)
-    draws, axes = arguments.get("draws", 0), arguments.get("axes", False)
-    return PairTable(pair.base, pair.tuned, job.name, draws, axes=axes, spectra=spectra)
+    axes, nulls = arguments.get("axes", False), nulls_named(arguments.get("nulls", ()))
+    return PairTable(pair.base, pair.tuned, job.name, axes=axes, spectra=spectra, nulls=nulls)
 
 
 def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:

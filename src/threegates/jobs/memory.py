@@ -25,6 +25,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.measures.bases import REFERENCE_SIDE
 from threegates.measures.changes import is_block_matrix
 from threegates.measures.draws import SAMPLE
+from threegates.measures.null_laws import DRAWABLE
 from threegates.measures.tensor_table import PairTable
 from threegates.records.sizes import MIB, MemoryCapError, size_text
 
@@ -34,8 +35,9 @@ PROCESS = 256 * MIB
 LEAST = 16 * MIB
 
 # Bytes an entry, of what is held at once. Counting: one block in float64, three times over. Noise: four draws
-# on a sample of one block, added and rounded in float64. Null masks: sorted keys of the magnitude null.
-_COUNTING, _NOISE, _NULLS = 48, 136, 76
+# on a sample of one block, added and rounded in float64. Laws: a mask, its targets and their labels, a byte
+# each, and targets as they are unpacked. Null masks: sorted keys of the magnitude null.
+_COUNTING, _NOISE, _LAWS, _MASKS = 48, 136, 16, 76
 # The update in float64, beside which both sides are held in the type they are measured in.
 _DELTA = 8
 # Squares of the smaller side: Gram matrices, their eigenvectors, workspace; and thin matrices of the longer.
@@ -50,7 +52,8 @@ def estimate(
     dtype_tuned: str,
     *,
     spectra: bool,
-    draws: int,
+    nulls: bool,
+    drawn: bool = False,
     axes: bool = False,
     mapped: bool = True,
 ) -> int:
@@ -60,14 +63,14 @@ def estimate(
     ----------
     shape, dtype_base, dtype_tuned : as the headers say; types by their names in safetensors, such as "BF16".
     spectra : whether the tensor is a matrix whose spectra, angles and overlaps are measured.
-    draws : null masks of each kind, for overlaps and with `axes` for row and column ratios; their number does
-        not matter, only whether there are any.
+    nulls : whether laws of nulls are computed, for overlaps and with `axes` for row and column ratios.
+    drawn : whether masks of nulls are held too, of however many entries; laws hold masks of small ones alone.
     axes : whether row and column ratios are measured (of a matrix in a block).
     mapped : whether both sides lie in local files; else what is read counts too.
     """
     size = math.prod(shape)
     stored = sum(BITS[dtype] // 8 for dtype in (dtype_base, dtype_tuned))
-    whole = spectra or (axes and draws > 0)
+    whole = spectra or axes
     # A block has at least one row.
     block = min(size, max(BLOCK, size // shape[0] if shape and shape[0] else 0))
     held = 0 if mapped else stored * (size if whole else block)
@@ -80,8 +83,8 @@ def estimate(
     if spectra:
         kept, peak = _of_spectra(tuple(shape), dtype_base, dtype_tuned)
         needs.append(peak)
-    if draws:
-        needs.append(kept + _NULLS * size)
+    if nulls or drawn:
+        needs.append(kept + _LAWS * size + _MASKS * (size if drawn else min(size, DRAWABLE)))
     return LEAST + held + max(needs)
 
 
@@ -108,8 +111,8 @@ class Need:
     size: int
 
 
-def need_of(pair: PairTable, tensor: str) -> Need:
-    """What a row of that tensor takes, from the headers alone."""
+def need_of(pair: PairTable, tensor: str, *, drawn: bool = False) -> Need:
+    """What a row of that tensor takes, from the headers alone; `drawn` says that masks of nulls are held."""
     row, facts = pair.tensors.aligned[tensor], pair.tensors.facts(tensor)
     matrix = row.status is Status.compared and is_block_matrix(facts)
     size = estimate(
@@ -117,7 +120,8 @@ def need_of(pair: PairTable, tensor: str) -> Need:
         row.dtype_base or row.dtype_tuned or "F64",
         row.dtype_tuned or row.dtype_base or "F64",
         spectra=matrix and pair.spectra,
-        draws=pair.draws,
+        nulls=bool(pair.nulls),
+        drawn=drawn,
         axes=matrix and pair.axes,
         mapped=is_mapped(pair.base) and is_mapped(pair.tuned),
     )
@@ -161,7 +165,7 @@ def _allowed(need: Need, cap: int, workers: int) -> int:
         f"{size_text(PROCESS)} for the process",
         found=size_text(cap),
         remedy="give a larger --memory; or leave the tensor out with --layers and --matrices, or take "
-        "--draws 0 or --no-spectra",
+        "--no-spectra",
     )
 
 

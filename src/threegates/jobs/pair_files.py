@@ -66,7 +66,6 @@ def measure_to_files(
     *,
     masks: Path | None,
     axis: Path | None,
-    draws: int,
     seed: int,
     nulls: Sequence[str] = FOUNDING,
     spectra: bool = True,
@@ -84,8 +83,8 @@ def measure_to_files(
     """
     targets = [path for path in (out, masks, axis) if path is not None]
     _check_targets(targets, masks)
-    drawn = {"draws": draws, "seed": seed, "nulls": asked_for(nulls)}
-    job = table_job(pair, {**drawn, "axes": axis is not None, "spectra": spectra})
+    asked = {"seed": seed, "nulls": asked_for(nulls)}
+    job = table_job(pair, {**asked, "axes": axis is not None, "spectra": spectra})
     parts = Parts(parts_folder(out), job.digest)
     tables = _measured(job, parts, workers)
     # Masks first: what can still fail comes before the table that says that all went well.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -92,7 +92,8 @@ TENSOR_SWEEP_COLUMNS = {
     "sparsity_fp32": "float64",
     "sparsity_storage_norm": "float64",
 }
-_AXIS_COLUMNS = {
+#: What is observed along an axis.
+OBSERVED_AXIS_COLUMNS = {
     "pair": "str",
     "tensor": "str",
     "role": "str",
@@ -106,7 +107,7 @@ _AXIS_COLUMNS = {
 
 def axis_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
     """Columns of the axis table and their types, with those of the nulls that it is measured with."""
-    return {**_AXIS_COLUMNS, **summary_columns(nulls), "draws": "int64"}
+    return {**OBSERVED_AXIS_COLUMNS, **summary_columns(nulls), "draws": "int64"}
 
 
 @dataclass(frozen=True)
@@ -142,8 +143,17 @@ class PairTensors:
         facts = self.facts(tensor)
         if not self.compared(tensor):
             return {"tensor": [facts], "axis": [], "tensor_sweep": []}
-        counted, found = self.measured(tensor, facts, self.loaded(tensor, facts), COARSE_ETAS)
-        return found | {"tensor_sweep": _coarse_rows(counted, found["tensor"][0])}
+        pair = self.loaded(tensor, facts)
+        rows = rows_of_pair(pair) if pair else load_rows(self.base, self.tuned, tensor)
+        sample = EvenSample(rows.size)
+        counted = count(rows, COARSE_ETAS, sample.add)
+        generator = noise_generator(self.seed, "scale", self.name, tensor)
+        scale = noise_scale_for(counted.norm_delta_bf16, sample, generator)
+        row = facts | numbers_of(counted, scale, noise_sparsity(sample, scale))
+        axis: list[dict] = []
+        if self.axes and is_block_matrix(facts):
+            axis = self._axis_rows(pair, facts, counted.counts, scale)
+        return {"tensor": [row], "axis": axis, "tensor_sweep": _coarse_rows(counted, sample, row)}
 
     def facts(self, tensor: str) -> dict:
         """What the headers say of a tensor: the first columns of its row."""
@@ -156,26 +166,10 @@ class PairTensors:
             _check_sides(self.base, self.tuned, row)
         return row.status is Status.compared
 
-    def loaded(self, tensor: str, facts: dict, *, whole: bool = False) -> TensorPair | None:
-        """Both sides of a compared tensor, if its null masks or something else needs the whole of it."""
+    def loaded(self, tensor: str, facts: dict) -> TensorPair | None:
+        """Both sides of a compared tensor, if its null masks need the whole of it."""
         drawn = self.axes and self.draws and is_block_matrix(facts)
-        return load_pair(self.base, self.tuned, tensor) if whole or drawn else None
-
-    def measured(
-        self, tensor: str, facts: dict, pair: TensorPair | None, etas: tuple[float, ...] = ()
-    ) -> tuple[Counted, Rows]:
-        """Rows of a compared tensor, that is held or else read block by block, and what they come from.
-
-        etas : coarser tolerances to count changes at.
-        """
-        rows = rows_of_pair(pair) if pair else load_rows(self.base, self.tuned, tensor)
-        counted = count(rows, etas)
-        numbers = _numbers(counted, noise_generator(self.seed, "scale", self.name, tensor))
-        axis: list[dict] = []
-        if self.axes and is_block_matrix(facts):
-            observed = counted.counts
-            axis = self._axis_rows(pair, facts, observed, numbers["storage_norm_scale"])
-        return counted, {"tensor": [facts | numbers], "axis": axis}
+        return load_pair(self.base, self.tuned, tensor) if drawn else None
 
     def _axis_rows(
         self, pair: TensorPair | None, facts: dict, counts: MaskCounts, scale: float
@@ -204,7 +198,6 @@ class Counted:
 
     counts : of the bf16 update mask; stored : entries that differ as stored; coarse : changes by tolerance.
     Norms are Frobenius's in float64: of the base in bf16, and of ΔW as stored and between the bf16 tensors.
-    sample : of the base in bf16.
     """
 
     counts: MaskCounts
@@ -213,15 +206,18 @@ class Counted:
     norm_base: float
     norm_delta: float
     norm_delta_bf16: float
-    sample: EvenSample
 
 
-def count(rows: PairRows, etas: tuple[float, ...] = ()) -> Counted:
-    """Count changes and sum up norms, block by block; counts do not depend on the blocks, norms to 1e-15."""
+def count(
+    rows: PairRows, etas: tuple[float, ...] = (), look: Callable[[Tensor], None] | None = None
+) -> Counted:
+    """Count changes and sum up norms, block by block; counts do not depend on the blocks, norms to 1e-15.
+
+    look : sees every block of the base in bf16 on its way.
+    """
     counts = _SumOfCounts(rows.shape)
     changed: dict[float | str, int] = dict.fromkeys(("stored", *etas), 0)
     squares: dict[str, list[float]] = {"base": [], "delta": [], "delta_bf16": []}
-    sample = EvenSample(rows.size)
     for pair in rows:
         counts.add(count_changes(pair.base, pair.tuned))
         before, after = as_stored(pair)
@@ -231,10 +227,11 @@ def count(rows: PairRows, etas: tuple[float, ...] = ()) -> Counted:
         squares["delta_bf16"].append(squared_norm(pair.tuned, pair.base))
         for eta in etas:
             changed[eta] += _changed_beyond(pair, eta)
-        sample.add(pair.base)
+        if look:
+            look(pair.base)
     norms = {f"norm_{name}": math.sqrt(math.fsum(values)) for name, values in squares.items()}
     coarse = {eta: changed[eta] for eta in etas}
-    return Counted(counts.whole(), changed["stored"], coarse, sample=sample, **norms)
+    return Counted(counts.whole(), changed["stored"], coarse, **norms)
 
 
 class _SumOfCounts:
@@ -367,11 +364,9 @@ def facts_of(row: AlignedTensor, name: str) -> dict:
     }
 
 
-def _numbers(counted: Counted, generator: torch.Generator) -> dict:
-    """The counts and norms of a row, and the sparsity of noise of the stored update's norm."""
+def numbers_of(counted: Counted, scale: float, noise: tuple[float, float]) -> dict:
+    """The counts and norms of a row; scale and sparsity (with sd) of noise of the stored update's norm."""
     counts = counted.counts
-    scale = noise_scale_for(counted.norm_delta_bf16, counted.sample, generator)
-    noise, noise_sd = noise_sparsity(counted.sample, scale)
     return {
         "changed": counts.changed,
         "sparsity": counts.sparsity,
@@ -381,17 +376,17 @@ def _numbers(counted: Counted, generator: torch.Generator) -> dict:
         "norm_delta": counted.norm_delta,
         "norm_delta_bf16": counted.norm_delta_bf16,
         "storage_norm_scale": scale,
-        "sparsity_storage_norm": noise,
-        "sparsity_storage_norm_sd": noise_sd,
+        "sparsity_storage_norm": noise[0],
+        "sparsity_storage_norm_sd": noise[1],
     }
 
 
-def _coarse_rows(counted: Counted, row: dict) -> list[dict]:
+def _coarse_rows(counted: Counted, sample: EvenSample, row: dict) -> list[dict]:
     """The tensor's row at coarser tolerances; what float32 shows is the same at all of them."""
     kept = {name: row[name] for name in TENSOR_SWEEP_COLUMNS if name in row}
     rows = []
     for eta, changed in counted.coarse.items():
-        noise, _ = noise_sparsity(counted.sample, row["storage_norm_scale"], eta)
+        noise, _ = noise_sparsity(sample, row["storage_norm_scale"], eta)
         rows.append({**kept, "eta": eta, "changed": changed, "sparsity": sparsity(changed, row["size"])})
         rows[-1]["sparsity_storage_norm"] = noise
     return rows
@@ -414,7 +409,12 @@ def difference(after: Tensor, before: Tensor) -> Tensor:
 
 def axis_row(facts: dict, axis: str, mask: Tensor | MaskCounts, draws: int) -> dict:
     """The observed half of a row of the axis table."""
+    return {**observed_axis(facts, axis, mask), "draws": draws}
+
+
+def observed_axis(facts: dict, axis: str, mask: Tensor | MaskCounts) -> dict:
+    """Ratios of a matrix along an axis and their dispersion, with the matrix's names."""
     ratio, dispersion = axis_facts(mask, axis)
     keys = {name: facts[name] for name in ("pair", "tensor", "role", "layer")}
     numbers = {"density": float(ratio.mean()), "ratio": ratio.tolist(), "dispersion": dispersion}
-    return {**keys, "axis": axis, **numbers, "draws": draws}
+    return {**keys, "axis": axis, **numbers}

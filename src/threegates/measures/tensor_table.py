@@ -1,27 +1,49 @@
 """One row a tensor with everything that is measured of a pair: changes, norms, spectra, angles, overlaps.
 
 The row is put together from those of the other tables: `threegates.measures.changes` for what any tensor has,
-`threegates.measures.drift` for the stored update's singular values and angles, `threegates.measures.overlap`
-for the bf16 mask on principal and small weights, with its nulls. A tensor without spectra says why in the
-column `spectra`; its numbers are empty.
+`threegates.measures.drift` for the stored update's singular values and angles, and the bf16 mask's overlaps
+with principal and small weights. Nulls are laws, of `threegates.measures.null_laws`. A tensor without spectra
+says why in the column `spectra`; its numbers are empty.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from threegates.checkpoints.pairs import TensorPair
-from threegates.checkpoints.tensors import Checkpoint
-from threegates.geometry.masks import update_mask
-from threegates.geometry.nulls.null import NullMasks
-from threegates.geometry.principal import HEADLINE_ALPHA, TARGETS, headline_rank
-from threegates.measures.by_tensor import Rows, Shared
-from threegates.measures.changes import TENSOR_COLUMNS, PairTensors, axis_columns, is_block_matrix
-from threegates.measures.drift import DRIFT_COLUMNS, drift_numbers, moved_from
-from threegates.measures.overlap import matrix_of, overlap_rows
+from torch import Tensor
 
+from threegates.checkpoints.pairs import TensorPair, load_pair, load_rows, rows_of_pair
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.geometry.laws.codes import CodeCounter, CodeCounts
+from threegates.geometry.laws.noise import noise_of, noise_sparsity, scale_of_norm
+from threegates.geometry.masks import pack, unpack, update_mask
+from threegates.geometry.nulls.null import Null, NullMasks
+from threegates.geometry.principal import (
+    HEADLINE_ALPHA,
+    TARGETS,
+    headline_rank,
+    overlaps,
+    principal_targets,
+)
+from threegates.measures.bases import base_of
+from threegates.measures.by_tensor import Rows, Shared
+from threegates.measures.changes import (
+    OBSERVED_AXIS_COLUMNS,
+    TENSOR_COLUMNS,
+    Counted,
+    PairTensors,
+    count,
+    is_block_matrix,
+    numbers_of,
+    observed_axis,
+)
+from threegates.measures.drift import DRIFT_COLUMNS, drift_numbers, moved_from
+from threegates.measures.null_laws import MaskBeside, beside, law_columns
+
+AXES = ("row", "column")
 #: Columns of the drift table that a row takes over.
 SPECTRAL = (
     "accuracy",
@@ -44,8 +66,6 @@ SPECTRAL = (
     "energy",
     "energy_expected",
 )
-#: What a null of an overlap is summed up by.
-OF_NULL = ("mean", "low", "high", "p")
 #: Types that have room for nothing.
 _NULLABLE = {"int64": "Int64", "bool": "boolean"}
 
@@ -61,31 +81,32 @@ MEASURED = "measured"
 
 def table_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
     """Columns of the table and their types, with those of the nulls that it is measured with."""
-    drawn = {
-        f"overlap_{target}_{null.name}_{what}": "float64"
-        for target in TARGETS
-        for null in nulls
-        for what in OF_NULL
-    }
-    return {**TENSOR_COLUMNS, **_SPECTRA_COLUMNS, **drawn, "draws": "int64"}
+    stems = [f"overlap_{target}_{null.name}" for target in TARGETS for null in nulls]
+    beside = {name: kind for stem in stems for name, kind in law_columns(stem).items()}
+    return {**TENSOR_COLUMNS, **_SPECTRA_COLUMNS, **beside}
+
+
+def axis_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
+    """Columns of the table of rows and columns, with those of the nulls beside their dispersion."""
+    beside = {name: kind for null in nulls for name, kind in law_columns(null.name).items()}
+    return {**OBSERVED_AXIS_COLUMNS, **beside}
 
 
 @dataclass(frozen=True)
 class PairTable:
     """A pair with one row a tensor.
 
-    draws : masks under each null of overlaps and, with axes, of row and column ratios; 0 leaves their columns
-    empty. spectra : whether spectra, angles and overlaps are measured at all. nulls : those beside it.
+    axes : whether row and column ratios are measured. spectra : whether spectra, angles and overlaps are
+    measured at all. nulls : those beside overlaps and ratios. seed : of what has no law and is drawn.
     """
 
     base: Checkpoint
     tuned: Checkpoint
     name: str
-    draws: int = 0
     seed: int = 0
     axes: bool = False
     spectra: bool = True
-    nulls: Sequence[NullMasks] = ()
+    nulls: Sequence[Null] = ()
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:
@@ -95,7 +116,7 @@ class PairTable:
     @cached_property
     def tensors(self) -> PairTensors:
         """The half of the measurement that every tensor has."""
-        return PairTensors(self.base, self.tuned, self.name, self.draws, self.seed, self.axes, self.nulls)
+        return PairTensors(self.base, self.tuned, self.name)
 
     @property
     def names(self) -> list[str]:
@@ -106,16 +127,22 @@ class PairTable:
         """The row of one tensor, and the axis table's two if they are asked for."""
         facts = self.tensors.facts(tensor)
         if not self.tensors.compared(tensor):
-            why = f"not compared: {facts['status']}"
-            return {"tensor": [facts | {"spectra": why, "draws": 0}], "axis": []}
-        why = self._why_not(facts)
-        pair = self.tensors.loaded(tensor, facts, whole=not why)
-        _, found = self.tensors.measured(tensor, facts, pair)
-        row = found["tensor"][0]
-        spectra = {"spectra": why, "draws": 0}
-        if pair and not why:
-            spectra = self._spectra(pair, row["storage_norm_scale"], shared)
-        return {**found, "tensor": [row | spectra]}
+            return {"tensor": [facts | {"spectra": f"not compared: {facts['status']}"}], "axis": []}
+        why, axes = self._why_not(facts), self.axes and is_block_matrix(facts)
+        if why and not axes:
+            return {"tensor": [facts | self._streamed(tensor) | {"spectra": why}], "axis": []}
+        pair = load_pair(self.base, self.tuned, tensor)
+        counted = count(rows_of_pair(pair))
+        matrix = _Matrix(pair, self, counted, shared)
+        spectra = {"spectra": why} if why else matrix.spectra()
+        axis = matrix.axis_rows(facts) if axes else []
+        return {"tensor": [facts | matrix.numbers() | spectra], "axis": axis}
+
+    def _streamed(self, tensor: str) -> dict:
+        """What a tensor has of which only a block is held at a time."""
+        counter = CodeCounter()
+        counted = count(load_rows(self.base, self.tuned, tensor), look=counter.add)
+        return _numbers(counted, counter.whole())
 
     def _why_not(self, facts: dict) -> str:
         """Why a compared tensor has no spectra; nothing if it has."""
@@ -127,19 +154,76 @@ class PairTable:
             return "not in a block"
         return "" if self.spectra else "not asked for"
 
-    def _spectra(self, pair: TensorPair, scale: float, shared: Shared) -> dict:
-        numbers = drift_numbers(moved_from(pair.base_stored, pair.tuned_stored, shared))
-        overlaps = self._overlaps(pair, scale, shared)
-        chosen = {name: numbers[name] for name in SPECTRAL}
-        return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **overlaps, "draws": self.draws}
 
-    def _overlaps(self, pair: TensorPair, scale: float, shared: Shared) -> dict[str, float]:
-        rank = headline_rank(pair.base.shape)
-        matrix = matrix_of(pair, self.name, self.draws, self.seed, rank, shared, self.nulls, scale)
-        columns: dict[str, float] = {}
-        for row in overlap_rows(matrix, {"bf16": update_mask(pair.base, pair.tuned)}):
-            target = row["target"]
-            columns |= {f"{what}_{target}": row[what] for what in ("overlap", "density")}
-            drawn = {f"{null.name}_{what}" for null in self.nulls for what in OF_NULL} & row.keys()
-            columns |= {f"overlap_{target}_{name}": row[name] for name in drawn}
+def _numbers(counted: Counted, codes: CodeCounts) -> dict:
+    """Counts and norms, and the noise of the stored update's norm, from the base's codes."""
+    if not codes.size:
+        return numbers_of(counted, 0.0, (math.nan, math.nan))
+    scale = scale_of_norm(codes, counted.norm_delta_bf16)
+    return numbers_of(counted, scale, noise_sparsity(noise_of(codes), scale))
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix in a block that is held as a whole."""
+
+    pair: TensorPair
+    table: PairTable
+    counted: Counted
+    shared: Shared
+
+    @cached_property
+    def beside(self) -> MaskBeside:
+        """Its mask, and its targets where overlaps are measured, with what nulls hang on."""
+        packed = list(self.targets.values()) if self.table.spectra else []
+        shape = tuple(self.pair.base.shape)
+        return MaskBeside(
+            self.table.name,
+            self.pair.name,
+            self.pair.base,
+            update_mask(self.pair.base, self.pair.tuned),
+            [unpack(one, shape) for one in packed],
+            self.counted.norm_delta_bf16,
+            self.table.seed,
+        )
+
+    @cached_property
+    def targets(self) -> dict[str, Tensor]:
+        """Packed targets of the base at the headline rank and share."""
+        base = self.pair.base
+        k = headline_rank(base.shape)
+        leading = base_of(base, k, self.shared).leading.leading
+        return self.shared.of(
+            ("targets", k),
+            base,
+            lambda: principal_targets(base, leading.left[:, :k], leading.values[:k], leading.right[:, :k]),
+        )
+
+    def numbers(self) -> dict:
+        """What any tensor has."""
+        return _numbers(self.counted, self.beside.seen.codes)
+
+    def spectra(self) -> dict:
+        """Singular values, angles and overlaps."""
+        moved = moved_from(self.pair.base_stored, self.pair.tuned_stored, self.shared)
+        numbers = drift_numbers(moved)
+        chosen = {name: numbers[name] for name in SPECTRAL}
+        return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **self._overlaps()}
+
+    def _overlaps(self) -> dict:
+        found = overlaps(pack(self.beside.mask), self.targets, self.pair.base.numel())
+        columns: dict = {}
+        for target, one in found.items():
+            columns |= {f"overlap_{target}": one.overlap, f"density_{target}": one.density}
+        for null in self.table.nulls:
+            for (target, one), law in zip(found.items(), self.beside.overlaps(null), strict=True):
+                columns |= beside(f"overlap_{target}_{null.name}", one.overlap, law, "two-sided")
         return columns
+
+    def axis_rows(self, facts: dict) -> list[dict]:
+        """Both rows of the axis table."""
+        rows = [observed_axis(facts, axis, self.counted.counts) for axis in AXES]
+        for null in self.table.nulls:
+            for row, law in zip(rows, self.beside.dispersions(null), strict=True):
+                row |= beside(null.name, row["dispersion"], law, "upper")
+        return rows

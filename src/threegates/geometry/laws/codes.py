@@ -60,6 +60,34 @@ class CodeCounts:
         return torch.from_numpy(self.patterns.astype(np.uint16).view(np.int16)).view(torch.bfloat16)
 
 
+class CodeCounter:
+    """Counts codes of a tensor that comes in pieces, −0 as +0, apart for each label.
+
+    kinds : number of labels, 1 where there are none.
+    """
+
+    def __init__(self, kinds: int = 1) -> None:
+        self.kinds = kinds
+        self._found = np.zeros(PATTERNS * kinds, dtype=np.int64)
+
+    def add(self, piece: Tensor, labels: Tensor | None = None) -> None:
+        """Count one more piece, of finite bfloat16."""
+        require_finite_bf16(piece, "base")
+        bits = piece.contiguous().view(torch.int16).reshape(-1)
+        flat = None if labels is None else labels.reshape(-1)
+        for start in range(0, bits.numel(), TILE):
+            here = slice(start, start + TILE)
+            self._found += _counted(bits[here], None if flat is None else flat[here], self.kinds)
+
+    def whole(self) -> CodeCounts:
+        """The counts of all pieces."""
+        table = self._found.reshape(PATTERNS, self.kinds).copy()
+        table[0] += table[_MINUS_ZERO]
+        table[_MINUS_ZERO] = 0
+        patterns = np.flatnonzero(table.any(axis=1))
+        return CodeCounts(patterns, table[patterns])
+
+
 def count_codes(
     base: Shaped[Tensor, "*shape"],
     labels: UInt8[Tensor, "*shape"] | None = None,
@@ -83,23 +111,15 @@ def count_codes(
 
     **Source** this study: a coordinate-blind null sees a weight's code alone.
     """
-    require_finite_bf16(base, "base")
     if labels is not None and labels.shape != base.shape:
-        raise GeometryError("labels do not fit the base", expected=tuple(base.shape), found=tuple(labels.shape))
-    bits = base.contiguous().view(torch.int16).reshape(-1)
-    flat = None if labels is None else labels.reshape(-1)
-    found = np.zeros(PATTERNS * kinds, dtype=np.int64)
-    for start in range(0, bits.numel(), TILE):
-        here = slice(start, start + TILE)
-        counted = _counted(bits[here], None if flat is None else flat[here], kinds)
-        if len(counted) > len(found):
-            raise GeometryError("a label has no kind", expected=f"0 … {kinds - 1}", found=int(flat.max()))  # type: ignore[union-attr]
-        found += counted
-    table = found.reshape(PATTERNS, kinds)
-    table[0] += table[_MINUS_ZERO]
-    table[_MINUS_ZERO] = 0
-    patterns = np.flatnonzero(table.any(axis=1))
-    return CodeCounts(patterns, table[patterns])
+        raise GeometryError(
+            "labels do not fit the base", expected=tuple(base.shape), found=tuple(labels.shape)
+        )
+    if labels is not None and labels.numel() and int(labels.max()) >= kinds:
+        raise GeometryError("a label has no kind", expected=f"0 … {kinds - 1}", found=int(labels.max()))
+    counter = CodeCounter(kinds)
+    counter.add(base, labels)
+    return counter.whole()
 
 
 def _counted(bits: Tensor, labels: Tensor | None, kinds: int) -> np.ndarray:

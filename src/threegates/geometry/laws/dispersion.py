@@ -50,7 +50,7 @@ class LineCounts:
 
 
 def functions_of_noise(noise: Noise, scale: float, *, stopped: bool) -> np.ndarray:
-    """(5, K) functions of the code that `at_count` and `at_scale` want summed along lines: mean, v, κ₃, κ₄, λ.
+    """(5, K) functions of the code, to be summed along lines: mean, v, κ₃, κ₄, λ; see `at_count`.
 
     stopped : whether the scale is stopped at a count, which moves the means a little.
     """
@@ -92,8 +92,8 @@ def at_strata(of_lines: np.ndarray, sizes: np.ndarray, taken: np.ndarray, length
 
     Parameters
     ----------
-    of_lines : (m, B) entries of each stratum on each line; sizes, taken : (B,) entries of the stratum, changed
-        ones among them.
+    of_lines : (m, B) entries of each stratum on each line; sizes : (B,) entries of the stratum; taken : (B,)
+        changed ones among them.
 
     **Source** multivariate hypergeometric counts: Johnson, Kotz and Balakrishnan (1997), §39.2.
     """

@@ -16,10 +16,9 @@ LAW, DRAWN, FIRST_ORDER = "law", "drawn", "first order"
 _LN10 = math.log(10)
 
 
-
 @dataclass(frozen=True)
 class Standing:
-    """A null in short, as columns have it: mean, sd, 2.5 % and 97.5 % quantiles; the observed value's p and z.
+    """A null in short: mean, sd, 2.5 % and 97.5 % quantiles; the observed value's z and p.
 
     p = 10 ** log10_p, which may underflow to 0 where log10_p does not. how : as of `Law`.
     """
@@ -54,7 +53,7 @@ class Law:
     how: str = LAW
 
     def against(self, observed: float, tail: str = "upper") -> Standing:
-        """Where an observed value stands; `tail` is 'upper' or 'two-sided' (twice the smaller tail, at most 1).
+        """Where an observed value stands, by its 'upper' or 'two-sided' tail (twice the smaller, at most 1).
 
         z is NaN where the law has no spread.
 
@@ -80,12 +79,10 @@ def certain(value: float) -> Law:
 
 def unknown() -> Law:
     """The law of a statistic that is not defined, such as the overlap of an empty mask."""
-    return Law(*([math.nan] * 4), lambda _: (math.nan, math.nan))
+    return Law(math.nan, math.nan, math.nan, math.nan, lambda _: (math.nan, math.nan))
 
 
-def near_normal(
-    mean: float, sd: float, skewness: float, tail: Callable[[float], tuple[float, float]]
-) -> Law:
+def near_normal(mean: float, sd: float, skewness: float, tail: Callable[[float], tuple[float, float]]) -> Law:
     """A law whose quantiles are the normal's, corrected for skewness by Cornish and Fisher's first term.
 
     **Source** Cornish and Fisher (1938).

@@ -28,11 +28,12 @@ from threegates.geometry.laws.ratio import overlap_at_scale
 from threegates.geometry.laws.stopped import SMALL, stopped_sum
 from threegates.geometry.laws.strata import Strata, one_stratum, quantile_strata
 
+
 @dataclass(frozen=True)
 class Seen:
     """An observed mask and targets on a base, as counts of codes: all that a law asks of them.
 
-    codes : counted with a label for every combination: 1 for the mask, 2, 4, … for the targets in their order.
+    codes : counted by labels that add up: 1 for the mask, 2, 4, … for the targets in their order.
     norm : ‖ΔW‖_F of the stored update, which null 1b's scale is found from. eta : of the mask, see `Noise`.
     seed : of what has to be drawn after all.
     """

@@ -59,7 +59,7 @@ class Noise:
         with np.errstate(over="ignore", under="ignore"):
             sides = [np.minimum(gap / scale, 1e3) for gap in (self.down, self.up)]
             pull = [y * np.exp(-0.5 * y * y) / _SQRT_2PI for y in sides]
-        bend = sum((y * y - 1) * one for y, one in zip(sides, pull, strict=True))
+        bend = sum(((y * y - 1) * one for y, one in zip(sides, pull, strict=True)), np.zeros_like(pull[0]))
         return Rates(ndtr(-sides[0]) + ndtr(-sides[1]), pull[0] + pull[1], bend)
 
     def expected(self, scale: float) -> float:
@@ -85,7 +85,9 @@ def noise_of(codes: CodeCounts, eta: float = ETA) -> Noise:
     return Noise(codes.counts, *codes.gaps(eta))
 
 
-def _root_in_log(excess: Callable[[float], float], low: float = LEAST_LOG, high: float = LARGEST_LOG) -> float:
+def _root_in_log(
+    excess: Callable[[float], float], low: float = LEAST_LOG, high: float = LARGEST_LOG
+) -> float:
     return math.exp(brentq(lambda log: excess(math.exp(log)), low, high, xtol=1e-12, rtol=1e-15))
 
 
@@ -142,7 +144,7 @@ def _near(values: np.ndarray, scale: float) -> np.ndarray:
 
 
 def _near_ones(values: np.ndarray, scale: float) -> np.ndarray:
-    """By parts from the cell of zero: w² + 2 Σ_j g_j [(b_j − w) Φ(−(b_j − w)/s) + (b_j + w) Φ(−(b_j + w)/s)]."""
+    """By parts from the cell of zero: w² + 2 Σ_j g_j [y Φ(−y/s) at y = b_j − w, and at y = b_j + w]."""
     start = _fine_up_to(scale)
     borders, steps = _borders(start, (SMOOTH + REACH) * scale)
     total = values * values
@@ -205,7 +207,9 @@ def _far(values: np.ndarray, scale: float) -> np.ndarray:
     last = np.minimum(np.maximum(_pattern_below(values + REACH * scale) + 1, own + 1), 0x7F80)
     lengths = last - first
     which = np.repeat(np.arange(len(values)), lengths)
-    lower = np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths) + np.repeat(first, lengths)
+    lower = (
+        np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths) + np.repeat(first, lengths)
+    )
     below, above = _value_of(lower), _value_of(lower + 1)
     away = np.abs((below + above) / 2 - values[which])
     return np.bincount(which, 2 * (above - below) * away * ndtr(-away / scale), minlength=len(values))

@@ -56,7 +56,7 @@ def sum_tail(counts: np.ndarray, p: np.ndarray, step: np.ndarray, y: float) -> f
     if y >= most - margin:
         return float(counts[step > 0] @ np.log(p[step > 0]) + counts[step < 0] @ np.log1p(-p[step < 0]))
     t = increasing_root(lambda t: _mean_and_variance(counts, p, step, t), y)
-    tilted, variance = _mean_and_variance(counts, p, step, t)
+    _, variance = _mean_and_variance(counts, p, step, t)
     exponent = t * y - float(counts @ log_mgf(p, t * step))
     return log_tail(math.copysign(math.sqrt(max(2 * exponent, 0.0)), t), t * math.sqrt(variance))
 

@@ -6,7 +6,8 @@ probabilities p_i(τ), and the null stops at the τ where the n₁-th change hap
     P(X ≥ x) = ∫ dτ Σ_i λ_i(τ) P(X₋ᵢ + a_i ≥ x, N₋ᵢ = n₁ − 1 at τ).
 
 All of it, the integral over τ included, is approximated about one saddle point of
-K(t, z, τ) − t x − z n₁, K = Σ log(1 − p + p e^{ta + z}); its relative error is O(1/variance) far into the tails.
+K(t, z, τ) − t x − z n₁, K = Σ log(1 − p + p e^{ta + z}); its relative error is O(1/variance), however
+far out.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def stopped_sum(noise: Noise, inside: np.ndarray, changed: int, generator: np.ra
 
 
 def inclusion(noise: Noise, rates: Rates) -> np.ndarray:
-    """(K,) probability that null 1a changes a weight of each code, at the scale of the count, to second order.
+    """(K,) probability that null 1a changes a weight of each code, to second order, from the count's scale.
 
     Weight j changes if its critical scale lies below the n₁-th among the others, whose logarithm δ about the
     scale of the count has E δ = (p_j − 1/2)/Λ + V′/2Λ² − Λ′V/2Λ³ and variance V/Λ², V = Σv. The sum over all
@@ -193,7 +194,7 @@ class _Stopped:
 def drawn_sums(
     noise: Noise, inside: np.ndarray, changed: int, draws: int, generator: np.random.Generator
 ) -> np.ndarray:
-    """Draws of |mask ∩ A| for several A under null 1a, exact, at a cost of the rarer of changed and unchanged.
+    """Draws of |mask ∩ A| for several A under null 1a, exact, at the cost of the rarer of changed and not.
 
     The smallest critical scales come from those below a scale that more than enough weights pass; where
     few weights stay unchanged, the largest ones from above.

@@ -1,4 +1,4 @@
-"""Strata of |w|, within which the magnitude null permutes a mask; one stratum is the paper's Bernoulli null."""
+"""Strata of |w|, within which the magnitude null permutes a mask; the paper's Bernoulli null has one."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def quantile_strata(codes: CodeCounts, bins: int = QUANTILE_BINS) -> Strata:
     """
     if bins < 1:
         raise GeometryError("strata are counted from one", found=bins)
-    magnitudes, place = np.unique(codes.patterns & 0x7FFF, return_inverse=True)
+    _, place = np.unique(codes.patterns & 0x7FFF, return_inverse=True)
     counts = np.bincount(place, codes.counts).astype(np.int64)
     ranks = counts.cumsum() - counts
     return Strata((ranks * bins // codes.size)[place], bins)

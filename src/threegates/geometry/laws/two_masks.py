@@ -59,7 +59,9 @@ def stopped_intersection(noise: Noise, changed: tuple[int, int]) -> Law:
         upper = _TwoStops(noise, changed, logs).log_upper(math.ceil(x - 1e-9))
         return upper, _TwoStops(noise, changed, logs).log_lower(math.floor(x + 1e-9))
 
-    return near_normal(float(h @ (inclusion(noise, first) * inclusion(noise, second))), sd, third / sd**3, tail)
+    return near_normal(
+        float(h @ (inclusion(noise, first) * inclusion(noise, second))), sd, third / sd**3, tail
+    )
 
 
 def _moments(
@@ -137,7 +139,7 @@ class _TwoStops:
         return None
 
     def _hessian(self, point: np.ndarray, x: float) -> np.ndarray:
-        """Central differences of the gradient, which is exact: far shorter than fifteen second derivatives."""
+        """Central differences of the gradient, which is exact; second derivatives would be fifteen."""
         step, out = 1e-5, np.empty((5, 5))
         for i in range(5):
             ahead, behind = point.copy(), point.copy()
@@ -196,9 +198,7 @@ def _outcomes(p: np.ndarray, q: np.ndarray, j: float) -> tuple[tuple[np.ndarray,
     return (p * q, 1 - j), (p + q - 2 * p * q, -j)
 
 
-def _tail_at_zero(
-    counts: np.ndarray, outcomes: tuple[tuple[np.ndarray, float], ...], sign: float
-) -> float:
+def _tail_at_zero(counts: np.ndarray, outcomes: tuple[tuple[np.ndarray, float], ...], sign: float) -> float:
     """log P(sign · Σ ≥ 0) of a sum of independent values."""
     values = [sign * x for _, x in outcomes]
     chances = [p for p, _ in outcomes]

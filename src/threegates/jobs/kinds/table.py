@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from threegates.jobs.jobs import Cut, Job, Kind
 from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.sources import StudyPair
-from threegates.measures import changes, tensor_table
+from threegates.measures import tensor_table
 
 
 def table_job(pair: StudyPair, options: dict) -> Job:
@@ -16,16 +16,17 @@ def table_job(pair: StudyPair, options: dict) -> Job:
 
 
 def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
-    """One job a pair."""
+    """One job a pair; its nulls are laws, so that it hangs on no number of draws."""
+    own = {key: value for key, value in options.items() if key != "draws"}
     for pair in pairs:
-        yield Cut(pair.name, {"base": pair.base, "tuned": pair.tuned}, {**options, "name": pair.name})
+        yield Cut(pair.name, {"base": pair.base, "tuned": pair.tuned}, {**own, "name": pair.name})
 
 
 TABLE = Kind(
     name="table",
     tables={
         "tensor": tensor_table.table_columns(founding_nulls()),
-        "axis": changes.axis_columns(founding_nulls()),
+        "axis": tensor_table.axis_columns(founding_nulls()),
     },
     root="threegates.measures.tensor_table.PairTable",
     cut=_cut,
