@@ -451,8 +451,8 @@ def prove_by_cholesky(operator: WeightOperator, ritz: RitzTriplets, residuals: R
     """
     if ritz.values.numel() == operator.n:
         return 0.0
-    gram = operator.gram(torch.float64)
-    gram.addmm_(ritz.right * ritz.values.square(), ritz.right.T, alpha=-1)
+    deflated = ritz.right * ritz.values.square()
+    gram = operator.exact_gram.addmm(deflated, ritz.right.T, alpha=-1)
     for shift in _shifts(operator, ritz, residuals):
         if _is_positive_definite(gram, shift):
             return shift + _cholesky_error(operator, ritz, residuals, shift)

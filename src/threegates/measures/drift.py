@@ -28,6 +28,7 @@ from threegates.geometry.decomposition import LeadingSpectrum, update
 from threegates.geometry.directions import expected_energy, frobenius_norm, principal_energy, spectral_norm
 from threegates.geometry.norm_matching import gaussian_of_norm, match_norm
 from threegates.geometry.nulls.noise import noise_generator
+from threegates.geometry.operators import weight_operator
 from threegates.geometry.principal import headline_rank
 from threegates.geometry.spectra import FullSpectrum, singular_values, spectral_shift
 from threegates.measures.bases import REFERENCE_SIDE, Base, base_of
@@ -254,18 +255,21 @@ def _variants(
 
 def moved_from(base: Tensor, tuned: Tensor, shared: Shared) -> _Moved:
     """A tuned matrix, measured against its base at the headline rank."""
-    return _moved(base_of(base, headline_rank(base.shape), shared), tuned)
+    return _moved(base_of(base, headline_rank(base.shape), shared, spectrum=True), tuned)
 
 
 def _moved(side: Base, tensor: Tensor) -> _Moved:
     tuned = tensor.to(side.weight.dtype)
+    operator = weight_operator(tuned)
+    leading = update(side.leading, operator, side.accuracy)
+    spectrum = side.spectrum if leading.path == "unchanged" else singular_values(operator, side.accuracy)
+    operator.release()
     delta = difference(tuned, side.weight)
-    leading = update(side.leading, tuned, side.accuracy)
     return _Moved(
         side,
         tuned,
         delta,
-        singular_values(tuned, side.accuracy),
+        spectrum,
         leading,
         subspace_angles(side.leading.leading, leading),
         frobenius_norm(delta),
