@@ -17,6 +17,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls.null import NullMasks
 from threegates.geometry.principal import HEADLINE_ALPHA, TARGETS, headline_rank
+from threegates.geometry.spectral_norms import spectral_norm_within
 from threegates.measures.by_tensor import Rows, Shared
 from threegates.measures.changes import TENSOR_COLUMNS, PairTensors, axis_columns, is_block_matrix
 from threegates.measures.drift import DRIFT_COLUMNS, drift_numbers, moved_from
@@ -128,7 +129,8 @@ class PairTable:
         return "" if self.spectra else "not asked for"
 
     def _spectra(self, pair: TensorPair, scale: float, shared: Shared) -> dict:
-        numbers = drift_numbers(moved_from(pair.base_stored, pair.tuned_stored, shared))
+        moved = moved_from(pair.base_stored, pair.tuned_stored, shared, spectral_norm_within)
+        numbers = drift_numbers(moved)
         overlaps = self._overlaps(pair, scale, shared)
         chosen = {name: numbers[name] for name in SPECTRAL}
         return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **overlaps, "draws": self.draws}
