@@ -85,7 +85,9 @@ class WeightOperator:
         """‖W − other/unit‖_F for another stored matrix of this shape, in float64."""
         total = 0.0
         for rows, tile in self._tiles(torch.float64):
-            total += float((other[rows].to(torch.float64) / self.unit - tile).square().sum())
+            wide = other[rows].to(torch.float64)
+            wide = wide if self.unit == 1.0 else wide / self.unit
+            total += float((wide - tile).square().sum())
         return math.sqrt(total)
 
     def _stored(self, x: Tensor) -> Tensor:
