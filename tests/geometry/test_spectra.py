@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.geometry.spectral_gate import fixed_set, perturbed, power_law, with_spectrum
 from threegates.errors import GeometryError
 from threegates.geometry import operators
-from threegates.geometry.operators import weight_operator
+from threegates.geometry.decomposition import decompose, update
+from threegates.geometry.operators import WeightOperator, weight_operator
 from threegates.geometry.spectra import normalised_spectral_shift, singular_values, spectral_shift
 
 FIXED = fixed_set()
@@ -123,3 +124,35 @@ def test_gram_of_several_panels_has_its_whole_lower_triangle():
         dense = weight_operator(stored).dense()
         found = weight_operator(stored).gram(torch.float64)
         torch.testing.assert_close(found.tril(), (dense.T @ dense).tril())
+
+
+@pytest.mark.parametrize(("side", "k"), [(560, 20), (300, 20), (40, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_certificate_and_spectrum_take_one_gram_matrix_and_no_bit_changes(side, k, dtype, monkeypatch):
+    weight = with_spectrum(power_law(side, 0.5), side + 40, side, 0).to(dtype)
+    tuned = perturbed(weight, 1e-3, 1)
+    base = decompose(weight, k, "certified")
+    alone = update(base, tuned, "certified"), singular_values(tuned)
+    made = []
+    gram = WeightOperator.gram
+    monkeypatch.setattr(WeightOperator, "gram", lambda self, dtype: made.append(dtype) or gram(self, dtype))
+    operator = weight_operator(tuned)
+    shared = update(base, operator, "certified"), singular_values(operator)
+    assert made.count(torch.float64) == 1
+    assert shared[0].certificate.proof == alone[0].certificate.proof
+    for name in ("values", "left", "right"):
+        assert torch.equal(getattr(shared[0], name), getattr(alone[0], name))
+    assert torch.equal(shared[0].certificate.right, alone[0].certificate.right)
+    assert torch.equal(shared[1].values, alone[1].values)
+    assert torch.equal(shared[1].errors, alone[1].errors)
+    assert torch.equal(operator.exact_gram, gram(operator, torch.float64)), "it was written to"
+
+
+def test_a_released_gram_matrix_is_gone_and_can_be_made_again():
+    operator = weight_operator(torch.ones(4, 3))
+    first = operator.exact_gram
+    assert operator.exact_gram is first
+    operator.release()
+    operator.release()
+    assert "exact_gram" not in vars(operator)
+    assert torch.equal(operator.exact_gram, first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from threegates.geometry.operators import WeightOperator
 from threegates.measures import bases
 from threegates.measures.bases import REFERENCE_SIDE, accuracy_of, base_of, working_type
 from threegates.measures.by_tensor import Shared
@@ -41,3 +42,16 @@ def test_equal_weights_of_any_type_are_decomposed_once(monkeypatch):
     assert calls == [(4, "reference")]
     assert base_of(weight, 6, shared) is not first and base_of(weight * 2, 4, shared) is not first
     assert len(calls) == 3
+
+
+def test_a_base_keeps_no_gram_matrix_and_makes_one_for_certificate_and_spectrum(monkeypatch):
+    made, gram = [], WeightOperator.gram
+    monkeypatch.setattr(WeightOperator, "gram", lambda self, dtype: made.append(dtype) or gram(self, dtype))
+    weight, shared = matrix(600, 520), Shared()
+    base = base_of(weight, 4, shared, spectrum=True)
+    assert made == [torch.float32, torch.float64]
+    assert base_of(weight, 4, shared, spectrum=True).spectrum is base.spectrum
+    assert len(made) == 2 and "exact_gram" not in vars(base.leading.operator)
+    alone = base_of(weight, 4, Shared())
+    assert "exact_gram" not in vars(alone.leading.operator)
+    assert torch.equal(alone.spectrum.values, base.spectrum.values)

@@ -67,6 +67,20 @@ def test_norms_are_those_of_the_difference(flipped):
     assert row["norm_base"] == pytest.approx(float(base.bf16(OUT).double().norm()))
 
 
+def test_of_bf16_on_both_sides_what_is_stored_is_what_bf16_shows(tmp_path):
+    base = planted.base_tensors()
+    base[Q][0, :3] = torch.tensor([0.0, -0.0, 0.0])
+    tuned = {name: weight.clone() for name, weight in base.items()}
+    tuned[Q][0, :4] = torch.tensor([-0.0, 0.0, 1.0, 2.0])
+    sides = [
+        Checkpoint.open(planted.write(tmp_path / name, one)) for name, one in (("a", base), ("b", tuned))
+    ]
+    row = measure_pair(*sides, name="p")["tensor"].set_index("tensor").loc[Q]
+    before, after = (side[Q].double().numpy() for side in (base, tuned))
+    assert row["changed_stored"] == row["changed"] == (before != after).sum() == 2
+    assert row["norm_delta"] == row["norm_delta_bf16"] == pytest.approx(np.linalg.norm(after - before))
+
+
 def test_fp32_and_bf16_sparsity_differ_where_storage_hides_updates(tmp_path):
     base = planted.base_tensors()
     tuned = {name: weight.float() * (1 + 2**-12) for name, weight in base.items()}

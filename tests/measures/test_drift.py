@@ -10,6 +10,7 @@ import torch
 from tests.planted import planted
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.measures import bases, drift
+from threegates.measures.by_tensor import Shared
 from threegates.measures.drift import (
     DRIFT_COLUMNS,
     SPECTRUM_COLUMNS,
@@ -151,6 +152,14 @@ def test_an_unchanged_weight_moves_nothing(tmp_path):
     assert set(frame["variant"]) == {"raw", "rounded", "noise"}
     assert (frame[["nss", "angle_left_max", "angle_right_max", "norm_delta"]] == 0).all(axis=None)
     assert frame[[f"{name}_holds" for name in drift.BOUNDS]].all(axis=None)
+
+
+def test_an_unchanged_weight_has_the_spectrum_of_its_base(monkeypatch):
+    monkeypatch.setattr(bases, "REFERENCE_SIDE", 16)
+    weight = planted.base_tensors()[Q]
+    moved = drift.moved_from(weight, weight.clone(), Shared())
+    assert moved.leading.path == "unchanged" and moved.spectrum is moved.side.spectrum
+    assert drift.moved_from(weight, weight * 2, Shared()).spectrum is not moved.side.spectrum
 
 
 def test_the_example_is_the_o_of_the_middle_block():

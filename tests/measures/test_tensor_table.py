@@ -10,6 +10,7 @@ import torch
 
 from tests.planted import planted
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.geometry import directions, spectral_norms
 from threegates.jobs.nulls import founding_nulls
 from threegates.measures import bases
 from threegates.measures.by_tensor import Shared, measure_all
@@ -126,6 +127,23 @@ def test_the_numbers_are_those_of_the_other_tables(noisy):
         assert mine[f"overlap_{target}"] == row["overlap"]
         assert mine[f"overlap_{target}_storage_norm_mean"] == row["storage_norm_mean"]
         assert mine[f"overlap_{target}_magnitude_p"] == row["magnitude_p"]
+
+
+def test_the_norm_of_an_update_is_iterated_to_six_digits_here_and_to_the_last_in_the_drift(
+    tmp_path, monkeypatch
+):
+    for module in (directions, spectral_norms):
+        monkeypatch.setattr(module, "DENSE_SIDE", 16)
+    base = {Q: planted.base_tensors(width=64)[Q]}
+    tuned = planted.with_noise(base, 3e-3, seed=1)
+    sides = opened(tmp_path, base, tuned)
+    truth = np.linalg.norm(tuned[Q].double().numpy() - base[Q].double().numpy(), 2)
+    drift = measure_drift(*sides, name="p")["drift"].query("variant == 'raw'").iloc[0]
+    assert drift["spectral_norm_delta"] == pytest.approx(truth, rel=1e-11)
+    monkeypatch.setattr(spectral_norms, "spectral_norm", None)
+    row = measure_all(PairTable(*sides, "p"))["tensor"].iloc[0]
+    assert truth * (1 - 1e-6) <= row["spectral_norm_delta"] <= truth * (1 + 1e-13)
+    assert row["stable_rank"] == pytest.approx((row["norm_delta"] / truth) ** 2, rel=3e-6)
 
 
 def test_what_has_no_spectra_says_why(tmp_path):

@@ -451,12 +451,22 @@ def prove_by_cholesky(operator: WeightOperator, ritz: RitzTriplets, residuals: R
     """
     if ritz.values.numel() == operator.n:
         return 0.0
-    gram = operator.gram(torch.float64)
-    gram.addmm_(ritz.right * ritz.values.square(), ritz.right.T, alpha=-1)
+    deflated = ritz.right * ritz.values.square()
+    gram = operator.exact_gram.addmm(deflated, ritz.right.T, alpha=-1)
     for shift in _shifts(operator, ritz, residuals):
         if _is_positive_definite(gram, shift):
             return shift + _cholesky_error(operator, ritz, residuals, shift)
     return None
+
+
+def prove_norm(operator: WeightOperator, square: float) -> float | None:
+    """A bound ‖W‖₂² ≤ `square` + e, proved by inertia, or None where the proof fails; e is all rounding.
+
+    **Source** as `prove_by_cholesky`.
+    """
+    if not _is_positive_definite(operator.exact_gram, square):
+        return None
+    return square + _inertia_error(operator, operator.norm() ** 2 * 1.001, square, 0, 0.0)
 
 
 def _shifts(operator: WeightOperator, ritz: RitzTriplets, residuals: Residuals) -> list[float]:
@@ -479,8 +489,15 @@ def _cholesky_error(
     operator: WeightOperator, ritz: RitzTriplets, residuals: Residuals, shift: float
 ) -> float:
     """Norm of all rounding in the Gram matrix, the deflation, the shift and the factor."""
-    n, q, frobenius = operator.n, ritz.values.numel(), residuals.norm**2
     deflation = float(ritz.values.square().sum()) * 1.001
+    return _inertia_error(operator, residuals.norm**2, shift, ritz.values.numel(), deflation)
+
+
+def _inertia_error(
+    operator: WeightOperator, frobenius: float, shift: float, q: int, deflation: float
+) -> float:
+    """The same from ‖W‖_F² and, of the q deflated directions, the sum of squared values."""
+    n = operator.n
     trace = n * shift + frobenius + deflation
     products = rounding(operator.m + 3) * frobenius + rounding(q + 4) * deflation
     sums = 4 * UNIT_ROUNDOFF * trace

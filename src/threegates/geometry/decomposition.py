@@ -157,7 +157,7 @@ def check_accuracy(accuracy: str) -> None:
         raise GeometryError("no such accuracy", expected=ACCURACIES, found=accuracy)
 
 
-def _task(weight: Tensor, requested: int, accuracy: str) -> _Task:
+def _task(weight: Tensor | WeightOperator, requested: int, accuracy: str) -> _Task:
     if requested < 1:
         raise GeometryError(
             "a leading subspace has at least one direction", expected="k ≥ 1", found=requested
@@ -177,6 +177,8 @@ class _Basis:
 
 def decompose(weight: Float[Tensor, "rows columns"], k: int, accuracy: str = "fast") -> BaseDecomposition:
     """Decompose a base weight: Gram matrix, all eigenvectors, float64 polish of the top k.
+
+    The result's operator keeps its float64 Gram matrix, if the accuracy asked for one, until it is released.
 
     Parameters
     ----------
@@ -202,7 +204,7 @@ def decompose(weight: Float[Tensor, "rows columns"], k: int, accuracy: str = "fa
 
 
 def update(
-    base: BaseDecomposition, tuned: Float[Tensor, "rows columns"], accuracy: str = "fast"
+    base: BaseDecomposition, tuned: Float[Tensor, "rows columns"] | WeightOperator, accuracy: str = "fast"
 ) -> LeadingSpectrum:
     """Top k of a tuned weight, from the base's decomposition where that pays, else from nothing.
 
@@ -215,7 +217,7 @@ def update(
     Parameters
     ----------
     base : of a weight of the same shape, on the same device.
-    tuned : finite floating matrix.
+    tuned : finite floating matrix, or its operator, for who asks for its spectrum too.
     accuracy : 'fast', 'certified' or 'reference'; may differ from the base's.
 
     Raises
@@ -224,14 +226,15 @@ def update(
 
     **Source** Davidson (1975); Wedin (1972); Weyl (1912).
     """
-    if tuned.shape != base.weight.shape:
+    stored = tuned.stored if isinstance(tuned, WeightOperator) else tuned
+    if stored.shape != base.weight.shape:
         raise GeometryError(
             "base and tuned weight differ in shape",
             expected=tuple(base.weight.shape),
-            found=tuple(tuned.shape),
+            found=tuple(stored.shape),
         )
     check_accuracy(accuracy)
-    if torch.equal(base.weight, tuned):
+    if torch.equal(base.weight, stored):
         return replace(base.leading, path="unchanged")
     task = _task(tuned, base.leading.requested, accuracy)
     if accuracy != "reference" and base.basis is not None and task.operator.unit == base.operator.unit:
@@ -278,9 +281,10 @@ def _decompose_alone(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
 
 def _by_gram(task: _Task, dtype: torch.dtype) -> tuple[LeadingSpectrum, _Basis] | None:
     """Eigenvectors of a Gram matrix in `dtype`, float64 polish; None where that misses the accuracy."""
-    basis = _eigenbasis(task.operator.gram(dtype))
+    operator = task.operator
+    basis = _eigenbasis(operator.exact_gram if dtype == torch.float64 else operator.gram(dtype))
     # The Gram matrix's rounding is an update like any other, and the first guess corrects it as one.
-    start = warm_start(task.operator, basis.vectors, basis.eigenvalues, _window(task))
+    start = warm_start(operator, basis.vectors, basis.eigenvalues, _window(task))
     found = _polished(task, basis, start)
     certificate = _certificate(task, found) if found.good else None
     if certificate is None or certificate.proof == "none":
@@ -290,7 +294,7 @@ def _by_gram(task: _Task, dtype: torch.dtype) -> tuple[LeadingSpectrum, _Basis] 
 
 def _by_exact_gram(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
     """The same in float64, where a residual proves *all* eigenvalues; takes what it gets."""
-    gram = task.operator.gram(torch.float64)
+    gram = task.operator.exact_gram
     basis = _eigenbasis(gram)
     found = _polished(task, basis, basis.vectors[:, : _window(task)])
     ritz, residuals = found.ritz, found.residuals

@@ -27,12 +27,17 @@ PIECE = 1 << 20
 """Entries squared at a time: a float64 copy of a whole tensor is never made for its norm."""
 
 
-def principal_energy(delta: Shaped[Tensor, "m n"], u: Float[Tensor, "m k"], v: Float[Tensor, "n k"]) -> float:
+def principal_energy(
+    delta: Shaped[Tensor, "m n"],
+    u: Float[Tensor, "m k"],
+    v: Float[Tensor, "n k"],
+    norm: float | None = None,
+) -> float:
     """Share of an update's energy in the principal k × k block: ρ² = ‖UᵀΔW V‖²_F/‖ΔW‖²_F.
 
     Parameters
     ----------
-    delta : ΔW, floating; u, v : orthonormal frames as columns.
+    delta : ΔW, floating; u, v : orthonormal frames as columns; norm : ‖ΔW‖_F, where it is known.
 
     Returns
     -------
@@ -42,7 +47,7 @@ def principal_energy(delta: Shaped[Tensor, "m n"], u: Float[Tensor, "m k"], v: F
     **Source** this study's reading of Gate II; the frames are Zhu et al.'s (2025), Thm 3.3.
     """
     values = _working(delta)
-    total = _energy(values)
+    total = _energy(values) if norm is None else norm**2
     return _block_energy(values, u, v) / total if total else math.nan
 
 
@@ -158,7 +163,8 @@ def frobenius_norm(x: Shaped[Tensor, "*shape"]) -> float:
     """
     scale = _scale(x)
     pieces = x.detach().reshape(-1).split(PIECE) if scale else ()
-    return scale * math.sqrt(sum(float((piece.to(torch.float64) / scale).square().sum()) for piece in pieces))
+    wide = (piece.to(torch.float64) for piece in pieces)
+    return scale * math.sqrt(sum(float((x if scale == 1 else x / scale).square().sum()) for x in wide))
 
 
 def _scale(x: Tensor) -> float:

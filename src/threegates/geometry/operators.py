@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Float64, Shaped
@@ -24,6 +25,7 @@ class WeightOperator:
     """A stored matrix as W of shape (m, n), m ≥ n: itself or its transpose, over a power of two `unit`.
 
     W = stored / unit or its transpose, exactly. Products take the type of their argument: float32 or float64.
+    `exact_gram` is made once and kept until `release`, for certificate and spectrum need the same.
     """
 
     stored: Tensor
@@ -57,8 +59,21 @@ class WeightOperator:
                 g[left:, left : left + panel].addmm_(tile[:, left:].T, tile[:, left : left + panel])
         return g
 
+    @cached_property
+    def exact_gram(self) -> Float64[Tensor, "n n"]:
+        """`gram` in float64; to be read, never written to."""
+        return self.gram(torch.float64)
+
+    def release(self) -> None:
+        """Keep `exact_gram` no longer: it is as large as the square of the smaller side."""
+        self.__dict__.pop("exact_gram", None)
+
     def norm(self) -> float:
-        """‖W‖_F, in float64."""
+        """‖W‖_F, in float64; summed once."""
+        return self._norm
+
+    @cached_property
+    def _norm(self) -> float:
         return math.sqrt(sum(float(tile.square().sum()) for _, tile in self._tiles(torch.float64)))
 
     def dense(self) -> Float64[Tensor, "m n"]:
@@ -70,7 +85,9 @@ class WeightOperator:
         """‖W − other/unit‖_F for another stored matrix of this shape, in float64."""
         total = 0.0
         for rows, tile in self._tiles(torch.float64):
-            total += float((other[rows].to(torch.float64) / self.unit - tile).square().sum())
+            wide = other[rows].to(torch.float64)
+            wide = wide if self.unit == 1.0 else wide / self.unit
+            total += float((wide - tile).square().sum())
         return math.sqrt(total)
 
     def _stored(self, x: Tensor) -> Tensor:
@@ -114,12 +131,13 @@ class WeightOperator:
         return tile.copy_(block.to(torch.float64) / self.unit)
 
 
-def weight_operator(weight: Float[Tensor, "rows columns"]) -> WeightOperator:
+def weight_operator(weight: Float[Tensor, "rows columns"] | WeightOperator) -> WeightOperator:
     """Orient a stored weight so that its smaller side comes second.
 
     Parameters
     ----------
-    weight : finite floating matrix with entries, of any type and on any device; referred to, not copied.
+    weight : finite floating matrix with entries, of any type and on any device; referred to, not copied. An
+        operator is given back as it is.
 
     Returns
     -------
@@ -131,6 +149,8 @@ def weight_operator(weight: Float[Tensor, "rows columns"]) -> WeightOperator:
 
     **Source** scaling by powers of two is exact: Higham (2002), §2.1.
     """
+    if isinstance(weight, WeightOperator):
+        return weight
     if not weight.numel():
         raise GeometryError(
             "an empty matrix has no singular values", expected="entries", found=tuple(weight.shape)

@@ -12,7 +12,7 @@ from torch import Tensor
 from threegates.errors import GeometryError
 from threegates.geometry.certificate import rounding
 from threegates.geometry.decomposition import check_accuracy
-from threegates.geometry.operators import weight_operator
+from threegates.geometry.operators import WeightOperator, weight_operator
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,9 @@ class FullSpectrum:
     method: str
 
 
-def singular_values(weight: Float[Tensor, "rows columns"], accuracy: str = "certified") -> FullSpectrum:
+def singular_values(
+    weight: Float[Tensor, "rows columns"] | WeightOperator, accuracy: str = "certified"
+) -> FullSpectrum:
     """All singular values of a matrix, without vectors.
 
     'fast' and 'certified': σ = √λ(WᵀW) in float64. |λ̂ − λ| ≤ e = (γ_m + n u)‖W‖_F², hence |σ̂ − σ| ≤
@@ -33,7 +35,7 @@ def singular_values(weight: Float[Tensor, "rows columns"], accuracy: str = "cert
 
     Parameters
     ----------
-    weight : finite floating matrix with entries.
+    weight : finite floating matrix with entries, or its operator, whose Gram matrix is then taken as it is.
 
     Raises
     ------
@@ -48,7 +50,7 @@ def singular_values(weight: Float[Tensor, "rows columns"], accuracy: str = "cert
         values = torch.linalg.svdvals(operator.dense())
         errors = torch.full_like(values, float(rounding(n)) * float(values[0]))
         return FullSpectrum(values * unit, errors * unit, "svd")
-    squares = torch.linalg.eigvalsh(operator.gram(torch.float64)).flip(0).clamp(min=0.0)
+    squares = torch.linalg.eigvalsh(operator.exact_gram).flip(0).clamp(min=0.0)
     error = (rounding(operator.m) + rounding(n)) * operator.norm() ** 2
     values = squares.sqrt()
     errors = error / values.clamp(min=math.sqrt(error) or 1.0)

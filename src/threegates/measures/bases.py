@@ -32,7 +32,7 @@ class Base:
     @cached_property
     def spectrum(self) -> FullSpectrum:
         """All singular values."""
-        return singular_values(self.weight, self.accuracy)
+        return singular_values(self.leading.operator, self.accuracy)
 
 
 def accuracy_of(shape: Sequence[int]) -> str:
@@ -46,9 +46,17 @@ def working_type(weight: Tensor) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def base_of(weight: Tensor, k: int, shared: Shared) -> Base:
-    """A base matrix with its k leading triplets, found once for each content among what is shared."""
+def base_of(weight: Tensor, k: int, shared: Shared, *, spectrum: bool = False) -> Base:
+    """A base matrix with its k leading triplets, found once for each content among what is shared.
+
+    spectrum : whether all singular values will be asked for. They are found at once then, from the Gram
+    matrix of the certificate, which is kept for nothing else.
+    """
     exact, accuracy = weight.to(working_type(weight)), accuracy_of(weight.shape)
-    return shared.of(
+    found = shared.of(
         ("base", k, accuracy), exact, lambda: Base(exact, decompose_base(exact, k, accuracy), accuracy)
     )
+    if spectrum:
+        _ = found.spectrum
+    found.leading.operator.release()
+    return found

@@ -219,12 +219,13 @@ def count(
     changed: dict[float | str, int] = dict.fromkeys(("stored", *etas), 0)
     squares: dict[str, list[float]] = {"base": [], "delta": [], "delta_bf16": []}
     for pair in rows:
-        counts.add(count_changes(pair.base, pair.tuned))
-        before, after = as_stored(pair)
-        changed["stored"] += int((before != after).count_nonzero())
+        block = count_changes(pair.base, pair.tuned)
+        counts.add(block)
         squares["base"].append(squared_norm(pair.base))
-        squares["delta"].append(squared_norm(after, before))
         squares["delta_bf16"].append(squared_norm(pair.tuned, pair.base))
+        moved, square = _as_it_is_stored(pair, block.changed, squares["delta_bf16"][-1])
+        changed["stored"] += moved
+        squares["delta"].append(square)
         for eta in etas:
             changed[eta] += _changed_beyond(pair, eta)
         if look:
@@ -232,6 +233,14 @@ def count(
     norms = {f"norm_{name}": math.sqrt(math.fsum(values)) for name, values in squares.items()}
     coarse = {eta: changed[eta] for eta in etas}
     return Counted(counts.whole(), changed["stored"], coarse, **norms)
+
+
+def _as_it_is_stored(pair: TensorPair, changed: int, square: float) -> tuple[int, float]:
+    """Entries that differ as stored and ‖ΔW‖² of that; they are the given ones where storage is bf16."""
+    if pair.base_stored.dtype == pair.tuned_stored.dtype == torch.bfloat16:
+        return changed, square
+    before, after = as_stored(pair)
+    return int((before != after).count_nonzero()), squared_norm(after, before)
 
 
 class _SumOfCounts:

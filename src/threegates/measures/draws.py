@@ -92,7 +92,7 @@ def squared_norm(x: Tensor, minus: Tensor | None = None) -> float:
     less = minus.reshape(-1).split(SAMPLE) if minus is not None else [None] * len(pieces)
     total = 0.0
     for piece, other in zip(pieces, less, strict=True):
-        wide = piece.double() if other is None else piece.double() - other
+        wide = piece.double() if other is None else piece.to(torch.float64, copy=True).sub_(other)
         total += float(wide @ wide)
     return total
 

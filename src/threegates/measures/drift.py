@@ -11,7 +11,7 @@ example matrix, raw and at equal norm. Variants of a tuned weight, each held aga
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -28,6 +28,7 @@ from threegates.geometry.decomposition import LeadingSpectrum, update
 from threegates.geometry.directions import expected_energy, frobenius_norm, principal_energy, spectral_norm
 from threegates.geometry.norm_matching import gaussian_of_norm, match_norm
 from threegates.geometry.nulls.noise import noise_generator
+from threegates.geometry.operators import weight_operator
 from threegates.geometry.principal import headline_rank
 from threegates.geometry.spectra import FullSpectrum, singular_values, spectral_shift
 from threegates.measures.bases import REFERENCE_SIDE, Base, base_of
@@ -227,24 +228,29 @@ def _variants(
         yield MATCHED_ROUNDED, scaled.rounded
 
 
-def moved_from(base: Tensor, tuned: Tensor, shared: Shared) -> _Moved:
-    """A tuned matrix, measured against its base at the headline rank."""
-    return _moved(base_of(base, headline_rank(base.shape), shared), tuned)
+def moved_from(
+    base: Tensor, tuned: Tensor, shared: Shared, norm_of: Callable[[Tensor], float] = spectral_norm
+) -> _Moved:
+    """A tuned matrix, measured against its base at the headline rank; norm_of : what finds ‖ΔW‖₂."""
+    return _moved(base_of(base, headline_rank(base.shape), shared, spectrum=True), tuned, norm_of)
 
 
-def _moved(side: Base, tensor: Tensor) -> _Moved:
+def _moved(side: Base, tensor: Tensor, norm_of: Callable[[Tensor], float]) -> _Moved:
     tuned = tensor.to(side.weight.dtype)
+    operator = weight_operator(tuned)
+    leading = update(side.leading, operator, side.accuracy)
+    spectrum = side.spectrum if leading.path == "unchanged" else singular_values(operator, side.accuracy)
+    operator.release()
     delta = difference(tuned, side.weight)
-    leading = update(side.leading, tuned, side.accuracy)
     return _Moved(
         side,
         tuned,
         delta,
-        singular_values(tuned, side.accuracy),
+        spectrum,
         leading,
         subspace_angles(side.leading.leading, leading),
         frobenius_norm(delta),
-        spectral_norm(delta),
+        norm_of(delta),
     )
 
 
@@ -280,7 +286,7 @@ def drift_numbers(moved: _Moved) -> dict:
         "norm_delta": moved.norm,
         "spectral_norm_delta": moved.spectral,
         "stable_rank": (moved.norm / moved.spectral) ** 2 if moved.spectral else math.nan,
-        "energy": principal_energy(moved.delta, leading.left, leading.right) if moved.norm else math.nan,
+        "energy": principal_energy(moved.delta, leading.left, leading.right, moved.norm),
         "energy_expected": expected_energy(tuple(side.weight.shape), k),
         **_bounds(moved, nss_error),
     }

@@ -28,6 +28,7 @@ from threegates.geometry.principal import (
     overlaps,
     principal_targets,
 )
+from threegates.geometry.spectral_norms import spectral_norm_within
 from threegates.measures.bases import base_of
 from threegates.measures.by_tensor import Rows, Shared
 from threegates.measures.changes import (
@@ -205,7 +206,8 @@ class _Matrix:
 
     def spectra(self) -> dict:
         """Singular values, angles and overlaps."""
-        moved = moved_from(self.pair.base_stored, self.pair.tuned_stored, self.shared)
+        stored = self.pair.base_stored, self.pair.tuned_stored
+        moved = moved_from(*stored, self.shared, spectral_norm_within)
         numbers = drift_numbers(moved)
         chosen = {name: numbers[name] for name in SPECTRAL}
         return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **self._overlaps()}
