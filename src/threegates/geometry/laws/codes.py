@@ -11,6 +11,7 @@ from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
 from threegates.errors import GeometryError
+from threegates.geometry.nulls.noise import Real
 from threegates.geometry.precision import ETA, gaps_beyond, require_finite_bf16
 
 PATTERNS = 1 << 16
@@ -50,7 +51,7 @@ class CodeCounts:
         """(K,) weights of each code that have one of these labels, float64."""
         return self.by_label[:, list(labels)].sum(axis=1).astype(np.float64)
 
-    def gaps(self, eta: float = ETA) -> tuple[np.ndarray, np.ndarray]:
+    def gaps(self, eta: Real = ETA) -> tuple[np.ndarray, np.ndarray]:
         """(K,) distances of each code down and up to where η calls it changed, as `precision.gaps_beyond`."""
         down, up = gaps_beyond(self._weights, eta)
         return down.numpy(), up.numpy()

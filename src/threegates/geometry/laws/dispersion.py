@@ -2,7 +2,8 @@
 
 A line's count is S_r = μ_r + ε_r with covariances C = diag(a) + U M Uᵀ: its own variance, less what the null
 holds fixed (the count, the strata's counts, or the common scale). Q = Σ (S_r − S̄)² has the mean
-Σ δ² + tr C and the variance 4 δᵀCδ + 2 tr C² + Σ (κ₄ + 4 δ κ₃), δ = μ − μ̄.
+Σ δ² + tr C, δ = μ − μ̄, and the variance Σ a ℓ² + 2 tr C² + Σ (κ₄ + 2 ℓ κ₃). ℓ is the slope 2 δ of Q in ε,
+less what moves with the count alone: also the quadratic part grows with it, by k = Σ λ(1 − 2p)/Λ a change.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ from threegates.geometry.laws.law import Law, certain, near_normal, unknown
 from threegates.geometry.laws.noise import Noise
 from threegates.geometry.laws.saddlepoint import increasing_root, log_tail
 from threegates.geometry.laws.stopped import inclusion
+from threegates.geometry.nulls.noise import Real
 
 
 @dataclass(frozen=True)
 class LineCounts:
     """First and second order of the counts along m lines of `length` entries each.
 
-    mean, own : (m,) μ and a; shared : U (m, R) and M (R, R); third, fourth : (m,) cumulants κ₃ and κ₄.
+    mean, own : (m,) μ and a; shared : U (m, R); weights : M (R, R); third, fourth : (m,) cumulants κ₃ and κ₄.
+    share : (m,) Λ_r/Λ where a scale is stopped at the count; growth : k.
+    held : Σ_b V_b (1 − 2 p_b)² where strata hold their counts: what that takes off the variance of Q.
     """
 
     length: int
@@ -32,6 +36,9 @@ class LineCounts:
     weights: np.ndarray
     third: np.ndarray
     fourth: np.ndarray
+    share: np.ndarray | None = None
+    growth: Real = 0.0
+    held: Real | None = None
 
     def variance_of(self, step: np.ndarray) -> float:
         """Variance of Σ step_r S_r."""
@@ -49,7 +56,7 @@ class LineCounts:
         return float((self.own**2).sum() + 2 * np.trace(weighted) + (inner * inner.T).sum())
 
 
-def functions_of_noise(noise: Noise, scale: float, *, stopped: bool) -> np.ndarray:
+def functions_of_noise(noise: Noise, scale: Real, *, stopped: bool) -> np.ndarray:
     """(5, K) functions of the code, to be summed along lines: mean, v, κ₃, κ₄, λ; see `at_count`.
 
     stopped : whether the scale is stopped at a count, which moves the means a little.
@@ -64,16 +71,21 @@ def _cumulants(p: np.ndarray) -> list[np.ndarray]:
     return [p, v, v * (1 - 2 * p), v * (1 - 6 * v)]
 
 
-def at_count(sums: np.ndarray, length: int) -> LineCounts:
+def growth(noise: Noise, scale: Real) -> float:
+    """k = Σ λ(1 − 2p)/Λ: by how much the sum of variances grows with the count."""
+    rates = noise.rates(scale)
+    return float(noise.counts @ (rates.slope * (1 - 2 * rates.p))) / float(noise.counts @ rates.slope)
+
+
+def at_count(sums: np.ndarray, length: int, growth: Real) -> LineCounts:
     """Null 1a: the scale is stopped at the count, C = diag(v) − g vᵀ − v gᵀ + V g gᵀ with g = Λ_r/Λ.
 
-    sums : (m, 5) from `functions_of_noise` at the scale of the count.
+    sums : (m, 5) from `functions_of_noise` at the scale of the count; growth : from `growth` there.
     """
     mean, v, third, fourth, slope = sums.T
     share = slope / slope.sum()
-    return LineCounts(
-        length, mean, v, np.stack([share, v], axis=1), np.array([[v.sum(), -1.0], [-1.0, 0.0]]), third, fourth
-    )
+    weights = np.array([[v.sum(), -1.0], [-1.0, 0.0]])
+    return LineCounts(length, mean, v, np.stack([share, v], axis=1), weights, third, fourth, share, growth)
 
 
 def at_scale(sums: np.ndarray, length: int) -> LineCounts:
@@ -101,7 +113,8 @@ def at_strata(of_lines: np.ndarray, sizes: np.ndarray, taken: np.ndarray, length
     factor = p * (1 - p) / np.maximum(sizes - 1, 1)
     mean, _, third, fourth = (of_lines @ one for one in _cumulants(p))
     own = of_lines @ (factor * sizes)
-    return LineCounts(length, mean, own, of_lines, -np.diag(factor), third, fourth)
+    held = float(sizes @ (p * (1 - p) * (1 - 2 * p) ** 2))
+    return LineCounts(length, mean, own, of_lines, -np.diag(factor), third, fourth, held=held)
 
 
 def line_dispersion(lines: LineCounts, *, fixed_count: bool) -> Law:
@@ -127,20 +140,27 @@ def line_dispersion(lines: LineCounts, *, fixed_count: bool) -> Law:
         return unknown()
     away, unit = lines.mean - total / m, total * (1 - density)
     expected = float(away @ away) + lines.trace()
-    pull = 0.0 if fixed_count else expected / unit * (1 - 2 * density)
-    step = 2 * away - pull
-    # The centred covariances know nothing of the common part, which the density's own change brings in.
-    linear = lines.variance_of(step) if fixed_count else float(lines.own @ step**2)
-    variance = linear + 2 * lines.trace_of_square() + float((lines.fourth + 2 * step * lines.third).sum())
+    # Without a fixed count the statistic divides by the draw's own density.
+    pull = lines.growth if fixed_count else expected / unit * (1 - 2 * density)
+    variance = 2 * lines.trace_of_square() + float(lines.fourth.sum()) + _linear(lines, away, pull)
     if variance <= 0:
         return certain(expected / unit)
     form = _Form(lines.own, away)
     sd = math.sqrt(variance)
 
-    def tail(x: float) -> tuple[float, float]:
+    def tail(x: Real) -> tuple[float, float]:
         return form.log_tails((x * unit - expected) / sd)
 
     return near_normal(expected / unit, sd / unit, form.skewness(), tail)
+
+
+def _linear(lines: LineCounts, away: np.ndarray, pull: Real) -> float:
+    """What Q's slope in the counts adds to its variance."""
+    if lines.held is not None:
+        return lines.variance_of(2 * away) - float(lines.held)
+    common = 0.0 if lines.share is None else float(lines.share @ away)
+    step = 2 * (away - common) - pull
+    return float(lines.own @ step**2 + 2 * (step @ lines.third))
 
 
 @dataclass(frozen=True)
@@ -164,19 +184,19 @@ class _Form:
         _, second, third = self.cumulants()
         return third / second**1.5 if second else 0.0
 
-    def log_tails(self, z: float) -> tuple[float, float]:
+    def log_tails(self, z: Real) -> tuple[float, float]:
         """log P(≥) and log P(≤) at z standard deviations above the mean."""
         mean, variance, _ = self.cumulants()
         upper = self._log_upper(mean + z * math.sqrt(variance))
         return upper, math.log1p(-min(math.exp(upper), 1 - 1e-16)) if upper < -1e-16 else -math.inf
 
-    def _log_upper(self, q: float) -> float:
+    def _log_upper(self, q: Real) -> float:
         a, square = self.variances, self.away**2
         if q <= 0:
             return 0.0
         limit = 1 / (2 * float(a.max()))
 
-        def mean_and_variance(s: float) -> tuple[float, float]:
+        def mean_and_variance(s: Real) -> tuple[float, float]:
             # t = limit (1 − e^−s) keeps below the pole, however large s.
             t = limit * -math.expm1(-s)
             left = 1 - 2 * t * a

@@ -9,6 +9,7 @@ from scipy.special import gammaln
 
 from threegates.geometry.laws.law import Law, certain, near_normal
 from threegates.geometry.laws.saddlepoint import increasing_root, log_tail
+from threegates.geometry.nulls.noise import Real
 
 #: Up to so many values of the sum its law is convolved, exactly.
 EXACT = 1 << 12
@@ -37,7 +38,7 @@ def sum_of_hypergeometrics(sizes: np.ndarray, marked: np.ndarray, taken: np.ndar
     strata = _Strata(sizes, marked, taken)
     mean, variance, third = strata.moments()
 
-    def tail(x: float) -> tuple[float, float]:
+    def tail(x: Real) -> tuple[float, float]:
         upper = strata.log_upper(math.ceil(x - known - 1e-9))
         # The unmarked ones among the taken are hypergeometric too, and few where the marked are many.
         return upper, strata.mirrored().log_upper(math.ceil(float(taken.sum()) - (x - known) - 1e-9))
@@ -96,7 +97,7 @@ class _Strata:
             masses = np.convolve(masses, np.exp(self._log_masses(b)))
         return masses
 
-    def _shares(self, t: float) -> tuple[np.ndarray, np.ndarray]:
+    def _shares(self, t: Real) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities to be taken, of the marked and of the others, tilted by t at the strata's counts.
 
         The odds of the marked are e^t times the others'; both together give the count: a quadratic.
@@ -111,7 +112,7 @@ class _Strata:
         mean = 2 * odds * k * d / (b + root)
         return mean / k, (d - mean) / (n - k)
 
-    def _tilted(self, t: float) -> tuple[float, float]:
+    def _tilted(self, t: Real) -> tuple[float, float]:
         """Mean and variance of the sum under the tilt."""
         inside, outside = self._shares(t)
         return float(self.marked @ inside), float(self._variances(inside, outside).sum())
@@ -144,7 +145,7 @@ def _divergence(share: np.ndarray, before: np.ndarray) -> np.ndarray:
         return gained + np.where(share < 1, (1 - share) * np.log((1 - share) / (1 - before)), 0.0)
 
 
-def _log_choose(n: float, k: np.ndarray) -> np.ndarray:
+def _log_choose(n: Real, k: np.ndarray) -> np.ndarray:
     return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from threegates.geometry.nulls.noise import Real
 from threegates.geometry.nulls.summaries import p_value
 from threegates.geometry.principal import NORMAL_975
 
@@ -23,12 +24,12 @@ class Standing:
     p = 10 ** log10_p, which may underflow to 0 where log10_p does not. how : as of `Law`.
     """
 
-    mean: float
-    sd: float
-    low: float
-    high: float
-    z: float
-    log10_p: float
+    mean: Real
+    sd: Real
+    low: Real
+    high: Real
+    z: Real
+    log10_p: Real
     how: str
 
     @property
@@ -45,14 +46,14 @@ class Law:
     how : 'law', 'drawn' or 'first order'.
     """
 
-    mean: float
-    sd: float
-    low: float
-    high: float
+    mean: Real
+    sd: Real
+    low: Real
+    high: Real
     tail: Callable[[float], tuple[float, float]] = field(repr=False)
     how: str = LAW
 
-    def against(self, observed: float, tail: str = "upper") -> Standing:
+    def against(self, observed: Real, tail: str = "upper") -> Standing:
         """Where an observed value stands, by its 'upper' or 'two-sided' tail (twice the smaller, at most 1).
 
         z is NaN where the law has no spread.
@@ -67,10 +68,10 @@ class Law:
         return Standing(self.mean, self.sd, self.low, self.high, z, min(log_p, 0.0) / _LN10, self.how)
 
 
-def certain(value: float) -> Law:
+def certain(value: Real) -> Law:
     """The law of a statistic that has one value, whatever is drawn."""
 
-    def tail(x: float) -> tuple[float, float]:
+    def tail(x: Real) -> tuple[float, float]:
         near = math.isclose(x, value, rel_tol=1e-12, abs_tol=1e-300)
         return (0.0 if near or x < value else -math.inf), (0.0 if near or x > value else -math.inf)
 
@@ -82,7 +83,7 @@ def unknown() -> Law:
     return Law(math.nan, math.nan, math.nan, math.nan, lambda _: (math.nan, math.nan))
 
 
-def near_normal(mean: float, sd: float, skewness: float, tail: Callable[[float], tuple[float, float]]) -> Law:
+def near_normal(mean: Real, sd: Real, skewness: Real, tail: Callable[[float], tuple[float, float]]) -> Law:
     """A law whose quantiles are the normal's, corrected for skewness by Cornish and Fisher's first term.
 
     **Source** Cornish and Fisher (1938).
@@ -101,7 +102,7 @@ def of_draws(values: np.ndarray) -> Law:
     if not len(drawn):
         return unknown()
 
-    def tail(x: float) -> tuple[float, float]:
+    def tail(x: Real) -> tuple[float, float]:
         return math.log(p_value(x, drawn)), math.log(p_value(-x, -drawn))
 
     low, high = np.quantile(drawn, [0.025, 0.975])

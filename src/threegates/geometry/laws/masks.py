@@ -18,6 +18,7 @@ from threegates.geometry.laws.dispersion import (
     at_scale,
     at_strata,
     functions_of_noise,
+    growth,
     line_dispersion,
 )
 from threegates.geometry.laws.hypergeometric import sum_of_hypergeometrics
@@ -27,6 +28,7 @@ from threegates.geometry.laws.noise import Noise, noise_of, scale_of_norm
 from threegates.geometry.laws.ratio import overlap_at_scale
 from threegates.geometry.laws.stopped import SMALL, stopped_sum
 from threegates.geometry.laws.strata import Strata, one_stratum, quantile_strata
+from threegates.geometry.nulls.noise import Real
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Seen:
 
     codes: CodeCounts
     noise: Noise
-    norm: float
+    norm: Real
     seed: int = 0
 
     @cached_property
@@ -73,7 +75,7 @@ def see(
     mask: Bool[Tensor, "*shape"],
     targets: Sequence[Bool[Tensor, "*shape"]] = (),
     *,
-    norm: float,
+    norm: Real,
     eta: float | None = None,
     seed: int = 0,
 ) -> Seen:
@@ -151,9 +153,10 @@ def _of_strata(strata_of: Callable[[CodeCounts], Strata]) -> MaskLaw:
 
 def _stopped_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
     changed = min(max(seen.changed, 0.5), seen.codes.size - 0.5)
-    functions = functions_of_noise(seen.noise, seen.noise.scale_of_count(changed), stopped=True)
-    sums = line_sums(base, seen.codes, functions)
-    return at_count(sums.rows, base.shape[1]), at_count(sums.columns, base.shape[0])
+    scale = seen.noise.scale_of_count(changed)
+    sums = line_sums(base, seen.codes, functions_of_noise(seen.noise, scale, stopped=True))
+    rate = growth(seen.noise, scale)
+    return at_count(sums.rows, base.shape[1], rate), at_count(sums.columns, base.shape[0], rate)
 
 
 def _scaled_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:

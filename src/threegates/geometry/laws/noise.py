@@ -12,6 +12,7 @@ from scipy.special import ndtr
 
 from threegates.errors import GeometryError
 from threegates.geometry.laws.codes import CodeCounts
+from threegates.geometry.nulls.noise import Real
 from threegates.geometry.precision import ETA
 
 # Beyond these logarithms of the scale nothing or everything changes: gaps lie in [2⁻¹³⁴, 2¹²⁸].
@@ -49,7 +50,7 @@ class Noise:
         """Weights in all."""
         return float(self.counts.sum())
 
-    def rates(self, scale: float) -> Rates:
+    def rates(self, scale: Real) -> Rates:
         """Rates of change at a scale ≥ 0.
 
         **Source** Φ and φ are the standard normal's; this study's storage null.
@@ -62,11 +63,11 @@ class Noise:
         bend = sum(((y * y - 1) * one for y, one in zip(sides, pull, strict=True)), np.zeros_like(pull[0]))
         return Rates(ndtr(-sides[0]) + ndtr(-sides[1]), pull[0] + pull[1], bend)
 
-    def expected(self, scale: float) -> float:
+    def expected(self, scale: Real) -> float:
         """Σ h p, the expected count of changed weights."""
         return float(self.counts @ self.rates(scale).p)
 
-    def scale_of_count(self, changed: float) -> float:
+    def scale_of_count(self, changed: Real) -> float:
         """The scale at which noise changes as many weights in expectation, 0 < changed < size.
 
         Raises
@@ -80,14 +81,12 @@ class Noise:
         return _root_in_log(lambda scale: self.expected(scale) / changed - 1)
 
 
-def noise_of(codes: CodeCounts, eta: float = ETA) -> Noise:
+def noise_of(codes: CodeCounts, eta: Real = ETA) -> Noise:
     """What noise meets in a tensor whose codes were counted, at a tolerance η of Definition 2.1."""
     return Noise(codes.counts, *codes.gaps(eta))
 
 
-def _root_in_log(
-    excess: Callable[[float], float], low: float = LEAST_LOG, high: float = LARGEST_LOG
-) -> float:
+def _root_in_log(excess: Callable[[float], float], low: Real = LEAST_LOG, high: Real = LARGEST_LOG) -> float:
     return math.exp(brentq(lambda log: excess(math.exp(log)), low, high, xtol=1e-12, rtol=1e-15))
 
 
@@ -104,7 +103,7 @@ _SUBNORMAL_GAP, _LEAST_NORMAL = 2.0**-133, 2.0**-126
 _BINADES = 16
 
 
-def expected_squares(values: np.ndarray, scale: float) -> np.ndarray:
+def expected_squares(values: np.ndarray, scale: Real) -> np.ndarray:
     """E (round(w + s Z) − w)² for each stored value w: what one weight adds to the squared norm of noise.
 
     By parts over the borders b_j between cells, of distance g_j between their codes:
@@ -133,7 +132,7 @@ def expected_squares(values: np.ndarray, scale: float) -> np.ndarray:
     return found[place.reshape(-1)]
 
 
-def _near(values: np.ndarray, scale: float) -> np.ndarray:
+def _near(values: np.ndarray, scale: Real) -> np.ndarray:
     """Weights of few scales: directly, or through a polynomial in w² where they are many."""
     if len(values) <= _DEGREE + 1:
         return _near_ones(values, scale)
@@ -143,7 +142,7 @@ def _near(values: np.ndarray, scale: float) -> np.ndarray:
     return unit((values / scale) ** 2) * scale**2
 
 
-def _near_ones(values: np.ndarray, scale: float) -> np.ndarray:
+def _near_ones(values: np.ndarray, scale: Real) -> np.ndarray:
     """By parts from the cell of zero: w² + 2 Σ_j g_j [y Φ(−y/s) at y = b_j − w, and at y = b_j + w]."""
     start = _fine_up_to(scale)
     borders, steps = _borders(start, (SMOOTH + REACH) * scale)
@@ -155,14 +154,14 @@ def _near_ones(values: np.ndarray, scale: float) -> np.ndarray:
     return total
 
 
-def _fine_up_to(scale: float) -> float:
+def _fine_up_to(scale: Real) -> float:
     """The largest power of two below which all cells are finer than the scale by `FINE`; 0 if none are."""
     if scale / FINE < _SUBNORMAL_GAP:
         return 0.0
     return 2.0 ** min(max(math.floor(math.log2(scale / FINE)) + 8, -126), 127)
 
 
-def _of_fine_cells(stop: float, shifts: np.ndarray, scale: float) -> np.ndarray:
+def _of_fine_cells(stop: Real, shifts: np.ndarray, scale: Real) -> np.ndarray:
     """2 Σ g (b + shift) Φ(−(b + shift)/s) over the borders in [0, stop], by the midpoint rule's expansion."""
     if not stop:
         return np.zeros_like(shifts)
@@ -175,13 +174,13 @@ def _of_fine_cells(stop: float, shifts: np.ndarray, scale: float) -> np.ndarray:
     return whole - ends @ squares / 24
 
 
-def _primitive(y: np.ndarray, scale: float) -> np.ndarray:
+def _primitive(y: np.ndarray, scale: Real) -> np.ndarray:
     """∫ 2 y Φ(−y/s) dy."""
     z = y / scale
     return y * y * ndtr(-z) + scale**2 * (ndtr(z) - z * _normal_density(z))
 
 
-def _steepness(y: np.ndarray, scale: float) -> np.ndarray:
+def _steepness(y: np.ndarray, scale: Real) -> np.ndarray:
     """d/dy of 2 y Φ(−y/s)."""
     z = y / scale
     return 2 * ndtr(-z) - 2 * z * _normal_density(z)
@@ -191,14 +190,14 @@ def _normal_density(z: np.ndarray) -> np.ndarray:
     return np.exp(-0.5 * np.square(z)) / _SQRT_2PI
 
 
-def _borders(start: float, stop: float) -> tuple[np.ndarray, np.ndarray]:
+def _borders(start: Real, stop: Real) -> tuple[np.ndarray, np.ndarray]:
     """Midpoints between neighbouring codes from one at `start` to beyond `stop`, and the codes' distances."""
     first, last = (int(_pattern_below(np.array([x]))[0]) for x in (start, stop))
     codes = _value_of(np.arange(first, min(last + 2, 0x7F80) + 1))
     return (codes[1:] + codes[:-1]) / 2, np.diff(codes)
 
 
-def _far(values: np.ndarray, scale: float) -> np.ndarray:
+def _far(values: np.ndarray, scale: Real) -> np.ndarray:
     """Weights of many scales: the borders about each, all on its own side of zero; at least one a side."""
     if not len(values):
         return values
@@ -230,7 +229,7 @@ def _value_of(patterns: np.ndarray) -> np.ndarray:
     return np.where(patterns >= 0x7F80, 2.0**128, values)
 
 
-def scale_of_norm(codes: CodeCounts, norm: float) -> float:
+def scale_of_norm(codes: CodeCounts, norm: Real) -> float:
     """Scale of Gaussian noise whose *rounded* update has a Frobenius norm: Σ_c h(c) E_c(s) = norm².
 
     Arithmetic on the histogram, no pass over the tensor and no draw.
@@ -256,13 +255,13 @@ def scale_of_norm(codes: CodeCounts, norm: float) -> float:
     if norm == 0:
         return 0.0
 
-    def excess(scale: float) -> float:
+    def excess(scale: Real) -> float:
         return math.log(float(codes.counts @ expected_squares(codes.values, scale)) / norm**2)
 
     return _widened_root(excess, norm / math.sqrt(codes.size))
 
 
-def _widened_root(excess: Callable[[float], float], guess: float) -> float:
+def _widened_root(excess: Callable[[float], float], guess: Real) -> float:
     """Root of an increasing function of a scale, in a bracket that doubles from a guess."""
     low = high = math.log(guess)
     step = math.log(1.25)
@@ -273,7 +272,7 @@ def _widened_root(excess: Callable[[float], float], guess: float) -> float:
     return _root_in_log(excess, low, high)
 
 
-def noise_sparsity(noise: Noise, scale: float) -> tuple[float, float]:
+def noise_sparsity(noise: Noise, scale: Real) -> tuple[float, float]:
     """Expected sparsity of noise of a scale, and its standard deviation.
 
     1 − Σ h p/n and √(Σ h p (1 − p))/n; NaN without weights.

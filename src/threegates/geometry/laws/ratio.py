@@ -10,9 +10,10 @@ from threegates.geometry.laws.law import Law, near_normal, of_draws, unknown
 from threegates.geometry.laws.noise import Noise
 from threegates.geometry.laws.saddlepoint import sum_tail
 from threegates.geometry.laws.stopped import DRAWS, SMALL
+from threegates.geometry.nulls.noise import Real
 
 
-def overlap_at_scale(noise: Noise, inside: np.ndarray, scale: float, generator: np.random.Generator) -> Law:
+def overlap_at_scale(noise: Noise, inside: np.ndarray, scale: Real, generator: np.random.Generator) -> Law:
     """Law of |mask ∩ A|/|mask| under null 1b.
 
     With ρ = E|mask ∩ A|/E|mask| its mean is ρ and its variance Σ (a − ρ)² v/(E|mask|)², for the two counts go
@@ -37,7 +38,7 @@ def overlap_at_scale(noise: Noise, inside: np.ndarray, scale: float, generator: 
     third = float(inside @ skew) * (1 - share) ** 3 - float(outside @ skew) * share**3
     counts, p = np.concatenate([inside, outside]), np.concatenate([rates.p, rates.p])
 
-    def tail(q: float) -> tuple[float, float]:
+    def tail(q: Real) -> tuple[float, float]:
         step = np.repeat([1 - q, -q], len(inside))
         return sum_tail(counts, p, step, 0.0), sum_tail(counts, p, -step, 0.0)
 

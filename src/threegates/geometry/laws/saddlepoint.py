@@ -12,12 +12,14 @@ from collections.abc import Callable
 import numpy as np
 from scipy.special import log_ndtr
 
+from threegates.geometry.nulls.noise import Real
+
 # Below it w and u differ by less than their own rounding, and the normal tail is the limit.
 NEAR = 1e-4
 _STEPS = 200
 
 
-def log_tail(w: float, u: float) -> float:
+def log_tail(w: Real, u: Real) -> float:
     """log P of the upper tail from the signed root w of the log-likelihood ratio and its companion u.
 
     Φ(−r*) with r* = w + log(u/w)/w.
@@ -29,7 +31,7 @@ def log_tail(w: float, u: float) -> float:
     return float(log_ndtr(-(w + math.log(u / w) / w)))
 
 
-def sum_tail(counts: np.ndarray, p: np.ndarray, step: np.ndarray, y: float) -> float:
+def sum_tail(counts: np.ndarray, p: np.ndarray, step: np.ndarray, y: Real) -> float:
     """log P(Σ_g step_g B_g ≥ y) for independent B_g ~ Binomial(counts_g, p_g).
 
     The sum is taken to be continuous: steps share no lattice.
@@ -76,12 +78,12 @@ def tilted(p: np.ndarray, theta: np.ndarray) -> np.ndarray:
         return 1 / (1 + (1 - p) / p * np.exp(-theta))
 
 
-def _mean_and_variance(counts: np.ndarray, p: np.ndarray, step: np.ndarray, t: float) -> tuple[float, float]:
+def _mean_and_variance(counts: np.ndarray, p: np.ndarray, step: np.ndarray, t: Real) -> tuple[float, float]:
     share = tilted(p, t * step)
     return float(counts @ (step * share)), float(counts @ (step**2 * share * (1 - share)))
 
 
-def increasing_root(value_and_slope: Callable[[float], tuple[float, float]], target: float) -> float:
+def increasing_root(value_and_slope: Callable[[float], tuple[float, float]], target: Real) -> float:
     """t with value(t) = target, for an increasing function that is given with its slope; from t = 0.
 
     Newton's steps, held inside the bracket that is known, and doubled while there is none on one side.

@@ -21,6 +21,7 @@ from scipy.special import ndtr, ndtri
 from threegates.geometry.laws.law import Law, certain, near_normal, of_draws
 from threegates.geometry.laws.noise import Noise, Rates
 from threegates.geometry.laws.saddlepoint import log_tail
+from threegates.geometry.nulls.noise import Real
 
 #: Below so many changed (or unchanged) weights first order is not enough, and events are drawn.
 SMALL = 100
@@ -34,9 +35,9 @@ _TOLERANCE = 1e-10
 class Moments:
     """Of X at the stop: mean, variance and third central moment; r = Σaλ/Λ."""
 
-    mean: float
-    variance: float
-    third: float
+    mean: Real
+    variance: Real
+    third: Real
 
 
 def stopped_sum(noise: Noise, inside: np.ndarray, changed: int, generator: np.random.Generator) -> Law:
@@ -62,7 +63,7 @@ def stopped_sum(noise: Noise, inside: np.ndarray, changed: int, generator: np.ra
         return certain(found.mean)
     start = math.log(scale)
 
-    def tail(x: float) -> tuple[float, float]:
+    def tail(x: Real) -> tuple[float, float]:
         least, most = max(0.0, changed + target - size), min(float(changed), target)
         upper = _Stopped(noise, inside, changed, start).log_upper(math.ceil(x - 1e-9), least, most)
         # P(X ≤ x) is the upper tail of what lies outside the target.
@@ -91,7 +92,7 @@ def inclusion(noise: Noise, rates: Rates) -> np.ndarray:
     return p + rates.slope * ((p - 0.5) / total + drift) + rates.bend * spread / (2 * total**2)
 
 
-def first_order(noise: Noise, inside: np.ndarray, scale: float) -> Moments:
+def first_order(noise: Noise, inside: np.ndarray, scale: Real) -> Moments:
     """Moments of Σ (a − r) m at a scale; the mean of Σ a m to second order."""
     rates = noise.rates(scale)
     share = float(inside @ rates.slope) / float(noise.counts @ rates.slope)
@@ -110,10 +111,10 @@ class _Stopped:
 
     noise: Noise
     inside: np.ndarray
-    changed: float
-    start: float
+    changed: Real
+    start: Real
 
-    def log_upper(self, x: float, least: float, most: float) -> float:
+    def log_upper(self, x: Real, least: Real, most: Real) -> float:
         """log P(X ≥ x)."""
         if x <= least:
             return 0.0
@@ -130,7 +131,7 @@ class _Stopped:
         w = math.copysign(math.sqrt(max(-2 * value, 0.0)), point[0])
         return log_tail(w, -math.expm1(-point[0]) * math.sqrt(spread) / prefactor)
 
-    def _saddle(self, x: float) -> np.ndarray | None:
+    def _saddle(self, x: Real) -> np.ndarray | None:
         """(t, z, τ) at which all derivatives vanish, by damped Newton steps along a path of targets."""
         point = np.array([0.0, 0.0, self.start])
         mean = float(self.inside @ self.noise.rates(math.exp(self.start)).p)
@@ -146,7 +147,7 @@ class _Stopped:
             point, done = found, towards
         return point
 
-    def _newton(self, point: np.ndarray, x: float) -> np.ndarray | None:
+    def _newton(self, point: np.ndarray, x: Real) -> np.ndarray | None:
         size = math.sqrt(self.changed)
         for _ in range(_STEPS):
             gradient, hessian, _, _ = self._derivatives(point, x)
@@ -162,11 +163,11 @@ class _Stopped:
             point = point + step * min(1.0, 1.5 / largest)
         return None
 
-    def _at(self, point: np.ndarray, x: float) -> tuple[float, np.ndarray, float]:
+    def _at(self, point: np.ndarray, x: Real) -> tuple[float, np.ndarray, float]:
         _, hessian, value, prefactor = self._derivatives(point, x)
         return value, hessian, prefactor
 
-    def _derivatives(self, point: np.ndarray, x: float) -> tuple[np.ndarray, np.ndarray, float, float]:
+    def _derivatives(self, point: np.ndarray, x: Real) -> tuple[np.ndarray, np.ndarray, float, float]:
         """Gradient, Hessian and value of the exponent, and the rate Λ of the last change under the tilt."""
         t, z, log_scale = point
         rates = self.noise.rates(math.exp(log_scale))
@@ -227,14 +228,14 @@ def drawn_sums(
     return inside.sum(axis=0) - out if few_stay else out
 
 
-def _scale_of_events(noise: Noise, events: float, few_stay: bool) -> float:
+def _scale_of_events(noise: Noise, events: Real, few_stay: bool) -> float:
     if events >= noise.size:
         return 0.0 if few_stay else math.inf
     return noise.scale_of_count(noise.size - events if few_stay else events)
 
 
 def _critical_scales(
-    noise: Noise, codes: np.ndarray, scale: float, above: bool, generator: np.random.Generator
+    noise: Noise, codes: np.ndarray, scale: Real, above: bool, generator: np.random.Generator
 ) -> np.ndarray:
     """Critical scales of weights of these codes, given that they lie below the scale (or above it)."""
     down, up = noise.down[codes], noise.up[codes]

@@ -10,6 +10,7 @@ from threegates.geometry.laws.law import Law, near_normal, unknown
 from threegates.geometry.laws.noise import Noise
 from threegates.geometry.laws.saddlepoint import increasing_root, log_tail
 from threegates.geometry.laws.stopped import inclusion
+from threegates.geometry.nulls.noise import Real
 
 
 def jaccard_of_intersection(both: Law, first: int, second: int) -> Law:
@@ -21,7 +22,7 @@ def jaccard_of_intersection(both: Law, first: int, second: int) -> Law:
     if not total:
         return unknown()
 
-    def jaccard(x: float) -> float:
+    def jaccard(x: Real) -> float:
         return x / (total - x) if total > x else math.nan
 
     steep = total / (total - both.mean) ** 2
@@ -55,7 +56,7 @@ def stopped_intersection(noise: Noise, changed: tuple[int, int]) -> Law:
     sd = math.sqrt(variance)
     logs = np.log(np.array(scales))
 
-    def tail(x: float) -> tuple[float, float]:
+    def tail(x: Real) -> tuple[float, float]:
         upper = _TwoStops(noise, changed, logs).log_upper(math.ceil(x - 1e-9))
         return upper, _TwoStops(noise, changed, logs).log_lower(math.floor(x + 1e-9))
 
@@ -82,15 +83,15 @@ class _TwoStops:
         self.noise, self.changed = noise, np.array(changed, dtype=float)
         self.start = np.array([0.0, 0.0, 0.0, *logs])
 
-    def log_upper(self, x: float) -> float:
+    def log_upper(self, x: Real) -> float:
         """log P(X ≥ x)."""
         return self._log_tail(x, 1.0)
 
-    def log_lower(self, x: float) -> float:
+    def log_lower(self, x: Real) -> float:
         """log P(X ≤ x)."""
         return self._log_tail(x, -1.0)
 
-    def _log_tail(self, x: float, side: float) -> float:
+    def _log_tail(self, x: Real, side: Real) -> float:
         least, most = max(0.0, float(self.changed.sum()) - self.noise.size), float(self.changed.min())
         if (side > 0 and x <= least) or (side < 0 and x >= most):
             return 0.0
@@ -107,7 +108,7 @@ class _TwoStops:
         w = math.copysign(math.sqrt(max(-2 * value, 0.0)), t)
         return log_tail(w, -math.expm1(-t) * math.sqrt(spread) / last)
 
-    def _saddle(self, x: float) -> np.ndarray | None:
+    def _saddle(self, x: Real) -> np.ndarray | None:
         """Newton's steps along a path of targets, from the untilted null on."""
         point, done, step = self.start, 0.0, 1.0
         mean = self._gradient(point, 0.0)[0][0]
@@ -122,7 +123,7 @@ class _TwoStops:
             point, done = found, towards
         return point
 
-    def _newton(self, point: np.ndarray, x: float) -> np.ndarray | None:
+    def _newton(self, point: np.ndarray, x: Real) -> np.ndarray | None:
         wanted = 1e-8 * max(1.0, math.sqrt(float(self.changed.min())))
         for _ in range(40):
             gradient = self._gradient(point, x)[0]
@@ -138,7 +139,7 @@ class _TwoStops:
             point = point + step * min(1.0, 1.0 / largest)
         return None
 
-    def _hessian(self, point: np.ndarray, x: float) -> np.ndarray:
+    def _hessian(self, point: np.ndarray, x: Real) -> np.ndarray:
         """Central differences of the gradient, which is exact; second derivatives would be fifteen."""
         step, out = 1e-5, np.empty((5, 5))
         for i in range(5):
@@ -148,7 +149,7 @@ class _TwoStops:
             out[i] = (self._gradient(ahead, x)[0] - self._gradient(behind, x)[0]) / (2 * step)
         return (out + out.T) / 2
 
-    def _gradient(self, point: np.ndarray, x: float) -> tuple[np.ndarray, float, float]:
+    def _gradient(self, point: np.ndarray, x: Real) -> tuple[np.ndarray, float, float]:
         """Gradient and value of the exponent, and the product of both rates of the last change."""
         t, z1, z2, log1, log2 = point
         h = self.noise.counts
@@ -188,29 +189,29 @@ def jaccard_at_scales(noise: Noise, scales: tuple[float, float]) -> Law:
     _, variance, third = _moments(h, _outcomes(p, q, mean))
     sd = math.sqrt(variance)
 
-    def tail(j: float) -> tuple[float, float]:
+    def tail(j: Real) -> tuple[float, float]:
         return _tail_at_zero(h, _outcomes(p, q, j), 1.0), _tail_at_zero(h, _outcomes(p, q, j), -1.0)
 
     return near_normal(mean, sd / union, third / sd**3 if sd else 0.0, tail)
 
 
-def _outcomes(p: np.ndarray, q: np.ndarray, j: float) -> tuple[tuple[np.ndarray, float], ...]:
+def _outcomes(p: np.ndarray, q: np.ndarray, j: Real) -> tuple[tuple[np.ndarray, float], ...]:
     return (p * q, 1 - j), (p + q - 2 * p * q, -j)
 
 
-def _tail_at_zero(counts: np.ndarray, outcomes: tuple[tuple[np.ndarray, float], ...], sign: float) -> float:
+def _tail_at_zero(counts: np.ndarray, outcomes: tuple[tuple[np.ndarray, float], ...], sign: Real) -> float:
     """log P(sign · Σ ≥ 0) of a sum of independent values."""
     values = [sign * x for _, x in outcomes]
     chances = [p for p, _ in outcomes]
     if not any(x > 0 for x in values):
         return float(counts @ np.log1p(-sum(p for p, x in zip(chances, values, strict=True) if x < 0)))
 
-    def tilt(t: float) -> tuple[np.ndarray, list[np.ndarray]]:
+    def tilt(t: Real) -> tuple[np.ndarray, list[np.ndarray]]:
         grown = [p * np.expm1(t * x) for p, x in zip(chances, values, strict=True)]
         whole = 1 + sum(grown, np.zeros_like(counts))
         return whole, [p * math.exp(t * x) / whole for p, x in zip(chances, values, strict=True)]
 
-    def mean_and_variance(t: float) -> tuple[float, float]:
+    def mean_and_variance(t: Real) -> tuple[float, float]:
         _, shares = tilt(t)
         one = sum((s * x for s, x in zip(shares, values, strict=True)), np.zeros_like(counts))
         two = sum((s * x**2 for s, x in zip(shares, values, strict=True)), np.zeros_like(counts))
