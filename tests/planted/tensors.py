@@ -60,8 +60,8 @@ def assert_agrees(law, drawn):
     """A law's mean lies within 4.5 standard errors of draws, its sd within 5 % and four errors of its own."""
     drawn = drawn[np.isfinite(drawn)]
     mean, sd = float(drawn.mean()), float(drawn.std(ddof=1))
-    if sd == 0:
-        assert abs(law.mean - mean) <= 0.01 * max(1.0, abs(mean))
+    if sd < 1e-12:
+        assert law.sd < 1e-12 and abs(law.mean - mean) <= 0.01 * max(1.0, abs(mean))
         return
     own = law.sd / math.sqrt(2000) if law.how == "drawn" else 0.0
     assert abs(law.mean - mean) <= 4.5 * math.hypot(sd / math.sqrt(len(drawn)), own), (law, mean, sd)

@@ -91,7 +91,7 @@ class CodeCounter:
 
 def count_codes(
     base: Shaped[Tensor, "*shape"],
-    labels: UInt8[Tensor, "*shape"] | None = None,
+    labels: UInt8[Tensor, "*labels"] | None = None,
     kinds: int = 1,
 ) -> CodeCounts:
     """Count the codes of a bf16 tensor, −0 as +0, apart for each label.

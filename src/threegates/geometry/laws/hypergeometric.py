@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import gammaln
@@ -11,12 +12,13 @@ from threegates.geometry.laws.law import Law, certain, near_normal
 from threegates.geometry.laws.saddlepoint import increasing_root, log_tail
 from threegates.geometry.nulls.noise import Real
 
+Counts = np.ndarray | Sequence[int]
 #: Up to so many values of the sum its law is convolved, exactly.
 EXACT = 1 << 12
 _FAR = 45.0
 
 
-def sum_of_hypergeometrics(sizes: np.ndarray, marked: np.ndarray, taken: np.ndarray) -> Law:
+def sum_of_hypergeometrics(sizes: Counts, marked: Counts, taken: Counts) -> Law:
     """Law of Σ_b X_b, X_b the marked ones among `taken_b` of `sizes_b` that are chosen without replacement.
 
     Mean Σ taken marked/size, variance Σ taken (marked/size)(1 − marked/size)(size − taken)/(size − 1). Tails
@@ -29,19 +31,19 @@ def sum_of_hypergeometrics(sizes: np.ndarray, marked: np.ndarray, taken: np.ndar
 
     **Source** Johnson, Kemp and Kotz (2005), §6.3; Skovgaard (1987); Cornfield (1956) for the tilted means.
     """
-    sizes, marked, taken = (np.asarray(x, dtype=np.float64) for x in (sizes, marked, taken))
-    fixed = (marked == 0) | (marked == sizes) | (taken == 0) | (taken == sizes)
-    known = float(np.divide(marked * taken, sizes, out=np.zeros_like(sizes), where=sizes > 0)[fixed].sum())
-    sizes, marked, taken = sizes[~fixed], marked[~fixed], taken[~fixed]
-    if not len(sizes):
+    n, k, d = (np.asarray(x, dtype=np.float64) for x in (sizes, marked, taken))
+    fixed = (k == 0) | (k == n) | (d == 0) | (d == n)
+    known = float(np.divide(k * d, n, out=np.zeros_like(n), where=n > 0)[fixed].sum())
+    if fixed.all():
         return certain(round(known))
-    strata = _Strata(sizes, marked, taken)
+    strata = _Strata(n[~fixed], k[~fixed], d[~fixed])
     mean, variance, third = strata.moments()
 
     def tail(x: Real) -> tuple[float, float]:
         upper = strata.log_upper(math.ceil(x - known - 1e-9))
         # The unmarked ones among the taken are hypergeometric too, and few where the marked are many.
-        return upper, strata.mirrored().log_upper(math.ceil(float(taken.sum()) - (x - known) - 1e-9))
+        beyond = math.ceil(float(strata.taken.sum()) - (x - known) - 1e-9)
+        return upper, strata.mirrored().log_upper(beyond)
 
     return near_normal(known + mean, math.sqrt(variance), third / variance**1.5, tail)
 

@@ -1,0 +1,83 @@
+"""Counts of codes against numpy's unique, with both zeros as one, in pieces and by label."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.planted import tensors
+from threegates.errors import GeometryError
+from threegates.geometry.laws.codes import CodeCounter, count_codes
+from threegates.geometry.laws.lines import line_sums, stratum_counts
+from threegates.geometry.laws.strata import one_stratum, quantile_strata
+from threegates.geometry.nulls.magnitude import magnitude_bins
+from threegates.geometry.precision import gaps_beyond
+
+
+@pytest.mark.parametrize("name", sorted(tensors.FAMILIES))
+def test_every_code_is_counted_by_label(name):
+    base = tensors.family(name)
+    base.reshape(-1)[:5] = -0.0
+    labels = (tensors.target(name).to(torch.uint8) * 2).contiguous()
+    codes = count_codes(base, labels, 3)
+    values, counts = np.unique(base.float().numpy() + 0.0, return_counts=True)
+    order = np.argsort(codes.values)
+    assert (codes.values[order] == values).all() and (codes.counts[order] == counts).all()
+    assert codes.with_labels(2).sum() == int((labels == 2).sum()) and codes.with_labels(1).sum() == 0
+    counter = CodeCounter()
+    for piece in base.reshape(-1).split(37):
+        counter.add(piece)
+    assert (counter.whole().counts == codes.counts).all() and codes.size == base.numel()
+
+
+def test_gaps_are_those_of_the_weights():
+    base = tensors.family("clustered")
+    codes = count_codes(base)
+    for eta in (1e-3, 1e-2):
+        down, up = gaps_beyond(base, eta)
+        for value, low, high in zip(codes.values, *codes.gaps(eta), strict=True):
+            here = base.double() == value
+            assert (down[here] == low).all() and (up[here] == high).all()
+
+
+def test_strata_are_the_sampler_s_bins():
+    for name in tensors.FAMILIES:
+        base = tensors.family(name)
+        codes, bins = count_codes(base), magnitude_bins(base, 64)
+        strata = quantile_strata(codes)
+        assert (strata.sums(codes.counts) == np.bincount(bins.reshape(-1).numpy(), minlength=64)).all()
+        if base.shape[0] > 1:
+            rows, columns = stratum_counts(base, codes, strata)
+            for found, lines in ((rows, bins), (columns, bins.T)):
+                assert all(
+                    (row == np.bincount(line.numpy(), minlength=64)).all()
+                    for row, line in zip(found, lines, strict=True)
+                )
+    assert one_stratum(codes).number == 1
+
+
+def test_sums_along_lines_are_those_of_looked_up_values():
+    base = tensors.family("row-scaled")
+    base[0, :3] = -0.0
+    codes = count_codes(base)
+    functions = np.random.default_rng(0).random((3, len(codes.patterns)))
+    sums = line_sums(base, codes, functions)
+    by_value = dict(zip(codes.values, functions.T, strict=True))
+    table = np.array([[by_value[float(w) + 0.0] for w in row] for row in base.double().numpy()])
+    assert sums.rows == pytest.approx(table.sum(axis=1)) and sums.columns == pytest.approx(table.sum(axis=0))
+
+
+def test_what_cannot_be_counted_is_refused():
+    base = tensors.family("row-scaled")
+    with pytest.raises(GeometryError, match="labels do not fit"):
+        count_codes(base, torch.zeros(3, dtype=torch.uint8), 2)
+    with pytest.raises(GeometryError, match="a label has no kind"):
+        count_codes(base, torch.full(base.shape, 2, dtype=torch.uint8), 2)
+    with pytest.raises(GeometryError, match="not stored in bfloat16"):
+        count_codes(base.float())
+    base[3, 4] = float("nan")
+    with pytest.raises(GeometryError, match="NaN or infinity"):
+        count_codes(base)
+    with pytest.raises(GeometryError, match="counted from one"):
+        quantile_strata(count_codes(tensors.family("one-row")), 0)
