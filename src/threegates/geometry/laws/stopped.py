@@ -25,6 +25,8 @@ from threegates.geometry.nulls.noise import Real
 
 #: Below so many changed (or unchanged) weights first order is not enough, and events are drawn.
 SMALL = 100
+#: Below this variance of a count it is taken to be certain: what is left is rounding.
+CERTAIN = 1e-9
 #: Draws where the law is drawn.
 DRAWS = 2000
 _STEPS = 60
@@ -59,8 +61,8 @@ def stopped_sum(noise: Noise, inside: np.ndarray, changed: int, generator: np.ra
         return of_draws(drawn_sums(noise, inside[:, None], changed, DRAWS, generator)[:, 0])
     scale = noise.scale_of_count(changed)
     found = first_order(noise, inside, scale)
-    if found.variance <= 0:
-        return certain(found.mean)
+    if found.variance < CERTAIN:
+        return certain(round(found.mean))
     start = math.log(scale)
 
     def tail(x: Real) -> tuple[float, float]:

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
-from threegates.geometry.laws.law import Law, near_normal, unknown
+from threegates.geometry.laws.law import Law, certain, near_normal, unknown
 from threegates.geometry.laws.noise import Noise
 from threegates.geometry.laws.saddlepoint import increasing_root, log_tail
-from threegates.geometry.laws.stopped import inclusion
+from threegates.geometry.laws.stopped import CERTAIN, inclusion
 from threegates.geometry.nulls.noise import Real
 
 
@@ -53,8 +53,7 @@ def stopped_intersection(noise: Noise, changed: tuple[int, int]) -> Law:
     p, q = first.p, second.p
     outcomes = ((p * q, 1 - r1 - r2), (p * (1 - q), -r1), ((1 - p) * q, -r2))
     _, variance, third = _moments(h, outcomes)
-    sd = math.sqrt(variance)
-    logs = np.log(np.array(scales))
+    sd, logs = math.sqrt(variance), np.log(np.array(scales))
 
     def tail(x: Real) -> tuple[float, float]:
         upper = _TwoStops(noise, changed, logs).log_upper(math.ceil(x - 1e-9))
