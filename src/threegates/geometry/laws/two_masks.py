@@ -53,15 +53,16 @@ def stopped_intersection(noise: Noise, changed: tuple[int, int]) -> Law:
     p, q = first.p, second.p
     outcomes = ((p * q, 1 - r1 - r2), (p * (1 - q), -r1), ((1 - p) * q, -r2))
     _, variance, third = _moments(h, outcomes)
+    mean = float(h @ (inclusion(noise, first) * inclusion(noise, second)))
+    if variance < CERTAIN:
+        return certain(round(mean))
     sd, logs = math.sqrt(variance), np.log(np.array(scales))
 
     def tail(x: Real) -> tuple[float, float]:
         upper = _TwoStops(noise, changed, logs).log_upper(math.ceil(x - 1e-9))
         return upper, _TwoStops(noise, changed, logs).log_lower(math.floor(x + 1e-9))
 
-    return near_normal(
-        float(h @ (inclusion(noise, first) * inclusion(noise, second))), sd, third / sd**3, tail
-    )
+    return near_normal(mean, sd, third / sd**3, tail)
 
 
 def _moments(
