@@ -289,9 +289,531 @@ def _with_nulls(inputs: Values, told: Mapping[str, Any]) -> Values:
     return inputs | {"parameters": {**parameters, "nulls": founding}} if drawn else inputs
 
 
+# ------------------------------------------------------------------------------------------------ ffffe60
+
+# The last tree that made each Gram matrix anew, and had twins for drift and overlap.
+_GRAMS = (
+    Rewrite(
+        "threegates.geometry.operators",
+        """from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+""",
+        """from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+""",
+        "one product is computed once and kept, instead of twice; dividing by 1 changes nothing",
+    ),
+    Rewrite(
+        "threegates.geometry.operators",
+        '''
+    W = stored / unit or its transpose, exactly. Products take the type of their argument: float32 or float64.
+    """
+
+''',
+        '''
+    W = stored / unit or its transpose, exactly. Products take the type of their argument: float32 or float64.
+    `exact_gram` is made once and kept until `release`, for certificate and spectrum need the same.
+    """
+
+''',
+        "one product is computed once and kept, instead of twice; dividing by 1 changes nothing",
+    ),
+    Rewrite(
+        "threegates.geometry.operators",
+        '''        return g
+
+    def norm(self) -> float:
+        """‖W‖_F, in float64."""
+        return math.sqrt(sum(float(tile.square().sum()) for _, tile in self._tiles(torch.float64)))
+
+''',
+        '''        return g
+
+    @cached_property
+    def exact_gram(self) -> Float64[Tensor, "n n"]:
+        """`gram` in float64; to be read, never written to."""
+        return self.gram(torch.float64)
+
+    def release(self) -> None:
+        """Keep `exact_gram` no longer: it is as large as the square of the smaller side."""
+        self.__dict__.pop("exact_gram", None)
+
+    def norm(self) -> float:
+        """‖W‖_F, in float64; summed once."""
+        return self._norm
+
+    @cached_property
+    def _norm(self) -> float:
+        return math.sqrt(sum(float(tile.square().sum()) for _, tile in self._tiles(torch.float64)))
+
+''',
+        "one product is computed once and kept, instead of twice; dividing by 1 changes nothing",
+    ),
+    Rewrite(
+        "threegates.geometry.operators",
+        """        total = 0.0
+        for rows, tile in self._tiles(torch.float64):
+            total += float((other[rows].to(torch.float64) / self.unit - tile).square().sum())
+        return math.sqrt(total)
+
+""",
+        """        total = 0.0
+        for rows, tile in self._tiles(torch.float64):
+            wide = other[rows].to(torch.float64)
+            wide = wide if self.unit == 1.0 else wide / self.unit
+            total += float((wide - tile).square().sum())
+        return math.sqrt(total)
+
+""",
+        "one product is computed once and kept, instead of twice; dividing by 1 changes nothing",
+    ),
+    Rewrite(
+        "threegates.geometry.operators",
+        '''
+
+def weight_operator(weight: Float[Tensor, "rows columns"]) -> WeightOperator:
+    """Orient a stored weight so that its smaller side comes second.
+
+    Parameters
+    ----------
+    weight : finite floating matrix with entries, of any type and on any device; referred to, not copied.
+
+    Returns
+''',
+        '''
+
+def weight_operator(weight: Float[Tensor, "rows columns"] | WeightOperator) -> WeightOperator:
+    """Orient a stored weight so that its smaller side comes second.
+
+    Parameters
+    ----------
+    weight : finite floating matrix with entries, of any type and on any device; referred to, not copied. An
+        operator is given back as it is.
+
+    Returns
+''',
+        "one product is computed once and kept, instead of twice; dividing by 1 changes nothing",
+    ),
+    Rewrite(
+        "threegates.geometry.operators",
+        '''    **Source** scaling by powers of two is exact: Higham (2002), §2.1.
+    """
+    if not weight.numel():
+        raise GeometryError(
+''',
+        '''    **Source** scaling by powers of two is exact: Higham (2002), §2.1.
+    """
+    if isinstance(weight, WeightOperator):
+        return weight
+    if not weight.numel():
+        raise GeometryError(
+''',
+        "one product is computed once and kept, instead of twice; dividing by 1 changes nothing",
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        """
+
+def _task(weight: Tensor, requested: int, accuracy: str) -> _Task:
+    if requested < 1:
+        raise GeometryError(
+""",
+        """
+
+def _task(weight: Tensor | WeightOperator, requested: int, accuracy: str) -> _Task:
+    if requested < 1:
+        raise GeometryError(
+""",
+        "the same Gram matrix, kept by the operator, which may be given in the weight's place",
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        '''    """Decompose a base weight: Gram matrix, all eigenvectors, float64 polish of the top k.
+
+    Parameters
+    ----------
+''',
+        '''    """Decompose a base weight: Gram matrix, all eigenvectors, float64 polish of the top k.
+
+    The result's operator keeps its float64 Gram matrix, if the accuracy asked for one, until it is released.
+
+    Parameters
+    ----------
+''',
+        "the same Gram matrix, kept by the operator, which may be given in the weight's place",
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        '''
+def update(
+    base: BaseDecomposition, tuned: Float[Tensor, "rows columns"], accuracy: str = "fast"
+) -> LeadingSpectrum:
+    """Top k of a tuned weight, from the base's decomposition where that pays, else from nothing.
+''',
+        '''
+def update(
+    base: BaseDecomposition, tuned: Float[Tensor, "rows columns"] | WeightOperator, accuracy: str = "fast"
+) -> LeadingSpectrum:
+    """Top k of a tuned weight, from the base's decomposition where that pays, else from nothing.
+''',
+        "the same Gram matrix, kept by the operator, which may be given in the weight's place",
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        """    ----------
+    base : of a weight of the same shape, on the same device.
+    tuned : finite floating matrix.
+    accuracy : 'fast', 'certified' or 'reference'; may differ from the base's.
+
+""",
+        """    ----------
+    base : of a weight of the same shape, on the same device.
+    tuned : finite floating matrix, or its operator, for who asks for its spectrum too.
+    accuracy : 'fast', 'certified' or 'reference'; may differ from the base's.
+
+""",
+        "the same Gram matrix, kept by the operator, which may be given in the weight's place",
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        '''    **Source** Davidson (1975); Wedin (1972); Weyl (1912).
+    """
+    if tuned.shape != base.weight.shape:
+        raise GeometryError(
+            "base and tuned weight differ in shape",
+            expected=tuple(base.weight.shape),
+            found=tuple(tuned.shape),
+        )
+    check_accuracy(accuracy)
+    if torch.equal(base.weight, tuned):
+        return replace(base.leading, path="unchanged")
+    task = _task(tuned, base.leading.requested, accuracy)
+''',
+        '''    **Source** Davidson (1975); Wedin (1972); Weyl (1912).
+    """
+    stored = tuned.stored if isinstance(tuned, WeightOperator) else tuned
+    if stored.shape != base.weight.shape:
+        raise GeometryError(
+            "base and tuned weight differ in shape",
+            expected=tuple(base.weight.shape),
+            found=tuple(stored.shape),
+        )
+    check_accuracy(accuracy)
+    if torch.equal(base.weight, stored):
+        return replace(base.leading, path="unchanged")
+    task = _task(tuned, base.leading.requested, accuracy)
+''',
+        "the same Gram matrix, kept by the operator, which may be given in the weight's place",
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        '''def _by_gram(task: _Task, dtype: torch.dtype) -> tuple[LeadingSpectrum, _Basis] | None:
+    """Eigenvectors of a Gram matrix in `dtype`, float64 polish; None where that misses the accuracy."""
+    basis = _eigenbasis(task.operator.gram(dtype))
+    # The Gram matrix's rounding is an update like any other, and the first guess corrects it as one.
+    start = warm_start(task.operator, basis.vectors, basis.eigenvalues, _window(task))
+    found = _polished(task, basis, start)
+    certificate = _certificate(task, found) if found.good else None
+''',
+        '''def _by_gram(task: _Task, dtype: torch.dtype) -> tuple[LeadingSpectrum, _Basis] | None:
+    """Eigenvectors of a Gram matrix in `dtype`, float64 polish; None where that misses the accuracy."""
+    operator = task.operator
+    basis = _eigenbasis(operator.exact_gram if dtype == torch.float64 else operator.gram(dtype))
+    # The Gram matrix's rounding is an update like any other, and the first guess corrects it as one.
+    start = warm_start(operator, basis.vectors, basis.eigenvalues, _window(task))
+    found = _polished(task, basis, start)
+    certificate = _certificate(task, found) if found.good else None
+''',
+        "the same Gram matrix, kept by the operator, which may be given in the weight's place",
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        '''def _by_exact_gram(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
+    """The same in float64, where a residual proves *all* eigenvalues; takes what it gets."""
+    gram = task.operator.gram(torch.float64)
+    basis = _eigenbasis(gram)
+    found = _polished(task, basis, basis.vectors[:, : _window(task)])
+''',
+        '''def _by_exact_gram(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
+    """The same in float64, where a residual proves *all* eigenvalues; takes what it gets."""
+    gram = task.operator.exact_gram
+    basis = _eigenbasis(gram)
+    found = _polished(task, basis, basis.vectors[:, : _window(task)])
+''',
+        "the same Gram matrix, kept by the operator, which may be given in the weight's place",
+    ),
+    Rewrite(
+        "threegates.geometry.certificate",
+        """    if ritz.values.numel() == operator.n:
+        return 0.0
+    gram = operator.gram(torch.float64)
+    gram.addmm_(ritz.right * ritz.values.square(), ritz.right.T, alpha=-1)
+    for shift in _shifts(operator, ritz, residuals):
+        if _is_positive_definite(gram, shift):
+""",
+        """    if ritz.values.numel() == operator.n:
+        return 0.0
+    deflated = ritz.right * ritz.values.square()
+    gram = operator.exact_gram.addmm(deflated, ritz.right.T, alpha=-1)
+    for shift in _shifts(operator, ritz, residuals):
+        if _is_positive_definite(gram, shift):
+""",
+        "the same Gram matrix, of which the deflated copy is new instead of in place; one error, in two functions",
+    ),
+    Rewrite(
+        "threegates.geometry.certificate",
+        '''
+
+def _shifts(operator: WeightOperator, ritz: RitzTriplets, residuals: Residuals) -> list[float]:
+    """Values of s to try: well below σ̂_{k+1}² where the window reaches lower, else just above it."""
+''',
+        '''
+
+def prove_norm(operator: WeightOperator, square: float) -> float | None:
+    """A bound ‖W‖₂² ≤ `square` + e, proved by inertia, or None where the proof fails; e is all rounding.
+
+    **Source** as `prove_by_cholesky`.
+    """
+    if not _is_positive_definite(operator.exact_gram, square):
+        return None
+    return square + _inertia_error(operator, operator.norm() ** 2 * 1.001, square, 0, 0.0)
+
+
+def _shifts(operator: WeightOperator, ritz: RitzTriplets, residuals: Residuals) -> list[float]:
+    """Values of s to try: well below σ̂_{k+1}² where the window reaches lower, else just above it."""
+''',
+        "the same Gram matrix, of which the deflated copy is new instead of in place; one error, in two functions",
+    ),
+    Rewrite(
+        "threegates.geometry.certificate",
+        ''') -> float:
+    """Norm of all rounding in the Gram matrix, the deflation, the shift and the factor."""
+    n, q, frobenius = operator.n, ritz.values.numel(), residuals.norm**2
+    deflation = float(ritz.values.square().sum()) * 1.001
+    trace = n * shift + frobenius + deflation
+    products = rounding(operator.m + 3) * frobenius + rounding(q + 4) * deflation
+''',
+        ''') -> float:
+    """Norm of all rounding in the Gram matrix, the deflation, the shift and the factor."""
+    deflation = float(ritz.values.square().sum()) * 1.001
+    return _inertia_error(operator, residuals.norm**2, shift, ritz.values.numel(), deflation)
+
+
+def _inertia_error(
+    operator: WeightOperator, frobenius: float, shift: float, q: int, deflation: float
+) -> float:
+    """The same from ‖W‖_F² and, of the q deflated directions, the sum of squared values."""
+    n = operator.n
+    trace = n * shift + frobenius + deflation
+    products = rounding(operator.m + 3) * frobenius + rounding(q + 4) * deflation
+''',
+        "the same Gram matrix, of which the deflated copy is new instead of in place; one error, in two functions",
+    ),
+    Rewrite(
+        "threegates.geometry.directions",
+        '''
+
+def principal_energy(delta: Shaped[Tensor, "m n"], u: Float[Tensor, "m k"], v: Float[Tensor, "n k"]) -> float:
+    """Share of an update's energy in the principal k × k block: ρ² = ‖UᵀΔW V‖²_F/‖ΔW‖²_F.
+
+    Parameters
+    ----------
+    delta : ΔW, floating; u, v : orthonormal frames as columns.
+
+    Returns
+''',
+        '''
+
+def principal_energy(
+    delta: Shaped[Tensor, "m n"],
+    u: Float[Tensor, "m k"],
+    v: Float[Tensor, "n k"],
+    norm: float | None = None,
+) -> float:
+    """Share of an update's energy in the principal k × k block: ρ² = ‖UᵀΔW V‖²_F/‖ΔW‖²_F.
+
+    Parameters
+    ----------
+    delta : ΔW, floating; u, v : orthonormal frames as columns; norm : ‖ΔW‖_F, where it is known.
+
+    Returns
+''',
+        "a known norm may be given, and is else computed as before",
+    ),
+    Rewrite(
+        "threegates.geometry.directions",
+        '''    """
+    values = _working(delta)
+    total = _energy(values)
+    return _block_energy(values, u, v) / total if total else math.nan
+
+''',
+        '''    """
+    values = _working(delta)
+    total = _energy(values) if norm is None else norm**2
+    return _block_energy(values, u, v) / total if total else math.nan
+
+''',
+        "a known norm may be given, and is else computed as before",
+    ),
+    Rewrite(
+        "threegates.geometry.directions",
+        """    scale = _scale(x)
+    pieces = x.detach().reshape(-1).split(PIECE) if scale else ()
+    return scale * math.sqrt(sum(float((piece.to(torch.float64) / scale).square().sum()) for piece in pieces))
+
+
+""",
+        """    scale = _scale(x)
+    pieces = x.detach().reshape(-1).split(PIECE) if scale else ()
+    wide = (piece.to(torch.float64) for piece in pieces)
+    return scale * math.sqrt(sum(float((x if scale == 1 else x / scale).square().sum()) for x in wide))
+
+
+""",
+        "a known norm may be given, and is else computed as before",
+    ),
+    Rewrite(
+        "threegates.geometry.spectra",
+        """from threegates.geometry.certificate import rounding
+from threegates.geometry.decomposition import check_accuracy
+from threegates.geometry.operators import weight_operator
+
+
+""",
+        """from threegates.geometry.certificate import rounding
+from threegates.geometry.decomposition import check_accuracy
+from threegates.geometry.operators import WeightOperator, weight_operator
+
+
+""",
+        "the same Gram matrix, kept by the operator",
+    ),
+    Rewrite(
+        "threegates.geometry.spectra",
+        '''
+
+def singular_values(weight: Float[Tensor, "rows columns"], accuracy: str = "certified") -> FullSpectrum:
+    """All singular values of a matrix, without vectors.
+
+''',
+        '''
+
+def singular_values(
+    weight: Float[Tensor, "rows columns"] | WeightOperator, accuracy: str = "certified"
+) -> FullSpectrum:
+    """All singular values of a matrix, without vectors.
+
+''',
+        "the same Gram matrix, kept by the operator",
+    ),
+    Rewrite(
+        "threegates.geometry.spectra",
+        """    Parameters
+    ----------
+    weight : finite floating matrix with entries.
+
+    Raises
+""",
+        """    Parameters
+    ----------
+    weight : finite floating matrix with entries, or its operator, whose Gram matrix is then taken as it is.
+
+    Raises
+""",
+        "the same Gram matrix, kept by the operator",
+    ),
+    Rewrite(
+        "threegates.geometry.spectra",
+        """        errors = torch.full_like(values, float(rounding(n)) * float(values[0]))
+        return FullSpectrum(values * unit, errors * unit, "svd")
+    squares = torch.linalg.eigvalsh(operator.gram(torch.float64)).flip(0).clamp(min=0.0)
+    error = (rounding(operator.m) + rounding(n)) * operator.norm() ** 2
+    values = squares.sqrt()
+""",
+        """        errors = torch.full_like(values, float(rounding(n)) * float(values[0]))
+        return FullSpectrum(values * unit, errors * unit, "svd")
+    squares = torch.linalg.eigvalsh(operator.exact_gram).flip(0).clamp(min=0.0)
+    error = (rounding(operator.m) + rounding(n)) * operator.norm() ** 2
+    values = squares.sqrt()
+""",
+        "the same Gram matrix, kept by the operator",
+    ),
+    Rewrite(
+        "threegates.measures.draws",
+        """    total = 0.0
+    for piece, other in zip(pieces, less, strict=True):
+        wide = piece.double() if other is None else piece.double() - other
+        total += float(wide @ wide)
+    return total
+""",
+        """    total = 0.0
+    for piece, other in zip(pieces, less, strict=True):
+        wide = piece.double() if other is None else piece.to(torch.float64, copy=True).sub_(other)
+        total += float(wide @ wide)
+    return total
+""",
+        "the difference in place: the same subtraction",
+    ),
+    Rewrite(
+        "threegates.measures.bases",
+        '''    def spectrum(self) -> FullSpectrum:
+        """All singular values."""
+        return singular_values(self.weight, self.accuracy)
+
+
+''',
+        '''    def spectrum(self) -> FullSpectrum:
+        """All singular values."""
+        return singular_values(self.leading.operator, self.accuracy)
+
+
+''',
+        "the spectrum at once and from the same Gram matrix",
+    ),
+    Rewrite(
+        "threegates.measures.bases",
+        '''
+
+def base_of(weight: Tensor, k: int, shared: Shared) -> Base:
+    """A base matrix with its k leading triplets, found once for each content among what is shared."""
+    exact, accuracy = weight.to(working_type(weight)), accuracy_of(weight.shape)
+    return shared.of(
+        ("base", k, accuracy), exact, lambda: Base(exact, decompose_base(exact, k, accuracy), accuracy)
+    )
+''',
+        '''
+
+def base_of(weight: Tensor, k: int, shared: Shared, *, spectrum: bool = False) -> Base:
+    """A base matrix with its k leading triplets, found once for each content among what is shared.
+
+    spectrum : whether all singular values will be asked for. They are found at once then, from the Gram
+    matrix of the certificate, which is kept for nothing else.
+    """
+    exact, accuracy = weight.to(working_type(weight)), accuracy_of(weight.shape)
+    found = shared.of(
+        ("base", k, accuracy), exact, lambda: Base(exact, decompose_base(exact, k, accuracy), accuracy)
+    )
+    if spectrum:
+        _ = found.spectrum
+    found.leading.operator.release()
+    return found
+''',
+        "the spectrum at once and from the same Gram matrix",
+    ),
+)
+
+_FOLDED = "twins are one class, and a pass over a tensor hands on what it sees"
+
 #: By the first digits of the commit.
 REKEYINGS: dict[str, Rekeying] = {
     "3806e52": Rekeying(_REWRITES, _with_objective, _with_nulls, _ASK, _MEASURED, _PROBE, _ROOTS),
+    "ffffe60": Rekeying(_GRAMS, measured=dict.fromkeys(("pair", "group", "drift", "overlap"), _FOLDED)),
 }
 
 

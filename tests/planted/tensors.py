@@ -1,4 +1,4 @@
-"""Small bf16 tensors of many kinds that laws of nulls are proved on, with targets that favour some weights."""
+"""Small bf16 tensors of many kinds that laws of nulls are proved on, and targets that favour some weights."""
 
 from __future__ import annotations
 
