@@ -563,7 +563,7 @@ def update(
     for shift in _shifts(operator, ritz, residuals):
         if _is_positive_definite(gram, shift):
 """,
-        "the same Gram matrix, of which the deflated copy is new instead of in place; one error, in two functions",
+        "the same Gram matrix, deflated in a copy instead of in place; one error, in two functions",
     ),
     Rewrite(
         "threegates.geometry.certificate",
@@ -587,7 +587,7 @@ def prove_norm(operator: WeightOperator, square: float) -> float | None:
 def _shifts(operator: WeightOperator, ritz: RitzTriplets, residuals: Residuals) -> list[float]:
     """Values of s to try: well below σ̂_{k+1}² where the window reaches lower, else just above it."""
 ''',
-        "the same Gram matrix, of which the deflated copy is new instead of in place; one error, in two functions",
+        "the same Gram matrix, deflated in a copy instead of in place; one error, in two functions",
     ),
     Rewrite(
         "threegates.geometry.certificate",
@@ -612,7 +612,7 @@ def _inertia_error(
     trace = n * shift + frobenius + deflation
     products = rounding(operator.m + 3) * frobenius + rounding(q + 4) * deflation
 ''',
-        "the same Gram matrix, of which the deflated copy is new instead of in place; one error, in two functions",
+        "the same Gram matrix, deflated in a copy instead of in place; one error, in two functions",
     ),
     Rewrite(
         "threegates.geometry.directions",
