@@ -15,7 +15,7 @@ from threegates.geometry.nulls.noise import Real
 Counts = np.ndarray | Sequence[int]
 #: Up to so many values of the sum its law is convolved, exactly.
 EXACT = 1 << 12
-_FAR = 45.0
+_FAR = 12.0
 
 
 def sum_of_hypergeometrics(sizes: Counts, marked: Counts, taken: Counts) -> Law:
@@ -74,21 +74,26 @@ class _Strata:
         if x > self.most.sum():
             return -math.inf
         if len(self.sizes) == 1:
-            return float(_log_sum_exp(self._log_masses(0, x)))
+            return self._of_one(x)
         if (self.most - self.least).sum() <= EXACT:
             masses = self._convolved()
             return float(np.log(math.fsum(masses[x - int(self.least.sum()) :])))
         return self._by_saddlepoint(x)
 
+    def _of_one(self, x: int) -> float:
+        """The same of a single stratum, exactly: a sum over the lesser tail."""
+        if x > self.moments()[0]:
+            return _log_sum_exp(self._log_masses(0, x))
+        below = self.mirrored()._log_masses(0, int(self.taken[0]) - x + 1)
+        return math.log1p(-math.exp(_log_sum_exp(below))) if len(below) else 0.0
+
     def _log_masses(self, b: int, start: int | None = None) -> np.ndarray:
-        """log P(X_b = i) from `start` (or the least) on, until nothing adds to the sum any more."""
+        """log P(X_b = i) for every i, or from a `start` beyond the mean for as long as it adds anything."""
         n, k, d = (float(one[b]) for one in (self.sizes, self.marked, self.taken))
-        first = int(self.least[b]) if start is None else start
-        last = int(self.most[b])
+        first, last = int(self.least[b]), int(self.most[b])
         if start is not None:
-            mean = d * k / n
-            reach = _FAR * math.sqrt(d * k / n * (1 - k / n) * (n - d) / (n - 1)) + _FAR
-            last = min(last, int(max(first, mean) + reach))
+            sd = math.sqrt(self.moments()[1])
+            first, last = start, min(last, start + int(_FAR * sd + _FAR))
         i = np.arange(first, last + 1, dtype=np.float64)
         return _log_choose(k, i) + _log_choose(n - k, d - i) - _log_choose(n, np.array([d]))
 
@@ -153,4 +158,4 @@ def _log_choose(n: Real, k: np.ndarray) -> np.ndarray:
 
 def _log_sum_exp(logs: np.ndarray) -> float:
     top = float(logs.max())
-    return top + math.log(math.fsum(np.exp(logs - top)))
+    return top + math.log(float(np.exp(logs - top).sum()))

@@ -78,10 +78,12 @@ def stratum_counts(
 
     **Source** this study.
     """
+    m, n = base.shape
+    if strata.number == 1:
+        return np.full((m, 1), float(n)), np.full((n, 1), float(m))
     table = np.zeros(PATTERNS, dtype=np.intp)
     table[codes.patterns] = strata.of_code
     table[0x8000] = table[0]
-    m, n = base.shape
     words = base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
     rows, columns = np.zeros((m, strata.number)), np.zeros(n * strata.number)
     offset = np.arange(n, dtype=np.intp) * strata.number
