@@ -95,6 +95,16 @@ def test_the_code_of_a_record_holds_the_samplers_of_its_nulls_and_nothing_that_l
         assert name != f"{PACKAGE}.null.Null"
 
 
+def test_the_code_of_the_table_holds_the_laws_of_its_nulls_and_of_no_other():
+    of_laws = "threegates.geometry.laws"
+    assert f"{of_laws}.hypergeometric.sum_of_hypergeometrics" in code_of("table", "bernoulli")
+    assert f"{of_laws}.stopped.stopped_sum" in code_of("table", "storage_density")
+    for name in ("masks.BERNOULLI", "masks.MAGNITUDE", "masks.AT_COUNT", "masks.AT_NORM"):
+        assert f"{of_laws}.{name}" in code_of("table", *FOUNDING)
+        assert f"{of_laws}.{name}" not in code_of("table") | code_of("overlap", *FOUNDING)
+    assert f"{of_laws}.masks.AT_NORM" not in code_of("table", "bernoulli", "magnitude")
+
+
 def test_no_measuring_module_imports_the_table():
     modules = sorted({kind.root.rpartition(".")[0] for kind in KINDS.values()})
     script = f"import sys, {', '.join(modules)}; print('{PACKAGE}.table' in sys.modules)"

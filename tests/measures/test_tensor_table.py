@@ -38,7 +38,9 @@ def opened(folder, base, tuned):
 
 
 def table_of(folder, base, tuned):
-    return measure_all(PairTable(*opened(folder, base, tuned), "p", nulls=NULLS))["tensor"].set_index("tensor")
+    return measure_all(PairTable(*opened(folder, base, tuned), "p", nulls=NULLS))["tensor"].set_index(
+        "tensor"
+    )
 
 
 def largest(values, count):
