@@ -45,19 +45,16 @@ HIDDEN = 1 + 2.0**-12
 """What float32 entries move by besides: less than bf16 shows."""
 SHARD_BYTES = 2 * GIB
 
-PAIR_CAP, PAIR_DRAWS, PAIR_WORKERS = "2GiB", 0, 2
-"""Of the whole pair. Null masks, of any number, leave room for one worker alone in this cap, and take 6 s of
-each large matrix and draw: with 9 of each kind hours, instead of a quarter of one.
-"""
-LAYER_CAP, LAYER_DRAWS = "2.5GiB", 0
+PAIR_CAP, PAIR_WORKERS = "2GiB", 2
+LAYER_CAP = "2.5GiB"
 LAYER = {"hidden": 4096, "keys": 1024, "inner": 14_336}
 LOOSE = 2.5
 """How many times too large an estimate of memory may be."""
 TENSORS = {
-    "s": {"shape": (1536, 1536), "draws": 1},
-    "m": {"shape": (8960, 1536), "draws": 1},
-    "l": {"shape": (4096, 4096), "draws": 0},
-    "x": {"shape": (151_936, 1536), "draws": 0, "name": "model.embed_tokens.weight"},
+    "s": {"shape": (1536, 1536)},
+    "m": {"shape": (8960, 1536)},
+    "l": {"shape": (4096, 4096)},
+    "x": {"shape": (151_936, 1536), "name": "model.embed_tokens.weight"},
 }
 """Shapes whose estimate is held against what was measured."""
 BLOCK_NAME = "model.layers.0.mlp.up_proj.weight"
@@ -225,36 +222,36 @@ def own_anonymous() -> int:
 # --- the ways, each in its own process
 
 
-def measured(folder: Path, cap: int, draws: int, workers: int) -> dict:
+def measured(folder: Path, cap: int, workers: int) -> dict:
     """Every tensor of a pair into parts, within a cap, and then the masks."""
-    pair = opened(folder, draws)
+    pair = opened(folder)
     # The largest first: the last tasks of all should be short ones.
     start = time.monotonic()
     needs = sorted((need_of(pair, name) for name in pair.names), key=lambda need: -need.size)
-    tasks = [(folder, draws, need.tensor) for need in needs]
+    tasks = [(folder, need.tensor) for need in needs]
     run_within(measure_one, tasks, needs, cap, workers)
     write_masks(pair.base, pair.tuned, folder / "masks.safetensors")
     return {"seconds": time.monotonic() - start}
 
 
 @lru_cache(maxsize=1)
-def opened(folder: Path, draws: int) -> PairTable:
+def opened(folder: Path) -> PairTable:
     """The pair of a folder."""
     base, tuned = (Checkpoint.open(folder / side) for side in ("base", "tuned"))
-    return PairTable(base, tuned, "pair", draws, axes=True, nulls=founding_nulls())
+    return PairTable(base, tuned, "pair", axes=True, nulls=founding_nulls())
 
 
-def measure_one(folder: Path, draws: int, tensor: str) -> None:
+def measure_one(folder: Path, tensor: str) -> None:
     """One tensor into its part."""
-    rows_of_tensor = opened(folder, draws).rows(tensor, Shared())
+    rows_of_tensor = opened(folder).rows(tensor, Shared())
     Parts(folder / "parts", "measured").write(tensor, rows_of_tensor)
     give_back_freed_memory()
 
 
-def one_tensor(folder: Path, tensor: str, draws: int) -> dict:
+def one_tensor(folder: Path, tensor: str) -> dict:
     """One tensor alone, with its estimate, and the memory that the process has before and after."""
     torch.set_num_threads(1)
-    pair = opened(folder, draws)
+    pair = opened(folder)
     estimate, before, start = need_of(pair, tensor).size, own_anonymous(), time.monotonic()
     pair.rows(tensor, Shared())
     taken = time.monotonic() - start
@@ -288,18 +285,17 @@ def loaded(folder: Path, blocks: int) -> dict:
 # --- rows
 
 
-def foretold(size: str, shape: tuple[int, int], draws: int, name: str = BLOCK_NAME) -> Row:
+def foretold(size: str, shape: tuple[int, int], name: str = BLOCK_NAME) -> Row:
     """The estimate of one tensor's memory against what it took."""
     with tempfile.TemporaryDirectory(prefix="threegates-tensor-") as kept:
         write_pair(Path(kept), {name: shape})
-        ran, theirs = run_watched("tensor", kept, name, str(draws)), run_watched("load", kept, "1")
+        ran, theirs = run_watched("tensor", kept, name), run_watched("load", kept, "1")
     taken, estimate = ran.anonymous - ran.found["before"], ran.found["estimate"]
     fits = taken <= estimate <= LOOSE * taken and ran.anonymous <= PROCESS + estimate
     process = max(ran.found["before"], ran.found["after"])
-    label = f"{size} {shape[0]} × {shape[1]}" + (f", {draws} draw" if draws else "")
     return Row(
         "memory of a tensor",
-        label,
+        f"{size} {shape[0]} × {shape[1]}",
         1e3 * ran.found["seconds"],
         "whole in float32, float64 SVDs",
         1e3 * theirs.found["seconds"],
@@ -318,10 +314,10 @@ def whole_pair(shapes: Mapping[str, tuple[int, ...]]) -> Row:
         size = sum(torch.Size(shape).numel() for shape in shapes.values())
         return _within(
             "pair within a cap",
-            f"{size / 1e9:.2f} B, {PAIR_DRAWS} draw, {PAIR_WORKERS} workers at most",
+            f"{size / 1e9:.2f} B, {PAIR_WORKERS} workers at most",
             folder,
             truth,
-            (PAIR_CAP, PAIR_DRAWS, PAIR_WORKERS),
+            (PAIR_CAP, PAIR_WORKERS),
             "both whole in float32, float64 SVDs",
         )
 
@@ -333,10 +329,10 @@ def one_layer(shapes: Mapping[str, tuple[int, ...]]) -> Row:
         truth = write_pair(folder, shapes, torch.bfloat16)
         return _within(
             "layer within a cap",
-            f"{LAYER['inner']} × {LAYER['hidden']}, {LAYER_DRAWS} draws",
+            f"{LAYER['inner']} × {LAYER['hidden']}",
             folder,
             truth,
-            (LAYER_CAP, LAYER_DRAWS, 1),
+            (LAYER_CAP, 1),
             "both whole in float32, float64 SVDs",
         )
 
@@ -346,12 +342,12 @@ def _within(
     size: str,
     folder: Path,
     truth: Mapping[str, Truth],
-    how: tuple[str, int, int],
+    how: tuple[str, int],
     other: str,
 ) -> Row:
-    cap, draws, workers = how
-    ran = run_watched("measure", str(folder), cap, str(draws), str(workers))
-    wrong = differences(folder, truth, draws)
+    cap, workers = how
+    ran = run_watched("measure", str(folder), cap, str(workers))
+    wrong = differences(folder, truth)
     blocks = len({name.split(".")[2] for name in truth if ".layers." in name})
     theirs = run_watched("load", str(folder), str(blocks))
     wrong += [name for name, one in truth.items() if theirs.found["changed"][name] != one.changed]
@@ -374,7 +370,7 @@ def _within(
     )
 
 
-def differences(folder: Path, truth: Mapping[str, Truth], draws: int) -> list[str]:
+def differences(folder: Path, truth: Mapping[str, Truth]) -> list[str]:
     """Names of tensors whose rows, masks or overlaps are not those that were planted."""
     parts = Parts(folder / "parts", "measured")
     masks = load_file(folder / "masks.safetensors")
@@ -383,7 +379,7 @@ def differences(folder: Path, truth: Mapping[str, Truth], draws: int) -> list[st
         name
         for name, one in truth.items()
         if not (_same_counts(found[name], one) and _digest(masks[name]) == one.mask)
-        or not _independent(found[name]["tensor"][0], draws)
+        or not _independent(found[name]["tensor"][0])
     ]
 
 
@@ -397,15 +393,15 @@ def _same_counts(rows_of_tensor: dict, truth: Truth) -> bool:
     return same and (not sums or tuple(sums) == truth.sums)
 
 
-def _independent(row: dict, draws: int) -> bool:
+def _independent(row: dict) -> bool:
     """Whether overlaps are those of a mask planted without a look at the weights: the targets' densities."""
     if row["spectra"] != MEASURED:
         return row["layer"] is None or len(row["shape"]) != 2
     for target in ("principal", "low", "principal_not_low"):
         density = row[f"density_{target}"]
         error = 6 * (density * (1 - density) / row["changed"]) ** 0.5
-        drawn = row[f"overlap_{target}_bernoulli_mean"] if draws else density
-        if abs(row[f"overlap_{target}"] - density) > error or abs(drawn - density) > error:
+        law = row[f"overlap_{target}_bernoulli_mean"]
+        if abs(row[f"overlap_{target}"] - density) > error or abs(law - density) > 1e-9:
             return False
     return True
 
@@ -422,10 +418,10 @@ def main() -> None:
     chosen = parser.parse_args()
     os.environ.pop("THREEGATES_CACHE", None)
     if chosen.way == "measure":
-        cap, draws, workers = chosen.more
-        found = scale.measured(chosen.folder, parse_size(cap), int(draws), int(workers))
+        cap, workers = chosen.more
+        found = scale.measured(chosen.folder, parse_size(cap), int(workers))
     elif chosen.way == "tensor":
-        found = scale.one_tensor(chosen.folder, chosen.more[0], int(chosen.more[1]))
+        found = scale.one_tensor(chosen.folder, *chosen.more)
     else:
         found = scale.loaded(chosen.folder, int(chosen.more[0]))
     print(json.dumps(found))

@@ -165,7 +165,7 @@ def place_of(way: Way, folder: Path, pair: dict[str, Path]) -> Iterator[Place]:
             hub.faults.append(Fault("slow", at=1 << 14, seconds=0.05))
             environment["HF_ENDPOINT"] = hub.url
         command = [sys.executable, "-m", "threegates.cli", "measure", "--out", OUT, "--workers", "2"]
-        command += ["--base", names["base"], "--tuned", names["tuned"], "--draws", "29", *way.options]
+        command += ["--base", names["base"], "--tuned", names["tuned"], *way.options]
         yield Place(folder, command, environment, way.victims)
 
 

@@ -204,11 +204,11 @@ def small_scale(monkeypatch, tmp_path):
 def test_what_is_planted_in_the_pair_at_scale_is_found_and_a_wrong_count_is_seen(small_scale):
     folder, truth = small_scale
     assert len(list((folder / "tuned").glob("*.safetensors"))) > 1
-    scale.measured(folder, cap=1 << 40, draws=2, workers=1)
-    assert scale.differences(folder, truth, draws=2) == []
+    scale.measured(folder, cap=1 << 40, workers=1)
+    assert scale.differences(folder, truth) == []
     name = "model.layers.0.mlp.down_proj.weight"
     for wrong in ({"changed": 1}, {"stored": 1}, {"mask": "0"}, {"sums": ("0", "1")}):
-        assert scale.differences(folder, truth | {name: replace(truth[name], **wrong)}, 2) == [name]
+        assert scale.differences(folder, truth | {name: replace(truth[name], **wrong)}) == [name]
     assert scale.loaded(folder, blocks=1)["changed"] == {key: one.changed for key, one in truth.items()}
 
 
@@ -222,10 +222,10 @@ def test_overlaps_that_favour_a_target_are_seen():
     row = {"spectra": "measured", "changed": 10_000}
     for target in ("principal", "low", "principal_not_low"):
         row |= {f"overlap_{target}": 0.5, f"density_{target}": 0.5, f"overlap_{target}_bernoulli_mean": 0.5}
-    assert scale._independent(row, draws=1)
-    assert not scale._independent(row | {"overlap_low": 0.54}, draws=1)
-    assert not scale._independent(row | {"overlap_low_bernoulli_mean": 0.46}, draws=1)
-    assert not scale._independent({"spectra": "not asked for", "layer": 0, "shape": [2, 2]}, draws=1)
+    assert scale._independent(row)
+    assert not scale._independent(row | {"overlap_low": 0.54})
+    assert not scale._independent(row | {"overlap_low_bernoulli_mean": 0.501})
+    assert not scale._independent({"spectra": "not asked for", "layer": 0, "shape": [2, 2]})
 
 
 def test_memory_of_a_process_and_of_those_below_it_is_seen_together():
@@ -241,7 +241,7 @@ def test_memory_of_a_process_and_of_those_below_it_is_seen_together():
 
 
 def test_a_tensor_takes_no_more_than_was_foretold_and_not_far_less():
-    row = scale.foretold("tiny", (1024, 800), 1)
+    row = scale.foretold("tiny", (1024, 800))
     assert row.accurate, row
 
 

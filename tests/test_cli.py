@@ -95,7 +95,7 @@ def test_help_of_every_command_is_quick_and_says_what_it_does():
 
 
 def test_foreign_folders_give_exact_masks(command, models, tmp_path):
-    options = ["--out", "t.parquet", "--masks", "m.safetensors", "--axis", "a.parquet", "--draws", 3]
+    options = ["--out", "t.parquet", "--masks", "m.safetensors", "--axis", "a.parquet"]
     status, out, _ = command("measure", "--base", "base", "--tuned", "tuned", *options)
     assert status == 0 and "written: t.parquet" in out
     table = pd.read_parquet(tmp_path / "t.parquet").set_index("tensor")
@@ -109,15 +109,19 @@ def test_foreign_folders_give_exact_masks(command, models, tmp_path):
     name = "model.layers.1.mlp.down_proj.weight"
     assert np.allclose(axis.loc[(name, "column"), "ratio"], models[name].float().mean(0))
     matrices = table[table["spectra"] == "measured"]
-    assert len(matrices) == 14 and matrices["overlap_principal_storage_density_p"].notna().all()
+    assert len(matrices) == 14
+    for name in ("log10_p", "mean", "how"):
+        assert matrices[f"overlap_principal_storage_density_{name}"].notna().all()
+        assert axis[f"storage_density_{name}"].notna().all()
+    assert not [name for name in (*table, *axis) if name.endswith("_p") and not name.endswith("_log10_p")]
     stated = read_provenance(tmp_path / "t.parquet")
     assert set(stated["inputs"]["checkpoints"]) == {"base", "tuned"}
-    assert stated["inputs"]["parameters"]["draws"] == 3
+    assert "draws" not in stated["inputs"]["parameters"] | dict.fromkeys((*table, *axis))
     assert str(tmp_path) not in json.dumps(stated) and not list(tmp_path.glob("*.parts"))
 
 
-def test_masks_are_drawn_under_the_nulls_that_are_named(command, models, tmp_path):
-    options = ["--base", "base", "--tuned", "tuned", "--out", "t.parquet", "--draws", 2]
+def test_overlaps_stand_beside_the_nulls_that_are_named(command, models, tmp_path):
+    options = ["--base", "base", "--tuned", "tuned", "--out", "t.parquet"]
     status, _, told = command("measure", *options, "--null", "uniform")
     assert status == 1 and "no such null" in told and "bernoulli, storage_density" in told
     assert not (tmp_path / "t.parquet").exists()
@@ -134,7 +138,7 @@ def test_two_measurements_are_the_same_bytes(command, models, tmp_path, monkeypa
         elsewhere.chdir("/")
         run_parallel(os.getcwd, [(), ()], 2)
     for number in (1, 2):
-        arguments = ["--out", f"{number}.parquet", "--draws", 3, "--workers", number]
+        arguments = ["--out", f"{number}.parquet", "--workers", number]
         status, _, told = command("measure", "--base", "base", "--tuned", "tuned", *arguments)
         assert status == 0, told
     assert (tmp_path / "1.parquet").read_bytes() == (tmp_path / "2.parquet").read_bytes()
@@ -146,7 +150,7 @@ def subspaces(weight: torch.Tensor, k: int) -> tuple[np.ndarray, np.ndarray, np.
 
 
 def test_spectra_and_angles_of_foreign_folders_are_those_of_float64_svds(command, models, tmp_path):
-    options = ["--out", "t.parquet", "--draws", 0]
+    options = ["--out", "t.parquet"]
     status, out, _ = command("measure", "--base", "base", "--tuned", "tuned", *options)
     assert status == 0 and "spectra of 14 matrices" in out
     table = pd.read_parquet(tmp_path / "t.parquet")
@@ -238,8 +242,6 @@ def test_a_faulty_checkpoint_is_refused_and_no_file_is_written(command, models, 
         "out/m.safetensors",
         "--axis",
         "out/a.parquet",
-        "--draws",
-        1,
     ]
     status, out, err = command("measure", "--base", "base", "--tuned", "tuned", *options)
     assert status == 1 and out == ""
@@ -258,6 +260,8 @@ def test_what_stands_for_nothing_is_refused(command, tmp_path):
     ("options", "told"),
     [
         (["--out", "t.parquet", "--memory", "1MiB"], "memory"),
+        (["--out", "t.parquet", "--draws", 3], "nulls are not drawn any more"),
+        (["--out", "t.parquet", "--draws", 0], "leave --draws out"),
         (["--out", "t.csv"], "give t.parquet"),
         (["--out", "t.parquet", "--masks", "m.parquet"], "give m.safetensors"),
     ],
@@ -289,7 +293,7 @@ def test_a_broken_manifest_hinders_only_who_asks_it(command, project):
     base = planted.base_tensors()
     for name, tensors in (("then", base), ("now", planted.with_noise(base, 2e-4, 1))):
         planted.write(project / name, tensors)
-    options = ["--out", "t.parquet", "--draws", 1, "--no-spectra"]
+    options = ["--out", "t.parquet", "--no-spectra"]
     assert command("measure", "--base", "then", "--tuned", "now", *options)[0] == 0
     status, _, err = command("measure", "--base", "named", "--tuned", "now", *options)
     assert status == 1 and "data_manifest.yaml" in err and "Traceback" not in err
@@ -297,7 +301,6 @@ def test_a_broken_manifest_hinders_only_who_asks_it(command, project):
 
 def test_a_killed_measurement_continues(command, models, tmp_path):
     arguments = ["measure", "--base", "base", "--tuned", "tuned", "--out", "t.parquet", "--axis", "a.parquet"]
-    arguments += ["--draws", "20"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [sys.executable, "-m", "threegates.cli", *arguments], cwd=tmp_path, env=environment

@@ -426,9 +426,9 @@ def _pair(folder: Path, layers: int = 1, width: int = 32) -> tuple[str, str]:
     return str(folder / "base"), str(folder / "tuned")
 
 
-def _planted(folder: Path, draws: int = 3, **shape: int) -> tuple[dict]:
+def _planted(folder: Path, **shape: int) -> tuple[dict]:
     base, tuned = (open_source(name, []) for name in _pair(folder, **shape))
-    options = {"draws": draws, "seed": 0, "axes": False, "spectra": True}
+    options = {"seed": 0, "axes": False, "spectra": True}
     job = table_job(StudyPair("tuned", base, tuned), options)
     return ({job: Parts(folder / "parts", job.digest)},)
 
@@ -443,7 +443,7 @@ def outside(tmp_path, monkeypatch):
 
 
 def _measured(folder: Path, out: str, workers: int = 1) -> bytes:
-    options = {"masks": None, "axis": folder / f"axis-{out}", "draws": 3, "seed": 0, "workers": workers}
+    options = {"masks": None, "axis": folder / f"axis-{out}", "seed": 0, "workers": workers}
     measure_to_files(own_pair(str(folder / "base"), str(folder / "tuned")), folder / out, **options)
     return (folder / out).read_bytes() + (folder / f"axis-{out}").read_bytes()
 
@@ -468,7 +468,7 @@ def test_without_an_address_workers_are_started_here(tmp_path, monkeypatch):
 
 
 def test_a_worker_killed_in_the_middle_repeats_only_the_tensor_in_hand(tmp_path, address):
-    (places,) = _planted(tmp_path, draws=9, layers=3)
+    (places,) = _planted(tmp_path, layers=3)
     ((job, parts),) = places.items()
     kept: dict[str, tuple] = {}
 

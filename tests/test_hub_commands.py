@@ -85,7 +85,7 @@ def entries() -> dict[str, dict]:
 
 
 def measured(command, out: str, *options: object) -> pd.DataFrame:
-    status, told = command("measure", "--pair", "tuned-1b", "--draws", 3, "--out", out, *options)
+    status, told = command("measure", "--pair", "tuned-1b", "--out", out, *options)
     assert status == 0, told
     return pd.read_parquet(out)
 
@@ -152,7 +152,7 @@ def test_without_network_another_process_measures_what_is_here(hub, command, tmp
         "OMP_NUM_THREADS": "1",
     }
     hub.requests.clear()
-    arguments = ["measure", "--pair", "tuned-1b", "--draws", "3", "--matrices", "q,up", "--ranged"]
+    arguments = ["measure", "--pair", "tuned-1b", "--matrices", "q,up", "--ranged"]
     done = subprocess.run(
         [sys.executable, "-m", "threegates.cli", *arguments, "--out", "second.parquet"],
         env=environment,
@@ -183,7 +183,7 @@ def test_conditions_of_use_are_asked_for_by_name(hub, command):
     options = ("--licence", "CC-BY-NC-4.0", "--method", "rl")
     assert command("add-pair", "--base", BASE, "--tuned", TUNED, *options)[0] == 0
     assert command("lock")[0] == 0
-    narrow = ("--ranged", "--draws", 0, "--layers", "0", "--matrices", "q", "--out", "t.parquet")
+    narrow = ("--ranged", "--layers", "0", "--matrices", "q", "--out", "t.parquet")
     status, out = command("measure", "--pair", "tuned-1b", *narrow)
     assert status == 1 and "--accept-licence CC-BY-NC-4.0" in out
     status, out = command("measure", "--pair", "tuned-1b", *narrow, "--accept-licence", "CC-BY-NC-4.0")
@@ -194,7 +194,7 @@ def test_all_that_may_not_be_read_is_told_at_once_and_before_the_hub_is_asked(hu
     options = ("--licence", "CC-BY-NC-4.0", "--method", "rl")
     assert command("add-pair", "--base", BASE, "--tuned", TUNED, *options)[0] == 0
     hub.requests.clear()
-    status, out = command("measure", "--pair", "tuned-1b", "--ranged", "--draws", 0, "--out", "t.parquet")
+    status, out = command("measure", "--pair", "tuned-1b", "--ranged", "--out", "t.parquet")
     assert status == 1 and "2 checkpoints may not be read as they are" in out and not hub.requests
     assert "threegates lock base-1b" in out and "--accept-licence CC-BY-NC-4.0" in out
 
@@ -205,10 +205,10 @@ def test_a_fault_leaves_a_clear_error_and_nothing_half_written(hub, sides, comma
     assert command("lock")[0] == 0
     size = (sides[TUNED] / "model.safetensors").stat().st_size
     hub.faults.append(Fault("drop", "model.safetensors", at=size // 2))
-    status, out = command("measure", "--pair", "tuned-1b", "--ranged", "--draws", 0, "--out", "t.parquet")
+    status, out = command("measure", "--pair", "tuned-1b", "--ranged", "--out", "t.parquet")
     assert status == 1 and "what to do" in out
     assert not Path("t.parquet").exists()
     hub.faults.clear()
-    status, out = command("measure", "--pair", "tuned-1b", "--ranged", "--draws", 0, "--out", "t.parquet")
+    status, out = command("measure", "--pair", "tuned-1b", "--ranged", "--out", "t.parquet")
     assert status == 0, out
     assert not Path("t.parquet.parts").exists()

@@ -20,7 +20,6 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import NotebookError, PairError
 from threegates.jobs.costs import Costs, measured_costs
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS
-from threegates.jobs.kinds.table import TABLE
 from threegates.jobs.memory import need_of, taken
 from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.settings import HEADERS, device
@@ -215,8 +214,8 @@ def _spectral(kinds: dict[str, tuple[str, ...]]) -> bool:
 
 
 def _draws(kinds: dict[str, tuple[str, ...]]) -> bool:
-    """Whether one of these kinds draws masks of nulls; the table's are laws."""
-    return any(KINDS[kind].nulls and kind != TABLE.name for found in kinds.values() for kind in found)
+    """Whether one of these kinds draws masks of nulls; where they are laws it does not."""
+    return any(KINDS[kind].nulls and not KINDS[kind].laws for found in kinds.values() for kind in found)
 
 
 def _minutes(

@@ -38,7 +38,7 @@ def test_what_was_released_without_weights_does_not_stand_in(study):
 
 def test_a_command_runs_on_copies_and_shows_what_it_printed(study, project):
     bench = tutorial.Workbench.of([study])
-    shown = bench.run("measure --base base --tuned tuned --out pair.parquet --draws 1")
+    shown = bench.run("measure --base base --tuned tuned --out pair.parquet")
     assert shown.text().startswith("$ threegates measure --base base --tuned tuned")
     assert "written: pair.parquet" in shown.output and str(project) not in shown.text()
     markdown = shown._repr_mimebundle_()["text/markdown"]

@@ -42,7 +42,7 @@ def measured(sides: dict[str, Checkpoint], nulls: tuple[Null, ...]) -> dict[str,
     drawn = {"draws": 3, "nulls": nulls}
     found = {
         "pair": measure_pair(base, runs["r1"], name="p", **drawn),
-        "table": measure_all(PairTable(base, runs["r1"], "p", axes=True, **drawn)),
+        "table": measure_all(PairTable(base, runs["r1"], "p", axes=True, nulls=nulls)),
         "overlap": measure_overlap(base, runs["r1"], name="p", **drawn),
         "group": measure_agreement(base, runs, of_layer=0, **drawn),
     }
@@ -91,6 +91,17 @@ def test_rows_in_any_order_spread_as_the_run_s_rows_do(five):
     assert np.allclose(rows[f"{FIFTH.name}_mean"], rows["dispersion"]) and np.allclose(
         rows[f"{FIFTH.name}_sd"], 0
     )
+
+
+def test_in_the_table_of_a_pair_a_null_without_a_law_is_drawn_and_says_so(five):
+    matrices = five["table/tensor"].query("spectra == 'measured'")
+    assert set(matrices[f"overlap_low_{FIFTH.name}_how"]) == {"drawn"}
+    assert set(matrices["overlap_low_bernoulli_how"]) == {"law"}
+    # Two tails, and no less than two hundred draws and the observed mask can tell.
+    assert (matrices[f"overlap_low_{FIFTH.name}_log10_p"] >= np.log10(2 / 201) - 1e-12).all()
+    rows = five["table/axis"].query("axis == 'row'")
+    assert np.allclose(rows[f"{FIFTH.name}_mean"], rows["dispersion"])
+    assert np.allclose(rows[f"{FIFTH.name}_sd"], 0) and (rows[f"{FIFTH.name}_how"] == "drawn").all()
 
 
 def drawings(frames: dict[str, pd.DataFrame]) -> dict[str, plt.Figure]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from threegates.jobs.kinds.known import BY_TENSOR
 from threegates.measures.by_tensor import Shared
 
 IN_BLOCK, EMBEDDING = "model.layers.3.mlp.up_proj.weight", "model.embed_tokens.weight"
+SMALLEST = "model.layers.0.mlp.up_proj.weight"
 COSTS = Costs(entry=2e-9, draw=1e-9, product=3e-12, cube=5e-12, outside=4e-9)
 
 
@@ -58,20 +60,26 @@ def test_the_probes_measure_with_the_real_code(monkeypatch):
         class Counted(BY_TENSOR[kind]):
             def rows(self, tensor: str, shared: Shared):
                 measured.append((kind, tensor, getattr(self, "draws", 0)))
-                if kind == "table" and not self.draws and tensor != EMBEDDING:
+                # What takes long is no matter here.
+                if kind != "pair" and tensor not in (SMALLEST, EMBEDDING) and not getattr(self, "draws", 0):
                     return {}
                 return super().rows(tensor, shared)
 
         return Counted
 
-    counting = {kind: counted(kind) for kind in ("pair", "table")}
+    kinds = ("pair", "table", "overlap")
+    counting = {kind: counted(kind) for kind in kinds}
     monkeypatch.setattr("threegates.jobs.costs.BY_TENSOR", counting)
-    found = measured_costs(["pair", "table"])
-    assert set(found) == {"pair", "table"}
+    found = measured_costs(kinds)
+    assert set(found) == set(kinds)
     assert found["pair"].entry + found["pair"].product + found["pair"].cube > 0
-    assert all(costs.outside > 0 for costs in found.values())
+    assert found["pair"].outside > 0 and found["table"].outside > 0
     assert {tensor for kind, tensor, _ in measured if kind == "pair"} >= {EMBEDDING}
-    assert {draws for kind, _, draws in measured if kind == "table"} == {0, 4}
+    # Draws cost where masks are drawn, and nothing where nulls are laws.
+    assert {draws for kind, _, draws in measured if kind == "overlap"} == {0, 4}
+    assert found["overlap"].draw > 0 and found["table"].draw == found["pair"].draw == 0
+    more = replace(found["table"], draw=1e-9).seconds(row(SMALLEST, 320, 320), 9)
+    assert found["table"].seconds(row(SMALLEST, 320, 320), 9) < more
 
 
 def test_every_probe_is_beyond_plain_decompositions():

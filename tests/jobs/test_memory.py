@@ -16,6 +16,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.jobs import memory
 from threegates.jobs.memory import PROCESS, Need, estimate, is_mapped, need_of, plan, run_within, taken
 from threegates.jobs.nulls import founding_nulls
+from threegates.measures.null_laws import DRAWABLE
 from threegates.measures.tensor_table import PairTable
 from threegates.records.sizes import MIB, MemoryCapError, parse_size, size_text
 
@@ -61,34 +62,47 @@ def test_a_printed_size_reads_back_as_about_the_same(size):
 
 
 def test_a_tensor_outside_blocks_needs_no_more_however_long_it_is():
-    facts = {"spectra": False, "draws": 49, "mapped": True}
+    facts = {"spectra": False, "nulls": True, "mapped": True}
     embedding, longer = (estimate((rows, 1536), "BF16", "F32", **facts) for rows in (151_936, 10**7))
     assert embedding == longer < 600 * MIB
 
 
 def test_a_base_that_is_rounded_is_held_and_decomposed_twice():
-    facts = {"spectra": True, "draws": 1}
+    facts = {"spectra": True, "nulls": True}
     rounded, stored = (estimate((8960, 1536), base, "F32", **facts) for base in ("F32", "BF16"))
     assert rounded >= stored + 2 * 8960 * 1536
 
 
 def test_a_block_of_one_long_row_is_counted_as_it_is():
-    facts = {"spectra": False, "draws": 0}
+    facts = {"spectra": False, "nulls": False}
     stacked, flat = (estimate(shape, "BF16", "BF16", **facts) for shape in ((8, 6000, 6000), (288_000, 1000)))
     assert stacked > 2 * flat
 
 
-@given(st.integers(1, 9000), st.integers(1, 9000), st.booleans(), st.booleans(), st.integers(0, 3))
-def test_more_of_anything_never_needs_less(rows, columns, spectra, axes, draws):
+@given(st.integers(1, 9000), st.integers(1, 9000), *[st.booleans()] * 4)
+def test_more_of_anything_never_needs_less(rows, columns, spectra, axes, nulls, drawn):
     def of(shape=(rows, columns), types=("BF16", "BF16"), **more):
-        return estimate(shape, *types, **{"spectra": spectra, "draws": draws, "axes": axes} | more)
+        facts = {"spectra": spectra, "nulls": nulls, "drawn": drawn, "axes": axes}
+        return estimate(shape, *types, **facts | more)
 
     least = of()
     assert least >= memory.LEAST
     assert of((2 * rows, columns)) >= least and of((rows, 2 * columns)) >= least
     assert of(types=("F32", "F64")) >= of(types=("F32", "F32")) and of(mapped=False) > least
     assert of(spectra=True) >= of(spectra=False) and of(axes=True) >= of(axes=False)
-    assert of(draws=49) == of(draws=1) >= of(draws=0)
+    assert of(drawn=True) >= of(nulls=True, drawn=False) >= of(nulls=False, drawn=False)
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000))
+def test_masks_of_a_large_tensor_need_far_more_than_laws_and_of_a_small_one_nothing_more(rows, columns):
+    facts = {"spectra": True, "nulls": True, "axes": True}
+    law, masks = (estimate((rows, columns), "BF16", "BF16", **facts, drawn=drawn) for drawn in (False, True))
+    size = rows * columns
+    # Laws fall back on masks where a tensor is small enough to draw them.
+    assert masks == law if size <= DRAWABLE else masks >= law
+    if size > 1 << 24:
+        without = estimate((rows, columns), "BF16", "BF16", **facts | {"nulls": False})
+        assert law - without <= 16 * size + 76 * DRAWABLE < masks - without + 60 * size
 
 
 @given(SIZES, st.integers(1, 16), st.integers(700, 30_000))
@@ -126,8 +140,9 @@ def test_a_tensor_that_needs_more_than_the_cap_is_named_with_what_to_do():
     said = str(caught.value)
     assert "tensor 'model.layers.3.mlp.up_proj.weight' needs more memory than the cap" in said
     assert "found: 2.00 GiB" in said and size_text(3 * GIB + PROCESS) in said
-    for remedy in ("--memory", "--layers", "--matrices", "--draws 0", "--no-spectra"):
+    for remedy in ("--memory", "--layers", "--matrices", "--no-spectra"):
         assert remedy in said
+    assert "--draws" not in said
     assert str(pickle.loads(pickle.dumps(caught.value))) == said
 
 
@@ -177,17 +192,19 @@ def pair(tmp_path):
     del tuned["lm_head.weight"]
     sides = {"base": base, "tuned": tuned}
     opened = [Checkpoint.open(planted.write(tmp_path / name, tensors)) for name, tensors in sides.items()]
-    return PairTable(*opened, "p", draws=2, axes=True, nulls=founding_nulls())
+    return PairTable(*opened, "p", axes=True, nulls=founding_nulls())
 
 
 def test_what_a_row_needs_is_known_from_the_headers_of_every_tensor(pair):
     needs = {name: need_of(pair, name) for name in pair.names}
     assert all(need.tensor == name and need.size >= memory.LEAST for name, need in needs.items())
     q, norm = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.input_layernorm.weight"
-    facts = {"spectra": True, "draws": 2, "axes": True}
+    facts = {"spectra": True, "nulls": True, "axes": True}
     assert needs[q].size == estimate((64, 64), "BF16", "F32", **facts)
     assert needs[norm].size == estimate((64,), "BF16", "F32", **facts | {"spectra": False, "axes": False})
-    assert needs[q].size > need_of(replace(pair, spectra=False, draws=0), q).size
+    assert needs[q].size > need_of(replace(pair, spectra=False, axes=False, nulls=()), q).size
+    drawn = need_of(pair, q, drawn=True).size
+    assert drawn == estimate((64, 64), "BF16", "F32", **facts, drawn=True) >= needs[q].size
 
 
 def test_what_is_read_counts_where_it_is_no_mapped_file(pair):

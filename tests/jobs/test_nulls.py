@@ -95,6 +95,16 @@ def test_the_code_of_a_record_holds_the_samplers_of_its_nulls_and_nothing_that_l
         assert name != f"{PACKAGE}.null.Null"
 
 
+def test_the_code_of_the_table_holds_the_laws_of_its_nulls_and_of_no_other():
+    of_laws = "threegates.geometry.laws"
+    assert f"{of_laws}.hypergeometric.sum_of_hypergeometrics" in code_of("table", "bernoulli")
+    assert f"{of_laws}.stopped.stopped_sum" in code_of("table", "storage_density")
+    for name in ("masks.BERNOULLI", "masks.MAGNITUDE", "masks.AT_COUNT", "masks.AT_NORM"):
+        assert f"{of_laws}.{name}" in code_of("table", *FOUNDING)
+        assert f"{of_laws}.{name}" not in code_of("table") | code_of("overlap", *FOUNDING)
+    assert f"{of_laws}.masks.AT_NORM" not in code_of("table", "bernoulli", "magnitude")
+
+
 def test_no_measuring_module_imports_the_table():
     modules = sorted({kind.root.rpartition(".")[0] for kind in KINDS.values()})
     script = f"import sys, {', '.join(modules)}; print('{PACKAGE}.table' in sys.modules)"
@@ -103,7 +113,7 @@ def test_no_measuring_module_imports_the_table():
 
 
 def test_a_pair_is_measured_beside_the_nulls_that_were_asked_for_and_read_as_such(sides, tmp_path):
-    options = {"masks": None, "axis": tmp_path / "a.parquet", "draws": 3, "seed": 0}
+    options = {"masks": None, "axis": tmp_path / "a.parquet", "seed": 0}
     measure_to_files(own_pair(*sides), tmp_path / "t.parquet", nulls=("magnitude",), **options)
     frame, axis = (read_parquet(tmp_path / f"{name}.parquet") for name in ("t", "a"))
     for columns in (frame, axis):
@@ -115,13 +125,13 @@ def test_a_pair_is_measured_beside_the_nulls_that_were_asked_for_and_read_as_suc
 
 def test_parts_that_hold_a_fifth_null_have_its_columns(sides, tmp_path, monkeypatch):
     monkeypatch.setitem(table.NULLS, FIFTH.name, FIFTH)
-    row = {"tensor": "lm_head.weight", "size": 1, "draws": 1, f"overlap_low_{FIFTH.name}_mean": 0.25}
+    row = {"tensor": "lm_head.weight", "size": 1, f"overlap_low_{FIFTH.name}_mean": 0.25}
     part = tmp_path / "o.parquet.parts" / ("e" * 16) / "x.json"
     part.parent.mkdir(parents=True)
     part.write_text(f'{{"tensor": [{str(row).replace(chr(39), chr(34))}], "axis": []}}')
     (found,) = read_parts(tmp_path / "o.parquet").to_dict("records")
     assert found[f"overlap_low_{FIFTH.name}_mean"] == 0.25
-    assert f"overlap_low_{FIFTH.name}_p" not in found
+    assert f"overlap_low_{FIFTH.name}_log10_p" not in found
     assert set(KINDS["table"].tables["tensor"]) <= set(found)
 
 

@@ -75,7 +75,7 @@ KINDS = {
     "overlap": lambda base, tuned, partner: PairOverlap(
         base, tuned, "run", partner, "partner", draws=2, nulls=NULLS
     ),
-    "table": lambda base, tuned, partner: PairTable(base, tuned, "run", 2, nulls=NULLS),
+    "table": lambda base, tuned, partner: PairTable(base, tuned, "run", axes=True, nulls=NULLS),
 }
 
 

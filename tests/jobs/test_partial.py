@@ -18,7 +18,7 @@ from threegates.measures.by_tensor import Parts
 from threegates.measures.tensor_table import PairTable
 from threegates.records.store import read_parquet, write_parquet
 
-OPTIONS = {"masks": None, "draws": 2, "seed": 0}
+OPTIONS = {"masks": None, "seed": 0}
 
 
 class Stopped(BaseException):
@@ -91,7 +91,7 @@ def test_rows_come_by_layer_and_the_embedding_first(stopped):
 def test_parts_of_other_parameters_are_not_mixed_in(stopped):
     out, _ = stopped
     other = Parts(parts_folder(out), "e" * 64)
-    row = {"tensor": "lm_head.weight", "size": 1, "draws": 0}
+    row = {"tensor": "lm_head.weight", "size": 1}
     other.write("lm_head.weight", {"tensor": [row], "axis": []})
     os.utime(other.folder, ns=(1, 1))
     assert len(read_parts(out)) == 7

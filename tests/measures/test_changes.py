@@ -222,7 +222,14 @@ def test_counts_do_not_depend_on_the_blocks_and_norms_only_by_rounding(shape, en
         norm = getattr(found, f"norm_{name}")
         assert norm == pytest.approx(float(value.norm()), rel=1e-12, abs=0)
         assert getattr(whole, f"norm_{name}") == pytest.approx(norm, rel=1e-14, abs=0)
-    assert torch.equal(found.sample.entries(), pair.base.reshape(-1))
+
+
+@given(SHAPES, st.integers(1, 300))
+def test_whoever_looks_on_sees_every_block_of_the_base_once_in_order(shape, entries):
+    pair, seen = planted_pair(shape), []
+    count(rows_of_pair(pair, entries), look=seen.append)
+    flat = torch.cat([block.reshape(-1) for block in seen]) if seen else pair.base.reshape(-1)[:0]
+    assert all(block.dtype == torch.bfloat16 for block in seen) and torch.equal(flat, pair.base.reshape(-1))
 
 
 @given(SHAPES, st.integers(1, 300))

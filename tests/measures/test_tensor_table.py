@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -16,7 +18,7 @@ from threegates.measures import bases
 from threegates.measures.by_tensor import Shared, measure_all
 from threegates.measures.changes import measure_pair
 from threegates.measures.drift import measure_drift
-from threegates.measures.overlap import measure_overlap
+from threegates.measures.overlap import PairOverlap
 from threegates.measures.tensor_table import MEASURED, PairTable, table_columns
 
 NULLS = founding_nulls()
@@ -36,9 +38,9 @@ def opened(folder, base, tuned):
 
 
 def table_of(folder, base, tuned):
-    return measure_all(PairTable(*opened(folder, base, tuned), "p", draws=2, nulls=NULLS))[
+    return measure_all(PairTable(*opened(folder, base, tuned), "p", nulls=NULLS))["tensor"].set_index(
         "tensor"
-    ].set_index("tensor")
+    )
 
 
 def largest(values, count):
@@ -78,7 +80,7 @@ def noisy(tmp_path_factory):
     base = planted.base_tensors(width=64)
     tuned = planted.with_noise(base, 3e-4, seed=1)
     sides = opened(tmp_path_factory.mktemp("noisy"), base, tuned)
-    return base, tuned, sides, measure_all(PairTable(*sides, "p", draws=5, nulls=NULLS))["tensor"]
+    return base, tuned, sides, measure_all(PairTable(*sides, "p", nulls=NULLS))["tensor"]
 
 
 def test_every_stated_column_is_there_and_every_tensor_has_a_row(noisy):
@@ -113,20 +115,49 @@ def test_a_side_beyond_the_svds_is_certified_and_agrees_with_them(tmp_path, monk
     assert row["angle_bound"] < 1e-4 < row["angle_left_max"]
 
 
+#: What is computed from the codes of all weights here, and found on a sample with noise by `measure_pair`.
+OF_NOISE = ["storage_norm_scale", "sparsity_storage_norm", "sparsity_storage_norm_sd"]
+DRAWS = 300
+
+
 def test_the_numbers_are_those_of_the_other_tables(noisy):
     _, _, sides, table = noisy
     table = table.set_index("tensor")
     tensors = measure_pair(*sides, name="p", axes=False)["tensor"].set_index("tensor")
-    pd.testing.assert_frame_equal(table[list(tensors)], tensors)
+    counted = [name for name in tensors if name not in OF_NOISE]
+    pd.testing.assert_frame_equal(table[counted], tensors[counted])
     drift = measure_drift(*sides, name="p")["drift"].query("variant == 'raw'").set_index("tensor")
     for name in ("nss", "gap", "stable_rank", "energy", *ANGLES):
         assert (table.loc[drift.index, name] == drift[name]).all()
-    found = measure_overlap(*sides, name="p", draws=5, nulls=NULLS)["overlap"].query("view == 'bf16'")
-    for row in found.to_dict("records"):
-        mine, target = table.loc[row["tensor"]], row["target"]
-        assert mine[f"overlap_{target}"] == row["overlap"]
-        assert mine[f"overlap_{target}_storage_norm_mean"] == row["storage_norm_mean"]
-        assert mine[f"overlap_{target}_magnitude_p"] == row["magnitude_p"]
+
+
+def test_noise_of_the_stored_norm_is_as_sparse_as_the_sample_of_it_says(noisy):
+    _, _, sides, table = noisy
+    tensors = measure_pair(*sides, name="p", axes=False)["tensor"].set_index("tensor")
+    table, tensors = table.set_index("tensor").loc[tensors.index], tensors.loc[tensors.index]
+    blocks = table["spectra"] == MEASURED
+    assert np.allclose(table["storage_norm_scale"], tensors["storage_norm_scale"], rtol=0.02, atol=0)
+    assert np.allclose(table[blocks][OF_NOISE[1]], tensors[blocks][OF_NOISE[1]], atol=0.01)
+    assert np.allclose(table[blocks][OF_NOISE[2]], tensors[blocks][OF_NOISE[2]], rtol=0.02)
+
+
+@pytest.mark.parametrize("tensor", [Q, "model.layers.0.mlp.down_proj.weight"])
+def test_overlaps_are_the_chapter_s_and_laws_of_nulls_what_its_draws_spread_as(noisy, tensor):
+    _, _, sides, table = noisy
+    mine = table.set_index("tensor").loc[tensor]
+    drawn = PairOverlap(*sides, "p", draws=DRAWS, nulls=NULLS).rows(tensor, Shared())["overlap"]
+    rows = [row for row in drawn if row["view"] == "bf16"]
+    assert len(rows) == 3
+    for row, null in itertools.product(rows, NULLS):
+        stem = f"overlap_{row['target']}_{null.name}"
+        law = {name: mine[f"{stem}_{name}"] for name in ("mean", "sd", "low", "high", "z", "log10_p", "how")}
+        assert law["how"] == "law"
+        assert abs(law["mean"] - row[f"{null.name}_mean"]) < 4.5 * law["sd"] / DRAWS**0.5, stem
+        assert row[f"{null.name}_sd"] == pytest.approx(law["sd"], rel=4.5 / (2 * DRAWS) ** 0.5), stem
+        observed = mine[f"overlap_{row['target']}"]
+        assert observed == row["overlap"]
+        assert law["z"] == pytest.approx((observed - law["mean"]) / law["sd"], rel=1e-12)
+        assert (law["log10_p"] < np.log10(0.05)) == (not law["low"] <= observed <= law["high"]), stem
 
 
 def test_the_norm_of_an_update_is_iterated_to_six_digits_here_and_to_the_last_in_the_drift(
@@ -160,7 +191,9 @@ def test_what_has_no_spectra_says_why(tmp_path):
     numbers = [
         name for name in table_columns(()) if name in ("k", "nss", "gap", "overlap_low", "proved", *ANGLES)
     ]
-    assert without[numbers].isna().all(axis=None) and (without["draws"] == 0).all()
+    beside = [name for name in table if name.startswith("overlap_")]
+    assert len(beside) == 3 * (1 + 7 * len(NULLS))
+    assert without[[*numbers, *beside]].isna().all(axis=None)
     head = opened(
         tmp_path / "again", planted.base_tensors(), planted.with_noise(planted.base_tensors(), 1e-3, 1)
     )
@@ -176,7 +209,7 @@ def test_what_has_no_spectra_says_why(tmp_path):
 def test_an_unchanged_matrix_moves_nothing_and_overlaps_with_nothing(tmp_path):
     base = planted.base_tensors()
     row = (
-        measure_all(PairTable(*opened(tmp_path, base, base), "p", draws=2, nulls=NULLS))["tensor"]
+        measure_all(PairTable(*opened(tmp_path, base, base), "p", nulls=NULLS))["tensor"]
         .set_index("tensor")
         .loc[Q]
     )
@@ -184,13 +217,13 @@ def test_an_unchanged_matrix_moves_nothing_and_overlaps_with_nothing(tmp_path):
     assert (
         np.isnan(row["overlap_low"])
         and row["density_low"] == 0.5
-        and np.isnan(row["overlap_low_bernoulli_p"])
+        and np.isnan(row["overlap_low_bernoulli_log10_p"])
     )
 
 
 def test_without_spectra_the_columns_stay_and_are_empty(noisy):
     _, _, sides, table = noisy
-    bare = measure_all(PairTable(*sides, "p", draws=5, nulls=NULLS, spectra=False))["tensor"]
+    bare = measure_all(PairTable(*sides, "p", nulls=NULLS, spectra=False))["tensor"]
     assert list(bare) == list(table) and MEASURED not in set(bare["spectra"])
     assert bare["nss"].isna().all() and bare.set_index("tensor").loc[Q, "spectra"] == "not asked for"
     pd.testing.assert_frame_equal(bare[["tensor", "sparsity"]], table[["tensor", "sparsity"]])
@@ -200,5 +233,5 @@ def test_a_base_is_decomposed_once_for_a_row(noisy, monkeypatch):
     _, _, sides, _ = noisy
     calls, original = [], bases.decompose_base
     monkeypatch.setattr(bases, "decompose_base", lambda *a: calls.append(a) or original(*a))
-    PairTable(*sides, "p", draws=2, nulls=NULLS).rows(Q, Shared())
+    PairTable(*sides, "p", nulls=NULLS).rows(Q, Shared())
     assert len(calls) == 1

@@ -11,7 +11,7 @@ from threegates.jobs.sources import own_pair
 from threegates.records.store import read_parquet, read_provenance, write_parquet
 
 FLIPS = {"model.layers.0.self_attn.q_proj.weight": 100, "model.layers.1.mlp.down_proj.weight": 40}
-FACTS = {"masks": None, "axis": None, "draws": 2, "seed": 0}
+FACTS = {"masks": None, "axis": None, "seed": 0}
 
 
 def measured_table(folder: Path) -> Written:

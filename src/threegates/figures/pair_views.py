@@ -68,7 +68,7 @@ def overlap_view(tensors: pd.DataFrame) -> pd.DataFrame:
     """Where the bf16 masks lie, means over matrices: one row a pair and target.
 
     Columns: pair, target, overlap, density, and of each null but Bernoulli's, whose mean is the density,
-    ``<null>_mean``, ``_low`` and ``_high``; missing where no masks were drawn.
+    ``<null>_mean``, ``_low`` and ``_high``; missing where a table has none.
     """
     rows = tensors[tensors["spectra"] == MEASURED]
     frames = []

@@ -4,10 +4,10 @@ Time of one tensor is modelled as
 
     t = e·mn + d·mn·draws + g·mn·min(m, n) + h·min(m, n)³
 
-for a matrix in a block, and as t = s·(entries) for any other tensor: passes over the entries, draws of the
-nulls, products with thin and square matrices, decompositions. The coefficients are fitted, not negative, to
-times of tensors that are made in a temporary folder, so that they are those of the machine, its load and the
-installed code.
+for a matrix in a block, and as t = s·(entries) for any other tensor: passes over the entries, draws of
+nulls where the kind has any, products with thin and square matrices, decompositions. The coefficients are
+fitted, not negative, to times of tensors that are made in a temporary folder, so that they are those of the
+machine, its load and the installed code.
 """
 
 from __future__ import annotations
@@ -107,11 +107,18 @@ def _fitted(pair: Callable[[int], ByTensor]) -> Costs:
     _time(plain, _name(PROBED[0]))
     times = [_time(plain, _name(shape)) for shape in PROBED]
     entry, product, cube = fit(PROBED, times)
-    shape = PROBED[1]
-    more = max(0.0, _time(drawn, _name(shape)) - times[1]) / (PROBE_DRAWS * math.prod(shape))
+    more = _of_a_draw(plain, drawn, times[1])
     embedding = "model.embed_tokens.weight"
     outside = _time(plain, embedding) / math.prod(OUTSIDE) if embedding in plain.names else 0.0
     return Costs(entry, more, product, cube, outside)
+
+
+def _of_a_draw(plain: ByTensor, drawn: ByTensor, without: float) -> float:
+    """Seconds of a draw and entry, found on the second shape, which takes so long without any."""
+    # A kind whose nulls are laws is the same for any number of draws.
+    if drawn == plain:
+        return 0.0
+    return max(0.0, _time(drawn, _name(PROBED[1])) - without) / (PROBE_DRAWS * math.prod(PROBED[1]))
 
 
 def _terms(shape: Sequence[int]) -> tuple[float, float, float]:

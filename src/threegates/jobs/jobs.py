@@ -15,7 +15,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import naming_digest
 from threegates.definitions import Reach
 from threegates.digest import code_digest, digest_versions
-from threegates.jobs.nulls import FOUNDING, samplers
+from threegates.jobs.nulls import FOUNDING, laws, samplers
 from threegates.jobs.reach import measuring, record_digest
 from threegates.jobs.sources import Source, StudyPair
 from threegates.measures.by_tensor import ByTensor
@@ -78,7 +78,8 @@ class Kind:
     cut : from pairs and the options ``draws``, ``seed`` and, beside nulls, ``nulls``, what each job looks at.
     measure : a job's tables, from the texts of its checkpoints by place, ``places``, and its parameters.
     by_tensor : the class that measures a pair tensor by tensor, from its checkpoints by place and parameters.
-    nulls : whether masks are drawn under nulls, whose names are among its parameters.
+    nulls : whether it has nulls, whose names are among its parameters.
+    laws : whether it computes their laws, and draws masks only of those that have none.
     spectra : whether one that is measured by tensor decomposes matrices, which takes most of its memory.
     """
 
@@ -89,6 +90,7 @@ class Kind:
     measure: Callable[..., dict[str, pd.DataFrame]] | None = None
     by_tensor: Callable[..., ByTensor] | None = None
     nulls: bool = False
+    laws: bool = False
     spectra: bool = False
 
     @property
@@ -97,11 +99,12 @@ class Kind:
         return self.reach_of(self.asked())
 
     def reach_of(self, parameters: Mapping[str, Any]) -> Reach:
-        """The code that decides the numbers of a job: what measures its kind, and its nulls' samplers.
+        """The code that decides the numbers of a job: what measures its kind, its nulls' samplers and laws.
 
         What measures reaches no null by name, so that the others may change, and new ones come, without it.
         """
-        return measuring(self.root, *samplers(parameters.get("nulls", ())))
+        names = parameters.get("nulls", ())
+        return measuring(self.root, *samplers(names), *(laws(names) if self.laws else ()))
 
     def asked(self, nulls: Sequence[str] = FOUNDING) -> dict[str, list[str]]:
         """The option that names nulls, where the kind has it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from threegates.geometry import nulls
+from threegates.geometry.laws import masks
 from threegates.geometry.nulls.null import Null
 from threegates.geometry.nulls.table import nulls_named
 
@@ -32,6 +33,13 @@ def with_nulls(arguments: dict) -> dict:
     """Arguments of a job with the nulls in place of their names, where it has any."""
     named = {key: nulls_named(value) for key, value in arguments.items() if key == "nulls"}
     return {**arguments, **named}
+
+
+def laws(names: Iterable[str]) -> tuple[str, ...]:
+    """Dotted names of the laws of nulls, for jobs that compute them; nothing of a null that has none."""
+    named = {id(law): name for name, law in vars(masks).items() if isinstance(law, masks.MaskLaw)}
+    found = [null.law for null in nulls_named(names) if null.law]
+    return tuple(f"{masks.__name__}.{named[id(law)]}" for law in found)
 
 
 def samplers(names: Iterable[str]) -> tuple[str, ...]:

@@ -13,8 +13,7 @@ from threegates.errors import RecordError
 from threegates.geometry.nulls.table import NULLS
 from threegates.jobs.kinds.known import KINDS
 from threegates.measures.by_tensor import typed
-from threegates.measures.changes import axis_columns
-from threegates.measures.tensor_table import table_columns
+from threegates.measures.tensor_table import axis_columns, table_columns
 
 #: Stands behind a table that is not whole.
 UNFINISHED = "unfinished"

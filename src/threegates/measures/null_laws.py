@@ -15,7 +15,7 @@ from threegates.geometry.laws.law import Law, of_draws, unknown
 from threegates.geometry.laws.masks import Seen, see
 from threegates.geometry.laws.stopped import SMALL
 from threegates.geometry.nulls.noise import noise_generator
-from threegates.geometry.nulls.null import Null, Observed
+from threegates.geometry.nulls.null import NullOfLaw, Observed
 from threegates.geometry.stripes import dispersion
 
 #: Masks of a null that is drawn, and up to which size of tensor they are where a law is of first order alone.
@@ -61,7 +61,7 @@ class MaskBeside:
         rarer = min(self.seen.changed, self.seen.codes.size - self.seen.changed)
         return rarer < SMALL and self.seen.codes.size <= DRAWABLE
 
-    def overlaps(self, null: Null) -> list[Law]:
+    def overlaps(self, null: NullOfLaw) -> list[Law]:
         """Laws of |mask ∩ A|/|mask| for each target A."""
         if not self.seen.changed:
             return [unknown() for _ in self.targets]
@@ -70,7 +70,7 @@ class MaskBeside:
         shares = [_overlaps(mask, self.targets) for mask in self._drawn(null)]
         return [of_draws(np.array(one)) for one in zip(*shares, strict=True)]
 
-    def dispersions(self, null: Null) -> tuple[Law, Law]:
+    def dispersions(self, null: NullOfLaw) -> tuple[Law, Law]:
         """Laws of row and column dispersion."""
         if null.law and not self.few:
             return null.law.dispersions(self.seen, self.base)
@@ -83,7 +83,7 @@ class MaskBeside:
     def _bits(self) -> range:
         return range(1, len(self.targets) + 1)
 
-    def _drawn(self, null: Null) -> list[Tensor]:
+    def _drawn(self, null: NullOfLaw) -> list[Tensor]:
         """Masks of a null; the stream depends on seed, null, run and tensor alone."""
         scale = self.seen.scale if "scale" in null.matched_to else float("nan")
         observed = Observed(self.run, self.tensor, self.base, self.mask, self.seen.changed, scale)

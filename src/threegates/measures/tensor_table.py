@@ -20,7 +20,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.laws.codes import CodeCounter, CodeCounts
 from threegates.geometry.laws.noise import noise_of, noise_sparsity, scale_of_norm
 from threegates.geometry.masks import pack, unpack, update_mask
-from threegates.geometry.nulls.null import Null, NullMasks
+from threegates.geometry.nulls.null import NullMasks, NullOfLaw
 from threegates.geometry.principal import (
     HEADLINE_ALPHA,
     TARGETS,
@@ -107,7 +107,7 @@ class PairTable:
     seed: int = 0
     axes: bool = False
     spectra: bool = True
-    nulls: Sequence[Null] = ()
+    nulls: Sequence[NullOfLaw] = ()
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import itertools
 import re
@@ -15,6 +16,7 @@ from scipy import stats
 
 from tests.planted.planted_weights import weights
 from threegates.errors import GeometryError
+from threegates.geometry.laws.masks import see
 from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls import __name__ as PACKAGE
 from threegates.geometry.nulls.magnitude import magnitude_bins
@@ -23,20 +25,26 @@ from threegates.geometry.nulls.null import Null, Observed
 from threegates.geometry.nulls.storage_norm import storage_scale_for_norm
 from threegates.geometry.nulls.summaries import p_value
 from threegates.geometry.nulls.table import NULLS, nulls_named
-from threegates.geometry.stripes import row_dispersion
+from threegates.geometry.stripes import dispersion, row_dispersion
+from threegates.jobs.nulls import FOUNDING, laws
 
 TRUE_SCALE = 6e-4
 EVERY = pytest.mark.parametrize("null", NULLS.values(), ids=NULLS)
 
 
-def observed_of(seed: int = 0, eta: float | None = None, m: int = 48, n: int = 64) -> Observed:
-    """The mask of a run that is rounded noise with some rows moved farther than others."""
+def planted_run(seed: int = 0, m: int = 48, n: int = 64) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """A base, and a run that is rounded noise with some rows moved farther than others, with its norm."""
     base = weights(m, n, seed)
     noise = gaussian_noise(base.shape, noise_generator(seed, "planted run"))
     noise[::7] *= 3
     tuned = rounded_sum(base, noise, TRUE_SCALE)
+    return base, tuned, float((tuned.double() - base.double()).norm())
+
+
+def observed_of(seed: int = 0, eta: float | None = None, m: int = 48, n: int = 64) -> Observed:
+    """The mask of a planted run."""
+    base, tuned, norm = planted_run(seed, m, n)
     mask = update_mask(base, tuned, *([] if eta is None else [eta]))
-    norm = float((tuned.double() - base.double()).norm())
     scale = storage_scale_for_norm(base, norm, noise_generator(seed, "scale"))
     return Observed("run", "tensor", base, mask, int(mask.sum()), scale, eta)
 
@@ -151,11 +159,8 @@ def check_norm(observed: Observed, drawn: list[torch.Tensor]) -> None:
     for mask, after in zip(drawn, tuned, strict=True):
         assert torch.equal(mask, update_mask(base, after, *([] if observed.eta is None else [observed.eta])))
     norms = [float((after.double() - base.double()).norm()) for after in tuned]
-    run = observed_of()
-    noise = gaussian_noise(base.shape, noise_generator(0, "planted run"))
-    noise[::7] *= 3
-    norm = float((rounded_sum(base, noise, TRUE_SCALE).double() - base.double()).norm())
-    assert run.scale == observed.scale
+    _, _, norm = planted_run()
+    assert observed_of().scale == observed.scale
     assert np.sqrt(np.mean(np.square(norms))) == pytest.approx(norm, rel=0.02)
 
 
@@ -173,6 +178,46 @@ HOLDS = {
 def test_every_null_holds_what_it_says(null, eta):
     observed = observed_of(eta=eta)
     HOLDS[null.name](observed, draws(null, observed, number=12))
+
+
+OF_LAW = {name: null for name, null in NULLS.items() if null.law}
+
+
+def test_every_founding_null_has_a_law_of_its_own_among_the_laws():
+    named = laws(FOUNDING)
+    assert len(set(named)) == len(FOUNDING)
+    for null, name in zip(nulls_named(FOUNDING), named, strict=True):
+        module, _, constant = name.rpartition(".")
+        assert getattr(importlib.import_module(module), constant) is null.law
+
+
+def moments(drawn: np.ndarray) -> tuple[float, float, float, float]:
+    """Mean and sd of draws, each with its standard error, that of the sd from the fourth moment."""
+    mean, sd = drawn.mean(), drawn.std(ddof=1)
+    kurtosis = ((drawn - mean) ** 4).mean() / sd**4
+    return mean, sd, sd / np.sqrt(len(drawn)), sd * np.sqrt((kurtosis - 1) / (4 * len(drawn)))
+
+
+@pytest.mark.parametrize("null", OF_LAW.values(), ids=OF_LAW)
+@pytest.mark.parametrize("shape", [(48, 64), (80, 40)])
+def test_a_null_s_law_has_the_mean_and_spread_of_its_own_masks(null, shape):
+    base, tuned, norm = planted_run(3, *shape)
+    mask, weight = update_mask(base, tuned), base.double()
+    # Of large and of small weights, which nulls tell apart, some: all of them the magnitude null holds.
+    targets = [weight.abs() > weight.abs().median(), weight.abs() < weight.abs().quantile(0.125)]
+    for target in targets:
+        target[:, ::3] = False
+    seen = see(base, mask, targets, norm=norm)
+    observed = Observed("run", "tensor", base, mask, seen.changed, seen.scale)
+    masks = draws(null, observed, "law", number=2000)
+    shares = np.array([[int((one & target).sum()) / int(one.sum()) for target in targets] for one in masks])
+    spread = np.array([dispersion(one) for one in masks])
+    laws_of = [null.law.overlap(seen, seen.inside(bit)) for bit in (1, 2)]
+    for law, drawn in zip([*laws_of, *null.law.dispersions(seen, base)], [*shares.T, *spread.T], strict=True):
+        mean, sd, of_mean, of_sd = moments(drawn)
+        assert law.how == "law"
+        assert abs(law.mean - mean) < 4.5 * of_mean
+        assert abs(law.sd - sd) < 0.05 * sd + 4 * of_sd
 
 
 @EVERY

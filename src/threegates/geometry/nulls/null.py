@@ -61,7 +61,17 @@ class NullMasks:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Null(NullMasks):
+class NullOfLaw(NullMasks):
+    """Masks of a null and the laws of what is counted over them, for what sets an observation beside both.
+
+    law : of its masks' statistics; without one, masks are drawn wherever a law would be computed.
+    """
+
+    law: MaskLaw | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Null(NullOfLaw):
     """A null of update masks, with what pages and figures say of it.
 
     Parameters
@@ -69,7 +79,6 @@ class Null(NullMasks):
     title : its name on a page; colour, marker : a grey, and a marker of matplotlib, in figures.
     source : where it is from.
     holds, destroys : what its masks keep of the observed one, and what they do not, in words.
-    law : of its masks' statistics; without one, masks are drawn wherever a law would be computed.
     """
 
     title: str
@@ -78,4 +87,3 @@ class Null(NullMasks):
     source: str
     holds: str
     destroys: str
-    law: MaskLaw | None = None

@@ -32,5 +32,6 @@ TABLE = Kind(
     cut=_cut,
     by_tensor=tensor_table.PairTable,
     nulls=True,
+    laws=True,
     spectra=True,
 )
