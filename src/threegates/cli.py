@@ -172,7 +172,9 @@ def preflight(
     diagnostic: Diagnostics = None,
     layers: Layers = None,
     matrices: Matrices = None,
-    draws: Annotated[int, typer.Option(min=0, help="Masks under each null.")] = 49,
+    draws: Annotated[
+        int, typer.Option(min=0, help="Masks under each null, in chapters that draw them.")
+    ] = 49,
     workers: Workers = 2,
     device: Device = None,
     time: Annotated[bool, typer.Option(help="Estimate minutes, which takes some seconds.")] = True,

@@ -17,11 +17,16 @@ import torch
 
 from tests.hub.loopback import LoopbackHub
 from tests.planted import planted
+from tests.planted.planted_null import FIFTH
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, write_manifest
 from threegates.checkpoints.places import Place
 from threegates.errors import PairError
+from threegates.geometry.nulls.table import NULLS
 from threegates.jobs import batches as module
 from threegates.jobs.batches import batches, opened, parts_of, run_jobs
+from threegates.jobs.kinds.table import table_job
+from threegates.jobs.nulls import asked_for
+from threegates.jobs.sources import own_pair
 from threegates.measures import bases
 from threegates.measures.drift import PairDrift
 from threegates.records.store import Records
@@ -267,6 +272,21 @@ def test_a_pair_that_is_refused_does_not_cost_the_others_their_records(lab, tmp_
     assert kept > MATRICES and bytes_of(tmp_path / "records") == bytes_of(
         study(lab, tmp_path / "whole").ensure().records.folder
     )
+
+
+def test_masks_are_taken_into_a_tensor_s_memory_where_they_are_drawn_and_not_where_they_are_laws(
+    lab, tmp_path, monkeypatch
+):
+    def drawn(job):
+        return module._draws_masks(job)
+
+    overlap = {n: study(lab, tmp_path / "records", "principal-overlap", draws=n).jobs for n in (0, 3)}
+    assert all(map(drawn, overlap[3])) and not any(map(drawn, overlap[0]))
+    pair = own_pair(*(str(lab.parent / side) for side in ("base", "grpo-1")))
+    table = table_job(pair, {"seed": 0, "nulls": asked_for(), "axes": True, "spectra": True})
+    monkeypatch.setitem(NULLS, FIFTH.name, FIFTH)
+    five = replace(table, arguments=table.arguments | {"nulls": [*asked_for(), FIFTH.name]})
+    assert not drawn(table) and drawn(five)
 
 
 def test_the_largest_bases_come_first_and_only_what_is_missing_is_measured(lab, tmp_path):
