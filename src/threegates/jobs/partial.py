@@ -54,7 +54,8 @@ def read_parts(out: Path | str, table: str = "tensor") -> pd.DataFrame:
         )
     parts = [_read(path) for path in folder.glob("*.json")]
     rows = [row for part in parts for row in part.get(table, [])]
-    frame = typed(sorted(rows, key=_place), _columns_of(table, rows))
+    # Types are set column by column, which leaves a frame of many pieces; a copy is whole.
+    frame = typed(sorted(rows, key=_place), _columns_of(table, rows)).copy()
     return frame.assign(**{UNFINISHED: True})
 
 
