@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import cuda, masks, scale, spectra, streaming, thresholds
+from benchmarks import cuda, laws, masks, scale, spectra, streaming, thresholds
 from benchmarks.measure import Row, in_turn, interleaved
 
 FAST = Row("count", "2 × 2", 1.0, "torch", 40.0, True, "same counts", aim=30.0, gate=15.0)
@@ -117,6 +117,17 @@ def test_the_gate_on_results_sees_a_subspace_that_is_not_the_tuned_one(monkeypat
 def test_the_gate_on_results_sees_values_of_another_matrix(monkeypatch):
     monkeypatch.setattr(spectra, "singular_values", lambda x, whole=spectra.singular_values: whole(x * 1.01))
     assert [row.name for row in tiny_spectra() if not row.accurate] == ["full spectrum"]
+
+
+def test_rows_of_laws_hold_and_a_wrong_law_is_seen(monkeypatch):
+    found = laws.measured("tiny", (120, 160), timed=20)
+    assert [row.name for row in found] == ["laws of all nulls", "pair with all nulls"]
+    assert all(row.accurate and row.gate is None for row in found), program.table(found)
+    monkeypatch.setattr(
+        laws, "_agree", lambda law, drawn, real=laws._agree: real(replace(law, mean=2), drawn)
+    )
+    monkeypatch.setattr(laws, "_nss", lambda before, after: 1.0)
+    assert not any(row.accurate for row in laws.measured("tiny", (120, 160), timed=20))
 
 
 def test_targets_are_those_of_the_sizes_that_have_them():
