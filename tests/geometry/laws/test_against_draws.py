@@ -81,3 +81,21 @@ def test_few_changes_are_drawn_or_called_first_order():
     assert NULLS["storage_density"].law.overlap(seen, seen.inside(1)).how == DRAWN
     assert NULLS["storage_density"].law.dispersions(seen, base)[0].how == FIRST_ORDER
     assert NULLS["bernoulli"].law.overlap(seen, seen.inside(1)).how == LAW
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("null", FOUNDING)
+@pytest.mark.parametrize("size", [2e-6, 3e-4, 5e-3])
+def test_however_far_out_there_is_a_p_value(null, size):
+    base = tensors.family("row-scaled")
+    tuned = (base.double() + size * torch.randn(base.shape, generator=noise_generator(6))).bfloat16()
+    rare = torch.rand(base.shape, generator=noise_generator(7)) < 0.01
+    targets = [tensors.target("row-scaled"), rare]
+    seen = see(base, base != tuned, targets, norm=float((tuned.double() - base.double()).norm()))
+    for bit in (1, 2):
+        law = NULLS[null].law.overlap(seen, seen.inside(bit))
+        found = [law.against(share, "two-sided").log10_p for share in (0.0, 1e-3, 0.1, 0.5, 0.9, 0.999, 1.0)]
+        assert not np.isnan(found).any() and max(found) <= 0
+    for law in NULLS[null].law.dispersions(seen, base):
+        found = [law.against(value).log10_p for value in (0.0, 0.5, 1.0, 3.0, 50.0, 5000.0)]
+        assert not np.isnan(found).any() and sorted(found, reverse=True) == found and found[-1] < -30

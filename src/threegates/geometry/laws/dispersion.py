@@ -191,23 +191,28 @@ class _Form:
         return upper, math.log1p(-min(math.exp(upper), 1 - 1e-16)) if upper < -1e-16 else -math.inf
 
     def _log_upper(self, q: Real) -> float:
-        a, square = self.variances, self.away**2
         if q <= 0:
             return 0.0
-        limit = 1 / (2 * float(a.max()))
+        s = increasing_root(self._log_mean_and_speed, math.log(q))
+        t, left = self._tilt(s)
+        _, variance = self._tilted(left)
+        cumulant = -0.5 * np.log(left) + t * self.away**2 / left
+        exponent = t * float(q) - float(cumulant.sum())
+        return log_tail(math.copysign(math.sqrt(max(2 * exponent, 0.0)), t), t * math.sqrt(variance))
 
-        def mean_and_variance(s: Real) -> tuple[float, float]:
-            # t = limit (1 − e^−s) keeps below the pole, however large s.
-            t = limit * -math.expm1(-s)
-            left = 1 - 2 * t * a
-            speed = limit * math.exp(-s)
-            first = float((a / left + square / left**2).sum())
-            second = float((2 * (a / left) ** 2 + 4 * a * square / left**3).sum())
-            return first, second * speed
+    def _tilt(self, s: Real) -> tuple[float, np.ndarray]:
+        """t = (1 − e^−s)/2a_max and 1 − 2 t a, without cancellation: t keeps below the pole, however large s."""
+        largest = float(self.variances.max())
+        share = self.variances / largest
+        return -math.expm1(-s) / (2 * largest), (1 - share) + share * math.exp(-s)
 
-        s = increasing_root(mean_and_variance, q)
-        t = limit * -math.expm1(-s)
-        left = 1 - 2 * t * a
-        exponent = t * q - float((-0.5 * np.log(left) + t * square / left).sum())
-        second = float((2 * (a / left) ** 2 + 4 * a * square / left**3).sum())
-        return log_tail(math.copysign(math.sqrt(max(2 * exponent, 0.0)), t), t * math.sqrt(second))
+    def _tilted(self, left: np.ndarray) -> tuple[float, float]:
+        """Mean and variance under the tilt."""
+        a, square = self.variances, self.away**2
+        mean = float((a / left + square / left**2).sum())
+        return mean, float((2 * (a / left) ** 2 + 4 * a * square / left**3).sum())
+
+    def _log_mean_and_speed(self, s: Real) -> tuple[float, float]:
+        """The mean's logarithm, which is nearly a straight line in s, and its slope."""
+        mean, variance = self._tilted(self._tilt(s)[1])
+        return math.log(mean), variance * math.exp(-s) / (2 * float(self.variances.max()) * mean)

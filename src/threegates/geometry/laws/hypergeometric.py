@@ -15,7 +15,10 @@ from threegates.geometry.nulls.noise import Real
 Counts = np.ndarray | Sequence[int]
 #: Up to so many values of the sum its law is convolved, exactly.
 EXACT = 1 << 12
+# Products of masses below it have lost their digits.
+_UNDERFLOW = 1e-250
 _FAR = 12.0
+_TINY = float(np.finfo(np.float64).tiny)
 
 
 def sum_of_hypergeometrics(sizes: Counts, marked: Counts, taken: Counts) -> Law:
@@ -76,8 +79,9 @@ class _Strata:
         if len(self.sizes) == 1:
             return self._of_one(x)
         if (self.most - self.least).sum() <= EXACT:
-            masses = self._convolved()
-            return float(np.log(math.fsum(masses[x - int(self.least.sum()) :])))
+            total = math.fsum(self._convolved()[x - int(self.least.sum()) :])
+            if total > _UNDERFLOW:
+                return math.log(total)
         return self._by_saddlepoint(x)
 
     def _of_one(self, x: int) -> float:
@@ -127,7 +131,7 @@ class _Strata:
     def _variances(self, inside: np.ndarray, outside: np.ndarray) -> np.ndarray:
         free = self.marked * inside * (1 - inside)
         rest = (self.sizes - self.marked) * outside * (1 - outside)
-        return free * rest / np.maximum(free + rest, np.finfo(float).tiny)
+        return free * rest / np.maximum(free + rest, _TINY)
 
     def _by_saddlepoint(self, x: int) -> float:
         if x >= self.most.sum():
@@ -139,7 +143,8 @@ class _Strata:
         exponent = float(self.marked @ _divergence(inside, share) + rest @ _divergence(outside, share))
         spread = self.marked * inside * (1 - inside) + rest * outside * (1 - outside)
         before = self.sizes * share * (1 - share)
-        factor = 0.5 * float(np.log(spread / before).sum())
+        # At the ends of a stratum nothing is left to chance, and its factor tells nothing.
+        factor = 0.5 * float(np.log(np.maximum(spread, _TINY) / before).sum())
         variance = float(self._variances(inside, outside).sum())
         w = math.copysign(math.sqrt(max(2 * exponent, 0.0)), t)
         return log_tail(w, -math.expm1(-t) * math.sqrt(variance) * math.exp(factor))

@@ -64,12 +64,8 @@ def sum_tail(counts: np.ndarray, p: np.ndarray, step: np.ndarray, y: Real) -> fl
 
 
 def log_mgf(p: np.ndarray, theta: np.ndarray) -> np.ndarray:
-    """log(1 − p + p e^θ), without overflow."""
-    return np.where(
-        theta > 0,
-        theta + np.log1p((1 - p) * np.expm1(-np.maximum(theta, 0.0))),
-        np.log1p(p * np.expm1(np.minimum(theta, 0.0))),
-    )
+    """log(1 − p + p e^θ) for p in (0, 1), without overflow, and exact where p is tiny and θ large."""
+    return np.logaddexp(np.log1p(-p), np.log(p) + theta)
 
 
 def tilted(p: np.ndarray, theta: np.ndarray) -> np.ndarray:
