@@ -59,13 +59,13 @@ def test_the_scale_of_a_norm_is_the_sampler_s(name):
     base = tensors.family(name)
     codes, size = count_codes(base), float(base.double().norm())
     for norm in (1e-3 * size, 0.3 * size):
+        scale = scale_of_norm(codes, norm)
         drawn = storage_scale_for_norm(base, norm, noise_generator(0, name), draws=16, tolerance=1e-4)
-        assert scale_of_norm(codes, norm) == pytest.approx(drawn, rel=0.02)
+        assert scale == pytest.approx(drawn, rel=0.02)
         source, squares = noise_generator(1, name), []
         for _ in range(64):
-            noise = torch.randn(base.shape, generator=source)
-            moved = rounded_sum(base, noise, scale_of_norm(codes, norm)).double() - base.double()
-            squares.append(float(moved.square().sum()))
+            moved = rounded_sum(base, torch.randn(base.shape, generator=source), scale).double()
+            squares.append(float((moved - base.double()).square().sum()))
         error = np.std(squares) / math.sqrt(len(squares))
         assert abs(np.mean(squares) - norm**2) < 4.5 * error
 

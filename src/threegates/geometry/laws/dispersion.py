@@ -201,7 +201,7 @@ class _Form:
         return log_tail(math.copysign(math.sqrt(max(2 * exponent, 0.0)), t), t * math.sqrt(variance))
 
     def _tilt(self, s: Real) -> tuple[float, np.ndarray]:
-        """t = (1 − e^−s)/2a_max and 1 − 2 t a, without cancellation: t keeps below the pole, however large s."""
+        """t = (1 − e^−s)/2a_max and 1 − 2 t a, without cancellation; t keeps below its pole."""
         largest = float(self.variances.max())
         share = self.variances / largest
         return -math.expm1(-s) / (2 * largest), (1 - share) + share * math.exp(-s)
