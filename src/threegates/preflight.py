@@ -20,6 +20,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import NotebookError, PairError
 from threegates.jobs.costs import Costs, measured_costs
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS
+from threegates.jobs.kinds.pair import PAIR
 from threegates.jobs.memory import need_of, taken
 from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.settings import HEADERS, device
@@ -190,9 +191,7 @@ def preflight(
         name: _minutes(findings, of_name, costs, draws, workers) for name, of_name in kinds.items() if costs
     }
     families = tuple(dict.fromkeys(family_of(one).note for one in whole))
-    memory = (
-        _memory(pair, _draws(kinds) and draws > 0, workers, _spectral(kinds)) if findings.aligned else None
-    )
+    memory = _memory(pair, kinds, draws, workers) if findings.aligned else None
     base, tuned = (sum(info.alias_of is None for info in one.infos.values()) for one in whole)
     return Preflight(names, (base, tuned), findings, families, memory, minutes, workers, draws)
 
@@ -228,10 +227,13 @@ def _minutes(
     return max(sum(seconds) / workers, max(seconds, default=0.0)) / 60
 
 
-def _memory(pair: tuple[Checkpoint, Checkpoint], drawn: bool, workers: int, spectra: bool) -> Memory:
+def _memory(
+    pair: tuple[Checkpoint, Checkpoint], kinds: dict[str, tuple[str, ...]], draws: int, workers: int
+) -> Memory:
     """What the largest tensor takes, as often as there are workers."""
-    table = PairTable(*pair, name="preflight", spectra=spectra, nulls=founding_nulls())
-    needs = (need_of(table, tensor, drawn=drawn) for tensor in table.names)
+    table = PairTable(*pair, name="preflight", spectra=_spectral(kinds), nulls=founding_nulls())
+    drawn, sampled = draws > 0 and _draws(kinds), any(PAIR.name in found for found in kinds.values())
+    needs = (need_of(table, tensor, drawn=drawn, sampled=sampled) for tensor in table.names)
     largest = max(needs, key=lambda need: need.size)
     return Memory(largest.tensor, largest.size, taken(largest.size, workers))
 

@@ -54,6 +54,7 @@ def estimate(
     spectra: bool,
     nulls: bool,
     drawn: bool = False,
+    sampled: bool = False,
     axes: bool = False,
     mapped: bool = True,
 ) -> int:
@@ -65,6 +66,7 @@ def estimate(
     spectra : whether the tensor is a matrix whose spectra, angles and overlaps are measured.
     nulls : whether laws of nulls are computed, for overlaps and with `axes` for row and column ratios.
     drawn : whether masks of nulls are held too, of however many entries; laws hold masks of small ones alone.
+    sampled : whether noise is drawn on a sample of the tensor, for the scale of equal norm.
     axes : whether row and column ratios are measured (of a matrix in a block).
     mapped : whether both sides lie in local files; else what is read counts too.
     """
@@ -74,7 +76,7 @@ def estimate(
     # A block has at least one row.
     block = min(size, max(BLOCK, size // shape[0] if shape and shape[0] else 0))
     held = 0 if mapped else stored * (size if whole else block)
-    counting = max(_COUNTING * block, _NOISE * min(size, SAMPLE))
+    counting = max(_COUNTING * block, _NOISE * min(size, SAMPLE) if drawn or sampled else 0)
     if not whole:
         return LEAST + held + counting
     held += 2 * size * sum(dtype != "BF16" for dtype in (dtype_base, dtype_tuned))
@@ -111,8 +113,8 @@ class Need:
     size: int
 
 
-def need_of(pair: PairTable, tensor: str, *, drawn: bool = False) -> Need:
-    """What a row of that tensor takes, from the headers alone; `drawn` says that masks of nulls are held."""
+def need_of(pair: PairTable, tensor: str, *, drawn: bool = False, sampled: bool = False) -> Need:
+    """What a row of that tensor takes, from the headers alone; `drawn` and `sampled` as of `estimate`."""
     row, facts = pair.tensors.aligned[tensor], pair.tensors.facts(tensor)
     matrix = row.status is Status.compared and is_block_matrix(facts)
     size = estimate(
@@ -122,6 +124,7 @@ def need_of(pair: PairTable, tensor: str, *, drawn: bool = False) -> Need:
         spectra=matrix and pair.spectra,
         nulls=bool(pair.nulls),
         drawn=drawn,
+        sampled=sampled,
         axes=matrix and pair.axes,
         mapped=is_mapped(pair.base) and is_mapped(pair.tuned),
     )
