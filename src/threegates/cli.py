@@ -142,13 +142,7 @@ def measure(
         memory=memory,
         licences=accept_licence,
     )
-    if draws is not None:
-        raise ThreeGatesError(
-            "nulls are not drawn any more: their laws are computed, exactly and sooner",
-            where="--draws",
-            found=draws,
-            remedy="leave --draws out; columns keep their names, but for _log10_p in place of _p",
-        )
+    _refuse_draws(draws)
     target = out or default_output(pair)
     (chosen,) = narrowed([one_pair(pair, base, tuned)], *_choice(layers, matrices))
     written = measure_to_files(
@@ -162,6 +156,16 @@ def measure(
         workers=workers,
     )
     typer.echo(written.summary())
+
+
+def _refuse_draws(draws: int | None) -> None:
+    if draws is not None:
+        raise ThreeGatesError(
+            "nulls are not drawn any more: their laws are computed, exactly and sooner",
+            where="--draws",
+            found=draws,
+            remedy="leave --draws out; columns keep their names, but for _log10_p in place of _p",
+        )
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -14,8 +14,10 @@ from torch import Tensor
 from threegates.geometry.laws.law import Law, of_draws, unknown
 from threegates.geometry.laws.masks import Seen, see
 from threegates.geometry.laws.stopped import SMALL
+from threegates.geometry.masks import pack
 from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.nulls.null import NullOfLaw, Observed
+from threegates.geometry.principal import overlap_draws
 from threegates.geometry.stripes import dispersion
 
 #: Masks of a null that is drawn, and up to which size of tensor they are where a law is of first order alone.
@@ -67,8 +69,8 @@ class MaskBeside:
             return [unknown() for _ in self.targets]
         if null.law:
             return [null.law.overlap(self.seen, self.seen.inside(bit)) for bit in self._bits]
-        shares = [_overlaps(mask, self.targets) for mask in self._drawn(null)]
-        return [of_draws(np.array(one)) for one in zip(*shares, strict=True)]
+        packed = {str(bit): pack(target) for bit, target in zip(self._bits, self.targets, strict=True)}
+        return [of_draws(shares) for shares in overlap_draws(self._drawn(null), packed, DRAWS).values()]
 
     def dispersions(self, null: NullOfLaw) -> tuple[Law, Law]:
         """Laws of row and column dispersion."""
@@ -83,14 +85,9 @@ class MaskBeside:
     def _bits(self) -> range:
         return range(1, len(self.targets) + 1)
 
-    def _drawn(self, null: NullOfLaw) -> list[Tensor]:
-        """Masks of a null; the stream depends on seed, null, run and tensor alone."""
+    def _drawn(self, null: NullOfLaw) -> Iterator[Tensor]:
+        """Masks of a null, one at a time; the stream depends on seed, null, run and tensor alone."""
         scale = self.seen.scale if "scale" in null.matched_to else float("nan")
         observed = Observed(self.run, self.tensor, self.base, self.mask, self.seen.changed, scale)
         generator: torch.Generator = noise_generator(self.seed, null.name, self.run, self.tensor)
-        return list(islice(null.sampler(observed, generator), DRAWS))
-
-
-def _overlaps(mask: Tensor, targets: Sequence[Tensor]) -> list[float]:
-    changed = int(mask.count_nonzero())
-    return [int((mask & target).count_nonzero()) / changed if changed else np.nan for target in targets]
+        return islice(null.sampler(observed, generator), DRAWS)

@@ -202,7 +202,8 @@ class _Matrix:
 
     def numbers(self) -> dict:
         """What any tensor has."""
-        return _numbers(self.counted, self.beside.seen.codes)
+        seen = self.beside.seen
+        return numbers_of(self.counted, seen.scale, noise_sparsity(seen.noise, seen.scale))
 
     def spectra(self) -> dict:
         """Singular values, angles and overlaps."""

@@ -101,3 +101,63 @@ def increasing_root(value_and_slope: Callable[[float], tuple[float, float]], tar
             return following
         t = following
     return t
+
+
+#: Of a point and a target: the gradient of the exponent there, and what gives its Hessian.
+Derivatives = Callable[[np.ndarray, float], tuple[np.ndarray, Callable[[], np.ndarray]]]
+
+
+def saddle(
+    derivatives: Derivatives,
+    start: np.ndarray,
+    mean: Real,
+    x: Real,
+    *,
+    wanted: Real,
+    longest: Real,
+    steps: int,
+) -> np.ndarray | None:
+    """The point at which all derivatives vanish, by damped Newton steps along a path of targets.
+
+    The path leads from the mean, whose saddle is `start`, to x, in steps that are halved where one fails.
+
+    Parameters
+    ----------
+    wanted : largest entry of a gradient that counts as none; longest : largest entry of a step.
+    steps : tried for each target.
+
+    Returns
+    -------
+    the point, or None where the path ends before x.
+
+    **Source** numerical continuation, Allgower and Georg (2003), ch. 2.
+    """
+    point, done, step = start, 0.0, 1.0
+    while done < 1.0:
+        towards = min(1.0, done + step)
+        found = _newton(derivatives, point, mean + towards * (x - mean), wanted, longest, steps)
+        if found is None:
+            step /= 2
+            if step < 1e-3:
+                return None
+            continue
+        point, done = found, towards
+    return point
+
+
+def _newton(
+    derivatives: Derivatives, point: np.ndarray, x: Real, wanted: Real, longest: Real, steps: int
+) -> np.ndarray | None:
+    for _ in range(steps):
+        gradient, hessian = derivatives(point, x)
+        if np.abs(gradient).max() <= wanted:
+            return point
+        try:
+            step = np.linalg.solve(hessian(), -gradient)
+        except np.linalg.LinAlgError:
+            return None
+        largest = float(np.abs(step).max())
+        if not math.isfinite(largest):
+            return None
+        point = point + step * min(1.0, longest / largest)
+    return None

@@ -13,6 +13,7 @@ far out.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from scipy.special import ndtr, ndtri
 
 from threegates.geometry.laws.law import Law, certain, near_normal, of_draws
 from threegates.geometry.laws.noise import Noise, Rates
-from threegates.geometry.laws.saddlepoint import log_tail
+from threegates.geometry.laws.saddlepoint import log_tail, saddle
 from threegates.geometry.nulls.noise import Real
 
 #: Below so many changed (or unchanged) weights first order is not enough, and events are drawn.
@@ -134,36 +135,15 @@ class _Stopped:
         return log_tail(w, -math.expm1(-point[0]) * math.sqrt(spread) / prefactor)
 
     def _saddle(self, x: Real) -> np.ndarray | None:
-        """(t, z, τ) at which all derivatives vanish, by damped Newton steps along a path of targets."""
-        point = np.array([0.0, 0.0, self.start])
+        """(t, z, τ) at which all derivatives vanish."""
+        start = np.array([0.0, 0.0, self.start])
         mean = float(self.inside @ self.noise.rates(math.exp(self.start)).p)
-        done, step = 0.0, 1.0
-        while done < 1.0:
-            towards = min(1.0, done + step)
-            found = self._newton(point, mean + towards * (x - mean))
-            if found is None:
-                step /= 2
-                if step < 1e-3:
-                    return None
-                continue
-            point, done = found, towards
-        return point
+        wanted = _TOLERANCE * max(math.sqrt(self.changed), 1.0)
+        return saddle(self._slopes, start, mean, x, wanted=wanted, longest=1.5, steps=_STEPS)
 
-    def _newton(self, point: np.ndarray, x: Real) -> np.ndarray | None:
-        size = math.sqrt(self.changed)
-        for _ in range(_STEPS):
-            gradient, hessian, _, _ = self._derivatives(point, x)
-            if np.abs(gradient).max() <= _TOLERANCE * max(size, 1.0):
-                return point
-            try:
-                step = np.linalg.solve(hessian, -gradient)
-            except np.linalg.LinAlgError:
-                return None
-            largest = float(np.abs(step).max())
-            if not math.isfinite(largest):
-                return None
-            point = point + step * min(1.0, 1.5 / largest)
-        return None
+    def _slopes(self, point: np.ndarray, x: Real) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        gradient, hessian, _, _ = self._derivatives(point, x)
+        return gradient, lambda: hessian
 
     def _at(self, point: np.ndarray, x: Real) -> tuple[float, np.ndarray, float]:
         _, hessian, value, prefactor = self._derivatives(point, x)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
 from threegates.geometry.laws.law import Law, certain, near_normal, unknown
 from threegates.geometry.laws.noise import Noise
-from threegates.geometry.laws.saddlepoint import increasing_root, log_tail
+from threegates.geometry.laws.saddlepoint import increasing_root, log_tail, saddle
 from threegates.geometry.laws.stopped import CERTAIN, inclusion
 from threegates.geometry.nulls.noise import Real
 
@@ -109,35 +110,13 @@ class _TwoStops:
         return log_tail(w, -math.expm1(-t) * math.sqrt(spread) / last)
 
     def _saddle(self, x: Real) -> np.ndarray | None:
-        """Newton's steps along a path of targets, from the untilted null on."""
-        point, done, step = self.start, 0.0, 1.0
-        mean = self._gradient(point, 0.0)[0][0]
-        while done < 1.0:
-            towards = min(1.0, done + step)
-            found = self._newton(point, mean + towards * (x - mean))
-            if found is None:
-                step /= 2
-                if step < 1e-3:
-                    return None
-                continue
-            point, done = found, towards
-        return point
-
-    def _newton(self, point: np.ndarray, x: Real) -> np.ndarray | None:
+        """(t, z₁, z₂, τ₁, τ₂) at which all derivatives vanish."""
+        mean = self._gradient(self.start, 0.0)[0][0]
         wanted = 1e-8 * max(1.0, math.sqrt(float(self.changed.min())))
-        for _ in range(40):
-            gradient = self._gradient(point, x)[0]
-            if np.abs(gradient).max() <= wanted:
-                return point
-            try:
-                step = np.linalg.solve(self._hessian(point, x), -gradient)
-            except np.linalg.LinAlgError:
-                return None
-            largest = float(np.abs(step).max())
-            if not math.isfinite(largest):
-                return None
-            point = point + step * min(1.0, 1.0 / largest)
-        return None
+        return saddle(self._slopes, self.start, float(mean), x, wanted=wanted, longest=1.0, steps=40)
+
+    def _slopes(self, point: np.ndarray, x: Real) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
+        return self._gradient(point, x)[0], lambda: self._hessian(point, x)
 
     def _hessian(self, point: np.ndarray, x: Real) -> np.ndarray:
         """Central differences of the gradient, which is exact; second derivatives would be fifteen."""
