@@ -18,7 +18,7 @@ NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 help:
 	@echo 'make book       train the small models, measure, render the study: $(BUILD)/html/index.html'
 	@echo 'make test       run the tests'
-	@echo 'make test-planted   judge 200 studies of each planted truth (15 minutes)'
+	@echo 'make test-planted   judge 40 studies of each planted truth (half an hour)'
 	@echo 'make lint       check style, types, spelling, and that notebooks carry no outputs'
 	@echo 'make bench      measure speed against what one would take instead (20 minutes, 16 GB)'
 	@echo 'make clean      remove what was rendered;  make clean-lab  what was trained and measured'
@@ -36,10 +36,11 @@ setup:
 book: setup
 	@$(BIN)/threegates book --profile $(PROFILE)
 
-# One thread each: two processes with two threads on two cores are far slower than with one.
+# One thread each: two processes with two threads on two cores are far slower than with one. Neighbours stay
+# with one worker until another has none left, so that what a file sets up is set up once.
 test: setup
 	@env -u THREEGATES_BUILD OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 # How often the rules of claims.yaml are wrong and right where the truth was planted.
 test-planted: setup

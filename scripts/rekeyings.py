@@ -810,9 +810,272 @@ def base_of(weight: Tensor, k: int, shared: Shared, *, spectrum: bool = False) -
 
 _FOLDED = "twins are one class, and a pass over a tensor hands on what it sees"
 
+# ------------------------------------------------------------------------------------------------ 851b6c5
+
+# The last tree that found the distances of a coarse tolerance anew for every entry of a tensor.
+_LOOKED_UP = "the same distance by the code of the weight; no stored weight is near the largest value"
+_TABLES = (
+    Rewrite(
+        "threegates.geometry.precision",
+        """from __future__ import annotations
+
+""",
+        """from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+""",
+        _LOOKED_UP,
+    ),
+    Rewrite(
+        "threegates.geometry.precision",
+        """    -------
+    (down, up) : float64 tensors, positive.
+
+""",
+        """    -------
+    (down, up) : float64 tensors, positive; infinite where no value of that side is called changed.
+
+""",
+        _LOOKED_UP,
+    ),
+    Rewrite(
+        "threegates.geometry.precision",
+        """    require_finite_bf16(w, "w")
+    return _gap_beyond(w, eta, -1), _gap_beyond(w, eta, 1)
+
+""",
+        '''    require_finite_bf16(w, "w")
+    # A weight is one of 2¹⁶ codes, and its distances are looked up: sooner than found anew for every entry.
+    codes = w.contiguous().view(torch.int16).to(torch.int64) & 0xFFFF
+    down, up = (table.to(w.device)[codes] for table in _gaps_of_codes(float(eta)))
+    return down, up
+
+
+@lru_cache(maxsize=8)
+def _gaps_of_codes(eta: float) -> tuple[Tensor, Tensor]:
+    """Distances down and up by the 16 bits of a value; NaN for what is not finite."""
+    values = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    finite = values.isfinite()
+    tables = []
+    for side in (-1, 1):
+        table = torch.full(values.shape, math.nan, dtype=torch.float64)
+        table[finite] = _gap_beyond(values[finite], eta, side)
+        tables.append(table)
+    return tables[0], tables[1]
+
+''',
+        _LOOKED_UP,
+    ),
+    Rewrite(
+        "threegates.geometry.precision",
+        """    codes, value = bf16_codes(w), w.double()
+    distance = torch.zeros_like(value)
+    pending = torch.ones_like(w, dtype=torch.bool)
+""",
+        """    codes, value = bf16_codes(w), w.double()
+    distance = torch.full_like(value, math.inf)
+    pending = torch.ones_like(w, dtype=torch.bool)
+""",
+        _LOOKED_UP,
+    ),
+    Rewrite(
+        "threegates.geometry.precision",
+        """        distance = torch.where(now, ((before + after) / 2 - value).abs(), distance)
+        pending, before = pending & ~changed, after
+    return distance
+""",
+        """        distance = torch.where(now, ((before + after) / 2 - value).abs(), distance)
+        # Beyond the largest value there is nothing that could be called changed.
+        inside = (codes + side * steps).abs() < INFINITY_CODE
+        pending, before = pending & ~changed & inside, after
+    return distance
+""",
+        _LOOKED_UP,
+    ),
+)
+
+
 #: By the first digits of the commit.
+# ------------------------------------------------------------------------------------------------ dafb541
+
+# The last tree in which any counter numbered a block, and in which biases of experts were matrices.
+_OUTERMOST = "names of the lab's tensors have one counter and no tower, and hold no state or convolution"
+_A_MATRIX = "of the lab's tensors every one with two axes in a block is a matrix"
+_NO_ANGLE = "no released angle has a bound of a right angle, and no released shift is infinite"
+_BLOCKS = (
+    Rewrite(
+        "threegates.checkpoints.formats.roles",
+        r'''LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+ROLE_OF_MODULE = {module: role for role, modules in MODULES.items() for module in modules}
+LAYER = re.compile(r"(?:^|\.)(?:layers|layer|h|blocks)\.(\d+)\.")
+
+
+def role(name: str, shape: Sequence[int]) -> str:
+    """Role of a tensor: q, k, v, o, gate, up, down, embedding, head, norm, bias or other."""
+    parts = name.split(".")
+    if parts[-1] == "bias":
+        return "bias"
+    known = _dense(parts) or ROLE_OF_MODULE.get(parts[-2] if len(parts) > 1 else parts[-1])
+''',
+        r'''LINEAR = ("q", "k", "v", "o", "gate", "up", "down")
+#: Parameters of a recurrence, which multiply no activations as a matrix does.
+STATE = ("A_log", "D", "dt_bias")
+#: Roles of what may have two axes and maps nothing: one row an expert, a head or a distance.
+TABLES = ("bias", "state", "conv")
+_TABLE_MODULES = ("relative_attention_bias",)
+ROLE_OF_MODULE = {module: role for role, modules in MODULES.items() for module in modules}
+#: What counts the blocks of a stack. Of nested counters the outermost counts: ``block.3.layer.1`` is block 3.
+COUNTERS = ("layers", "layer", "h", "blocks", "block", "resblocks", "albert_layer_groups")
+_BLOCK = re.compile(rf"(?:^|\.)(?:{'|'.join(COUNTERS)})\.(\d+)\.")
+#: Stacks by the words that stand in front of a counter, the first that is found; all others are the decoder.
+_STACKS = {
+    "mtp": ("mtp",),
+    "vision": ("visual", "vision", "vision_tower", "vision_model", "vision_encoder", "image_encoder"),
+    "audio": ("audio", "audio_tower", "audio_model", "audio_encoder", "speech_encoder"),
+    "encoder": ("encoder",),
+}
+#: Stacks of the text model, whose blocks are its layers.
+TEXT = ("decoder", "encoder")
+
+
+def role(name: str, shape: Sequence[int]) -> str:
+    """Role of a tensor: q, k, v, o, gate, up, down, embedding, head, norm, bias, state, conv or other."""
+    parts = name.split(".")
+    if parts[-1] in STATE:
+        return "state"
+    if parts[-1] == "bias" or parts[-1].endswith("_bias"):
+        return "bias"
+    if "conv1d" in parts[-2:]:
+        return "conv"
+    known = _dense(parts) or ROLE_OF_MODULE.get(parts[-2] if len(parts) > 1 else parts[-1])
+''',
+        _OUTERMOST,
+    ),
+    Rewrite(
+        "threegates.checkpoints.formats.roles",
+        '''
+def layer(name: str) -> int | None:
+    """Number of the block a tensor belongs to, None for the embedding, the head and the last norm."""
+    found = LAYER.search(name)
+    return int(found.group(1)) if found else None
+''',
+        '''
+def block(name: str) -> tuple[str, int] | None:
+    """Stack and number of the block that a tensor belongs to; None for one that lies in no block.
+
+    Stacks: decoder, encoder, vision, audio and mtp, the heads that predict several tokens.
+    """
+    found = _BLOCK.search(name)
+    if found is None:
+        return None
+    before = set(name[: found.start()].split("."))
+    stack = next((one for one, words in _STACKS.items() if before & set(words)), "decoder")
+    return stack, int(found.group(1))
+
+
+def layer(name: str) -> int | None:
+    """Number of the text model's block that a tensor belongs to; None outside of its stacks.
+
+    The embedding, the head and the last norm lie in no block; a vision tower's blocks are not the text
+    model's, whatever their numbers.
+    """
+    found = block(name)
+    return found[1] if found is not None and found[0] in TEXT else None
+
+
+def is_matrix(name: str, shape: Sequence[int]) -> bool:
+    """Whether a tensor maps activations: two axes, and no table of biases or states."""
+    table = role(name, shape) in TABLES or bool(set(_TABLE_MODULES) & set(name.split(".")))
+    return len(shape) == 2 and not table
+''',
+        _OUTERMOST,
+    ),
+    Rewrite(
+        "threegates.measures.changes",
+        """from threegates.checkpoints.formats.byte_tensors import write_byte_tensors
+from threegates.checkpoints.formats.roles import layer, role
+from threegates.checkpoints.pairs import (
+""",
+        """from threegates.checkpoints.formats.byte_tensors import write_byte_tensors
+from threegates.checkpoints.formats.roles import is_matrix, layer, role
+from threegates.checkpoints.pairs import (
+""",
+        _A_MATRIX,
+    ),
+    Rewrite(
+        "threegates.measures.changes",
+        '''so that it has axes and spectra."""
+    return len(facts["shape"]) == 2 and facts["layer"] is not None and facts["size"] > 0
+
+''',
+        '''so that it has axes and spectra."""
+    return is_matrix(facts["tensor"], facts["shape"]) and facts["layer"] is not None and facts["size"] > 0
+
+''',
+        _A_MATRIX,
+    ),
+    Rewrite(
+        "threegates.measures.changes",
+        """        number = layer(row.name)
+        two = row.status is Status.compared and len(sides(row)[0]) == 2
+        if two and number is not None and of_layer in (None, number):
+""",
+        """        number = layer(row.name)
+        two = row.status is Status.compared and is_matrix(row.name, sides(row)[0])
+        if two and number is not None and of_layer in (None, number):
+""",
+        _A_MATRIX,
+    ),
+    Rewrite(
+        "threegates.measures.drift",
+        """    aware = subspace_angles(leading, moved.leading, widest_gap_rank(leading))
+    of_sides = {
+        f"angle_{name}_{what}": value
+        for name, one in (("left", angles.left), ("right", angles.right))
+""",
+        """    aware = subspace_angles(leading, moved.leading, widest_gap_rank(leading))
+    # A bound of a right angle bounds nothing: equal singular values have no leading subspaces.
+    known = moved.bound < math.pi / 2
+    of_sides = {
+        f"angle_{name}_{what}": value if known else math.nan
+        for name, one in (("left", angles.left), ("right", angles.right))
+""",
+        _NO_ANGLE,
+    ),
+    Rewrite(
+        "threegates.measures.drift",
+        """        "gap": angles.gap,
+        "nss": nss,
+        "nss_error": nss_error,
+""",
+        """        "gap": angles.gap,
+        # Of a base that is zero nothing is a share.
+        "nss": nss if math.isfinite(nss) else math.nan,
+        "nss_error": nss_error,
+""",
+        _NO_ANGLE,
+    ),
+    Rewrite(
+        "threegates.measures.drift",
+        """        "angle_floor": max(angles.left.floor, angles.right.floor),
+        "resolved": 1 - float(unresolved.double().mean()),
+        "proved": angles.proved,
+""",
+        """        "angle_floor": max(angles.left.floor, angles.right.floor),
+        "resolved": 1 - float(unresolved.double().mean()) if known else 0.0,
+        "proved": angles.proved,
+""",
+        _NO_ANGLE,
+    ),
+)
+
+
 REKEYINGS: dict[str, Rekeying] = {
     "3806e52": Rekeying(_REWRITES, _with_objective, _with_nulls, _ASK, _MEASURED, _PROBE, _ROOTS),
+    "dafb541": Rekeying(_BLOCKS),
+    "851b6c5": Rekeying(_TABLES),
     "ffffe60": Rekeying(_GRAMS, measured=dict.fromkeys(("pair", "group", "drift", "overlap"), _FOLDED)),
 }
 

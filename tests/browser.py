@@ -93,13 +93,7 @@ class Browser:
         visit = Visit()
         for domain in ("Page", "Network", "Runtime", "Log"):
             self._call(f"{domain}.enable")
-        self._call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=900,
-            deviceScaleFactor=1,
-            mobile=width < 600,
-        )
+        self._size(width)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
         still = {"latency": 0, "downloadThroughput": 0, "uploadThroughput": 0}
@@ -115,6 +109,18 @@ class Browser:
         self._evaluate(
             "window.MathJax && MathJax.startup ? MathJax.startup.promise.then(() => true) : true", visit
         )
+        return self._look(visit, script, width, shot)
+
+    def resize(self, script: str, width: int, shot: bool = False) -> Visit:
+        """Give the open page another width, run a script, and give what happened since."""
+        self._size(width)
+        return self._look(Visit(), script, width, shot)
+
+    def _size(self, width: int) -> None:
+        view = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
+        self._call("Emulation.setDeviceMetricsOverride", **view)
+
+    def _look(self, visit: Visit, script: str, width: int, shot: bool) -> Visit:
         time.sleep(0.15)
         visit.found = self._evaluate(script, visit)
         if shot:

@@ -1,12 +1,21 @@
 """Kill `make book` at random moments and show that nothing is lost, repeated or half-written.
 
     python tests/kill_build.py --kills 20
+    python tests/kill_build.py --kills 3 --redo 8
 
 Each kill is a SIGKILL, of the whole process group or of `make` alone (then the build goes on without a
 parent, and the next command has to wait for it); the same command follows. At the end every checkpoint,
 record, notebook and figure must have the digest that an uninterrupted build gives, and no training run
-that had finished may have been trained again. The uninterrupted build is the one in `--reference`, and
+or page that had finished may have been made again. The uninterrupted build is the one in `--reference`, and
 is made there when it is missing.
+
+Without `--redo` everything is made from nothing, and kills come at any moment of `--span`. With it, the build
+that is killed begins as a copy of the reference which lacks every N-th run, every N-th record of each table,
+every N-th page, and the rendered book; where each count begins is drawn, so that the base has its turn too.
+Kills then go round the stages in turn, up to `--span` seconds after the stage has begun: training, measuring
+(of records that are measured by tensor), executing notebooks (rendering may have begun). All but the last of
+a copy kill the group: a build that goes on by itself leaves nothing for the kills after it. Three kills reach
+every stage. What is not reached is the start of an empty folder, which the reference itself has gone through.
 """
 
 from __future__ import annotations
@@ -28,6 +37,14 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPARED = ("lab/runs/**/*", "lab/manifest.yaml", "records/**/*.parquet", "notebooks/**/*")
 # Times belong beside a result, never in it: these files hold them and nothing else varies.
 TIMES = ("when.json",)
+# What stands for something finished, which no build may make again.
+FINISHED = ("lab/runs/*", "notebooks/*.json")
+# What `--redo` takes away, and what the stage that makes it anew writes to as soon as it has begun.
+STAGES = {
+    "training": ("lab/runs/*", "lab/partial/*"),
+    "measuring": ("records/*/*.parquet", "records/partial/**/awaited"),
+    "notebooks": ("notebooks/*.ipynb", "notebooks/.running-*"),
+}
 
 
 def main() -> int:
@@ -41,10 +58,14 @@ def main() -> int:
     left = options.kills
     while left and not problems:
         shutil.rmtree(killed, ignore_errors=True)
-        left, finished = attack(options, rng, killed, left)
+        if options.redo:
+            copy_less(reference, killed, options.redo, rng)
+        left, done = attack(options, rng, killed, left)
         finish(options.profile, killed)
-        problems = repeated(killed, finished) + differences(reference, killed) + leftovers(killed)
-        print(f"finished: {len(digests(killed))} files compared, {len(finished)} runs kept", flush=True)
+        problems = repeated(killed, done) + differences(reference, killed) + leftovers(killed)
+        if options.redo and left:
+            problems.append(f"the build ended before {left} of its kills")
+        print(f"finished: {len(digests(killed))} files compared, {len(done)} runs and pages kept", flush=True)
     for problem in problems:
         print(f"FAILED: {problem}")
     if not problems:
@@ -59,9 +80,40 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--profile", default="smoke")
     parser.add_argument("--span", type=float, default=100.0, help="seconds over which the kills are spread")
+    parser.add_argument("--redo", type=int, default=0, help="begin with the reference less every N-th result")
     parser.add_argument("--reference", default="build", help="folder of the uninterrupted build")
     parser.add_argument("--folder", default="build-killed", help="folder of the build that is killed")
     return parser.parse_args()
+
+
+def copy_less(reference: Path, folder: Path, every: int, rng: random.Random) -> None:
+    """Copy a finished build without every so-manieth result of each folder, and without the book."""
+    shutil.copytree(reference, folder)
+    for stage, (made, _) in STAGES.items():
+        by_folder: dict[Path, list[Path]] = {}
+        for path in sorted(folder.glob(made)):
+            by_folder.setdefault(path.parent, []).append(path)
+        taken = [
+            path
+            for paths in by_folder.values()
+            for path in paths[rng.randrange(min(every, len(paths))) :: every]
+        ]
+        for path in taken:
+            take_away(path)
+        print(f"{stage}: {len(taken)} results to be made again", flush=True)
+    shutil.rmtree(folder / "lab" / "partial", ignore_errors=True)
+    shutil.rmtree(folder / "html")
+
+
+def take_away(path: Path) -> None:
+    """Remove a run's folder or a file; with a page go its sidecar and its figures."""
+    if path.is_dir():
+        shutil.rmtree(path)
+        return
+    path.unlink()
+    if path.suffix == ".ipynb":
+        path.with_suffix(".json").unlink()
+        shutil.rmtree(path.parent / "figures" / path.stem, ignore_errors=True)
 
 
 def attack(
@@ -69,23 +121,40 @@ def attack(
 ) -> tuple[int, dict[str, int]]:
     """Start the build and kill it until it ends before its kill or all kills are done.
 
-    Returns how many kills are left, and the runs that were finished at some kill, by their inode.
+    Returns how many kills are left, and what was finished at the start or at some kill, by its inode.
     """
-    finished: dict[str, int] = {}
+    done = finished(folder)
     while kills:
-        process = start(options.profile, folder)
-        delay = rng.uniform(0, 2 * options.span / options.kills)
-        group = rng.random() < 0.5
+        started, process = time.time(), start(options.profile, folder)
+        stage = list(STAGES)[(options.kills - kills) % len(STAGES)] if options.redo else None
+        delay = rng.uniform(0, options.span if stage else 2 * options.span / options.kills)
+        group = rng.random() < 0.5 or (stage is not None and kills > 1)
+        if stage:
+            wait_for(stage, folder, started, process)
         try:
             process.wait(delay)
             break
         except subprocess.TimeoutExpired:
             kill(process, group)
         kills -= 1
-        print(f"killed after {delay:.0f} s: {'the group' if group else 'make alone'}", flush=True)
-        for run in finished_runs(folder):
-            finished.setdefault(run.name, run.stat().st_ino)
-    return kills, finished
+        moment = f"{delay:.0f} s" + (f" of {stage}" if stage else "")
+        print(f"killed after {moment}: {'the group' if group else 'make alone'}", flush=True)
+        done = finished(folder) | done
+    return kills, done
+
+
+def wait_for(stage: str, folder: Path, started: float, process: subprocess.Popen) -> None:
+    """Wait until a build that was started then is at work in a stage, or has ended."""
+    while process.poll() is None and not any(newer(path, started) for path in folder.glob(STAGES[stage][1])):
+        time.sleep(0.1)
+
+
+def newer(path: Path, started: float) -> bool:
+    """Whether a path was written to since then; one that is gone was not."""
+    try:
+        return path.stat().st_mtime >= started
+    except FileNotFoundError:
+        return False
 
 
 def start(profile: str, folder: Path) -> subprocess.Popen:
@@ -108,15 +177,16 @@ def finish(profile: str, folder: Path) -> None:
         sys.exit(f"FAILED: make book PROFILE={profile} BUILD={folder.name} ended with {process.returncode}")
 
 
-def finished_runs(folder: Path) -> list[Path]:
-    runs = folder / "lab" / "runs"
-    return sorted(runs.iterdir()) if runs.is_dir() else []
+def finished(folder: Path) -> dict[str, int]:
+    """Runs and pages that are finished, by their inode; a page's sidecar is written last."""
+    paths = [path for pattern in FINISHED for path in folder.glob(pattern)]
+    return {str(path.relative_to(folder)): path.stat().st_ino for path in paths}
 
 
 def repeated(folder: Path, before: dict[str, int]) -> list[str]:
-    """Runs that were finished once and are another folder now."""
-    now = {run.name: run.stat().st_ino for run in finished_runs(folder)}
-    return [f"run {name} was trained again" for name, inode in before.items() if now.get(name) != inode]
+    """What was finished once and is another folder or file now."""
+    now = finished(folder)
+    return [f"{name} was made again" for name, inode in before.items() if now.get(name) != inode]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -147,9 +217,10 @@ def _shared(name: str) -> bool:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Half-written files that a finished build must not leave."""
+    """Half-written files and folders of work that a finished build must not leave."""
     partial = folder / "lab" / "partial"
     found = [*partial.glob("*"), *folder.rglob("*.partial"), *folder.rglob(".*.part")]
+    found += folder.glob("notebooks/.running-*")
     return [f"{path.relative_to(folder)} was left behind" for path in found]
 
 

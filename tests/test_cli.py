@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from tests.planted import planted
 from threegates import cli
+from threegates.checkpoints.tensors import Checkpoint
 from threegates.cli import app
 from threegates.errors import CheckpointError
 from threegates.geometry.masks import unpack
@@ -208,18 +209,10 @@ def without_a_shard(folder):
     return [path.name, "missing"]
 
 
-def of_another_shape(folder):
-    edit(folder, Q, lambda weight: weight[:-1])
-    return [Q, "[16, 16]", "[15, 16]"]
-
-
-def with_a_nan(folder):
-    def change(weight):
-        weight[3, 5] = float("nan")
-        return weight
-
-    edit(folder, Q, change)
-    return [Q, "nan", "[3, 5]"]
+def of_another_model(folder):
+    for name in [name for name in Checkpoint.open(folder).infos if name.endswith("_proj.weight")]:
+        edit(folder, name, lambda weight: weight[:-1])
+    return ["[16, 16]", "[15, 16]", "of the smaller side's 16 matrices 2 can be compared"]
 
 
 def pointing_outside(folder):
@@ -230,9 +223,7 @@ def pointing_outside(folder):
     return [Q, "../base/model.safetensors", "outside"]
 
 
-@pytest.mark.parametrize(
-    "fault", [truncated, without_a_shard, of_another_shape, with_a_nan, pointing_outside]
-)
+@pytest.mark.parametrize("fault", [truncated, without_a_shard, of_another_model, pointing_outside])
 def test_a_faulty_checkpoint_is_refused_and_no_file_is_written(command, models, tmp_path, fault):
     expected = fault(tmp_path / "tuned")
     options = [
@@ -249,6 +240,63 @@ def test_a_faulty_checkpoint_is_refused_and_no_file_is_written(command, models, 
         assert part in err
     assert "Traceback" not in err
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*"))
+
+
+def of_another_shape(folder):
+    edit(folder, Q, lambda weight: weight[:-1])
+    return "resized", "resized: [16, 16] in base, [15, 16] in tuned"
+
+
+def with_nans(folder):
+    def change(weight):
+        weight[3, 5] = weight[7, 0] = float("nan")
+        return weight
+
+    edit(folder, Q, change)
+    return (
+        "not-finite",
+        "not-finite: of 256 finite values in the tuned, 2 of them not finite, the first nan at index [3, 5]",
+    )
+
+
+def with_an_infinity(folder):
+    def change(weight):
+        weight[15, 15] = float("-inf")
+        return weight
+
+    edit(folder, Q, change)
+    return "not-finite", "1 of them not finite, the first -inf at index [15, 15]"
+
+
+def not_gathered(folder):
+    edit(folder, Q, lambda weight: weight[:0, 0])
+    return "empty", "empty: [16, 16] in base, [0] in tuned"
+
+
+def of_whole_numbers(folder):
+    edit(folder, Q, lambda weight: weight.to(torch.int64))
+    return "not-a-float", "(not-a-float)"
+
+
+@pytest.mark.parametrize(
+    "fault", [of_another_shape, with_nans, with_an_infinity, not_gathered, of_whole_numbers]
+)
+def test_one_tensor_that_cannot_be_compared_costs_only_its_own_row(command, models, tmp_path, fault):
+    options = ["--base", "base", "--tuned", "tuned", "--no-spectra"]
+    assert command("measure", *options, "--out", "whole.parquet")[0] == 0
+    status, told = fault(tmp_path / "tuned")
+    ended, out, err = command("measure", *options, "--out", "t.parquet", "--masks", "m.safetensors")
+    assert (ended, err) == (0, "")
+    assert f"not compared: {Q} ({told}" in out or told in out
+    whole, found = (
+        pd.read_parquet(tmp_path / name).set_index("tensor") for name in ("whole.parquet", "t.parquet")
+    )
+    assert found.loc[Q, "status"] == status and whole.loc[Q, "status"] == "compared"
+    assert np.isnan(found.loc[Q, "norm_delta"])
+    others = [name for name in whole.index if name != Q]
+    numbers = ["changed", "sparsity", "norm_base", "norm_delta"]
+    pd.testing.assert_frame_equal(whole.loc[others, numbers], found.loc[others, numbers], check_dtype=False)
+    assert load_file(tmp_path / "m.safetensors").keys() == set(others)
 
 
 def test_what_stands_for_nothing_is_refused(command, tmp_path):

@@ -16,6 +16,7 @@ import dask
 import distributed
 import pytest
 import torch
+from distributed.comm import CommClosedError
 
 from tests.dask_processes import ROOT, DaskProcesses, wait_for
 from tests.planted import planted
@@ -528,3 +529,32 @@ def test_a_worker_that_outlives_its_run_writes_no_part_for_nobody(tmp_path):
 def test_no_task_needs_no_cluster(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     run_parallel(_note, [], 2, backend="dask", scheduler="tcp://127.0.0.1:9")
+
+
+class Leaving:
+    """Stands for a cluster of two workers, of which one goes away while it is asked so many times."""
+
+    def __init__(self, times: int) -> None:
+        self.left, self.asked = times, 0
+
+    def nthreads(self) -> dict[str, int]:
+        return dict.fromkeys(("tcp://stays:1", "tcp://goes:1"), 1)
+
+    def run(self, question: Callable, *arguments: object, on_error: str) -> dict[str, object]:
+        self.asked += 1
+        answers: dict[str, object] = {"tcp://stays:1": question(*arguments)}
+        if self.asked <= self.left:
+            answers["tcp://goes:1"] = CommClosedError("Stream is closed")
+        return answers
+
+
+def test_a_worker_that_is_killed_while_it_is_checked_is_no_unfit_one(monkeypatch):
+    monkeypatch.setattr(cluster_check, "_AGAIN", 0.0)
+    facts, client = facts_of(("threegates.cluster",)), Leaving(2)
+    check_workers(client, facts, [], [])
+    assert client.asked == 4
+    # One that the scheduler goes on to count, and that never answers, is told.
+    monkeypatch.setattr(cluster_check, "LEAVING", 0.0)
+    with pytest.raises(ClusterError, match="cannot import threegates") as caught:
+        check_workers(Leaving(1_000_000), facts, [], [])
+    assert caught.value.where == "tcp://goes:1"

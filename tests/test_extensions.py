@@ -263,7 +263,14 @@ CHANGED: dict[str, tuple[str, str, str, set[str]]] = {
         "lab/objectives.py",
         "epsilon: float = 1e-6",
         "epsilon: float = 1e-5",
-        {"record curvature", "run rl", "run masked-rl", "run adapter-rl", "run encoder-rl"},
+        {
+            "record curvature",
+            "record steepness",
+            "run rl",
+            "run masked-rl",
+            "run adapter-rl",
+            "run encoder-rl",
+        },
     ),
 }
 

@@ -226,7 +226,7 @@ def test_two_folders_are_refused_where_a_manifest_is_needed(chapter, theirs):
 @pytest.mark.parametrize(
     ("chapter", "pairs", "matrices", "told"),
     [
-        ("stripe-masks", (*PAIRS, OTHERS[0]), ["q"], r"SFT runs on unknown data: −?0\.\d+\."),
+        ("stripe-masks", (*PAIRS, OTHERS[0]), ["q"], r"SFT runs on unknown data: −?0\.\d+;"),
         (
             "stripe-masks",
             ("their-sft",),

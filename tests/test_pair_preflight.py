@@ -14,6 +14,8 @@ from threegates import cli
 from threegates.checkpoints.tensors import SINGLE
 from threegates.checkpoints.writer import write_checkpoint
 from threegates.errors import CheckpointError, NotebookError, PairError
+from threegates.jobs.settings import DOWNLOAD, RANGED
+from threegates.jobs.sources import own_pair
 from threegates.preflight import Preflight, preflight_of
 
 ALL = (None, None)
@@ -75,7 +77,7 @@ def test_what_the_record_says_is_what_the_text_says(pair, tmp_path):
 
 def test_a_pair_that_cannot_work_says_all_of_why_before_anything_is_measured(pair, capsys, monkeypatch):
     base, tuned = pair
-    held = load_file(tuned / SINGLE)
+    held = {name: x.to(torch.int8) for name, x in load_file(tuned / SINGLE).items()}
     held.pop("model.layers.1.mlp.up_proj.weight")
     save_file(held, tuned / SINGLE)
     (tuned / "config.json").write_text(json.dumps(CONFIG | {"quantization_config": {"quant_method": "gptq"}}))
@@ -85,7 +87,11 @@ def test_a_pair_that_cannot_work_says_all_of_why_before_anything_is_measured(pai
         found.check()
     for text in (str(caught.value), " ".join(found.text().split())):
         assert "model.layers.1.mlp.up_proj.weight: missing in tuned" in text
-        assert "quantised (gptq)" in text
+        assert "quantised (quant_method gptq" in text
+    offenders = [
+        line for line in found.text().splitlines() if "missing in tuned" in line or "stored as" in line
+    ]
+    assert len([line for line in offenders if line.startswith(" " * 11 + "model.")]) == 5
     monkeypatch.setattr(
         "sys.argv", ["threegates", "preflight", "--base", str(base), "--tuned", str(tuned), "--no-time"]
     )
@@ -93,6 +99,41 @@ def test_a_pair_that_cannot_work_says_all_of_why_before_anything_is_measured(pai
         cli.main()
     assert ended.value.code == 1
     assert "cannot be measured as it is" in capsys.readouterr().out
+
+
+def test_moved_names_and_what_lies_beside_are_notes(pair):
+    base, tuned = pair
+    held = {name.replace("model.", "transformer."): x for name, x in load_file(tuned / SINGLE).items()}
+    save_file(held, tuned / SINGLE)
+    for side in pair:
+        (side / "config.json").write_text(json.dumps(CONFIG | {"model_type": "unheard_of"}))
+    (tuned / "adapter_config.json").write_text("{}")
+    found = looked(base, tuned)
+    text = " ".join(found.text().split())
+    assert found.possible and "5 of 5 chosen can be compared" in text
+    assert "note names of the tuned: 'model.' in place of 'transformer.'" in text
+    assert "note in the tuned's folder: adapter_config.json beside the weights" in text
+
+
+def test_folder_download_and_ranges_agree_on_what_is_quantised(pair, tmp_path, monkeypatch):
+    """Each in front of codes, and of floats whose config says that they are codes."""
+    base, tuned = pair
+    told = CONFIG | {"quantization_config": {"quant_method": "awq"}}
+    codes = {name: x.to(torch.int32) for name, x in load_file(tuned / SINGLE).items()}
+    write_checkpoint(tmp_path / "codes", load_file(tuned / SINGLE), told)
+    save_file(codes, tmp_path / "codes" / SINGLE)
+    (tuned / "config.json").write_text(json.dumps(told))
+    monkeypatch.setenv("THREEGATES_RANGES", str(tmp_path / "ranges"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    with LoopbackHub({"org/floats": tuned, "org/codes": tmp_path / "codes"}) as hub:
+        hub.stand_in(monkeypatch)
+        for way in (DOWNLOAD, RANGED):
+            assert own_pair(str(base), "org/floats", way)
+            with pytest.raises(CheckpointError, match="the checkpoint is quantised"):
+                own_pair(str(base), "org/codes", way)
+        assert looked(base, "org/floats").possible
+    assert looked(base, tuned).possible
+    assert not looked(base, tmp_path / "codes").possible
 
 
 def test_minutes_are_given_for_each_diagnostic_that_is_measured_by_tensor(pair, monkeypatch):

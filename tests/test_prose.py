@@ -11,6 +11,7 @@ import pytest
 from tests.prose import page_texts, shown_strings, typed_numbers
 from threegates.estimates.paper import sparsity_ranges
 from threegates.judging.claims import read_claims
+from threegates.lab.plans.profiles import profile
 from threegates.pages.stated_values import stated_values
 from threegates.records.provenance import project_root
 
@@ -116,3 +117,38 @@ def test_stated_values_are_the_code_s():
     claims = read_claims(ROOT / "claims.yaml").claims
     assert {f"{claim.id}.tolerance" for claim in claims} <= set(values)
     assert all(len(value) for value in values.values())
+
+
+#: By table of the paper that has numbers, the page that shows them and the call that does.
+PRINTED = {
+    "1": ("update-sparsity", "table_1()"),
+    "2": ("stripe-masks", "views.beside_the_paper("),
+    "4": ("sparse-finetuning", "views.printed_differences()"),
+    "5": ("sparse-finetuning", "views.printed_differences()"),
+}
+
+
+@pytest.mark.parametrize("name", ["README.md", "book/intro.md"])
+def test_the_numbers_of_the_paper_that_are_promised_are_those_that_a_page_shows(name):
+    text = " ".join((ROOT / name).read_text().split())
+    assert "paper's figure or table beside ours" not in text and "reproduces the paper's figures" not in text
+    promised = re.findall(r"the paper prints[^.]*?Tables ([\d, and]+)[^.]*beside ours", text)
+    assert [re.findall(r"\d", one) for one in promised] == [list(PRINTED)]
+    for page, call in PRINTED.values():
+        cells = nbformat.read(ROOT / "notebooks" / f"{page}.ipynb", as_version=4).cells
+        assert any(call in cell.source for cell in cells if cell.cell_type == "code"), page
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in PAGES if path.suffix == ".ipynb"], ids=lambda path: path.name
+)
+def test_how_many_seeds_a_build_has_is_not_typed(path):
+    number = r"\b(\d+|one|two|three|four|five|six|seven|eight|nine|ten|twelve)"
+    assert [text for text in page_texts(path) if re.search(rf"{number} seeds\b", text, re.IGNORECASE)] == []
+
+
+def test_readme_states_the_profiles_as_they_are():
+    rows = dict(re.findall(r"^\| `(\w+)`[^|]*\|([^|]*)\|", (ROOT / "README.md").read_text(), re.MULTILINE))
+    words = {1: "one seed", 3: "three seeds", 6: "six seeds"}
+    for name in ("smoke", "mini", "full"):
+        assert words[len(profile(name).seeds)] in rows[name], name

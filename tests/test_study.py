@@ -35,8 +35,9 @@ def verdict_of(frame: pd.DataFrame, claim: str) -> str:
 
 def test_storage_noise_alone_is_not_taken_for_agreement(stripes):
     verdicts = stripes().verdicts()
-    assert verdict_of(verdicts, "masks-agree-across-runs") == "reproduced, not distinguishable from storage"
-    assert verdict_of(verdicts, "masks-are-striped") in ("not reproduced", "contradicted")
+    assert verdict_of(verdicts, "masks-agree-across-runs") == "explained by storage"
+    none = ("not reproduced", "contradicted", "no effect of the size asked for", "cannot be told")
+    assert verdict_of(verdicts, "masks-are-striped") in none
 
 
 def test_shared_stripes_are_reproduced(project):
@@ -151,7 +152,8 @@ def test_emergence_follows_steps_and_refuses_a_lone_checkpoint(project):
     study = Study.open("emergence", manifest=manifest, draws=3)
     frame = study.table("emergence")
     assert set(frame["step"]) == {2, 4, 12} and set(frame["algorithm"]) == {"grpo"}
-    assert verdict_of(study.verdicts(), "stripes-emerge-early").startswith("reproduced")
+    # Two seeds leave the control's interval wide.
+    assert verdict_of(study.verdicts(), "stripes-emerge-early") == "cannot be told"
     with pytest.raises(PairError, match="no checkpoints along its training"):
         Study.open("emergence", manifest=manifest, pairs=["run1-12"]).table("emergence")
 

@@ -209,6 +209,27 @@ def preflight(
 
 
 @app.command()
+def nearest(
+    tuned: Tuned = None,
+    base: Annotated[
+        list[str] | None, typer.Option(help="A base that it may come from, as --tuned; repeat it for each.")
+    ] = None,
+    ranged: Ranged = False,
+    accept_licence: Licences = None,
+) -> None:
+    """Say which of several bases a tuned checkpoint was trained from: how far it lies from each.
+
+    Prints ‖ΔW‖ / ‖W‖ and the share of weights that are unchanged in bf16, the nearest base first.
+    """
+    from threegates.jobs.nearest import nearest as nearest_of
+    from threegates.jobs.nearest import told
+    from threegates.jobs.settings import export
+
+    export(ranged=ranged, licences=accept_licence)
+    typer.echo(told(nearest_of(tuned or "", base or [])))
+
+
+@app.command()
 def run(
     notebook: Notebook,
     pair: Pairs = None,

@@ -28,7 +28,8 @@ Layers = Annotated[
 Matrices = Annotated[
     str | None,
     typer.Option(
-        help="Only tensors of these roles: q, k, v, o, gate, up, down, embedding, head, norm, bias, other."
+        help="Only tensors of these roles: q, k, v, o, gate, up, down, embedding, head, norm, bias, state, "
+        "conv, other."
     ),
 ]
 Ranged = Annotated[

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from threegates.errors import ThreeGatesError
 
 _CODE, _OURS = "code of threegates", "threegates"
 _PROBE = ".probe-"
+#: Seconds until the scheduler no longer counts a worker whose connection closed, and between two questions.
+LEAVING, _AGAIN = 30.0, 0.2
 
 
 class ClusterError(ThreeGatesError):
@@ -145,8 +148,21 @@ def _check_shared(client: Any, folder: Path) -> None:
 
 
 def _asked(client: Any, question: Callable, *arguments: object) -> Iterator[tuple[str, Any]]:
-    """What every worker answers; an exception where it cannot."""
-    yield from sorted(client.run(question, *arguments, on_error="return").items())
+    """What every worker answers; an exception where it cannot.
+
+    A worker that goes away meanwhile has no answer and needs none: the others are asked again, and with them
+    the one that a nanny may have started in its place.
+    """
+    from distributed.comm import CommClosedError
+
+    deadline = time.monotonic() + LEAVING
+    while True:
+        answers = client.run(question, *arguments, on_error="return")
+        lost = [worker for worker, found in answers.items() if isinstance(found, CommClosedError)]
+        if not lost or time.monotonic() > deadline:
+            break
+        time.sleep(_AGAIN)
+    yield from sorted(answers.items())
 
 
 def _states(files: Sequence[Path]) -> list[tuple[str, int, int]]:

@@ -59,6 +59,10 @@ class PairError(ThreeGatesError):
     """Two checkpoints cannot be compared."""
 
 
+class NotFiniteError(PairError):
+    """A tensor of a pair holds values that are not finite, as stored or in bfloat16."""
+
+
 class GeometryError(ThreeGatesError):
     """Tensors break the precondition of a geometric quantity."""
 

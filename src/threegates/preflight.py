@@ -239,16 +239,22 @@ def _memory(
 
 
 def _wrapped(label: str, text: str) -> str:
-    """A labelled text over lines that a terminal and a page show whole."""
+    """A labelled text over lines that a terminal and a page show whole; its own lines stay apart."""
     indent = " " * _INDENT
-    return textwrap.fill(
-        text,
-        _WIDTH,
-        initial_indent=f"{label:<{_INDENT}}",
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
+    first, *rest = (line.strip() for line in text.splitlines() or [""])
+    starts = [(first, f"{label:<{_INDENT}}"), *((line, indent) for line in rest)]
+    wrapped = (
+        textwrap.fill(
+            line,
+            _WIDTH,
+            initial_indent=start,
+            subsequent_indent=indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        for line, start in starts
     )
+    return "\n".join(wrapped)
 
 
 def _count(number: int) -> str:

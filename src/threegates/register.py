@@ -105,7 +105,7 @@ _CHAPTERS = (
     Chapter("precision-lens", jobs=("lens",), follows_steps=True, estimates=precision_lens.ESTIMATES),
     Chapter(
         "curvature",
-        jobs=("curvature",),
+        jobs=("curvature", "steepness"),
         shows=Shows.by_name,
         why_not="it needs the data that the base was trained on, known of the study's own bases alone",
         estimates=curvature.ESTIMATES,

@@ -6,7 +6,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import joblib
@@ -40,13 +41,23 @@ def run_parallel(
                 bar.update()
 
 
-def _on_one_thread(work: Callable[..., None], task: tuple) -> None:
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch compute on one thread: numbers depend on the count, and others keep the cores busy.
+
+    The count is the process's. What runs in several threads enters this once, before they start.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        work(*task)
+        yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _on_one_thread(work: Callable[..., None], task: tuple) -> None:
+    with one_thread():
+        work(*task)
 
 
 def _in_worker(work: Callable[..., Any], task: tuple, parent: int) -> None:

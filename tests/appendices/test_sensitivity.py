@@ -133,7 +133,7 @@ def test_one_choice_is_an_axis_with_interval_and_tolerance(several, claim, choic
 
 def test_letters_of_cells_stand_for_the_first_verdict_that_has_them():
     named = sensitivity_plots._BY_LETTER
-    assert sensitivity_plots._LETTERS == ("R", "S", "M", "N", "C", NO_LETTER)
+    assert (*"RHXSLDZ?ENCFA", NO_LETTER) == sensitivity_plots._LETTERS
     assert named[NO_LETTER].word == "cannot be tested here"
     assert named[NO_LETTER].cell_marker == "_" and named["R"].cell_marker == "o"
 

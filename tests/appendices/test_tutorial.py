@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nbformat
 import pytest
 
 from tests.planted import planted
@@ -64,3 +65,15 @@ def test_without_a_pair_nothing_runs_and_the_page_says_so():
     shown = bench.run("measure --base base --tuned tuned --out pair.parquet")
     assert shown.text().endswith("(not run: this build has no small checkpoints with their weights)")
     assert bench.table("pair.parquet") is None
+    assert "no block that begins with `$` was run" in bench.told
+
+
+def test_the_page_says_that_its_commands_were_run_only_where_they_were(study):
+    assert "was run when this page was made" in tutorial.Workbench.of([study]).told
+    assert "was run when this page was made" not in tutorial.Workbench.of([]).told
+    cells = nbformat.read(planted.ROOT / "notebooks" / "your-own-model.ipynb", as_version=4).cells
+    typed = " ".join(cell.source for cell in cells if cell.cell_type == "markdown")
+    assert "was run" not in typed and "were run" not in typed
+    shown = [number for number, cell in enumerate(cells) if "{bench.told}" in cell.source]
+    first = next(number for number, cell in enumerate(cells) if "bench.run(" in cell.source)
+    assert len(shown) == 1 and shown[0] < first

@@ -31,8 +31,11 @@ def drawn(*rows):
 def test_effects_of_the_paper_are_drawn_and_checks_ours_and_computed_ones_are_not():
     check, ours = CLAIM | {"claim": "c", "neutral": None}, CLAIM | {"claim": "d", "made_by": "us"}
     computed = CLAIM | {"claim": "e", "error": 0.0}
+    theorem = CLAIM | {"claim": "g", "nature": "theorem"}
     open_ = CLAIM | {"claim": "f", "low": math.nan, "high": math.nan}
-    assert set(drawn(RATIO, check, ours, computed, open_)["claim"]) == {"masks-are-striped"}
+    read = CLAIM | {"claim": "h", "made_by": "reading of the paper"}
+    found = drawn(RATIO, check, ours, computed, open_, theorem, read)
+    assert set(found["claim"]) == {"masks-are-striped", "h"}
 
 
 def test_a_claim_stands_once_in_its_panel_with_its_controls_in_the_same_row():

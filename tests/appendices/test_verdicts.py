@@ -34,15 +34,17 @@ def test_every_claim_of_the_study_has_one_row_and_a_link_to_its_card():
     table = verdict_table([not_run(claim, "no pairs") for claim in CLAIMS])
     table = table.assign(about="lab", page=table["chapter"])
     page = verdict_page(table)
-    rows = _rows(page)
+    rows = [*_rows(page), *_rows(page.split("## Premises, arithmetic, theorems")[1])]
     links = [re.findall(r'<a href="([^"]+)"><strong>(.*?)</strong></a>', row["claim"]) for row in rows]
-    assert [link for ((link, _),) in links] == [f"{c.chapter}.html#verdict-{c.id}" for c in CLAIMS]
-    assert [unescape(title) for ((_, title),) in links] == [claim.title for claim in CLAIMS]
+    # Effects stand first.
+    claims = sorted(CLAIMS, key=lambda claim: claim.nature != "effect")
+    assert [link for ((link, _),) in links] == [f"{c.chapter}.html#verdict-{c.id}" for c in claims]
+    assert [unescape(title) for ((_, title),) in links] == [claim.title for claim in claims]
     anchors = re.findall(r'id="([^"]+)"', VerdictCards(table).html())
-    assert [link.split("#")[1] for ((link, _),) in links] == anchors
+    assert sorted(link.split("#")[1] for ((link, _),) in links) == sorted(anchors)
     assert {_text(row["verdict"]) for row in rows} == {"not runno pairs"}
     assert {row["ours"] for row in rows} == {"–"}
-    nulls = ["not tested" if claim.controls else "none named" for claim in CLAIMS]
+    nulls = ["not tested" if claim.controls else "none named" for claim in claims]
     assert [row["decisive null or control"] for row in rows] == nulls
 
 
@@ -67,6 +69,12 @@ def test_of_controls_that_hold_the_one_nearest_to_its_tolerance_is_decisive():
     assert "near; 2 of 2 hold" in _text(row["decisive null or control"])
 
 
+def test_a_control_without_an_interval_is_not_said_to_hold():
+    lone = CONTROL | {"holds": None, "low": float("nan"), "high": float("nan")}
+    row = _rows(verdict_page(pd.DataFrame([CLAIM, lone])))[0]
+    assert "−0.25 no interval, not tested" in _text(row["decisive null or control"])
+
+
 def test_how_sure_tells_cells_holm_and_for_a_negative_verdict_what_could_be_seen():
     sure = {"cells": 60, "cells_same": 58, "p": 1e-4, "p_holm": 2e-3, "holds_holm": True, "detectable": 1.6}
     held = _rows(verdict_page(pd.DataFrame([CLAIM | sure])))[0]["how sure"]
@@ -83,25 +91,50 @@ def test_what_was_computed_says_so_and_without_controls_none_is_named():
     assert row["decisive null or control"] == "none named"
 
 
-def test_the_summary_counts_verdicts_on_numbers_apart_from_open_ones():
+def test_the_summary_counts_effects_with_numbers_apart_from_open_ones():
     rows = [
         CLAIM,
         CLAIM | {"claim": "b", "verdict": "contradicted"},
         CLAIM | {"claim": "c", "verdict": "not run"},
+        CLAIM | {"claim": "d", "made_by": "us"},
+        CLAIM | {"claim": "e", "made_by": "reading of the paper", "verdict": "cannot be told"},
     ]
-    text = verdict_page(pd.DataFrame(rows)).split("## Every claim")[0]
-    assert "3 claims" in text and "2 verdicts on numbers, 1 not run" in text
-    trained = "Of the 2 on claims of the paper, on trained models: **1** reproduced; **1** contradicted."
-    assert trained in text
-    assert "our own" not in text and "computed:" not in text and "changed after" not in text
+    text = verdict_page(pd.DataFrame(rows)).split("## Every effect")[0]
+    assert "5 claims, 5 of them on effects" in text
+    assert "4 verdicts on effects rest on numbers, 1 not run." in text
+    assert "Of the 2 on claims of the paper: **1** reproduced; **1** contradicted." in text
+    assert "Of the 1 on our reading of the paper, which names no such number: **1** cannot be told." in text
+    assert "Of the 1 on our own controls and corrections: **1** reproduced." in text
+    assert "All rules were fixed before any outcome was known." in text and "Holm" not in text
 
 
-def test_the_summary_tells_computed_claims_and_changed_rules_apart():
-    computed = CLAIM | {"claim": "b", "about": "computed", "verdict": "contradicted", "changed": "Seen."}
-    text = verdict_page(pd.DataFrame([CLAIM, computed])).split("## Every claim")[0]
-    assert "on trained models: **1** reproduced." in text
-    assert "arithmetic and theorems, computed: **1** contradicted." in text
-    assert "fixed beforehand (1 changed later, marked as such, with the reason)" in text
+def test_identities_theorems_and_choices_stand_apart_and_are_not_counted():
+    theorem = CLAIM | {"claim": "b", "nature": "theorem", "verdict": "holds", "title": "A theorem"}
+    page = verdict_page(pd.DataFrame([CLAIM, theorem]))
+    summary, effects, apart = re.split(
+        "## Every effect|## Premises, arithmetic, theorems, what holds by choice, and what noise does", page
+    )
+    assert "2 claims, 1 of them on effects" in summary and "**1** holds" not in summary
+    assert "1 verdict on effects rests on numbers" in summary
+    assert "A theorem" not in effects and "A theorem" in apart
+
+
+def test_a_verdict_without_an_interval_is_not_counted_among_those_on_numbers():
+    bare = CLAIM | NOTHING | {"claim": "b", "verdict": "cannot be told"}
+    premise = CLAIM | {"claim": "c", "nature": "premise", "title": "A premise"}
+    page = verdict_page(pd.DataFrame([CLAIM, bare, premise]))
+    assert "1 verdict on effects rests on numbers, 1 are judged without an interval" in page
+    assert "2 of them on effects" in page and "A premise" in page.split("## Premises, arithmetic")[1]
+
+
+def test_the_summary_says_how_many_outcomes_were_known_and_how_many_stand_after_holm():
+    known = CLAIM | {"claim": "b", "informed_by_prototype": True, "holds_holm": False}
+    late = CLAIM | {"claim": "c", "changed": "Seen.", "holds_holm": True}
+    ours = CLAIM | {"claim": "d", "made_by": "us", "holds_holm": True}
+    page = verdict_page(pd.DataFrame([CLAIM | {"holds_holm": True}, known, late, ours]))
+    text = page.split("## Every effect")[0]
+    assert "Of 2 of them the outcome was known" in text
+    assert "there stand, of the reproduced ones, 2 of 3 (the paper), 1 of 1 (this study)." in text
 
 
 def test_a_claim_without_a_page_has_its_card_here():
@@ -122,7 +155,7 @@ def test_rows_carry_what_the_filters_choose_by():
 def test_text_of_claims_does_not_become_markup():
     nasty = "<i>1 & 2</i>"
     told = dict.fromkeys(("title", "says", "place"), nasty)
-    page = verdict_page(pd.DataFrame([CLAIM | told])).split("## Every claim")[1]
+    page = verdict_page(pd.DataFrame([CLAIM | told])).split("## Every effect")[1]
     assert "<i>" not in page
     assert sum(_text(cell).count(nasty) for cell in _rows(page)[0].values()) == 3
 
@@ -146,10 +179,14 @@ def test_what_was_known_before_stands_beside_the_verdict():
 
 
 def test_the_rule_stands_short_beside_the_interval_it_asks_for():
-    rules = ["whole interval at or above 1.5", "whole interval within -0.1 to 0.1"]
+    rules = [
+        "whole interval at or above 1.5",
+        "whole interval within -0.1 to 0.1",
+        "whole interval at or below 2",
+    ]
     rows = _rows(verdict_page(pd.DataFrame([CLAIM | {"claim": rule, "rule": rule} for rule in rules])))
     shown = [row["ours"].split("rule ")[1].split("</small>")[0] for row in rows]
-    assert shown == ["≥ 1.5", "within -0.1 to 0.1"]
+    assert shown == ["≥ 1.5", "within -0.1 to 0.1", "≤ 2"]
 
 
 ENCODER = {"about": "encoder", "page": "stripe-masks-encoder", "subject": "an encoder: 3 checkpoints"}

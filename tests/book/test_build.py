@@ -99,6 +99,21 @@ def test_pages_that_run_beside_each_other_parse_one_at_a_time(project, monkeypat
     assert len(threads) > 2 and len(most) > len(names) and max(most) == 1
 
 
+def test_what_looks_at_a_few_pages_runs_right_after_them_and_what_looks_at_all_at_its_place(project):
+    looks = {"at-two": '["c", "a"]', "at-none-here": '["elsewhere"]', "at-all": "[]"}
+    names = ("at-two", "a", "b", "c", "d", "at-none-here", "at-all", "e")
+    pages = [
+        Opened.of_notebook(
+            write_notebook(
+                project, name, parameters=f"pages: list = {looks[name]}  # seen" if name in looks else ""
+            )
+        )
+        for name in names
+    ]
+    order = [page.name for page in build.in_running_order(pages)]
+    assert order == ["a", "b", "c", "at-two", "d", "at-none-here", "at-all", "e"]
+
+
 def test_a_page_is_measured_before_it_runs_and_a_failure_ends_the_build(project, monkeypatch):
     seen = []
 

@@ -58,7 +58,7 @@ def test_a_verdict_that_moved_is_found_and_a_changed_rule_is_flagged_apart(tmp_p
     second = [
         row("one", verdict="not reproduced", reason="it does not"),
         row("two", verdict="contradicted", rule="whole interval at or above 0.7"),
-        row("three", contradicted_below=-0.5),
+        row("three", contrary=-0.5),
     ]
     found = both(tmp_path, first, second)
     told = found.verdicts.set_index("claim")

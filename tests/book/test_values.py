@@ -26,6 +26,7 @@ from threegates.pages.stated_values import stated_values
 def test_a_claim_has_a_verdict_and_it_and_its_controls_have_value_interval_and_n():
     assert verdict_values(pd.DataFrame([CLAIM, CONTROL])) == {
         "masks-are-striped.verdict": "reproduced",
+        "masks-are-striped.undone": "",
         "masks-are-striped.value": "1.8",
         "masks-are-striped.interval": "[1.7, 1.9]",
         "masks-are-striped.n": "5 runs",
@@ -33,6 +34,17 @@ def test_a_claim_has_a_verdict_and_it_and_its_controls_have_value_interval_and_n
         "masks-are-striped.stripe_excess_storage.interval": "[−0.5, 0]",
         "masks-are-striped.stripe_excess_storage.n": "5 runs",
     }
+
+
+def test_what_undoes_a_claim_is_the_control_that_names_its_verdict_or_holms_adjustment():
+    named = CLAIM | {"verdict": "explained by storage"}
+    open_, decides = CONTROL | {"says": "open"}, CONTROL | {"says": "over noise", "names": True}
+    values = verdict_values(pd.DataFrame([named, open_, decides]))
+    assert values["masks-are-striped.undone"] == ": over noise is −0.25 [−0.5, 0]"
+    lost = verdict_values(pd.DataFrame([CLAIM | {"holds_holm": False}, CONTROL]))
+    assert "not after Holm" in lost["masks-are-striped.undone"]
+    kept = verdict_values(pd.DataFrame([CLAIM | {"holds_holm": True}, CONTROL]))
+    assert kept["masks-are-striped.undone"] == ""
 
 
 def test_claims_keep_their_values_apart_and_a_missing_number_has_its_keys_too():

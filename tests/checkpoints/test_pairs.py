@@ -86,22 +86,21 @@ def test_rows_carry_shapes_and_stored_dtypes(make):
 
 
 @pytest.mark.parametrize(
-    ("base_tied", "tuned_tied", "expected"),
-    [
-        (False, False, "compared"),
-        (True, False, "only-in-tuned"),
-        (False, True, "only-in-base"),
-        (True, True, None),
-    ],
+    ("base_tied", "tuned_tied"), [(False, False), (True, False), (False, True), (True, True)]
 )
-def test_a_head_that_one_side_ties_is_listed_and_not_compared(make, base_tied, tuned_tied, expected):
+def test_a_tied_head_is_compared_with_the_head_that_the_other_side_stores(make, base_tied, tuned_tied):
     base, tuned = make("base", tie=base_tied), make("tuned", tie=tuned_tied)
     rows = {row.name: row for row in align(base, tuned)}
     assert rows[EMBEDDING].status == Status.compared
-    assert (rows[HEAD].status.value if HEAD in rows else None) == expected
-    if expected == "only-in-tuned":
-        assert (rows[HEAD].shape_base, rows[HEAD].dtype_base) == (None, None)
-        assert (rows[HEAD].shape_tuned, rows[HEAD].dtype_tuned) == ((6, 4), "F32")
+    assert (HEAD in rows) is not (base_tied and tuned_tied)
+    if HEAD in rows:
+        assert rows[HEAD] == AlignedTensor(HEAD, Status.compared, (6, 4), (6, 4), "F32", "F32")
+
+
+def test_the_tied_side_s_head_is_its_embedding(make):
+    tuned = make("tuned", lm_head__weight=torch.full((6, 4), 2.0))
+    pair = load_pair(make("base", tie=True, model__embed_tokens__weight=torch.full((6, 4), 3.0)), tuned, HEAD)
+    assert (pair.base.unique().tolist(), pair.tuned.unique().tolist()) == ([3.0], [2.0])
 
 
 def test_a_padded_vocabulary_is_resized(make):
@@ -109,52 +108,113 @@ def test_a_padded_vocabulary_is_resized(make):
     assert statuses(make("base"), tuned) == {EMBEDDING: "resized", HEAD: "resized", Q: "compared"}
 
 
-def test_an_embedding_of_another_width_is_no_resize(make):
-    message = refusal(make("base"), make("tuned", model__embed_tokens__weight=torch.ones(6, 5)))
-    assert f"{EMBEDDING}: shape [6, 4] in base, [6, 5] in tuned" in message
+def many(name: str = "x", count: int = 4, shape: tuple[int, ...] = (2, 3)) -> dict[str, torch.Tensor]:
+    """Matrices that both sides have, so that one that is odd is no reason to refuse the pair."""
+    return {f"{name}{number:02d}": torch.ones(shape) for number in range(count)}
 
 
-def test_a_shape_that_differs(make):
-    message = refusal(make("base"), make("tuned", **{Q.replace(".", "__"): torch.ones(4, 2)}))
-    assert "1 tensor of the pair cannot be compared" in message
-    assert f"{Q}: shape [4, 4] in base, [4, 2] in tuned" in message
-    assert "expected: equal names and shapes" in message
-    assert "what to do: " in message
+@pytest.mark.parametrize(
+    ("base", "tuned", "expected"),
+    [
+        (torch.ones(6, 4), torch.ones(6, 5), "resized"),
+        (torch.ones(2, 8), torch.ones(8, 2), "resized"),
+        (torch.ones(4), torch.ones(4, 1), "resized"),
+        (torch.ones(4, 4), torch.ones(0), "empty"),
+        (torch.ones(0, 4), torch.ones(3, 4), "empty"),
+        (torch.ones(0, 4), torch.ones(0, 4), "compared"),
+        (torch.ones(4, 4), torch.ones(4, 4, dtype=torch.int8), "not-a-float"),
+        (torch.arange(4), torch.arange(4), "not-a-float"),
+        (torch.ones(1, 1, 4, 4, dtype=torch.bool), torch.ones(1, 1, 4, 4), "not-a-float"),
+        (torch.ones(4, 4).to(torch.float8_e4m3fn), torch.ones(4, 4), "not-a-float"),
+        (torch.ones(4, 4), None, "only-in-base"),
+        (None, torch.ones(()), "only-in-tuned"),
+        (torch.ones(2, 2, dtype=torch.float16), torch.ones(2, 2, dtype=torch.float64), "compared"),
+    ],
+)
+def test_one_odd_tensor_has_its_status_and_costs_no_other_one(make, base, tuned, expected):
+    found = statuses(make("base", odd=base, **many()), make("tuned", odd=tuned, **many()))
+    assert found.pop("odd") == expected
+    assert set(found.values()) == {"compared"} and len(found) == 7
 
 
-def test_a_transposed_matrix_of_equal_size_is_refused(make):
-    a = make("base", **{Q.replace(".", "__"): torch.ones(2, 8)})
-    assert "shape [2, 8] in base, [8, 2] in tuned" in refusal(
-        a, make("tuned", **{Q.replace(".", "__"): torch.ones(8, 2)})
+def test_a_pair_is_refused_where_less_than_half_of_the_smaller_side_is_common(make):
+    base, without = (
+        make("base", **many("x", 12)),
+        {"model__embed_tokens__weight": None, "lm_head__weight": None},
+    )
+    for common in (0, 3, 4, 9):
+        # Ten matrices on the tuned side: Q and some of these are common.
+        own = {**many("x", common), **many("z", 9 - common), **without}
+        tuned = make(f"tuned{common}", **own)
+        if common < 4:
+            assert f"of the smaller side's 10 matrices {common + 1} can be compared" in refusal(base, tuned)
+        else:
+            assert list(statuses(base, tuned).values()).count("compared") == common + 1
+
+
+def test_missing_extra_and_other_shapes_are_all_named_in_a_refusal(make):
+    base = make("base", **many("a", 6), b=torch.ones(6, 4))
+    tuned = make("tuned", **many("c", 6), b=torch.ones(6, 5))
+    message = refusal(base, tuned)
+    assert "of the smaller side's 10 matrices 3 can be compared" in message
+    assert "a00: missing in tuned" in message
+    assert "b: shape [6, 4] in base, [6, 5] in tuned" in message
+    assert "c00: missing in base" in message
+    assert "two kinds (base and tuned)" in message
+    assert (
+        "names were tried as stored, without wrappers' words, and with one prefix in another's place"
+        in message
     )
 
 
-def test_missing_and_extra_tensors_are_all_named(make):
-    base = make("base", model__norm__weight=torch.ones(4))
-    tuned = make("tuned", model__extra__weight=torch.ones(4))
-    message = refusal(base, tuned)
-    assert "2 tensors of the pair cannot be compared" in message
-    assert "model.norm.weight: missing in tuned" in message
-    assert "model.extra.weight: missing in base" in message
-    assert "two kinds (base and tuned)" in message
-
-
 def test_a_long_list_ends_in_a_count(make):
-    message = refusal(make("base", **{f"x{i:02d}": torch.ones(1) for i in range(14)}), make("tuned"))
+    message = refusal(make("base", **many("x", 14)), make("tuned", **many("y", 14)))
     assert "x09: missing" in message
     assert "x10: missing" not in message
-    assert "and 4 more" in message
+    assert "and 18 more" in message
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.uint8])
-def test_quantised_tensors_are_refused_by_name(make, dtype):
-    tuned = make("tuned", **{Q.replace(".", "__"): torch.ones(4, 4).to(dtype)})
-    base = make("base")
+def test_a_quantised_side_is_refused_with_the_remedy_for_it(make, dtype):
+    codes = {name: value.to(dtype) for name, value in many("x", 8).items()}
+    base, tuned = make("base", **many("x", 8)), make("tuned", **codes)
     message = refusal(base, tuned)
-    assert f"{Q}: stored as F32 in base, {tuned.infos[Q].dtype} in tuned" in message
+    assert "most matrices of the pair are codes of few bits" in message
+    assert f"x00: stored as F32 in base, {tuned.infos['x00'].dtype} in tuned" in message
     assert "take the unquantised checkpoints" in message
+    assert "trained from this base" not in message
     with pytest.raises(PairError, match="take the unquantised checkpoint"):
-        load_pair(base, tuned, Q)
+        load_pair(base, tuned, "x00")
+
+
+@pytest.mark.parametrize("scales", ["weight_scale_inv", "weight_scale", "scales"])
+def test_scales_of_a_quantised_pair_are_not_what_it_has_in_common(make, scales):
+    """Both sides in FP8, each with a scale a matrix: the scales are floats of equal shape, and no weights."""
+    both = {}
+    for number in range(6):
+        both[f"l{number}__weight"] = torch.ones(4, 4).to(torch.float8_e4m3fn)
+        both[f"l{number}__{scales}"] = torch.ones(2, 2)
+    assert "codes of few bits" in refusal(make("base", **both), make("tuned", **both))
+
+
+@pytest.mark.parametrize("word", ["lora_A.default", "lora_B", "lora_magnitude_vector"])
+def test_an_adapter_beside_its_base_weights_is_to_be_merged_first(make, word):
+    tuned = make("tuned", **{f"x00.{word}.weight": torch.ones(2, 2)}, **many())
+    message = refusal(make("base", **many()), tuned)
+    assert "one side holds an adapter that is not merged" in message
+    assert "merge it and save the model" in message
+
+
+def test_the_adapters_that_both_sides_have_are_compared(make):
+    both = {"x00.lora_A.weight": torch.ones(2, 2), **many()}
+    assert set(statuses(make("base", **both), make("tuned", **both)).values()) == {"compared"}
+
+
+def test_weights_that_were_not_gathered_are_told_as_such(make):
+    empty = {name: torch.ones(0) for name in many("x", 8)}
+    message = refusal(make("base", **many("x", 8)), make("tuned", **empty))
+    assert "saved before they were gathered (ZeRO-3, FSDP)" in message
+    assert "trained from this base" not in message
 
 
 # Loading
@@ -325,7 +385,8 @@ def test_rows_of_two_shapes_or_of_whole_numbers_are_refused_before_they_are_read
     with pytest.raises(PairError, match="has two shapes") as caught:
         load_rows(make("base"), tuned, EMBEDDING)
     assert "expected: shape [6, 4], as in base" in str(caught.value)
-    whole = make("whole", **{Q.replace(".", "__"): torch.ones(4, 4, dtype=torch.int8)})
-    for look in (lambda: load_rows(whole, tuned, Q), lambda: check_finite(whole, Q, "base")):
-        with pytest.raises(PairError, match="of the base is stored as I8"):
-            look()
+    whole = make("codes", **{Q.replace(".", "__"): torch.ones(4, 4, dtype=torch.int8)})
+    with pytest.raises(PairError, match="of the base is stored as I8"):
+        load_rows(whole, tuned, Q)
+    # Among whole numbers there is nothing that could be infinite.
+    check_finite(whole, Q, "base")

@@ -13,10 +13,13 @@ from threegates.estimates import statistics
 from threegates.estimates.intervals import exponential, t_estimate
 
 
-def row(values, *, at_least=None, lower=None, upper=None, log=False, kind="rule", neutral=0.0) -> dict:
+def row(
+    values, *, at_least=None, lower=None, upper=None, log=False, kind="rule", neutral=0.0, nature="effect"
+) -> dict:
     found = t_estimate(np.log(values) if log else values, "seeds", 0.95)
     found = exponential(found) if log else found
     rule = {"at_least": at_least, "lower": lower, "upper": upper, "neutral": neutral, "kind": kind}
+    rule["nature"] = nature
     return {**vars(found), **rule}
 
 
@@ -47,6 +50,18 @@ def test_an_equivalence_takes_the_larger_of_two_one_sided_tests():
         stats.ttest_1samp(VALUES, 0.5, alternative="less").pvalue,
     ]
     assert found["p"][0] == pytest.approx(max(sides)) and math.isnan(found["detectable"][0])
+
+
+def test_an_upper_threshold_is_tested_from_above():
+    found = statistics.with_statistics(table(row(VALUES, upper=0.5)))
+    expected = stats.ttest_1samp(VALUES, 0.5, alternative="less").pvalue
+    assert found["p"][0] == pytest.approx(expected)
+
+
+def test_what_is_no_effect_is_not_among_what_is_adjusted_for():
+    rows = [row(VALUES, at_least=0.1), row(VALUES, at_least=0.1, nature="choice")]
+    found = statistics.with_statistics(table(*rows))
+    assert found["p_holm"][0] == found["p"][0] and math.isnan(found["p_holm"][1])
 
 
 def test_the_rule_holds_exactly_where_p_is_below_half_of_what_confidence_leaves():

@@ -33,7 +33,7 @@ from threegates.workers import run_parallel
 ROOT = Path(__file__).resolve().parents[2]
 #: Masks under each null. Random frames are at least twenty whatever it says.
 DRAWS = 6
-SEEDS = (1, 2, 3)
+SEEDS = (1, 2, 3, 4)
 RL = ("grpo", "dapo", "reinforce++")
 #: Runs whose masks are compared, six in four seeds, as in the lab.
 STRIPED_RUNS = {
@@ -50,8 +50,14 @@ _NOTHING = _OF_RL | {
     ("sft-teacher", "own"): "noise",
     ("sft-teacher", "mask"): "noise",
     ("sft-same-style", "mask"): "noise",
+    ("sft-same-style", "own"): "noise",
     ("rft", "mask"): "noise",
 }
+
+
+_OTHERS = tuple(set(_NOTHING) - set(_OF_RL))
+_KEEPING = dict.fromkeys(_OF_RL, "keeping")
+_TURNING = _KEEPING | dict.fromkeys(_OTHERS, "turning") | {("sft-teacher", "own"): "large turning"}
 
 
 @dataclass(frozen=True)
@@ -71,14 +77,21 @@ KINDS = {
         _NOTHING | {("sft-teacher", "own"): "large"},
         ("update-sparsity", "spectral-drift", "principal-overlap"),
     ),
-    "avoidance": Kind(
-        dict.fromkeys(_OF_RL, "avoiding") | {("sft-teacher", "own"): "noise"}, ("principal-overlap",)
-    ),
+    "avoidance": Kind(_NOTHING | dict.fromkeys(_OF_RL, "avoiding"), ("principal-overlap",)),
     "stripes": Kind(dict.fromkeys(_OF_RL, "striped"), ("stripe-masks",)),
-    # SFT's update is larger at its own rate, and turns leading directions at either.
-    "turning": Kind(
-        _OF_RL | {("sft-teacher", "own"): "large turning", ("sft-teacher", "mask"): "turning"},
+    # RL keeps leading directions, whatever SFT is trained on, at whichever rate and norm SFT turns them.
+    "turning": Kind(_TURNING, ("spectral-drift",)),
+    # The same but for one: SFT in the base's own style keeps them, SFT at RL's rate keeps them, or SFT keeps
+    # them as well and is larger.
+    "data": Kind(
+        _TURNING | {("sft-same-style", "mask"): "keeping", ("sft-same-style", "own"): "keeping"},
         ("spectral-drift",),
+    ),
+    "rate": Kind(_TURNING | {("sft-teacher", "mask"): "keeping"}, ("spectral-drift",)),
+    "size": Kind(_KEEPING | dict.fromkeys(_OTHERS, "large keeping"), ("spectral-drift",)),
+    # RL turns what SFT keeps.
+    "reversed": Kind(
+        dict.fromkeys(_OF_RL, "turning") | dict.fromkeys(_OTHERS, "keeping"), ("spectral-drift",)
     ),
 }
 #: Runs that a chapter's tables are made from. Two of RL's algorithms where measuring takes long: estimates
@@ -86,8 +99,8 @@ KINDS = {
 _TWO = {("grpo", "mask"), ("dapo", "mask")}
 _MEASURED = {
     "update-sparsity": set(_NOTHING),
-    "spectral-drift": {*_TWO, ("sft-teacher", "own"), ("sft-teacher", "mask")},
-    "principal-overlap": {*_TWO, ("sft-teacher", "own")},
+    "spectral-drift": {*_TWO, *_OTHERS},
+    "principal-overlap": {*_TWO, *_OTHERS},
 }
 _METHODS = dict.fromkeys(RL, "rl") | {"rft": "rft"}
 
@@ -124,6 +137,7 @@ class Run:
             "seed": self.seed,
             "learning_rate": 1e-5,
             "rate": self.rate,
+            "updates": 192,
         }
 
 

@@ -39,6 +39,8 @@ LOUDER, COMMON = 4.0, 0.8
 #: Share of the energy of a turning update that turns leading directions into the others, and its size over
 #: RL's at SFT's own rate.
 TURNING, TURNING_LARGER = 0.9, 3.0
+#: What is left, in a keeping update, of the parts that turn leading directions into the others.
+KEEPING = 0.5
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -129,6 +131,16 @@ def _turning(matrix: Matrix, generator: torch.Generator) -> Tensor:
     return TURNING**0.5 * turned + (1 - TURNING) ** 0.5 * _noise(matrix, generator)
 
 
+def _keeping(matrix: Matrix, generator: torch.Generator) -> Tensor:
+    """Noise with less of the parts that carry leading directions into the space of the others."""
+    u, v = matrix.frames
+    k, noise = headline_rank(matrix.weight.shape), _noise(matrix, generator)
+    inner = u.T @ noise @ v
+    inner[:k, k:] *= KEEPING
+    inner[k:, :k] *= KEEPING
+    return _of_unit_scale(noise + u @ (inner - u.T @ noise @ v) @ v.T)
+
+
 def _of_unit_scale(update: Tensor) -> Tensor:
     """Scaled to a root mean square of one, so that plants differ in where they lie and not in their norm."""
     return update / update.square().mean().sqrt()
@@ -141,6 +153,8 @@ PLANTS: dict[str, Callable[[Matrix, torch.Generator], Tensor]] = {
     "avoiding": _avoiding,
     "striped": _striped,
     "turning": _turning,
+    "keeping": _keeping,
+    "large keeping": lambda matrix, generator: LARGER * _keeping(matrix, generator),
     "large turning": lambda matrix, generator: TURNING_LARGER * _turning(matrix, generator),
 }
 

@@ -15,7 +15,11 @@ from threegates.jobs.nulls import founding_nulls
 from threegates.measures.overlap import measure_overlap
 
 #: Each kind once, over three draws.
-QUICK = {0: ("nothing",), 1: ("norm", "turning"), 2: ("avoidance", "stripes")}
+QUICK = {
+    0: ("nothing",),
+    1: ("norm", "turning", "data", "rate", "size", "reversed"),
+    2: ("avoidance", "stripes"),
+}
 
 
 def test_every_kind_is_drawn_and_deserves_something():

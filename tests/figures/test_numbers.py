@@ -27,6 +27,12 @@ def test_numbers_are_written_for_people():
         (0, "0"),
         (1e-5, "1e−05"),
         (12.0, "12"),
+        (1.0, "1"),
+        (1 - 1e-12, "1"),
+        (0.999588, "0.9996"),
+        (0.99951, "0.9995"),
+        (0.999999, "0.999999"),
+        (1.0004, "1"),
         (np.float64(-2.0), "−2"),
         (math.nan, "–"),
         (None, "–"),
@@ -39,6 +45,7 @@ def test_numbers_have_three_digits_a_true_minus_and_a_dash_for_none(value, text)
 
 def test_digits_can_be_chosen():
     assert number(0.123456, 5) == "0.12346"
+    assert number(0.97, 1) == "0.97"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from threegates.errors import GeometryError
+from threegates.geometry import precision
 from threegates.geometry.precision import (
     INFINITY_CODE,
     LARGEST_FINITE_CODE,
@@ -296,3 +297,14 @@ def test_noise_passes_its_gap_exactly_when_the_rounded_sum_is_changed_at_eta(eta
 def test_a_tolerance_that_no_weight_could_pass_is_refused():
     with pytest.raises(GeometryError, match=r"\[0, 1/2\]"):
         gaps_beyond(torch.ones(1, dtype=torch.bfloat16), 0.7)
+
+
+@pytest.mark.parametrize("eta", [0.004, 5e-3, 1e-2, 0.3])
+def test_looked_up_distances_are_bit_for_bit_those_of_every_entry(eta):
+    bits = torch.arange(1 << 16, dtype=torch.int32).to(torch.int16)
+    w = bits.view(torch.bfloat16)
+    w = w[w.isfinite()].reshape(2, -1)
+    for side, found in zip((-1, 1), gaps_beyond(w, eta), strict=True):
+        assert found.shape == w.shape and torch.equal(found, precision._gap_beyond(w, eta, side))
+    # A view of every other entry is looked up by its own values.
+    assert torch.equal(gaps_beyond(w[:, ::2], eta)[0], gaps_beyond(w, eta)[0][:, ::2])

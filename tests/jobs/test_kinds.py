@@ -15,7 +15,7 @@ from threegates.jobs.batches import opened
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS, jobs_of, run_job, tables_of, write_records
 from threegates.jobs.nulls import with_nulls
 from threegates.jobs.sources import StudyPair, narrowed
-from threegates.measures import curvature, fisher, losses
+from threegates.measures import curvature, fisher, losses, steepness
 from threegates.measures.by_tensor import measure_all, typed
 from threegates.records.store import Records
 
@@ -31,6 +31,8 @@ def pairs(tmp_path_factory):
     """All planted pairs, with fewer batches and responses than a study takes."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(curvature, "BATCHES", 1)
+        patch.setattr(steepness, "BATCHES", 1)
+        patch.setattr(steepness, "DRAWS", 2)
         patch.setattr(losses, "EXAMPLES", 4)
         patch.setattr(losses, "PROMPTS", 2)
         patch.setattr(fisher, "RESPONSES", 6)
@@ -105,7 +107,7 @@ def test_its_jobs_depend_on_the_weights_that_they_look_at_and_on_nothing_drawn(k
     assert {job.name: job.digest for job in jobs(kind.name, pairs)} == digests
     other = [StudyPair(one.name, one.base, pairs[0].tuned) for one in pairs]
     moved = {job.name: job.digest for job in jobs(kind.name, other)}
-    looks_at_bases_alone = kind.name in ("frame", "fisher")
+    looks_at_bases_alone = kind.name in ("frame", "fisher", "steepness")
     assert (moved == digests) == looks_at_bases_alone
 
 

@@ -15,7 +15,7 @@ from threegates.judging.cards import VerdictCards, verdict_summary
 from threegates.judging.verdicts import Judgement
 
 CLAIM: dict[str, Any] = {
-    "claim": "masks-are-striped", "chapter": "stripe-masks", "made_by": "paper",
+    "claim": "masks-are-striped", "chapter": "stripe-masks", "made_by": "paper", "nature": "effect",
     "informed_by_prototype": False, "measure": "Variance over the binomial one.", "changed": "",
     "place": "Fig. 2", "says": "Masks show stripes.", "verdict": "reproduced",
     "reason": "every control passes", "subject": "7 checkpoints", "kind": "rule", "estimate": "stripe_excess",
@@ -24,7 +24,7 @@ CLAIM: dict[str, Any] = {
     "title": "Masks are striped", "figure": "stripe-masks/dispersion", "free": "eta",
     "needs": "", "awaits": "", "error": 0.03, "scale": "linear", "at_least": 1.5, "lower": None,
     "upper": None, "neutral": 1.0,
-    "contradicted_below": 1.0,
+    "contrary": 1 / 1.5, "names": False,
 }  # fmt: skip
 
 
@@ -92,12 +92,14 @@ def test_every_verdict_is_a_word_and_not_only_a_colour(judgement):
     assert colour
     expected = {
         "reproduced": "tg-reproduced",
-        "storage": "tg-storage",
-        "gone_when_matched": "tg-matched",
+        "holds": "tg-reproduced",
         "not_reproduced": "tg-not",
+        "no_effect": "tg-not",
         "contradicted": "tg-not",
+        "fails": "tg-not",
     }
-    assert colour[1] == expected.get(judgement.name, "tg-open")
+    other = "tg-explained" if judgement.name.startswith("by_") else "tg-open"
+    assert colour[1] == expected.get(judgement.name, other)
 
 
 def test_what_is_not_known_is_a_dash_no_interval_and_the_reason_why():
@@ -152,6 +154,8 @@ def test_our_own_controls_and_known_outcomes_say_so():
     assert "prototype" not in plain
     ours = _read(CLAIM | {"made_by": "us", "informed_by_prototype": True}).text
     assert "Reproduced. Our control. Fig. 2: " in ours
+    read = _read(CLAIM | {"made_by": "reading of the paper"}).text
+    assert "Reproduced. Our reading of the paper. Fig. 2: " in read
     assert "Its outcome in a prototype was known when the rule was written." in ours
 
 
@@ -183,14 +187,15 @@ def test_a_changed_rule_says_why():
 
 def test_the_summary_sorts_a_pages_claims_by_what_holds():
     second = CLAIM | {"claim": "b", "says": "Rows_stand *out*.", "verdict": "contradicted"}
-    third = CLAIM | {"claim": "c", "says": "Columns too.", "verdict": "reproduced raw, gone when matched"}
+    third = CLAIM | {"claim": "c", "says": "Columns too.", "verdict": "explained by size"}
     text = verdict_summary(pd.DataFrame([second, CLAIM, CONTROL, third]))
     assert text.split("\n") == [
         "**In short**, on 7 checkpoints:",
         "",
         "- **Hold as trained and in every control** (1 of 3): *Masks show stripes*",
-        "- **Hold as trained, but not at matched norm or learning rate** (1 of 3): *Columns too*",
-        "- **Contradicted** (1 of 3): *Rows\\_stand \\*out\\**",
+        "- **Hold as trained, but not at equal size** (1 of 3): *Columns too*",
+        "- **Contradicted: the contrary effect is as large as the rule asks for** (1 of 3): "
+        "*Rows\\_stand \\*out\\**",
     ]
 
 

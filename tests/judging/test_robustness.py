@@ -52,7 +52,7 @@ def test_every_cell_is_judged_by_the_claims_own_rule_and_controls():
     found = cells([AVOIDS], tables({cell: 0.1 if cell[1] == 0.1 else 0.0 for cell in GRID}), 0.95)
     assert len(found) == len(GRID) and list(found) == list(COLUMNS)
     assert set(found.loc[found["alpha"] == 0.1, "verdict"]) == {"reproduced"}
-    assert set(found.loc[found["alpha"] == 0.5, "verdict"]) == {"not reproduced"}
+    assert set(found.loc[found["alpha"] == 0.5, "verdict"]) == {"no effect of the size asked for"}
     # Ranks are over the headline's, an eighth of the smaller side.
     assert sorted(found["k"].unique()) == [0.5, 1.0, 2.0]
     (own,) = found[found["headline"]].itertuples()
@@ -73,7 +73,8 @@ def test_an_avoidance_that_only_small_shares_show_stands_in_those_cells_alone():
     verdicts = verdict_table([judged(AVOIDS, given, "the lab", 0.95)]).assign(about="lab")
     table = counted(verdicts, cells([AVOIDS], given, 0.95))
     rule = table[table["kind"] == "rule"].iloc[0]
-    assert (rule["verdict"], rule["cells"], rule["cells_same"]) == ("not reproduced", 12, 6)
+    none = "no effect of the size asked for"
+    assert (rule["verdict"], rule["cells"], rule["cells_same"]) == (none, 12, 6)
     assert (table.loc[table["kind"] != "rule", ["cells", "cells_same"]] == 0).all(axis=None)
 
 
@@ -82,7 +83,7 @@ def test_a_storage_null_counts_in_each_cell():
     sweep.loc[sweep["k"] == 16, "storage_norm_mean"] = sweep["overlap"]
     given = Given(overlap=overlaps({(8, 0.5, ETA): 0.1}), sweep=sweep)
     found = cells([AVOIDS], given, 0.95)
-    assert set(found.loc[found["k"] == 2.0, "verdict"]) == {"reproduced, not distinguishable from storage"}
+    assert set(found.loc[found["k"] == 2.0, "verdict"]) == {"explained by storage"}
     assert set(found.loc[found["k"] != 2.0, "verdict"]) == {"reproduced"}
 
 
@@ -117,7 +118,7 @@ def test_sparsity_over_tolerances_takes_the_papers_own_from_the_headline_table()
 
     given = Given(tensor=pairs(0.5), tensor_sweep=pairs(0.9, eta=1e-2))
     found = cells([CLAIMS["rft-as-sparse-as-rl"]], given, 0.95).set_index("eta")
-    assert found.loc[ETA, "verdict"] == "reproduced" and found.loc[1e-2, "verdict"] == "not reproduced"
+    assert found.loc[ETA, "verdict"] == "reproduced" and found.loc[1e-2, "verdict"] == "contradicted"
     assert bool(found.loc[ETA, "headline"]) and not bool(found.loc[1e-2, "headline"])
 
 

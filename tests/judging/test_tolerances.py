@@ -15,7 +15,7 @@ from threegates import register
 from threegates.estimates.intervals import Estimate, t_estimate
 from threegates.judging import claims
 from threegates.judging.claims import Claim, Rule
-from threegates.judging.verdicts import Judgement
+from threegates.judging.verdicts import CONTROLS, Judgement
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = claims.read_claims(ROOT / "claims.yaml")
@@ -27,10 +27,38 @@ SPREAD, STEP = 0.004, 1e-5
 
 def computable(claim: Claim) -> bool:
     """Whether records decide on a claim: its runs have been made, and it is no exact computation."""
-    return not claim.awaits and claim.rule.estimate not in EXACT
+    return not claim.awaits and claim.rule.estimate not in EXACT and claim.id not in UNMET
 
 
+#: Theorems whose assumption no build meets, so that no number moves their verdict.
+UNMET = ("one-step-stays-on-the-leash",)
 CLAIMS = [claim for claim in KNOWN.claims if computable(claim)]
+#: What a claim needs otherwise than the common tables have it: where RFT is as sparse as RL, which is a claim
+#: of its own, RL cannot be sparser than RFT.
+START = {
+    "rl-sparser-than-sft": {"sparsity_gap_rft": 0.4},
+    "rotated-overlap-is-random": {"rotated_back_excess_jaccard": 0.0},
+}
+
+
+def start(claim: Claim) -> Given:
+    """Tables on which a claim is reproduced, as far as its controls have been measured."""
+    tables = Given(baseline())
+    for name, value in START.get(claim.id, {}).items():
+        tables = planted(name, [value] * PLANTERS[name].units, tables)
+    return tables
+
+
+def good(claim: Claim) -> Judgement:
+    """The best verdict that a claim can get: a control that awaits its runs stands in the way of more."""
+    if any(control.awaits for control in claim.controls):
+        return Judgement.untestable
+    return Judgement.reproduced if claim.nature in ("effect", "premise") else Judgement.holds
+
+
+def rules(claim: Claim) -> list[Rule]:
+    """The claim's own rule and those of the controls that can be computed."""
+    return [claim.rule, *(control for control in claim.controls if not control.awaits)]
 
 
 def judged(claim: Claim, tables: Given) -> Judgement:
@@ -76,48 +104,111 @@ class Push:
         return f"{self.claim.id}: {self.estimate}, {self.says}"
 
 
-def pushes(claim: Claim, rule: Rule, past: Judgement) -> list[Push]:
-    """Both sides of every tolerance of a rule: just within it holds, just past it the verdict is `past`."""
-    found = broken(rule, past) if in_shares(rule.estimate) else moved(rule, past)
+@dataclass(frozen=True)
+class Past:
+    """Verdicts past a tolerance: on both sides of it, wholly past it, wholly at the contrary or beyond."""
+
+    open: Judgement
+    none: Judgement
+    excluded: Judgement
+    contrary: Judgement
+
+
+EFFECT = Past(Judgement.cannot_tell, Judgement.no_effect, Judgement.not_reproduced, Judgement.contradicted)
+STATEMENT = Past(Judgement.cannot_tell, Judgement.fails, Judgement.fails, Judgement.fails)
+EXPLAINED = {name: Past(Judgement.cannot_tell, *[kind.verdict] * 3) for name, kind in CONTROLS.items()}
+
+
+def pushes(claim: Claim, rule: Rule, past: Past) -> list[Push]:
+    """Both sides of every tolerance of a rule."""
+    found = broken(claim, rule, past) if in_shares(rule.estimate) else moved(claim, rule, past)
     return [Push(claim, rule.estimate, *one) for one in found]
 
 
-def broken(rule: Rule, past: Judgement) -> list[tuple[str, np.ndarray, Judgement]]:
-    """None broken, one, more than the bound of contradiction allows."""
+def broken(claim: Claim, rule: Rule, past: Past) -> list[tuple[str, np.ndarray, Judgement]]:
+    """None broken, one, all: a theorem fails where it fails once."""
     name, n = rule.estimate, PLANTERS[rule.estimate].units
     assert rule.at_least == 1.0
-    found = [("none broken", shares(name, broken=0), Judgement.reproduced)]
-    found.append(("one broken", shares(name, broken=1), past))
-    if rule.contradicted_below is not None:
-        found.append(("all broken", shares(name, broken=n), Judgement.contradicted))
-    return found
-
-
-def moved(rule: Rule, past: Judgement) -> list[tuple[str, np.ndarray, Judgement]]:
-    """The interval's end just on either side of each bound."""
-    name, good = rule.estimate, Judgement.reproduced
-    lower = rule.at_least if rule.within is None else rule.within[0]
-    found = [
-        ("within", around(name, low=lower + STEP), good),
-        ("past", around(name, low=lower - STEP), past),
+    found = [("none broken", shares(name, broken=0), good(claim))]
+    if claim.nature not in ("effect", "premise"):
+        found.append(("one broken", shares(name, broken=1), past.excluded))
+    return [
+        *found,
+        ("all broken", shares(name, broken=n), past.excluded if rule.contrary is None else past.contrary),
     ]
-    if rule.within:
-        found.append(("below the upper bound", around(name, high=rule.within[1] - STEP), good))
-        found.append(("above the upper bound", around(name, high=rule.within[1] + STEP), past))
-    if rule.contradicted_below is not None:
-        bound = rule.contradicted_below
-        found.append(("not contradicted", around(name, high=bound + STEP), past))
-        found.append(("contradicted", around(name, high=bound - STEP), Judgement.contradicted))
-    return found
 
 
-KINDS = {"matched": Judgement.gone_when_matched, "storage": Judgement.storage}
+def moved(claim: Claim, rule: Rule, past: Past) -> list[tuple[str, np.ndarray, Judgement]]:
+    """The interval's end just on either side of each bound."""
+    name, well = rule.estimate, good(claim)
+    if rule.within is not None:
+        low, high = rule.within
+        return [
+            ("inside the lower bound", around(name, low=low + STEP), well),
+            ("across the lower bound", around(name, low=low - STEP), past.open),
+            ("below the lower bound", around(name, high=low - STEP), past.contrary),
+            ("inside the upper bound", around(name, high=high - STEP), well),
+            ("across the upper bound", around(name, high=high + STEP), past.open),
+            ("above the upper bound", around(name, low=high + STEP), past.contrary),
+        ]
+    if rule.at_most is not None:
+        return [
+            ("below", around(name, high=rule.at_most - STEP), well),
+            ("across", around(name, high=rule.at_most + STEP), past.open),
+            ("above", around(name, low=rule.at_most + STEP), past.contrary),
+        ]
+    assert rule.at_least is not None
+    found = [
+        ("above", around(name, low=rule.at_least + STEP), well),
+        ("across", around(name, low=rule.at_least - STEP), across(claim, rule, past)),
+    ]
+    return found + below(rule, past)
+
+
+def across(claim: Claim, rule: Rule, past: Past) -> Judgement:
+    """A theorem or an identity whose mean lies below its bound fails."""
+    middle = np.mean(around(rule.estimate, low=(rule.at_least or 0) - STEP))
+    statement = rule is claim.rule and claim.nature in ("theorem", "identity")
+    return past.excluded if statement and middle < (rule.at_least or 0) else past.open
+
+
+def below(rule: Rule, past: Past) -> list[tuple[str, np.ndarray, Judgement]]:
+    """Wholly below a threshold, and about its mirror image."""
+    name, bound, mirror = rule.estimate, float(rule.at_least or 0), mirrored(rule)
+    whole = around(name, high=bound - STEP)
+    if mirror is None or mirror == bound:
+        return [("wholly below", whole, past.excluded if mirror is None else past.contrary)]
+    wide = t_estimate(np.log(whole) if PLANTERS[name].log else whole, "units", KNOWN.confidence).low
+    inside = (math.exp(wide) if PLANTERS[name].log else wide) > mirror
+    beside = past.excluded if rule.neutral is None or not inside else past.none
+    return [
+        ("wholly below", whole, beside),
+        ("across the contrary", around(name, high=mirror + STEP), past.excluded),
+        ("contrary", around(name, high=mirror - STEP), past.contrary),
+    ]
+
+
+def mirrored(rule: Rule) -> float | None:
+    """A threshold as far on the other side of no effect; itself where it lies there."""
+    assert rule.at_least is not None
+    if rule.neutral is None:
+        return rule.contradicted_below
+    if rule.at_least <= rule.neutral:
+        return rule.at_least
+    return 1 / rule.at_least if rule.neutral == 1 else 2 * rule.neutral - rule.at_least
+
+
 WALK = [
     push
     for claim in CLAIMS
     for push in (
-        *pushes(claim, claim.rule, Judgement.not_reproduced),
-        *(push for rule in claim.controls for push in pushes(claim, rule, KINDS[rule.kind])),
+        *pushes(claim, claim.rule, EFFECT if claim.nature in ("effect", "premise") else STATEMENT),
+        *(
+            push
+            for rule in claim.controls
+            if not rule.awaits
+            for push in pushes(claim, rule, EXPLAINED[rule.kind])
+        ),
     )
 ]
 
@@ -128,7 +219,7 @@ def test_every_estimate_that_reads_a_table_can_be_planted():
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_the_walk_starts_where_every_claim_is_reproduced(claim):
-    assert judged(claim, Given(baseline())) == Judgement.reproduced
+    assert judged(claim, start(claim)) == good(claim)
 
 
 @pytest.mark.parametrize("name", PLANTERS)
@@ -147,11 +238,11 @@ def test_what_was_planted_is_what_the_estimate_finds(name):
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_a_planted_value_leaves_the_other_numbers_of_its_claim_alone(claim):
-    names = [rule.estimate for rule in (claim.rule, *claim.controls)]
-    before = {name: register.estimate(name, Given(baseline())) for name in names}
+    names = [rule.estimate for rule in rules(claim)]
+    before = {name: register.estimate(name, start(claim)) for name in names}
     for name in names:
         values = shares(name, broken=1) if in_shares(name) else around(name, low=PLANTERS[name].at)
-        tables = planted(name, values)
+        tables = planted(name, values, start(claim))
         for other in set(names) - {name}:
             found = register.estimate(other, tables)
             assert (found.low, found.high) == pytest.approx((before[other].low, before[other].high), abs=1e-8)
@@ -159,13 +250,21 @@ def test_a_planted_value_leaves_the_other_numbers_of_its_claim_alone(claim):
 
 @pytest.mark.parametrize("push", WALK, ids=str)
 def test_a_record_past_a_tolerance_changes_the_verdict(push):
-    assert judged(push.claim, planted(push.estimate, push.values)) == push.expected
+    assert judged(push.claim, planted(push.estimate, push.values, start(push.claim))) == push.expected
+
+
+@pytest.mark.parametrize("name", UNMET)
+@pytest.mark.parametrize("broken", [0, 1])
+def test_no_record_moves_a_theorem_whose_assumption_is_unmet(name, broken):
+    (claim,) = [one for one in KNOWN.claims if one.id == name]
+    tables = planted(claim.rule.estimate, shares(claim.rule.estimate, broken=broken))
+    verdict = claims.judge(claim, tables, "planted tables", KNOWN.confidence)
+    assert (verdict.judgement, verdict.reason) == (Judgement.unmet, verdict.estimate.unmet)
 
 
 def test_the_walk_passes_every_rule_and_control():
-    walked = {(push.claim.id, push.estimate) for push in WALK if push.expected != Judgement.reproduced}
-    rules = {(claim.id, rule.estimate) for claim in CLAIMS for rule in (claim.rule, *claim.controls)}
-    assert walked == rules
+    walked = {(push.claim.id, push.estimate) for push in WALK if push.expected != good(push.claim)}
+    assert walked == {(claim.id, rule.estimate) for claim in CLAIMS for rule in rules(claim)}
 
 
 COMPUTED = [claim for claim in KNOWN.claims if claim.rule.estimate in EXACT]
@@ -182,16 +281,18 @@ def test_a_tolerance_past_a_computed_number_changes_the_verdict(claim, monkeypat
     monkeypatch.setattr(claims, "estimate", lambda name, tables, confidence: computed(name))
     assert all(control.estimate in EXACT for control in claim.controls)
     found = computed(claim.rule.estimate)
-    rules = {
-        Judgement.reproduced: {"at_least": found.low - STEP},
-        Judgement.not_reproduced: {"at_least": found.low + STEP},
-        Judgement.contradicted: {"at_least": found.high + STEP, "contradicted_below": found.high + STEP},
-    }
-    for expected, bounds in rules.items():
-        rule = Rule(estimate=claim.rule.estimate, **bounds)
+    past = EFFECT if claim.nature in ("effect", "premise") else STATEMENT
+    bounds = [
+        (good(claim), {"at_least": found.low - STEP}),
+        (past.excluded, {"at_least": found.high + STEP}),
+        (past.contrary, {"at_least": found.high + STEP, "contradicted_below": found.high + STEP}),
+    ]
+    for expected, bound in bounds:
+        rule = Rule(estimate=claim.rule.estimate, **bound)
         assert judged(claim.model_copy(update={"rule": rule, "controls": []}), Given({})) == expected
 
 
 def test_every_claim_is_walked_computed_or_awaits_its_runs():
     awaiting = {claim.id for claim in KNOWN.claims if claim.awaits}
-    assert awaiting | {claim.id for claim in (*CLAIMS, *COMPUTED)} == {claim.id for claim in KNOWN.claims}
+    walked = {claim.id for claim in (*CLAIMS, *COMPUTED)}
+    assert awaiting | walked | set(UNMET) == {claim.id for claim in KNOWN.claims}

@@ -17,16 +17,18 @@ from tests.lab.encoder.tiny_encoder import write_tiny_encoder
 from tests.planted import planted_curvature
 from tests.planted.planted_tables import Given
 from threegates.chapters.curvature import plots, views
-from threegates.chapters.curvature.estimates import over_runs, ratio
+from threegates.chapters.curvature.estimates import over_runs, ratio, sft_over_rl
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.writer import write_checkpoint
 from threegates.errors import PairError
+from threegates.judging.claims import read_claims
 from threegates.lab.model import ModelShape, initial_weights
 from threegates.lab.task import BOS_ID, EOS_ID, PAD_ID
 from threegates.measures import curvature, encoder_losses, losses
 from threegates.measures.curvature import Named, measure_curvature, update_directions
-from threegates.register import estimate
+from threegates.register import ESTIMATES, estimate
 
+CLAIMS = read_claims(Path(__file__).resolve().parents[2] / "claims.yaml").of("curvature")
 SMALL = ModelShape(width=32, layers=2, feed_forward=48, heads=2, kv_heads=1, head_dim=16)
 
 
@@ -188,9 +190,7 @@ def test_a_base_whose_loss_nobody_named_is_refused(tmp_path):
 def test_ratios_are_geometric_means_over_seeds_of_the_losses_curvature():
     found = estimate("curvature_noise_over_rl", Given({"curvature": planted_curvature.table()}))
     assert (found.value, found.n, found.scale) == (pytest.approx(2), 3, "log")
-    assert estimate(
-        "curvature_sft_over_rl", Given({"curvature": planted_curvature.table()})
-    ).value == pytest.approx(2)
+    assert sft_over_rl(planted_curvature.table(), 0.95).value == pytest.approx(2)
 
 
 def test_a_curvature_below_zero_has_an_interval_too():
@@ -211,9 +211,11 @@ def test_runs_of_a_seed_are_averaged_by_their_logarithms_where_they_have_any():
 
 def test_without_rl_or_sft_the_reason_says_so():
     table = planted_curvature.table()
-    for method, name in (("rl", "curvature_noise_over_rl"), ("sft", "curvature_sft_over_rl")):
-        found = estimate(name, Given({"curvature": table[table["method"] != method]}))
+    for method in ("rl", "sft"):
+        found = sft_over_rl(table[table["method"] != method], 0.95)
         assert not found.has_interval and "no runs of" in found.reason
+    found = estimate("curvature_noise_over_rl", Given({"curvature": table[table["method"] == "sft"]}))
+    assert not found.has_interval and "no runs of" in found.reason
 
 
 def test_the_view_averages_batches_and_keeps_runs_apart():
@@ -226,20 +228,35 @@ def test_the_view_averages_batches_and_keeps_runs_apart():
 
 
 def test_ratios_are_given_of_both_functions():
-    view = views.ratio_view(planted_curvature.table()).set_index(["function", "name"])
-    assert view.loc[("Hessian of the loss", "ΔW: principal block / rest"), "value"] == pytest.approx(2)
+    tables = planted_curvature.table(), planted_curvature.steepness()
+    view = views.ratio_view(*tables).set_index(["function", "name"])
+    assert view.loc[("Hessian of the loss", "RL's ΔW: principal block / rest"), "value"] == pytest.approx(2)
     # The harmonic means over batches differ a little from the arithmetic ones.
-    assert view.loc[("Fisher matrix", "ΔW: principal block / rest"), "value"] == pytest.approx(0.5)
-    assert view.loc[("Hessian of the loss", "noise: principal block / all"), "value"] == pytest.approx(3)
-    assert len(view) == 14
+    assert view.loc[("Fisher matrix", "RL's ΔW: principal block / rest"), "value"] == pytest.approx(0.5)
+    for name in ("noise: principal block / anywhere", "noise: principal weights / others"):
+        row = view.loc[("Hessian of the loss", name)]
+        assert row["value"] == pytest.approx(2) and (row["n"], row["unit"]) == (5, "draws")
+    assert len(view) == 14 and view["judged"].sum() == 8
+    judged = {rule.estimate for claim in CLAIMS for rule in (claim.rule, *claim.controls)}
+    assert set(views.JUDGED) == judged & set(ESTIMATES)
+
+
+def test_batches_are_shown_beside_the_interval_over_draws():
+    table = planted_curvature.steepness()
+    table.loc[(table["batch"] == 1) & (table["direction"] == "block"), "curvature"] *= 3
+    table.loc[(table["batch"] == 2) & (table["direction"] == "noise"), "curvature"] *= -1
+    view = views.batch_view(table).set_index(["function", "name", "batch"])["value"]
+    own = view["Hessian of the loss"]["noise: principal block / anywhere"]
+    assert own[0] == pytest.approx(2) and own[1] == pytest.approx(6) and np.isnan(own[2])
+    assert len(view) == 12
 
 
 def test_steepness_compares_the_update_with_noise():
-    found = views.steepness(planted_curvature.table())
+    found = views.along_rl(planted_curvature.table())
     assert found["times"] == pytest.approx(0.5) and found["noise"] == pytest.approx(2 * found["update"])
     below = planted_curvature.table()
     below.loc[(below["direction"] == "noise") & (below["seed"] == 1), "curvature"] *= -1
-    assert np.isnan(views.steepness(below)["times"])
+    assert np.isnan(views.along_rl(below)["times"])
 
 
 def test_shares_in_the_block_are_rls_own_and_the_noises():
@@ -256,6 +273,10 @@ def test_the_figures_draw_every_direction_and_a_value_below_zero():
     assert [text.get_text() for text in fig.axes[0].get_yticklabels()] == list(views.DIRECTIONS.values())
     markers = {line.get_marker() for line in fig.axes[0].lines if len(line.get_xdata())}
     assert {"o", "<"} <= markers
-    ratios = views.ratio_view(table)
-    shown = plots.ratios(ratios, 1.25)
+    steepness = planted_curvature.steepness()
+    shown = plots.ratios(views.ratio_view(table, steepness), views.batch_view(steepness), 1.25)
     assert len(shown.axes[0].get_yticklabels()) == 7
+    assert not shown.axes[0].texts and {"<", "|"} <= {line.get_marker() for line in shown.axes[0].lines}
+    steepness.loc[(steepness["direction"] == "noise") & (steepness["draw"] == 2), "curvature"] *= -1
+    shown = plots.ratios(views.ratio_view(table, steepness), views.batch_view(steepness), 1.25)
+    assert [text.get_text() for text in shown.axes[0].texts] == ["cannot be told"] * 2

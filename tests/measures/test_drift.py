@@ -228,3 +228,16 @@ def test_angles_over_ranks_are_scipys_and_hold_the_headline(tmp_path):
 def test_large_matrices_are_swept_up_to_the_headline_rank_alone():
     assert sweep_ranks((128, 320)) == [8, 16, 32]
     assert sweep_ranks((384, 1536)) == [24, 48]
+
+
+def test_a_base_without_leading_subspaces_has_no_angles_and_a_zero_base_no_shift(tmp_path):
+    """Equal singular values leave the subspaces open: their bound is a right angle, which bounds nothing."""
+    base = planted.base_tensors(width=64)
+    base[Q] = 0.5 * torch.eye(64)
+    base[O] = torch.zeros(64, 64)
+    tables = measured(tmp_path, base, planted.with_noise(base, 3e-3, 3))
+    for tensor in (Q, O):
+        found = row(tables, tensor)
+        assert found["resolved"] == 0
+        assert found.filter(regex="^angle_(left|right)_(max|mean)$").isna().all()
+    assert np.isnan(row(tables, O)["nss"]) and np.isfinite(row(tables, Q)["nss"])

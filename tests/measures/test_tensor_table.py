@@ -235,3 +235,23 @@ def test_a_base_is_decomposed_once_for_a_row(noisy, monkeypatch):
     monkeypatch.setattr(bases, "decompose_base", lambda *a: calls.append(a) or original(*a))
     PairTable(*sides, "p", nulls=NULLS).rows(Q, Shared())
     assert len(calls) == 1
+
+
+def test_where_no_subspace_leads_overlaps_with_it_are_empty_and_of_a_zero_base_all(tmp_path):
+    q, o = (f"model.layers.0.self_attn.{one}_proj.weight" for one in ("q", "o"))
+    base = planted.base_tensors(width=64)
+    base[q], base[o] = 0.5 * torch.eye(64), torch.zeros(64, 64)
+    tuned = planted.with_noise(base, 3e-3, 3)
+    sides = [
+        Checkpoint.open(planted.write(tmp_path / name, one)) for name, one in (("b", base), ("t", tuned))
+    ]
+    table = PairTable(*sides, "pair", nulls=NULLS)
+    rows = pd.DataFrame([row for name in (q, o) for row in table.rows(name, Shared())["tensor"]])
+    equal, zero = rows.reindex(columns=list(table.tables["tensor"])).to_dict("records")
+    for row in (equal, zero):
+        assert row["resolved"] == 0 and np.isnan(row["energy"]) and np.isnan(row["angle_left_max"])
+        assert all(
+            pd.isna(row[name]) for name in row if name.startswith(("overlap_principal", "density_principal"))
+        )
+    assert 0 <= equal["overlap_low"] <= 1 and equal["overlap_low_bernoulli_mean"] > 0
+    assert pd.isna(zero["overlap_low"]) and pd.isna(zero["nss"]) and zero["changed"] > 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from dataclasses import replace
 
 import nbformat
 import pytest
@@ -17,7 +18,14 @@ from threegates.book import build
 from threegates.errors import NotebookError
 from threegates.pages import runner
 from threegates.pages.contents import Page
-from threegates.pages.opened import STUDY_PARAMETERS, Opened, open_book, studies_of
+from threegates.pages.opened import (
+    STUDY_PARAMETERS,
+    Opened,
+    every_rate,
+    of_several_rates,
+    open_book,
+    studies_of,
+)
 from threegates.records.places import Places
 from threegates.study import Study
 
@@ -65,12 +73,12 @@ def test_a_build_reads_each_page_once_and_opens_each_study_once(book, counted, m
     assert counted() == (3, 0)
     runs = build._run_all(pages, 2)
     assert [page.name for page in runs] == [CHAPTER, "again", "looking"]
-    # Two pages of a chapter, and the counts at every rate that the third one looks at beside them.
-    assert counted() == (3, 3)
+    # Two pages of a chapter; no two of these runs differ in their rate, so the third looks at nothing else.
+    assert counted() == (3, 2)
     chapter, again, looking = pages
-    assert looking.studies[:2] == [chapter.study, again.study] and looking.study is None
+    assert looking.studies == [chapter.study, again.study] and looking.study is None
     assert [run.executed for run in build._run_all(pages, 2).values()] == [False] * 3
-    assert counted() == (3, 3)
+    assert counted() == (3, 2)
 
 
 def test_what_is_measured_after_a_page_was_opened_is_there_for_it(book):
@@ -82,7 +90,7 @@ def test_what_is_measured_after_a_page_was_opened_is_there_for_it(book):
     assert set(verdicts["verdict"]) == {"not run"}
     Opened.of_page(Page(CHAPTER, CHAPTER)).study.ensure()
     assert page.study is study and study.missing() == [] and study.digest() != digest
-    assert "reproduced" in set(study.verdicts()["verdict"].str.split(",").str[0])
+    assert {"reproduced", "explained by storage"} & set(study.verdicts()["verdict"])
     study.records.path(jobs[0].tables[0], jobs[0].name, jobs[0].digest).unlink()
     assert study.missing() == [jobs[0]]
 
@@ -103,6 +111,16 @@ def test_a_page_s_values_are_given_or_the_notebook_s_own_and_decide_its_study(bo
     assert [pair.name for pair in chosen.study.pairs] == ["grpo-s1"] and page.study.draws == 3
     with pytest.raises(NotebookError, match="has no parameter 'drawn'"):
         page.with_values({"drawn": 4})
+
+
+@pytest.mark.parametrize(("most", "drawn"), [(None, 3), (2, 2), (5, 3)])
+def test_a_page_of_the_book_draws_no_more_than_its_places_allow(book, most, drawn):
+    places = replace(Places.here(), most_draws=most)
+    page = Opened.of_page(Page("again", CHAPTER, {"seed": 5}), places=places)
+    assert (page.study.draws, page.study.seed) == (drawn, 5)
+    assert Opened.of_page(Page("more", CHAPTER, {"draws": 9}), places=places).values["draws"] == (most or 9)
+    # Whoever executes a notebook by itself is asked for its draws alone.
+    assert Opened.of_notebook(page.path, places=places).study.draws == 3
 
 
 def test_every_option_of_a_study_that_a_notebook_declares_is_handed_on(project, monkeypatch):
@@ -184,3 +202,62 @@ def test_kernels_beside_each_other_are_told_their_own_places_and_the_process_kee
         assert told["sources"] == {page.name: f"/{page.name}"} and told["manifest"] == f"{page.name}.yaml"
         assert (page.places.notebooks / f"{page.name}.ipynb").is_file()
     assert dict(os.environ) == before
+
+
+#: Labels of runs that differ from the plain ones in more than the rate, and what else does.
+OTHER_RUNS = {
+    "masked": {"labels": {"rate": "1e-05", "mask": "safe", "share": "0.5"}},
+    "unmasked": {"labels": {"rate": "1e-05", "mask": "dense", "share": "0.5"}},
+    "adapter": {"labels": {"rate": "1e-05", "init": "lora", "rank": "8"}},
+    "sgd": {"labels": {"rate": "1e-05", "optimiser": "sgd"}},
+    "with a KL term": {"labels": {"rate": "reward", "kl": "0.04", "estimator": "k3"}},
+    "rotated": {"base": "turned", "labels": {"rate": "mask", "frame": "haar"}},
+    "in another frame of the base": {"labels": {"rate": "mask", "frame": "haar"}},
+    "from another base": {"base": "turned"},
+    "without masters": {"labels": {"rate": "mask", "master": "bfloat16"}},
+    "shorter": {"updates": 8},
+    "on other data": {"data": "elsewhere"},
+    "of another method": {"method": "sft", "algorithm": "sft-teacher"},
+    "of another algorithm": {"algorithm": "dapo"},
+    "of another seed": {"seed": 2},
+}
+
+
+def run_at(rate, name="", **facts):
+    """An entry of a plain GRPO run at a learning rate, but for what is given."""
+    plain = {"algorithm": "grpo", "updates": 96, "labels": {"rate": f"{rate:g}"}}
+    facts = {"method": "rl", **plain, **facts}
+    return planted.entry(name or f"grpo-{rate:g}", facts.pop("method"), [], learning_rate=rate, **facts)
+
+
+@pytest.mark.parametrize("name", OTHER_RUNS)
+def test_a_run_that_differs_in_more_than_its_rate_is_not_drawn_over_the_rates(name):
+    plain = [run_at(rate) for rate in (1e-6, 1e-5)]
+    # At a rate that no plain run has, where it would be taken if only rates were looked at.
+    other = run_at(1e-3, name.replace(" ", "-"), **OTHER_RUNS[name])
+    assert of_several_rates([*plain, other]) == plain
+    assert of_several_rates([plain[0], other]) == []
+
+
+def test_runs_that_differ_in_their_rate_alone_are_drawn_whatever_the_rate_is_for():
+    named = run_at(1e-4, labels={"rate": "5e-05", "optimiser": "adamw"})
+    plain = [run_at(1e-6, labels={"rate": "mask"}), named]
+    others = [run_at(rate, f"sft-{rate:g}", method="sft", algorithm="sft") for rate in (1e-6, 1e-5)]
+    assert of_several_rates([*others, *plain]) == [*others, *plain]
+
+
+def test_masked_and_other_runs_stand_in_no_study_of_rates(project):
+    base = planted.base_tensors(layers=1)
+    runs = [
+        run_at(1e-6),
+        run_at(1e-5),
+        *(
+            run_at(1e-4, f"other-{number}", **facts)
+            for number, facts in enumerate(facts for facts in OTHER_RUNS.values() if "base" not in facts)
+        ),
+    ]
+    lab = project / "build" / "lab"
+    planted.write_study(lab, base, {one.name: (planted.with_noise(base, 2e-4, 1), one) for one in runs})
+    assert [pair.name for pair in every_rate().pairs] == ["grpo-1e-06", "grpo-1e-05"]
+    planted.write_study(lab, base, {one.name: (planted.with_noise(base, 2e-4, 1), one) for one in runs[1:]})
+    assert every_rate() is None

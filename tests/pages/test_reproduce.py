@@ -25,10 +25,10 @@ from threegates.records.store import read_parquet, read_provenance, write_parque
 PAGE, FIGURE = "spectral-drift", "spectral-drift/by-method"
 
 
-@pytest.fixture
-def built(project, monkeypatch):
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory):
     """A project with one executed chapter on planted checkpoints; nothing is trained."""
-    base, runs = planted.base_tensors(layers=1), {}
+    project, base, runs = tmp_path_factory.mktemp("built"), planted.base_tensors(layers=1), {}
     for seed in (1, 2):
         for method, algorithm, rate, scale in (
             ("rl", "grpo", "mask", 2e-4),
@@ -38,12 +38,22 @@ def built(project, monkeypatch):
             facts = {"algorithm": algorithm, "seed": seed, "labels": {"rate": rate}}
             entry = planted.entry(name, method, [PAGE], **facts, learning_rate=scale / 100)
             runs[name] = (planted.with_noise(base, scale, len(runs)), entry)
-    planted.write_study(project / "build" / "lab", base, runs)
-    shutil.copy(planted.ROOT / "notebooks" / f"{PAGE}.ipynb", project / "notebooks")
-    contents = {"format": "jb-book", "root": "intro", "parts": [{"chapters": [{"file": PAGE}]}]}
-    (project / "book").mkdir()
-    (project / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
-    run_page(Opened.of_page(Page(PAGE, PAGE)))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in planted.make_project(project).items():
+            patch.setenv(name, value)
+        planted.write_study(project / "build" / "lab", base, runs)
+        shutil.copy(planted.ROOT / "notebooks" / f"{PAGE}.ipynb", project / "notebooks")
+        contents = {"format": "jb-book", "root": "intro", "parts": [{"chapters": [{"file": PAGE}]}]}
+        (project / "book").mkdir()
+        (project / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
+        run_page(Opened.of_page(Page(PAGE, PAGE)))
+    return project
+
+
+@pytest.fixture
+def built(built_once, project, monkeypatch):
+    """A copy of it for one test."""
+    shutil.copytree(built_once, project, dirs_exist_ok=True)
     monkeypatch.setattr(reproduce, "_train", lambda *given: None)
     return project
 

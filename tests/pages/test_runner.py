@@ -196,6 +196,7 @@ def test_one_notebook_gives_a_page_for_each_subject(project, monkeypatch):
     assert not again.executed and not run(path).executed and len(runs) == 2
 
 
+@pytest.mark.usefixtures("without_a_kernel")
 def test_a_changed_subject_leaves_the_other_page_alone(project, monkeypatch):
     path = two_subjects(project)
     run(path)
@@ -233,7 +234,7 @@ def test_a_chapter_reads_its_study_and_ends_with_page_records_and_verdict(projec
     text = results_text(done)
     assert "page:    build/notebooks/stripe-masks.ipynb  (made just now)" in text
     assert "records: build/records/agreement/" in text
-    assert "verdict: masks-agree-across-runs: reproduced, not distinguishable from storage" in text
+    assert "verdict: masks-agree-across-runs: explained by storage" in text
     assert not run(path, {"draws": 3}).executed
     planted.write(project / "build" / "lab" / "grpo-s2", planted.with_noise(base, 1e-4, 9))
     monkeypatch.setattr(runner, "_execute", lambda opened, digest, page, alone: None)

@@ -18,7 +18,7 @@ BEST = {"lora": 0.7, "pissa": 0.7, "milora": 0.65}
 #: Ranks lie this far from the mean of theirs, the highest on it, so that one left out is seen.
 RANKS = {2: -0.02, 8: 0.02, 32: 0.0}
 #: Learning rates, how far below the best they end, whether the KL there is that of a collapsed run, ‖ΔW‖.
-GRID = {0.001: (0.0, False, 1.0), 0.003: (0.1, False, 1.5), 0.01: (0.9, True, 2.0)}
+GRID = {0.0003: (0.1, False, 0.5), 0.001: (0.0, False, 1.0), 0.003: (0.1, False, 1.5), 0.01: (0.9, True, 2.0)}
 #: LoRA collapses at the last rate, PiSSA two rates below it, at a smaller norm.
 EARLIER = {"pissa": {0.003: (0.2, True, 1.0)}}
 RATE_RATIO, NORM_RATIO = 0.01 / 0.003, 2.0

@@ -1,4 +1,4 @@
-"""Curvature's part of `planted_tables`: tables on which its claims are reproduced, and its planters."""
+"""Curvature's part of `planted_tables`: tables on which its claims are reproduced, and their planters."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ LEVELS = {
     "weights_noise": 3.0,
 }
 SFT = 2.0
+DRAWS = range(5)
+#: Curvature that noise meets at the base, as multiples of that along noise anywhere.
+NEUTRAL = {"noise": 1.0, "block": 2.0, "principal_weights": 2.0, "other_weights": 1.0}
 
 
 def table() -> pd.DataFrame:
@@ -49,6 +52,31 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def steepness() -> pd.DataFrame:
+    """The same of noise at the base, in draws of unequal curvature."""
+    rows = []
+    for function, batch, draw, (direction, level) in product(
+        ("loss", "fisher"), range(3), DRAWS, NEUTRAL.items()
+    ):
+        value = level * (1 + 0.1 * (batch - 1)) * (1 + 0.2 * draw)
+        known = {"function": function, "batch": batch, "direction": direction, "draw": draw}
+        numbers = {"curvature": value if function == "loss" else 1 / value, "norm": 1.0}
+        rows.append({"base": "lab-base", **known, **numbers})
+    return pd.DataFrame(rows)
+
+
+def _of_noise(top: str, bottom: str, frame: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
+    """One direction of noise is, draw by draw, a value times another, in every batch of the loss."""
+    keys = ["draw", "batch"]
+    judged = frame["function"] == "loss"
+    below = frame[judged & (frame["direction"] == bottom)].set_index(keys)["curvature"]
+    where = judged & (frame["direction"] == top)
+    of_draw = frame.loc[where, "draw"].map(dict(zip(DRAWS, values, strict=True)))
+    found = below[[*zip(*(frame.loc[where, key] for key in keys), strict=True)]].to_numpy()
+    frame.loc[where, "curvature"] = found * of_draw
+    return frame
+
+
 def _of(top: str, bottom: str, frame: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
     """One direction of RL is, seed by seed, a value times another, in every batch of the loss."""
     keys = ["pair", "batch"]
@@ -62,17 +90,11 @@ def _of(top: str, bottom: str, frame: pd.DataFrame, values: np.ndarray) -> pd.Da
     return frame
 
 
-def _of_sft(frame: pd.DataFrame, values: np.ndarray) -> pd.DataFrame:
-    where = (frame["function"] == "loss") & (frame["method"] == "sft") & (frame["direction"] == "update")
-    of_seed = frame.loc[where, "seed"].map(dict(zip(SEEDS, values, strict=True)))
-    frame.loc[where, "curvature"] = frame.loc[where, "curvature"] / SFT * of_seed
-    return frame
-
-
 PLANTERS: dict[str, Callable[[pd.DataFrame, np.ndarray], pd.DataFrame]] = {
     "curvature_noise_over_rl": partial(_of, "noise", "update"),
     "curvature_masked_noise_over_rl": partial(_of, "masked_noise", "update"),
-    "curvature_sft_over_rl": _of_sft,
-    "curvature_principal_over_rest": partial(_of, "principal", "off_principal"),
-    "curvature_principal_weights_over_rest": partial(_of, "principal_weights", "other_weights"),
+}
+NEUTRAL_PLANTERS: dict[str, Callable[[pd.DataFrame, np.ndarray], pd.DataFrame]] = {
+    "steepness_principal_over_noise": partial(_of_noise, "block", "noise"),
+    "steepness_principal_weights_over_others": partial(_of_noise, "principal_weights", "other_weights"),
 }

@@ -19,7 +19,7 @@ KL = 0.01
 APART = {"grpo": -0.01, "dapo": 0.01, "reinforce++": 0.0}
 #: Label of the KL term and its estimator, with the algorithm that has it.
 TERMS = (("0", None), ("0.04", "k3"))
-FISHER = {"base": "b", "data": "d", "responses": 4, "parameters": 9, "rank": 4, "smallest": 0.01}
+FISHER = {"base": "b", "data": "d", "responses": 9, "parameters": 9, "rank": 9, "smallest": 0.01}
 FISHER |= {"largest": 1.0, "trace": 2.0, "norm": 50.0}
 
 
@@ -34,7 +34,18 @@ def log_rows(facts: Callable[..., dict], seeds: Sequence[int]) -> list[dict]:
             own |= {"run": f"{own['run']}-kl{weight}", "label_kl": weight, "estimator": estimator}
             rows += _rl(own, KL)
         rows += _evaluated(facts("rft", "rft", "reward", seed), ((0.5, 0.01), (0.9, 2 * KL)))
-        rows += _evaluated(facts("sft", "sft-teacher", "own", seed), ((1.0, 2 * KL), (2.0, 4 * KL)))
+        own = facts("sft", "sft-teacher", "own", seed)
+        # After the fifth step at RL's norm, after the tenth at as many steps, and at its end.
+        rows += _evaluated(own, ((1.0, 2 * KL), (1.5, 3 * KL), (2.0, 4 * KL)), steps=(5, 10, 20))
+        style = facts("sft", "sft-same-style", "own", seed)
+        rows += _evaluated(style, ((1.0, 2 * KL), (2.0, 4 * KL)))
+        # GRPO's own run at the mask rate is among the rows of `planted_rates`, and ends at that KL too.
+        for algorithm, apart in (("dapo", 0.01), ("reinforce++", -0.01)):
+            small = facts("rl", algorithm, "mask", seed)
+            rows += _evaluated(small, ((0.001, KL / 2), (0.002, KL * float(np.exp(apart)))))
+        for algorithm in ("sft-teacher", "sft-same-style"):
+            small = facts("sft", algorithm, "mask", seed)
+            rows += _evaluated(small, ((0.003, KL), (0.004, 2 * KL)))
     return rows
 
 
@@ -56,11 +67,13 @@ def _rl(facts: dict, kl: float) -> list[dict]:
     return rows
 
 
-def _evaluated(facts: dict, ends: Sequence[tuple[float, float]]) -> list[dict]:
+def _evaluated(
+    facts: dict, ends: Sequence[tuple[float, float]], steps: Sequence[int] = (10, 20)
+) -> list[dict]:
     rows = []
-    for number, (norm, kl) in enumerate(ends, 1):
-        place = {"step": 10 * number, "updates": 40 * number, "pass_at_1": 0.5, "delta_norm": norm, "kl": kl}
-        rows += [{**facts, **place, "step": place["step"] - 5, "pass_at_1": np.nan, "kl": np.nan}]
+    for step, (norm, kl) in zip(steps, ends, strict=True):
+        place = {"step": step, "updates": 4 * step, "pass_at_1": 0.5, "delta_norm": norm, "kl": kl}
+        rows += [{**facts, **place, "step": step - 2, "pass_at_1": np.nan, "kl": np.nan}]
         rows += [{**facts, **place, "kl_k1": kl, "kl_k2": kl}]
     return rows
 
@@ -81,6 +94,21 @@ def _of_seed(frame: pd.DataFrame, values: Values) -> pd.Series:
 def ratio(algorithm: str, norm: float, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
     """KL of SFT or RFT where its norm is that, as a multiple of RL's at its end."""
     where = (frame["algorithm"] == algorithm) & (frame["delta_norm"] == norm) & frame["kl"].notna()
+    frame.loc[where, "kl"] = (KL * _of_seed(frame, values))[where]
+    return frame
+
+
+def at_common_step(frame: pd.DataFrame, values: Values) -> pd.DataFrame:
+    """KL of SFT at the last step that RL was evaluated at too, as a multiple of RL's there."""
+    where = (frame["algorithm"] == "sft-teacher") & (frame["rate"] == "own") & (frame["step"] == STEPS)
+    frame.loc[where, "kl"] = (KL * _of_seed(frame, values))[where]
+    return frame
+
+
+def at_mask_rate(algorithm: str, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
+    """KL of SFT at the mask rate, at its end, as a multiple of RL's there."""
+    where = (frame["algorithm"] == algorithm) & (frame["rate"] == "mask") & (frame["delta_norm"] == 0.004)
+    where &= frame["kl"].notna()
     frame.loc[where, "kl"] = (KL * _of_seed(frame, values))[where]
     return frame
 

@@ -17,15 +17,15 @@ ACCURACY = {
 }  # fmt: skip
 DISTANCE = {
     "dense": 0.0,
-    "principal": 0.5,
-    "off-principal": 0.4,
-    "low": 0.3,
-    "safe": 0.1,
-    "random": 0.2,
-    "random-half": 0.3,
+    "principal": 0.7,
+    "off-principal": 0.6,
+    "low": 0.5,
+    "safe": 0.3,
+    "random": 0.5,
+    "random-half": 0.5,
 }
 #: Learning rates, and what runs at them fall behind the best.
-RATES = {"0.0002": 0.0, "0.0001": 0.1}
+RATES = {"0.0002": 0.0, "0.0001": 0.1, "0.0004": 0.1}
 BASE = "lab-base"
 
 

@@ -44,6 +44,9 @@ RUNS = {f"r{number}": number for number in range(5)}
 #: Matrices of a pair for which some bound says something.
 TESTED = 10
 SIZE = 10**9
+#: Optimiser updates of a run, and of SFT's shorter one at its own rate: both stand in its mean, and the
+#: longer one alone is compared after equal updates.
+UPDATES, FEWER = 192, 96
 
 Frames = dict[str, pd.DataFrame]
 Values = np.ndarray
@@ -83,9 +86,9 @@ class Planter:
     at: float = 0.3
 
 
-def planted(name: str, values: Sequence[float]) -> Given:
-    """Tables on which the estimate's units have these values."""
-    planter, frames = PLANTERS[name], dict(baseline())
+def planted(name: str, values: Sequence[float], start: Given | None = None) -> Given:
+    """Tables on which the estimate's units have these values, the rest as in the baseline or `start`."""
+    planter, frames = PLANTERS[name], dict(start.frames if start else baseline())
     assert len(values) == planter.units
     frames[planter.table] = planter.plant(frames[planter.table].copy(), np.asarray(values, dtype=float))
     return Given(frames)
@@ -104,6 +107,7 @@ def baseline() -> Mapping[str, pd.DataFrame]:
         "emergence": _emergence(),
         "lens": _lens(),
         "curvature": planted_curvature.table(),
+        "steepness": planted_curvature.steepness(),
         **planted_rotation.tables(),
         "log": pd.concat([_log(), planted_masks.log(), planted_adapters.log()], ignore_index=True),
         "fisher": planted_leash.fisher(),
@@ -125,7 +129,7 @@ def _frame(rows: Sequence[Mapping], columns: Mapping[str, str]) -> pd.DataFrame:
 def _facts(method: str, algorithm: str, rate: str, seed: int) -> dict:
     name = f"{algorithm}-{rate}-{seed}"
     facts = {"pair": name, "base": "b", "method": method, "algorithm": algorithm, "data": "d", "seed": seed}
-    return {**facts, "learning_rate": 1e-5, "rate": rate, "run": name}
+    return {**facts, "learning_rate": 1e-5, "rate": rate, "run": name, "updates": UPDATES}
 
 
 def _rl() -> list[dict]:
@@ -134,6 +138,24 @@ def _rl() -> list[dict]:
 
 def _sft(rate: str, algorithm: str = "sft-teacher", method: str = "sft") -> list[dict]:
     return [_facts(method, algorithm, rate, seed) for seed in SEEDS]
+
+
+def _sft_own() -> list[dict]:
+    """SFT at its own rate, of as many updates as RL and of fewer."""
+    short = [
+        {**facts, "pair": f"{facts['pair']}-short", "run": f"{facts['run']}-short", "updates": FEWER}
+        for facts in _sft("own")
+    ]
+    return [*_sft("own"), *short]
+
+
+def _beside_rl() -> list[dict]:
+    """Runs that a claim on RL against SFT sets beside RL's: SFT at both rates and in one more style, RFT."""
+    return [*_sft_own(), *_sft("mask"), *_own_style(), *_sft("mask", "rft", "rft")]
+
+
+def _own_style() -> list[dict]:
+    return [*_sft("mask", "sft-same-style"), *_sft("own", "sft-same-style")]
 
 
 def _apart(facts: Mapping) -> float:
@@ -146,7 +168,7 @@ def _apart(facts: Mapping) -> float:
 def _tensor() -> pd.DataFrame:
     """Two tensors of each pair, alike in all shares."""
     levels = [(facts, 0.7 + _apart(facts)) for facts in _rl()]
-    levels += [(facts, 0.3) for facts in (*_sft("own"), *_sft("mask"), *_sft("mask", "sft-same-style"))]
+    levels += [(facts, 0.3) for facts in (*_sft_own(), *_sft("mask"), *_own_style())]
     levels += [(facts, 0.7) for facts in _sft("mask", "rft", "rft")]
     printed = {"paper_sparsity": "60", "followup_sparsity": "65"}
     levels += [(_facts("rl", "grpo", "theirs", seed) | printed, 0.6) for seed in SEEDS]
@@ -167,30 +189,31 @@ def _log() -> pd.DataFrame:
 
 
 def _variants(facts: Mapping) -> list[dict]:
-    """As trained, and SFT at its own rate at the norm of GRPO's run of its seed."""
+    """As trained, and SFT on the teacher's traces at the norm of GRPO's run of its seed."""
     raw = {**facts, "variant": "raw", "partner": ""}
-    if (facts["algorithm"], facts["rate"]) != ("sft-teacher", "own"):
+    if facts["algorithm"] != "sft-teacher":
         return [raw]
     return [raw, {**facts, "variant": "norm-matched", "partner": f"grpo-mask-{facts['seed']}"}]
 
 
 def _overlap() -> pd.DataFrame:
     rows = []
-    places = product((*_rl(), *_sft("own")), ("q", "up"), TARGETS, ("bf16", "fp32"))
+    places = product((*_rl(), *_beside_rl()), ("q", "up"), TARGETS, ("bf16", "fp32"))
     for facts, role, target, view in places:
         low = target == "low"
         found = (0.6 if low else 0.3 if facts["method"] == "rl" else 0.45) + _apart(facts)
         nulls = ("storage_density", "storage_norm", "magnitude")
         beside = {f"{null}_mean": found + (-0.05 if low else 0.05) for null in nulls}
         beside |= {"density": 0.5, "stored_dtype_tuned": "F32", "tensor": role, "role": role}
-        named = {"target": target, "view": view, "overlap": found}
+        changed = 4 * 10**11 if facts["method"] == "rl" else 6 * 10**11
+        named = {"target": target, "view": view, "overlap": found, "changed": changed, "size": 10**12}
         rows += [{**variant, **named, **beside} for variant in _variants(facts)]
     return _frame(rows, overlap_columns(founding_nulls()))
 
 
 def _direction() -> pd.DataFrame:
     rows = []
-    for facts, role, view in product((*_rl(), *_sft("own")), ("q", "up"), ("bf16", "fp32")):
+    for facts, role, view in product((*_rl(), *_beside_rl()), ("q", "up"), ("bf16", "fp32")):
         found = (0.01 if facts["method"] == "rl" else 0.02) * np.exp(_apart(facts))
         numbers = {"rho2": found, "rotation_mean": 1.5 * found, "tensor": role, "role": role, "view": view}
         rows += [{**variant, **numbers} for variant in _variants(facts)]
@@ -201,7 +224,7 @@ def _drift() -> pd.DataFrame:
     """Five matrices of each pair in every variant; RL moves by 1, SFT by 3."""
     of_rl, of_sft = ("raw", "rounded", "noise", "noise"), ("raw", "norm-matched", "norm-matched, rounded")
     rows = []
-    for facts, role in product((*_rl(), *_sft("own"), *_sft("mask")), ("q", "k", "v", "o", "up")):
+    for facts, role in product((*_rl(), *_beside_rl()), ("q", "k", "v", "o", "up")):
         rl = facts["method"] == "rl"
         for variant in of_rl if rl else of_sft:
             size = (1.5 if variant == "noise" else 1.0) * np.exp(_apart(facts)) if rl else 3.0
@@ -321,6 +344,30 @@ def _sparsity_gap(algorithm: str, rate: str, frame: pd.DataFrame, values: Values
     return _write(frame, _is(frame, algorithm, rate), sparsity=0.7 - _of_seed(frame, values))
 
 
+def _own(frame: pd.DataFrame, updates: int) -> pd.Series:
+    """Rows of SFT at its own rate, of the runs of that length."""
+    return _is(frame, "sft-teacher", "own") & (frame["updates"] == updates)
+
+
+def _beside(level: float, wanted: pd.Series, log: bool) -> pd.Series:
+    """What one of two runs has to have, the other being at a level, so that their mean is the wanted one."""
+    return wanted**2 / level if log else 2 * wanted - level
+
+
+def _kept(level: float, given: pd.Series, log: bool) -> pd.Series:
+    """What one of two runs has to have, the other being given a value, so that their mean stays a level."""
+    return level**2 / given if log else 2 * level - given
+
+
+def _own_sparsity_gap(equal: bool, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
+    """RL above SFT at its own rate: over both runs of SFT, or beside the one of as many updates alone."""
+    wanted = 0.7 - _of_seed(frame, values)
+    if not equal:
+        return _write(frame, _own(frame, FEWER), sparsity=_beside(0.3, wanted, log=False))
+    frame = _write(frame, _own(frame, FEWER), sparsity=_kept(0.3, wanted, log=False))
+    return _write(frame, _own(frame, UPDATES), sparsity=wanted)
+
+
 def _excess_over_noise(frame: pd.DataFrame, values: Values) -> pd.DataFrame:
     noise = frame["sparsity"] - _of_seed(frame, values)
     return _write(frame, _is_rl(frame), sparsity_storage_norm=noise)
@@ -359,15 +406,49 @@ def _overlap_of_noise(target: str, frame: pd.DataFrame, values: Values) -> pd.Da
     return _write(frame, where, storage_norm_mean=frame["density"] + sign * _of_seed(frame, values))
 
 
-def _overlap_of_sft(variant: str, view: str, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
-    where = _is(frame, "sft-teacher", "own") & (frame["target"] == "principal")
+def _overlap_of_sft(
+    variant: str, view: str, algorithm: str, rate: str, frame: pd.DataFrame, values: Values
+) -> pd.DataFrame:
+    where = _is(frame, algorithm, rate) & (frame["target"] == "principal")
     where &= (frame["variant"] == variant) & (frame["view"] == view)
     of_rl = 0.3 + (APART["grpo"] if variant == "norm-matched" else 0.0)
     return _write(frame, where, overlap=of_rl + _of_seed(frame, values))
 
 
-def _energy_of_sft(variant: str, view: str, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
-    where = _is(frame, "sft-teacher", "own") & (frame["variant"] == variant) & (frame["view"] == view)
+def _sparsity_of_scaled(rate: str, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
+    where = _is(frame, "sft-teacher", rate) & (frame["variant"] == "norm-matched") & (frame["view"] == "bf16")
+    return _write(frame, where, changed=1e12 * (0.4 + _of_seed(frame, values)))
+
+
+def _own_overlap(equal: bool, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
+    """SFT at its own rate above RL: over both of its runs, or by the one of as many updates alone."""
+    where = (frame["target"] == "principal") & (frame["variant"] == "raw") & (frame["view"] == "bf16")
+    return _own_values(frame, where, "overlap", 0.45, 0.3 + _of_seed(frame, values), equal, log=False)
+
+
+def _own_energy(equal: bool, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
+    where = (frame["variant"] == "raw") & (frame["view"] == "fp32")
+    return _own_values(frame, where, "rho2", 0.02, 0.01 * _of_seed(frame, values), equal, log=True)
+
+
+def _own_values(
+    frame: pd.DataFrame,
+    where: pd.Series,
+    column: str,
+    level: float,
+    wanted: pd.Series,
+    equal: bool,
+    log: bool,
+) -> pd.DataFrame:
+    beside = _kept(level, wanted, log) if equal else _beside(level, wanted, log)
+    frame = _write(frame, where & _own(frame, FEWER), **{column: beside})
+    return _write(frame, where & _own(frame, UPDATES), **{column: wanted}) if equal else frame
+
+
+def _energy_of_sft(
+    variant: str, view: str, algorithm: str, rate: str, frame: pd.DataFrame, values: Values
+) -> pd.DataFrame:
+    where = _is(frame, algorithm, rate) & (frame["variant"] == variant) & (frame["view"] == view)
     of_rl = 0.01 * np.exp(APART["grpo"] if variant == "norm-matched" else 0.0)
     return _write(frame, where, rho2=of_rl * _of_seed(frame, values))
 
@@ -383,16 +464,25 @@ def _moves(frame: pd.DataFrame, where: pd.Series, measure: str, sizes: pd.Series
     return _write(frame, where, angle_left_mean=sizes / 2, angle_right_mean=sizes * 3 / 2)
 
 
-def _drift_ratio(measure: str, rate: str, variant: str, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
-    where = _is(frame, "sft-teacher", rate) & (frame["variant"] == variant)
+def _own_drift(measure: str, equal: bool, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
+    raw, wanted = frame["variant"] == "raw", _of_seed(frame, values)
+    beside = _kept(3.0, wanted, log=True) if equal else _beside(3.0, wanted, log=True)
+    frame = _moves(frame, raw & _own(frame, FEWER), measure, beside)
+    return _moves(frame, raw & _own(frame, UPDATES), measure, wanted) if equal else frame
+
+
+def _drift_ratio(
+    measure: str, algorithm: str, rate: str, variant: str, frame: pd.DataFrame, values: Values
+) -> pd.DataFrame:
+    where = _is(frame, algorithm, rate) & (frame["variant"] == variant)
     of_rl = np.exp(0.0 if variant == "raw" else APART["grpo"])
     return _moves(frame, where, measure, of_rl * _of_seed(frame, values))
 
 
-def _noise_over_rl(frame: pd.DataFrame, values: Values) -> pd.DataFrame:
+def _noise_over_rl(measure: str, frame: pd.DataFrame, values: Values) -> pd.DataFrame:
     where = _is_rl(frame) & (frame["variant"] == "noise")
     of_rl = frame["algorithm"].map(APART).fillna(0).map(np.exp)
-    return _moves(frame, where, "angle", of_rl * _of_seed(frame, values))
+    return _moves(frame, where, measure, of_rl * _of_seed(frame, values))
 
 
 def _broken(names: Sequence[str], frame: pd.DataFrame, values: Values) -> pd.DataFrame:
@@ -542,7 +632,7 @@ def _agreeing(column: str) -> Planter:
 
 
 def _bounds(*names: str) -> Planter:
-    return Planter("drift", (len(RL) + 2) * _BY_SEED, partial(_broken, names), tenths=True)
+    return Planter("drift", len(_rl()) + len(_beside_rl()), partial(_broken, names), tenths=True)
 
 
 def _leash_steps(column: str, level: float) -> Planter:
@@ -551,22 +641,43 @@ def _leash_steps(column: str, level: float) -> Planter:
 
 def _drifts(measure: str) -> dict[str, Planter]:
     variants = {
-        "": ("own", "raw"),
-        "_equal_norm": ("own", "norm-matched"),
-        "_equal_norm_rounded": ("own", "norm-matched, rounded"),
-        "_equal_rate": ("mask", "raw"),
+        "equal_norm": ("sft-teacher", "own", "norm-matched"),
+        "equal_norm_rounded": ("sft-teacher", "own", "norm-matched, rounded"),
+        "equal_rate": ("sft-teacher", "mask", "raw"),
+        "same_style": ("sft-same-style", "mask", "raw"),
+        "same_style_own_rate": ("sft-same-style", "own", "raw"),
+        "rft": ("rft", "mask", "raw"),
     }
-    return {
-        f"drift_{measure}_ratio{name}": _seeds("drift", _drift_ratio, measure, *place, log=True)
+    found = {
+        f"drift_{measure}_ratio_{name}": _seeds("drift", _drift_ratio, measure, *place, log=True)
         for name, place in variants.items()
     }
+    found[f"drift_{measure}_ratio"] = _seeds("drift", _own_drift, measure, False, log=True)
+    found[f"drift_{measure}_ratio_equal_steps"] = _seeds("drift", _own_drift, measure, True, log=True)
+    found[f"drift_{measure}_noise_over_rl"] = _seeds("drift", _noise_over_rl, measure, log=True)
+    return found
 
 
+def _beside_groups(measure: str, table: str, plant: Callable, view: str, log: bool) -> dict[str, Planter]:
+    """Of overlap or energy, what stands beside RL in place of SFT at its own rate."""
+    places = {
+        f"{measure}_sft_over_rl_equal_rate": ("sft-teacher", "mask"),
+        f"{measure}_same_style_over_rl": ("sft-same-style", "mask"),
+        f"{measure}_same_style_own_rate_over_rl": ("sft-same-style", "own"),
+        f"{measure}_rft_over_rl": ("rft", "mask"),
+    }
+    return {name: _seeds(table, plant, "raw", view, *place, log=log) for name, place in places.items()}
+
+
+_OWN = ("sft-teacher", "own")
 #: By the name of the estimate.
 PLANTERS: dict[str, Planter] = {
-    "sparsity_gap_own_lr": _seeds("tensor", _sparsity_gap, "sft-teacher", "own"),
+    "sparsity_gap_own_lr": _seeds("tensor", _own_sparsity_gap, False),
+    "sparsity_gap_equal_steps": _seeds("tensor", _own_sparsity_gap, True),
+    "sparsity_gap_rft": _seeds("tensor", _sparsity_gap, "rft", "mask"),
     "sparsity_gap_matched_lr": _seeds("tensor", _sparsity_gap, "sft-teacher", "mask"),
     "sparsity_gap_same_style": _seeds("tensor", _sparsity_gap, "sft-same-style", "mask"),
+    "sparsity_gap_same_style_own_rate": _seeds("tensor", _sparsity_gap, "sft-same-style", "own"),
     "sparsity_gap_rl_rft": _seeds("tensor", _sparsity_gap, "rft", "mask"),
     "sparsity_excess_over_equal_norm_noise": _seeds("tensor", _excess_over_noise),
     "sparsity_level_of_paper_pairs": _seeds("tensor", _paper_level),
@@ -582,16 +693,23 @@ PLANTERS: dict[str, Planter] = {
     "noise_low_preference": _seeds("overlap", _overlap_of_noise, "low"),
     "noise_principal_not_low_avoidance": _seeds("overlap", _overlap_of_noise, "principal_not_low"),
     "off_principal_directions": _seeds("direction", _off_principal, log=True),
-    "principal_overlap_sft_over_rl": _seeds("overlap", _overlap_of_sft, "raw", "bf16"),
-    "principal_overlap_sft_over_rl_equal_norm": _seeds("overlap", _overlap_of_sft, "norm-matched", "bf16"),
-    "principal_overlap_sft_over_rl_fp32": _seeds("overlap", _overlap_of_sft, "raw", "fp32"),
-    "principal_energy_sft_over_rl": _seeds("direction", _energy_of_sft, "raw", "fp32", log=True),
-    "principal_energy_sft_over_rl_equal_norm": _seeds(
-        "direction", _energy_of_sft, "norm-matched", "bf16", log=True
+    "principal_overlap_sft_over_rl": _seeds("overlap", _own_overlap, False),
+    "principal_overlap_sft_over_rl_equal_steps": _seeds("overlap", _own_overlap, True),
+    "principal_overlap_sft_over_rl_equal_norm": _seeds(
+        "overlap", _overlap_of_sft, "norm-matched", "bf16", *_OWN
     ),
+    "principal_overlap_sft_over_rl_fp32": _seeds("overlap", _overlap_of_sft, "raw", "fp32", *_OWN),
+    "linear_sparsity_gap_equal_norm": _seeds("overlap", _sparsity_of_scaled, "own"),
+    "linear_sparsity_gap_equal_norm_and_rate": _seeds("overlap", _sparsity_of_scaled, "mask"),
+    **_beside_groups("principal_overlap", "overlap", _overlap_of_sft, "bf16", log=False),
+    "principal_energy_sft_over_rl": _seeds("direction", _own_energy, False, log=True),
+    "principal_energy_sft_over_rl_equal_steps": _seeds("direction", _own_energy, True, log=True),
+    "principal_energy_sft_over_rl_equal_norm": _seeds(
+        "direction", _energy_of_sft, "norm-matched", "bf16", *_OWN, log=True
+    ),
+    **_beside_groups("principal_energy", "direction", _energy_of_sft, "fp32", log=True),
     **_drifts("nss"),
     **_drifts("angle"),
-    "drift_angle_noise_over_rl": _seeds("drift", _noise_over_rl, log=True),
     "drift_spectrum_bounds_hold": _bounds("weyl", "mirsky", "ky_fan"),
     "drift_wedin_printed_holds": _bounds("wedin_printed"),
     "drift_wedin_corrected_holds": _bounds("wedin_corrected"),
@@ -626,10 +744,17 @@ PLANTERS: dict[str, Planter] = {
         for name, (table, units, plant, exact) in planted_rotation.PLANTERS.items()
     },
     **{name: Planter("curvature", 3, plant, log=True) for name, plant in planted_curvature.PLANTERS.items()},
-    "leash_of_one_step_holds": _leash_steps("step_kl", 2.0),
+    **{
+        name: Planter("steepness", len(planted_curvature.DRAWS), plant, log=True)
+        for name, plant in planted_curvature.NEUTRAL_PLANTERS.items()
+    },
     "leash_of_one_step_holds_response": _leash_steps("step_kl_response", 2.0),
     "fisher_norm_bound_holds": _leash_steps("step_norm", 3.0),
     "kl_sft_over_rl": _seeds("log", planted_leash.ratio, "sft-teacher", 2.0, log=True),
+    "kl_sft_over_rl_equal_steps": _seeds("log", planted_leash.at_common_step, log=True),
+    "kl_sft_over_rl_equal_rate": _seeds("log", planted_leash.at_mask_rate, "sft-teacher", log=True),
+    "kl_same_style_over_rl": _seeds("log", planted_leash.ratio, "sft-same-style", 2.0, log=True),
+    "kl_same_style_over_rl_equal_rate": _seeds("log", planted_leash.at_mask_rate, "sft-same-style", log=True),
     "kl_sft_over_rl_equal_norm": _seeds("log", planted_leash.ratio, "sft-teacher", 1.0, log=True),
     "kl_rft_over_rl": _seeds("log", planted_leash.ratio, "rft", 0.9, log=True),
     "kl_without_over_with_term": _seeds("log", planted_leash.without, log=True),

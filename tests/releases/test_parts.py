@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -24,18 +25,21 @@ from threegates.cli import app
 from threegates.errors import CheckpointError, RecordError
 from threegates.geometry.precision import bf16_codes, bf16_from_codes
 from threegates.jobs import kept, released
+from threegates.jobs.kinds.known import KINDS
 from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.released import FILE, run_folder_of
 from threegates.measures.agreement import measure_agreement
+from threegates.measures.by_tensor import typed
 from threegates.measures.partners import Partner
 from threegates.records.store import record_digest, write_table
+from threegates.register import CHAPTERS
 from threegates.releases.committing import check_committable
 from threegates.releases.making import release_build
-from threegates.releases.packing import KEPT, read_kept_tables, unpack
+from threegates.releases.packing import KEPT, read_kept_tables, read_release, unpack
 from threegates.releases.parts import Choice, add_part
 from threegates.releases.taking import leave_out_released
 
-MASKS, DRIFT = "stripe-masks", "spectral-drift"
+MASKS, DRIFT, CURVATURE = "stripe-masks", "spectral-drift", "curvature"
 FIRST = ("grpo-s0", "grpo-s2", "grpo-s4")
 SECOND = ("grpo-s1", "grpo-s3", "sft-s2")
 
@@ -211,6 +215,73 @@ def test_nothing_new_and_nothing_chosen_are_said(book):
     assert failure.value.found == "seed-7" and "seeds 0, 2, 4" in failure.value.expected
     assert contents(book.release) == before
     assert not list(book.lab.parent.glob(".adding*"))
+
+
+def noise_of(monkeypatch):
+    """Of the chapter on curvature a base has one record, and a run one without rows."""
+
+    def measured(kind, rows):
+        return lambda places, name, seed: {kind: typed(rows, KINDS[kind].tables[kind])}
+
+    row = {"base": "base", "function": "loss", "batch": 0, "direction": "noise", "draw": 0}
+    rows = {"curvature": [], "steepness": [{**row, "curvature": 2.0, "norm": 1.0}]}
+    for kind, own in rows.items():
+        monkeypatch.setitem(KINDS, kind, replace(KINDS[kind], measure=measured(kind, own)))
+
+
+@pytest.fixture
+def without_noise(book, project, monkeypatch):
+    """A release of a chapter that has since got jobs about its base alone; then a build of that base."""
+    write_notebook(
+        project,
+        CURVATURE,
+        f"from threegates.study import Study\nstudy = Study.open('{CURVATURE}')",
+    )
+    contents = {"root": "intro", "parts": [{"chapters": [{"file": DRIFT}, {"file": CURVATURE}]}]}
+    (project / "book" / "_toc.yml").write_text(yaml.safe_dump(contents))
+    noise_of(monkeypatch)
+    book(*FIRST)
+    manifest = read_manifest(book.lab / "manifest.yaml")
+    named = [
+        entry.model_copy(update={"chapters": [*entry.chapters, CURVATURE] if entry.base else []})
+        for entry in manifest.checkpoints
+    ]
+    write_manifest(book.lab / "manifest.yaml", manifest.model_copy(update={"checkpoints": named}))
+    with monkeypatch.context() as patch:
+        patch.setitem(CHAPTERS, CURVATURE, replace(CHAPTERS[CURVATURE], jobs=("curvature",)))
+        add_part()
+    book()
+    return book
+
+
+@pytest.mark.parametrize(("chapters", "name"), [((CURVATURE,), "2-curvature"), ((), "2-all")])
+def test_bases_alone_add_what_is_measured_of_them(without_noise, tmp_path, chapters, name):
+    book = without_noise
+    before = unpacked(read_release(book.release), tmp_path / "before")
+    made = add_part(Choice(chapters=chapters))
+    part, after = made.parts[-1], unpacked(made, tmp_path / "after")
+    assert (part["name"], part["bases"], part["subjects"]) == (name, ["base"], ["lab"])
+    assert (part["chapters"], part["seeds"]) == ([CURVATURE], [])
+    assert part["counts"] == {"checkpoints": 0, "runs": 0, "records": 1, "updates": 0}
+    (new,) = after.keys() - before.keys()
+    assert new.startswith("records/steepness/base-")
+    assert before == {place: content for place, content in after.items() if place != new}
+
+
+def test_bases_alone_are_of_no_seed_and_of_the_chosen_subject(without_noise):
+    for choice in (Choice(seeds=(1,)), Choice(subjects=("encoder",), chapters=(CURVATURE,))):
+        with pytest.raises(RecordError, match="nothing of what is to be added"):
+            add_part(choice)
+    add_part(Choice(subjects=("lab",), chapters=(CURVATURE,)))
+    with pytest.raises(RecordError, match="has all of this already"):
+        add_part(Choice(chapters=(CURVATURE,)))
+
+
+def test_beside_runs_a_base_is_no_part_of_a_chapter_that_none_of_them_has(without_noise):
+    book = without_noise
+    book("grpo-s0")
+    with pytest.raises(RecordError, match="nothing of what is to be added"):
+        add_part(Choice(chapters=(CURVATURE,)))
 
 
 def test_a_part_of_another_profile_is_refused(book):

@@ -241,6 +241,7 @@ def test_a_release_that_fails_leaves_the_last_one(trained, packed, monkeypatch):
     assert sorted(path.name for path in packed.folder.parent.iterdir()) == [packed.folder.name]
 
 
+@pytest.mark.usefixtures("without_a_kernel")
 def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from(
     trained, packed, monkeypatch
 ):
@@ -260,6 +261,7 @@ def test_the_released_book_measures_nothing_and_says_where_its_numbers_come_from
     assert values["masks-agree-across-runs.verdict"] != "not run"
 
 
+@pytest.mark.usefixtures("without_a_kernel")
 def test_a_second_build_of_the_same_has_the_same_pages(trained, packed, monkeypatch):
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
     monkeypatch.setattr(book_build, "render", lambda build, source: source)
@@ -321,6 +323,7 @@ def test_a_smaller_build_says_which_arms_only_the_released_records_have():
     assert wider_note("learning-rate", "full", "full") == "" == wider_note("errata", "mini", "full")
 
 
+@pytest.mark.usefixtures("without_a_kernel")
 def test_the_note_stands_at_the_end_of_the_page_of_a_smaller_build(trained, packed, monkeypatch):
     shutil.copytree(planted.ROOT / "benchmarks", trained / "benchmarks")
     monkeypatch.setattr(book_build, "render", lambda build, source: source)

@@ -39,16 +39,13 @@ def kept(release, tmp_path_factory):
     return Study.open("update-sparsity", manifest=manifest, records=records, measure=False)
 
 
-@pytest.fixture(scope="module")
-def trained(release, tmp_path_factory):
-    """Folder of a lab in which the sample is trained anew from the released base, and the folders by run."""
-    lab = tmp_path_factory.mktemp("anew") / "lab"
-    runs = {item.run.name: item.run for item in plan(release.profile)}
-    for name in SAMPLE:
-        base = lab / str(runs[name].base_folder)
-        if not base.is_dir():
-            shutil.copytree(release.folder / BASE, base)
-    return {name: (lab / str(runs[name].base_folder), execute(lab, runs[name])) for name in SAMPLE}
+@pytest.fixture
+def trained(name, release, tmp_path):
+    """A run that is trained anew from the released base: folders of the base and of the run."""
+    lab, run = tmp_path / "lab", next(one.run for one in plan(release.profile) if one.run.name == name)
+    base = lab / str(run.base_folder)
+    shutil.copytree(release.folder / BASE, base)
+    return base, execute(lab, run)
 
 
 def numbers(tensor: pd.DataFrame, log: pd.DataFrame) -> pd.DataFrame:
@@ -75,7 +72,7 @@ def test_the_release_is_small_and_holds_the_same_seeds_of_every_arm(release, kep
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLE)
 def test_a_run_trained_again_lies_among_the_released_ones(name, kept, trained, tmp_path):
-    base, folder = trained[name]
+    base, folder = trained
     again = Study.open(
         "update-sparsity",
         base=str(base),

@@ -22,9 +22,9 @@ from threegates.jobs.released import taken_runs
 from threegates.pages.asked import NotRun, run_page
 from threegates.pages.contents import Page
 from threegates.pages.opened import Opened
-from threegates.records.store import record_digest
-from threegates.releases.making import release_build
-from threegates.releases.taking import forget_taken, take, taken_note
+from threegates.records.store import Records, record_digest
+from threegates.releases.making import RELEASED_PROFILE, RESULTS, release_build
+from threegates.releases.taking import forget_taken, take, take_of_bases, taken_note
 from threegates.study import Study
 
 CHAPTER, PAGE = "stripe-masks", "stripe-masks-encoder"
@@ -300,3 +300,20 @@ def test_the_book_says_on_which_pages_nothing_was_trained(
     assert values["origin"].endswith(
         "trained on the spot; what concerns the encoder is from released records"
     )
+
+
+def test_records_about_bases_alone_are_taken_by_their_digests_and_others_are_measured(tmp_path):
+    """Of the repository's own release: what is known of a base needs no build to measure it again."""
+    known = json.loads((planted.ROOT / RESULTS / RELEASED_PROFILE / "provenance.json").read_text())
+    wanted = next(iter(known["steepness"].values()))
+    about_runs = next(iter(known["drift"].values()))
+    records = Records(tmp_path / "build" / "records")
+
+    def job(told, places):
+        return SimpleNamespace(digest=told["digest"], arguments={"places": dict.fromkeys(places, "")})
+
+    missing = [job(wanted, ("base",)), job(about_runs, ("base", "tuned")), job({"digest": "none"}, ("base",))]
+    take_of_bases(SimpleNamespace(missing=lambda: missing, records=records))
+    assert records.exists("steepness", wanted["job"], wanted["digest"])
+    found = [path.relative_to(records.folder).parts[0] for path in records.folder.rglob("*.parquet")]
+    assert found == ["steepness"]

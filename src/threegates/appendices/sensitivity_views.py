@@ -51,7 +51,7 @@ def moved(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 
 def rate_view(tensor: pd.DataFrame) -> pd.DataFrame:
-    """Sparsity of every finished run beside its learning rate: one row a run.
+    """Sparsity of every run beside its learning rate: one row a run.
 
     Columns: method (its name on the page), rate, learning_rate, seed, updates, sparsity, noise (sparsity of
     noise of equal norm).

@@ -61,6 +61,20 @@ class Workbench:
             shutil.copytree(source.checkpoint.folder, Path(scratch.name, name))
         return cls(scratch)
 
+    @property
+    def told(self) -> str:
+        """Whether the page's commands were run, and on what; the first thing that it says of them."""
+        if self.scratch is None:
+            return (
+                "This build has no small pair of checkpoints with their weights, so no block that begins "
+                "with `$` was run: each shows its command alone, and `make book` trains a pair to run it on. "
+                "In place of `base` and `tuned` may stand any folder"
+            )
+        return (
+            "Every block that begins with `$` was run when this page was made; a small pair of the lab, in "
+            "the folders `base` and `tuned`, stands in for yours. In their place may stand any folder"
+        )
+
     def run(self, arguments: str) -> Shown:
         """Run `threegates` with these arguments.
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from threegates.estimates.verdict_frame import controls, rules
+from threegates.estimates.verdict_frame import EFFECT, controls, rules
 from threegates.figures.style import style
 from threegates.jobs.subjects import described
 from threegates.judging.verdicts import CONTROL_COLOUR, CONTROLS, VERDICTS
@@ -18,14 +18,14 @@ _ROW = 0.285
 
 
 def forest_rows(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """The rows that the figure draws: the paper's claims on effects that have an interval, with controls.
+    """The rows that the figure draws: claims on effects, the paper's or read from it, with an interval.
 
     Columns: claim, about, label (title and subject), verdict, kind, value, low, high, the tolerance
     (at_least, or lower and upper), neutral, scale ("log" of ratios), row (its place within its panel). Of a
     ratio what is not above zero is raised to half of the smallest that is.
     """
     known = verdicts[verdicts["low"].notna() & verdicts["neutral"].notna()]
-    known = _ratios_apart(known[known["made_by"] == "paper"])
+    known = _ratios_apart(known[(known["made_by"] != "us") & (known["nature"] == EFFECT)])
     own = rules(known)
     sampled = own[own["error"] != 0]
     order = {verdict: number for number, verdict in enumerate(VERDICTS)}

@@ -1,21 +1,21 @@
 """The verdicts' page: every claim in one table, plain enough to be read without JavaScript.
 
-Claims that are judged on several subjects stand in a smaller table before it, one row a claim, one column a
-subject: what holds as trained, what at matched norm or rate, and what storage alone would give.
+Effects come first, and they alone are counted; identities, theorems and what holds by choice stand apart.
+Claims that are judged on several subjects stand in a smaller table besides, one row a claim, one column a
+subject: what holds as trained, and what with size, data or rate held fixed, or beside what storage gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from html import escape
 
 import pandas as pd
 
-from threegates.estimates.verdict_frame import controls, is_rule, rule_of, rules
+from threegates.estimates.verdict_frame import EFFECT, controls, is_rule, rule_of, rules
 from threegates.figures.numbers import interval, number
-from threegates.jobs.subjects import COMPUTED, described
+from threegates.jobs.subjects import described
 from threegates.judging.cards import VerdictCards
-from threegates.judging.verdicts import CONTROLS, OPEN, VERDICTS, holding
+from threegates.judging.verdicts import CONTROLS, MAKERS, OPEN, VERDICTS, holding
 
 _HEAD = ("claim", "verdict", "ours", "decisive null or control", "how sure", "see")
 _BY_SUBJECT = ["claim", "about"]
@@ -43,52 +43,92 @@ def verdict_page(verdicts: pd.DataFrame, figure: str = "") -> str:
     """
     order = {claim: number for number, claim in enumerate(dict.fromkeys(verdicts["claim"]))}
     ordered = verdicts.sort_values("claim", key=lambda claims: claims.map(order), kind="stable")
-    rows = "\n".join(_row(group) for _, group in ordered.groupby(_BY_SUBJECT, sort=False))
+    effects = ordered["nature"] == EFFECT
     return (
         "# Verdicts\n\n"
         + _summary(ordered)
         + figure
-        + "\n## Every claim\n\n"
+        + "\n## Every effect\n\n"
         + _EXPLAINED
-        + _table("All verdicts", "tg-verdicts", _HEAD, rows)
+        + _claims_table("All verdicts on effects", ordered[effects])
         + "\n"
+        + _apart(ordered[~effects])
         + _subjects_section(ordered)
         + _without_page(ordered)
+    )
+
+
+def _claims_table(label: str, verdicts: pd.DataFrame) -> str:
+    rows = "\n".join(_row(group) for _, group in verdicts.groupby(_BY_SUBJECT, sort=False))
+    return _table(label, "tg-verdicts", _HEAD, rows)
+
+
+def _apart(verdicts: pd.DataFrame) -> str:
+    """What is no effect of training: its own table, and no count."""
+    if verdicts.empty:
+        return ""
+    return (
+        "## Premises, arithmetic, theorems, what holds by choice, and what noise does\n\n"
+        "These are not counted above. A premise is of the base alone and knows of no run. An identity or\n"
+        "a theorem holds or does not, whatever was trained, and\n"
+        "a theorem whose assumption is not met says nothing. What holds by choice follows from a learning\n"
+        "rate or a number of steps that was chosen here, and would turn round at another. What rounded\n"
+        "noise does where nothing is trained is a null of the effects, and none of them.\n\n"
+        + _claims_table("Verdicts on premises, arithmetic, theorems, choices and noise", verdicts)
+        + "\n"
     )
 
 
 def _summary(verdicts: pd.DataFrame) -> str:
     """How many claims, the paper's and ours, got which verdict."""
     judged = rules(verdicts)
-    open_ = judged["verdict"].isin(OPEN)
-    counts = judged["verdict"].value_counts()
-    rest = " and ".join(f"{counts[name]} {name}" for name in OPEN if name in counts)
+    effects = judged[judged["nature"] == EFFECT]
+    # A claim can be undecided for want of a number, and such a verdict rests on none.
+    said = effects[~effects["verdict"].isin(OPEN) & effects["low"].notna()]
+    without = int((~effects["verdict"].isin(OPEN) & effects["low"].isna()).sum())
+    counts = effects["verdict"].value_counts()
+    others = [f"{counts[name]} {name}" for name in OPEN if name in counts]
+    rest = " and ".join([*([f"{without} are judged without an interval"] if without else []), *others])
     told = [
-        f"Of the {len(own)} on {whose}: {_counted(own)}."
-        for whose, chosen in _KINDS.items()
-        if len(own := judged[~open_ & chosen(judged)])
+        f"Of the {len(own)} on {maker.claims}: {_counted(own)}."
+        for made_by, maker in MAKERS.items()
+        if len(own := said[said["made_by"] == made_by])
     ]
-    late = judged.loc[judged["changed"] != "", "claim"].nunique()
     return (
-        f"The register holds {judged['claim'].nunique()} claims, each judged on its subjects by one rule "
-        "that was fixed beforehand"
-        + (f" ({late} changed later, marked as such, with the reason)" if late else "")
-        + f": {int((~open_).sum())} verdicts on numbers"
+        f"The register holds {judged['claim'].nunique()} claims, {effects['claim'].nunique()} of them on "
+        "effects of training, each judged on its subjects by one rule. "
+        + _known_before(judged)
+        + (f"{len(said)} verdicts on effects rest" if len(said) != 1 else "1 verdict on effects rests")
+        + " on numbers"
         + (f", {rest}" if rest else "")
-        + f". {' '.join(told)}\n\n"
+        + f". {' '.join(told)}{_after_holm(said)}\n\n"
     )
 
 
-#: Whose claims a summary tells apart, and what they are about: those computed need no trained model.
-_KINDS: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
-    "claims of the paper, on trained models": lambda rows: (
-        (rows["made_by"] == "paper") & (rows["about"] != COMPUTED)
-    ),
-    "the paper's arithmetic and theorems, computed": lambda rows: (
-        (rows["made_by"] == "paper") & (rows["about"] == COMPUTED)
-    ),
-    "our own controls and corrections": lambda rows: rows["made_by"] != "paper",
-}
+def _known_before(judged: pd.DataFrame) -> str:
+    """Of how many claims something was known when their rule was written, or was changed."""
+    claims = judged.drop_duplicates("claim")
+    late = claims["informed_by_prototype"].astype(bool) | (claims["changed"] != "")
+    if not late.any():
+        return "All rules were fixed before any outcome was known. "
+    return (
+        f"Of {int(late.sum())} of them the outcome was known, from a prototype or an earlier build, when the "
+        "rule was written, or the rule was changed since; each says so, with the reason. "
+    )
+
+
+def _after_holm(said: pd.DataFrame) -> str:
+    """How many of each maker's reproduced effects stand when all rules are adjusted for together."""
+    shown = said[said["verdict"].isin([word for word, kind in VERDICTS.items() if kind.supports])]
+    if "holds_holm" not in shown or shown["holds_holm"].dropna().empty:
+        return ""
+    tested = shown.dropna(subset="holds_holm")
+    told = [
+        f"{int(own['holds_holm'].astype(bool).sum())} of {len(own)} ({maker.name})"
+        for made_by, maker in MAKERS.items()
+        if len(own := tested[tested["made_by"] == made_by])
+    ]
+    return f" After Holm's adjustment for all of them there stand, of the reproduced ones, {', '.join(told)}."
 
 
 def _counted(judged: pd.DataFrame) -> str:
@@ -135,8 +175,8 @@ def _subjects_section(verdicts: pd.DataFrame) -> str:
     titles = tuple(subject_title(name) for name in subjects)
     return (
         "## What holds on which subject\n\n"
-        "A claim as trained, with its verdict; below it the same under every control: *matched* in norm\n"
-        "or learning rate, or *beyond storage*, which asks for more than rounding to bf16 gives any update.\n"
+        "A claim as trained, with its verdict; below it the same under every control, with what that holds\n"
+        "fixed: size, data or learning rate; *beyond storage* asks for more than rounding gives any update.\n"
         "A rule holds where the whole interval over seeds meets it.\n\n"
         + _table("Verdicts by subject", "tg-subjects", ("claim and controls", *titles), "\n".join(lines))
         + "\n"
@@ -183,10 +223,10 @@ def _card(rule: pd.Series) -> str:
 def _row(group: pd.DataFrame) -> str:
     rule = rule_of(group)
     facts = {"verdict": rule["verdict"], "subject": subject_title(rule["about"]), "chapter": rule["chapter"]}
-    facts["by"] = "the paper" if rule["made_by"] == "paper" else "this study"
+    maker = MAKERS[rule["made_by"]]
+    facts["by"] = maker.name
     data = "".join(f' data-{name}="{escape(str(value), quote=True)}"' for name, value in facts.items())
-    whose = "" if rule["made_by"] == "paper" else "claim of this study · "
-    place = f"{whose}{escape(rule['place'])} · {escape(facts['subject'])}{_known(rule)}"
+    place = f"{maker.row}{escape(rule['place'])} · {escape(facts['subject'])}{_known(rule)}"
     kind = VERDICTS[rule["verdict"]]
     cells = (
         f'<a href="{_card(rule)}"><strong>{escape(rule["title"])}</strong></a><br>'
@@ -212,20 +252,23 @@ def _ours(row: pd.Series) -> str:
 
 
 def _short(rule: str) -> str:
-    return escape(rule.replace("whole interval at or above", "≥").replace("whole interval ", ""))
+    short = rule.replace("whole interval at or above", "≥").replace("whole interval at or below", "≤")
+    return escape(short.replace("whole interval ", ""))
 
 
 def _decisive(named: pd.DataFrame) -> str:
-    """Of a claim's controls the one that fails, else the one that comes nearest to its tolerance."""
+    """Of a claim's controls the one that names its verdict, else one that fails, else the nearest to it."""
     known = named[named["value"].notna()]
     if named.empty:
         return "none named"
     if known.empty:
         return holding(None)
     failed = known[known["holds"] == False]  # noqa: E712
+    explain = known[known["names"]]
     margin = (known["low"] - known["at_least"]) / known["at_least"].abs().clip(lower=1e-12)
-    row = failed.iloc[0] if len(failed) else known.iloc[int(margin.fillna(0).to_numpy().argmin())]
-    state = holding(not len(failed))
+    nearest = known.iloc[int(margin.fillna(0).to_numpy().argmin())]
+    row = explain.iloc[0] if len(explain) else failed.iloc[0] if len(failed) else nearest
+    state = holding(row["holds"])
     held = f"{int((known['holds'] == True).sum())} of {len(named)}"  # noqa: E712
     found = f"{number(row['value'])} {interval(row['low'], row['high'])}, {state}"
     return f"{CONTROLS[row['kind']].short}: {found}<br><small>{escape(row['says'])}; {held} hold</small>"

@@ -20,8 +20,9 @@ from threegates.errors import CheckpointError
 from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.sources import PAPER
 from threegates.jobs.subjects import taken_by
+from threegates.lab.plans.profiles import PROFILES
 from threegates.pages.asked import NotRun, run_page
-from threegates.pages.opened import Opened, open_book
+from threegates.pages.opened import PAGES, Opened, open_book
 from threegates.pages.runner import NotebookRun
 from threegates.pages.syntax import parse_package
 from threegates.records.places import Places
@@ -30,7 +31,8 @@ from threegates.records.provenance import (
     tracked_manifest,
 )
 from threegates.releases.making import unpacked
-from threegates.releases.taking import take
+from threegates.releases.taking import take, take_of_bases
+from threegates.workers import one_thread
 
 #: The profile that trains and measures nothing, and its folder below the build's.
 RELEASED = "released"
@@ -64,8 +66,9 @@ def build_book(profile: str, build: Path, workers: int = 2, measure: bool = True
 
 
 def _places(profile: str, build: Path) -> Places:
-    """A build's own folder, and the paper's own checkpoints where those are the profile's."""
-    places = replace(Places.here(), build=build.absolute())
+    """A build's own folder and draws, and the paper's own checkpoints where those are the profile's."""
+    most_draws = PROFILES[profile].most_draws if profile in PROFILES else None
+    places = replace(Places.here(), build=build.absolute(), most_draws=most_draws)
     return replace(places, manifest=tracked_manifest()) if profile == PAPER else places
 
 
@@ -96,9 +99,10 @@ def _run_all(pages: Sequence[Opened], workers: int) -> Runs:
     # Digests of code are wanted in every thread below.
     parse_package()
     futures: dict[Opened, Future[NotebookRun | NotRun]] = {}
-    with ThreadPoolExecutor(workers) as pool:
+    # Computed claims are judged in this process, beside kernels and workers that keep the cores busy.
+    with one_thread(), ThreadPoolExecutor(workers) as pool:
         try:
-            for page in pages:
+            for page in in_running_order(pages):
                 # What has failed ends the build before more is measured.
                 _ = [future.result() for future in futures.values() if future.done()]
                 if page.measure:
@@ -106,10 +110,26 @@ def _run_all(pages: Sequence[Opened], workers: int) -> Runs:
                 futures[page] = pool.submit(_run, page)
             # The first to fail tells why; others may only have waited for it.
             _ = [future.result() for future in as_completed(futures.values())]
-            return {page: future.result() for page, future in futures.items()}
+            return {page: futures[page].result() for page in pages}
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def in_running_order(pages: Sequence[Opened]) -> list[Opened]:
+    """Pages in the book's order, but one that looks at a few others right after the last of them.
+
+    Late in the book it would run when there is little left to measure beside it.
+    """
+    places = {page.name: number for number, page in enumerate(pages)}
+
+    def place(page: Opened) -> tuple[int, bool]:
+        others = page.values[PAGES] if page.looks_at_pages else ()
+        assert isinstance(others, Sequence)
+        last = max((places[name] for name in others if name in places), default=None)
+        return (places[page.name], False) if last is None else (last, True)
+
+    return sorted(pages, key=place)
 
 
 def _measure(page: Opened, workers: int) -> None:
@@ -117,6 +137,7 @@ def _measure(page: Opened, workers: int) -> None:
     started = time.monotonic()
     with suppress(CheckpointError, MissingRecordError):
         for study in page.studies:
+            take_of_bases(study)
             study.ensure(workers)
     if (seconds := time.monotonic() - started) >= TOLD_SECONDS:
         say(f"{page.name} measured ({seconds:.0f} s)")

@@ -19,7 +19,7 @@ from threegates.jobs.subjects import LAB
 
 _CLAIM = ["about", "claim"]
 _NUMBER = [*_CLAIM, "kind", "estimate"]
-_RULE = ("rule", "neutral", "contradicted_below")
+_RULE = ("rule", "neutral", "contrary")
 _NUMBERS = ("value", "low", "high", "error")
 
 

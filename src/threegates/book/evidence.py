@@ -14,7 +14,7 @@ from threegates.atomic import write_text
 from threegates.estimates.verdict_frame import controls, rule_of
 
 _CLAIM = (
-    *("title", "place", "says", "made_by", "informed_by_prototype", "measure", "changed"),
+    *("title", "place", "says", "made_by", "nature", "informed_by_prototype", "measure", "changed"),
     *("chapter", "page", "figure", "free", "needs", "awaits"),
 )
 _NUMBERS = (
@@ -32,7 +32,7 @@ _NUMBERS = (
         "lower",
         "upper",
     ),
-    *("contradicted_below", "neutral", "holds", "missing"),
+    *("contrary", "neutral", "holds", "missing"),
 )
 _SURE = ("cells", "cells_same", "p", "p_holm", "holds_holm", "detectable")
 

@@ -18,6 +18,7 @@ from threegates.atomic import write_json
 from threegates.estimates.verdict_frame import is_rule
 from threegates.figures.numbers import interval, number
 from threegates.jobs.subjects import LAB
+from threegates.judging.verdicts import Judgement
 
 if TYPE_CHECKING:
     from docutils.parsers.rst.states import Inliner
@@ -29,19 +30,31 @@ FILE = "_values.json"
 def verdict_values(verdicts: pd.DataFrame) -> dict[str, str]:
     """Values of each claim: ``<claim>.verdict``, and ``.value``, ``.interval``, ``.n`` of rule and controls.
 
-    Controls are named by their estimate: ``<claim>.<estimate>.value``. Of a subject that is not the lab every
-    key begins with its name: ``encoder.<claim>.verdict``.
+    ``<claim>.undone`` is what undoes it, behind a colon: the control that names the verdict, with its number;
+    of one that is reproduced, that it is not so after Holm's adjustment; else nothing. Controls are named by
+    their estimate: ``<claim>.<estimate>.value``. Of a subject that is not the lab every key begins with its
+    name: ``encoder.<claim>.verdict``.
     """
     values: dict[str, str] = {}
     for row in verdicts.to_dict("records"):
         claim = row["claim"] if row.get("about", LAB) == LAB else f"{row['about']}.{row['claim']}"
         if is_rule(row):
             values[f"{claim}.verdict"] = row["verdict"]
+            values[f"{claim}.undone"] = _after_holm(row)
+        elif row["names"]:
+            told = f": {row['says']} is {number(row['value'])} {interval(row['low'], row['high'])}"
+            values[f"{claim}.undone"] = told
         place = claim if is_rule(row) else f"{claim}.{row['estimate']}"
         values[f"{place}.value"] = number(row["value"])
         values[f"{place}.interval"] = interval(row["low"], row["high"])
         values[f"{place}.n"] = f"{row['n']} {row['unit']}"
     return values
+
+
+def _after_holm(row: Mapping) -> str:
+    """What Holm's adjustment for all rules of a build undoes, where it is known."""
+    lost = row["verdict"] == Judgement.reproduced and row.get("holds_holm") is False
+    return " (not after Holm's adjustment for all rules)" if lost else ""
 
 
 def rate_values(passes: pd.DataFrame, gains: pd.DataFrame) -> dict[str, str]:

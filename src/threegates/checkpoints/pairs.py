@@ -11,26 +11,33 @@ import torch
 from torch import Tensor
 
 from threegates.checkpoints.formats.headers import TensorInfo
-from threegates.checkpoints.formats.roles import role
+from threegates.checkpoints.formats.roles import layer
+from threegates.checkpoints.offences import refuse_strangers
+from threegates.checkpoints.quantised import COMPARABLE, is_scale
 from threegates.checkpoints.rounding import round_to_bf16
 from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.errors import PairError
+from threegates.errors import NotFiniteError, PairError
 
-COMPARABLE = ("BF16", "F16", "F32", "F64")
-LISTED = 10
 #: Entries of a tensor that are held at a time where not all of it has to be. Fixed, not fitted to a machine,
 #: so that sums over blocks are the same everywhere; a tensor of no more entries is one block.
 BLOCK = 1 << 20
 
 
 class Status(StrEnum):
-    """How a tensor enters the comparison; only `compared` tensors have a mask."""
+    """How a tensor enters the comparison; only `compared` tensors have a mask.
+
+    `empty` is a tensor that one side stores without entries, as a shard that was never gathered.
+    `not_finite` is told by values, which headers do not know: no row of `align` has it.
+    """
 
     compared = "compared"
     only_in_base = "only-in-base"
     only_in_tuned = "only-in-tuned"
     resized = "resized"
+    not_a_float = "not-a-float"
+    empty = "empty"
+    not_finite = "not-finite"
 
 
 @dataclass(frozen=True)
@@ -79,75 +86,67 @@ class PairRows:
 
 
 def align(base: Checkpoint, tuned: Checkpoint) -> list[AlignedTensor]:
-    """Every tensor that either side stores, sorted by name.
+    """Every tensor that either side stores, sorted by name, each with its status.
 
-    A tied head is its embedding, so it is no tensor of its own. A head or embedding that one side lacks, or
-    whose vocabulary was resized, keeps a row with its status; every other difference raises PairError.
+    Compared is what both sides hold in one shape, as floats. A tied head is its embedding: no tensor of its
+    own where both sides tie it, and compared with the other side's head where that stores one.
+
+    Raises
+    ------
+    PairError : as in `refuse_strangers`, of the matrices of the smaller side less than half can be compared.
     """
-    left, right = _own(base), _own(tuned)
-    rows, offenders = [], []
-    for name in sorted(left.keys() | right.keys()):
-        row, offence = _align_one(name, left.get(name), right.get(name))
-        rows.append(row)
-        offenders += [offence] if offence else []
-    if offenders:
-        raise _misaligned(base, tuned, offenders)
+    left, right = _own(base, tuned), _own(tuned, base)
+    rows = [_aligned(name, left.get(name), right.get(name)) for name in sorted(left.keys() | right.keys())]
+    refuse_strangers(base, tuned, [row for row in rows if row.status is not Status.compared], _shares(rows))
     return rows
 
 
-def _own(checkpoint: Checkpoint) -> dict[str, TensorInfo]:
-    return {name: info for name, info in checkpoint.infos.items() if info.alias_of is None}
+def _own(checkpoint: Checkpoint, other: Checkpoint) -> dict[str, TensorInfo]:
+    """Tensors that a checkpoint stores, and aliases of those that the other one stores by that name."""
+    stored = {name for name, info in other.infos.items() if info.alias_of is None}
+    return {name: info for name, info in checkpoint.infos.items() if info.alias_of is None or name in stored}
 
 
-def _align_one(
-    name: str, base: TensorInfo | None, tuned: TensorInfo | None
-) -> tuple[AlignedTensor, str | None]:
-    status, offence = _judge(name, base, tuned)
+def _aligned(name: str, base: TensorInfo | None, tuned: TensorInfo | None) -> AlignedTensor:
     shapes = [info.shape if info else None for info in (base, tuned)]
     dtypes = [info.dtype if info else None for info in (base, tuned)]
-    return AlignedTensor(name, status, shapes[0], shapes[1], dtypes[0], dtypes[1]), offence
+    return AlignedTensor(name, _status(base, tuned), shapes[0], shapes[1], dtypes[0], dtypes[1])
 
 
-def _judge(name: str, base: TensorInfo | None, tuned: TensorInfo | None) -> tuple[Status, str | None]:
-    present = base or tuned
-    assert present is not None
-    vocabulary = role(name, present.shape) in ("embedding", "head")
-    if base is None or tuned is None:
-        status, side = (Status.only_in_base, "tuned") if tuned is None else (Status.only_in_tuned, "base")
-        return status, None if vocabulary else f"{name}: missing in {side}"
-    if base.shape != tuned.shape:
-        resized = vocabulary and base.shape[1:] == tuned.shape[1:]
-        shapes = f"shape {list(base.shape)} in base, {list(tuned.shape)} in tuned"
-        return Status.resized, None if resized else f"{name}: {shapes}"
-    if base.dtype not in COMPARABLE or tuned.dtype not in COMPARABLE:
-        return Status.compared, f"{name}: stored as {base.dtype} in base, {tuned.dtype} in tuned"
-    return Status.compared, None
+def _status(base: TensorInfo | None, tuned: TensorInfo | None) -> Status:
+    if tuned is None:
+        return Status.only_in_base
+    if base is None:
+        return Status.only_in_tuned
+    if not {base.dtype, tuned.dtype} <= set(COMPARABLE):
+        return Status.not_a_float
+    if base.shape == tuned.shape:
+        return Status.compared
+    return Status.empty if 0 in (base.size, tuned.size) else Status.resized
 
 
-def _misaligned(base: Checkpoint, tuned: Checkpoint, offenders: list[str]) -> PairError:
-    kinds = {
-        side: checkpoint.config.get("model_type") for side, checkpoint in (("base", base), ("tuned", tuned))
-    }
-    remedy = (
-        "check that the tuned model was trained from this base; nothing is compared until all tensors match"
-    )
-    if kinds["base"] != kinds["tuned"]:
-        remedy = f"the models are of two kinds ({kinds['base']} and {kinds['tuned']}); " + remedy
-    if any(": stored as " in offence for offence in offenders):
-        remedy = "take the unquantised checkpoints; " + remedy
-    return PairError(
-        f"{len(offenders)} tensor{'s' * (len(offenders) > 1)} of the pair cannot be compared",
-        where=f"base {base.folder}, tuned {tuned.folder}",
-        expected=f"equal names and shapes, stored as {', '.join(COMPARABLE)}",
-        found=_listed(offenders),
-        remedy=remedy,
-    )
+def _shares(rows: Iterable[AlignedTensor]) -> tuple[int, int]:
+    """How many matrices are compared, and how many the smaller side has; of tensors, where neither has any.
+
+    An array of more dimensions counts as one matrix. None are what a quantised weight is packed into, and an
+    embedding or head whose vocabulary alone has another size.
+    """
+    rows = [row for row in rows if not (is_scale(row.name) or _is_padded(row))]
+    shapes = [[shape for shape in (row.shape_base, row.shape_tuned) if shape is not None] for row in rows]
+    kept = [row for row, known in zip(rows, shapes, strict=True) if max(map(len, known)) > 1] or rows
+    sides = [sum(one is not None for one in side) for side in zip(*map(_shapes, kept), strict=True)]
+    return sum(row.status is Status.compared for row in kept), min(sides, default=0)
 
 
-def _listed(offenders: Iterable[str]) -> str:
-    offenders = list(offenders)
-    rest = [f"and {len(offenders) - LISTED} more"] if len(offenders) > LISTED else []
-    return "".join(f"\n    {line}" for line in offenders[:LISTED] + rest)
+def _is_padded(row: AlignedTensor) -> bool:
+    """Whether only the number of rows differs of a matrix outside blocks, as where tokens were added."""
+    base, tuned = _shapes(row)
+    outside = row.status is Status.resized and layer(row.name) is None
+    return outside and base is not None and tuned is not None and base[1:] == tuned[1:]
+
+
+def _shapes(row: AlignedTensor) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+    return row.shape_base, row.shape_tuned
 
 
 def load_pair(base: Checkpoint, tuned: Checkpoint, name: str) -> TensorPair:
@@ -204,8 +203,14 @@ def load_finite(checkpoint: Checkpoint, name: str, side: str) -> tuple[Tensor, T
 
 
 def check_finite(checkpoint: Checkpoint, name: str, side: str) -> None:
-    """Raise PairError as `load_finite` does, but hold a block of the tensor at a time."""
-    for start, stop in row_ranges(_comparable(checkpoint, name, side).shape):
+    """Raise NotFiniteError as `load_finite` does, but hold a block of the tensor at a time.
+
+    Whole numbers and quantised codes have nothing that could be infinite.
+    """
+    info = checkpoint.info(name)
+    if info.dtype not in COMPARABLE:
+        return
+    for start, stop in row_ranges(info.shape):
         _finite(checkpoint, name, side, _rows_of(checkpoint, name, start, stop))
 
 
@@ -265,7 +270,7 @@ def _is_finite(x: Tensor) -> bool:
     return not x.numel() or all(bool(extreme.isfinite()) for extreme in torch.aminmax(x))
 
 
-def _not_finite(checkpoint: Checkpoint, name: str, side: str) -> PairError:
+def _not_finite(checkpoint: Checkpoint, name: str, side: str) -> NotFiniteError:
     """What is wrong with a tensor that is known to hold such values: how many, and the first."""
     info, count = checkpoint.info(name), 0
     index: list[int] = []
@@ -278,11 +283,18 @@ def _not_finite(checkpoint: Checkpoint, name: str, side: str) -> PairError:
             first = bad.nonzero()[0].tolist()
             index, value = [start + first[0], *first[1:]] if first else [], stored[tuple(first)]
         count += here
-    kind = "values too large for bfloat16" if value.isfinite() else "values that are not finite"
-    return PairError(
+    finite = bool(value.isfinite())
+    kind = "values too large for bfloat16" if finite else "values that are not finite"
+    what = "beyond bfloat16" if finite else "not finite"
+    remedy = (
+        "such weights need float32: what is stored in bfloat16 of this tensor would be infinite"
+        if finite
+        else "download the file again; if its sha256 is right, training or upload left these values"
+    )
+    return NotFiniteError(
         f"tensor '{name}' of the {side} has {kind}",
         where=f"{info.file}, tensor '{name}'",
         expected=f"{info.size} finite values",
-        found=f"{count} of them not finite, the first {value.item()} at index {index}",
-        remedy="download the file again; if its sha256 is right, the upload is damaged: leave the pair out",
+        found=f"{count} of them {what}, the first {value.item()} at index {index}",
+        remedy=remedy,
     )

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from threegates.checkpoints.formats.roles import layer, role
 from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged
 from threegates.checkpoints.hub.repository import COMMIT
+from threegates.checkpoints.matched import Rule, is_rule, matched, rules_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import (
     ROLES,
@@ -38,6 +39,7 @@ class Place:
     repo, revision : ORG/REPO and the 40 digits of a commit.
     layers, matrices : numbers of blocks, roles of tensors; None takes all of them.
     device : where tensors come to lie, such as cuda:0.
+    rules : how names are brought together with the other side's, as in `threegates.checkpoints.matched`.
     """
 
     folder: str = ""
@@ -46,6 +48,7 @@ class Place:
     layers: tuple[int, ...] | None = None
     matrices: tuple[str, ...] | None = None
     device: str = "cpu"
+    rules: tuple[Rule, ...] = ()
 
     def __post_init__(self) -> None:
         whole = bool(self.folder) != bool(self.repo) and bool(self.repo) == bool(self.revision)
@@ -76,6 +79,7 @@ class Place:
             told = json.loads(text)
             for name in ("layers", "matrices"):
                 told |= {name: tuple(told[name])} if told.get(name) is not None else {}
+            told |= {"rules": tuple(map(tuple, told["rules"]))} if told.get("rules") else {}
             place = cls(**told)
         except (ValueError, TypeError) as error:
             raise _unreadable(text, error) from None
@@ -88,15 +92,19 @@ class Place:
 
         Raises
         ------
-        CheckpointError : it is not there, damaged or unsafe; or it has no such layers, roles or device.
+        CheckpointError : it is not there, damaged or unsafe; or it has no such layers, roles or device, or
+            its rules do not fit it.
         """
         raw = open_ranged(self.repo, self.revision) if self.repo else Checkpoint.open(self.folder)
-        return on_device(chosen(canonical(raw), self.layers, self.matrices), self.device)
+        named = matched(canonical(raw), self.rules)
+        return on_device(chosen(named, self.layers, self.matrices), self.device)
 
     def _is_typed(self) -> bool:
         texts = (self.folder, self.repo, self.revision, self.device, *(self.matrices or ()))
-        return all(type(text) is str for text in texts) and all(
-            type(number) is int for number in self.layers or ()
+        return (
+            all(type(text) is str for text in texts)
+            and all(type(number) is int for number in self.layers or ())
+            and all(is_rule(rule) for rule in self.rules)
         )
 
 
@@ -121,8 +129,8 @@ def place_of(checkpoint: Checkpoint) -> Place:
     layers, matrices = _selection(checkpoint, named, choices)
     raw = named.inner if isinstance(named, CanonicalView) else named
     if isinstance(raw, RangedCheckpoint):
-        return Place("", raw.repo, str(raw.revision), layers, matrices, device)
-    return Place(str(raw.folder.absolute()), "", "", layers, matrices, device)
+        return Place("", raw.repo, str(raw.revision), layers, matrices, device, rules_of(named))
+    return Place(str(raw.folder.absolute()), "", "", layers, matrices, device, rules_of(named))
 
 
 def _selection(part: Checkpoint, whole: Checkpoint, told: Sequence[Choice]) -> Choice:

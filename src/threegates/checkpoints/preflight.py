@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from threegates.checkpoints.formats.headers import BITS, TensorInfo
-from threegates.checkpoints.formats.roles import layer, role
+from threegates.checkpoints.formats.roles import block, is_matrix, role
+from threegates.checkpoints.notes import pair_notes
 from threegates.checkpoints.pairs import AlignedTensor, Status, align
+from threegates.checkpoints.quantised import quantised
 from threegates.checkpoints.tensors import EMBEDDING, HEAD, Checkpoint
 from threegates.errors import PairError
 
@@ -75,8 +77,12 @@ class Findings:
 
     @property
     def matrices(self) -> list[AlignedTensor]:
-        """Those of them that have spectra: matrices in blocks."""
-        return [row for row in self.compared if layer(row.name) is not None and len(shape_of(row)) == 2]
+        """Those of them that have spectra: matrices with entries in blocks, of whatever stack."""
+        return [
+            row
+            for row in self.compared
+            if block(row.name) and is_matrix(row.name, shape_of(row)) and math.prod(shape_of(row))
+        ]
 
 
 def shape_of(row: AlignedTensor) -> tuple[int, ...]:
@@ -100,7 +106,7 @@ def side(checkpoint: Checkpoint, here: bool) -> Side:
         parameters=sum(info.size for info in own),
         dtypes=dict(sorted(dtypes.items())),
         files=len({info.file for info in own}),
-        blocks=len({number for info in own if (number := layer(info.name)) is not None}),
+        blocks=len({found for info in own if (found := block(info.name)) is not None}),
         experts=next((int(config[key]) for key in _EXPERTS if config.get(key)), 0),
         head=_head(checkpoint),
         vocabulary=(_embedding_rows(own), config.get("vocab_size")),
@@ -126,7 +132,7 @@ def look_at(base: Checkpoint, tuned: Checkpoint, here: tuple[bool, bool], whole:
     )
     if aligned and not found.compared:
         problems.append(Problem("no tensor of the choice is in both checkpoints", "choose other tensors"))
-    found.notes.extend(_notes(*sides, aligned))
+    found.notes.extend([*pair_notes(base, tuned), *_notes(*sides, aligned)])
     return found
 
 
@@ -156,12 +162,9 @@ def _aligned(base: Checkpoint, tuned: Checkpoint) -> tuple[list[AlignedTensor], 
 
 
 def _quantised(checkpoint: Checkpoint) -> list[Problem]:
-    config = checkpoint.config.get("quantization_config")
-    if not config:
-        return []
-    method = config.get("quant_method", "unknown") if isinstance(config, dict) else "unknown"
-    what = f"{checkpoint.folder.name} is quantised ({method}), so that its weights are not those of training"
-    return [Problem(what, "take the unquantised checkpoint")]
+    told = quantised(checkpoint.config, checkpoint.infos.values())
+    what = f"{checkpoint.folder.name} is quantised ({told}), so that its weights are not those of training"
+    return [Problem(what, "take the unquantised checkpoint")] if told else []
 
 
 def _text_config(checkpoint: Checkpoint) -> dict:

@@ -6,13 +6,14 @@ import hashlib
 import mmap
 import os
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from threegates.checkpoints.beside import INDEX, SINGLE, beside, found_instead, whole_shards
 from threegates.checkpoints.formats.headers import GET_AGAIN, TensorInfo, read_header, read_json
 from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.rounding import round_to_bf16
@@ -20,8 +21,6 @@ from threegates.errors import CheckpointError
 
 __all__ = ["Checkpoint", "TensorInfo"]
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 # In the place of weights: what a release keeps of a checkpoint.
 WITHOUT_WEIGHTS = "without_weights.json"
 HEAD, EMBEDDING = "lm_head.weight", "embed_tokens.weight"
@@ -60,6 +59,8 @@ class Checkpoint:
 
     Of a checkpoint that was released without its weights, `kept_digest` is the digest that it had; config and
     headers are there, and no tensor can be read.
+
+    `notes` say what else lies in the folder that one may take for the model.
     """
 
     folder: Path
@@ -67,6 +68,7 @@ class Checkpoint:
     infos: dict[str, TensorInfo]
     revision: str | None = None
     kept_digest: str | None = None
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @classmethod
     def open(cls, folder: str | os.PathLike) -> Checkpoint:
@@ -83,7 +85,8 @@ class Checkpoint:
             return _read_released(folder)
         infos = _read_tensors(folder)
         config = _read_config(folder)
-        return cls(folder, config, dict(sorted(_with_tied_head(config, infos).items())))
+        notes = (*_stale_index(folder, infos), *beside(folder, {info.file for info in infos.values()}))
+        return cls(folder, config, dict(sorted(_with_tied_head(config, infos).items())), notes=notes)
 
     def info(self, name: str) -> TensorInfo:
         """What the header says of a tensor."""
@@ -193,20 +196,54 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _read_tensors(folder: Path) -> dict[str, TensorInfo]:
-    if (folder / INDEX).is_file():
+    if (folder / INDEX).is_file() and not _is_stale(folder):
         return _read_sharded(folder)
     if (folder / SINGLE).is_file():
         return read_header(folder / SINGLE)
+    if shards := whole_shards(path.name for path in folder.iterdir()):
+        return _read_unindexed(folder, shards)
     found = {name: why for name, why in REFUSED.items() if any(folder.glob(name))}
     names = sorted(path.name for pattern in found for path in folder.glob(pattern))
+    others, remedies = found_instead(folder)
+    remedies = [*(f"{name} is {why}" for name, why in found.items()), *remedies]
     raise CheckpointError(
         "the checkpoint has no safetensors weights",
         where=folder,
         expected=f"{SINGLE} or {INDEX}",
-        found=", ".join(names[:5]) or "neither",
-        remedy="; ".join(f"{name} is {why}" for name, why in found.items())
+        found=", ".join([*names[:5], *others[:5]]) or "neither",
+        remedy="; ".join(remedies)
         or "give the folder that save_pretrained or `hf download` made, with all its files",
     )
+
+
+def _is_stale(folder: Path) -> bool:
+    """Whether all shards of the index are gone and a single file has come: the save after took its place."""
+    if not (folder / SINGLE).is_file():
+        return False
+    return not any((folder / file).is_file() for file in _weight_map(folder).values())
+
+
+def _stale_index(folder: Path, infos: dict[str, TensorInfo]) -> list[str]:
+    files = {info.file.name for info in infos.values()}
+    if files != {SINGLE} or not (folder / INDEX).is_file() or not _is_stale(folder):
+        return []
+    return [f"{INDEX} is left over: none of its shards is there, and {SINGLE} is read"]
+
+
+def _read_unindexed(folder: Path, shards: list[str]) -> dict[str, TensorInfo]:
+    infos: dict[str, TensorInfo] = {}
+    for file in shards:
+        for name, info in read_header(folder / file).items():
+            if name in infos:
+                raise CheckpointError(
+                    f"two shards hold tensor '{name}', and no index says which is meant",
+                    where=f"{folder / file}, tensor '{name}'",
+                    expected=f"{INDEX}, or each tensor once",
+                    found=f"also in {infos[name].file.name}",
+                    remedy="download the checkpoint again, with its index",
+                )
+            infos[name] = info
+    return infos
 
 
 def _read_sharded(folder: Path) -> dict[str, TensorInfo]:

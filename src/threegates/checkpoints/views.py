@@ -16,14 +16,14 @@ from torch import Tensor
 
 from threegates.checkpoints.formats.families import naming
 from threegates.checkpoints.formats.headers import TensorInfo
-from threegates.checkpoints.formats.roles import LINEAR, layer, role
+from threegates.checkpoints.formats.roles import LINEAR, block, layer, role
 from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError
 
 #: All that `matrices` can choose.
-ROLES = (*LINEAR, "embedding", "head", "norm", "bias", "other")
+ROLES = (*LINEAR, "embedding", "head", "norm", "bias", "state", "conv", "other")
 # Far beyond any model; a range up to a number with ten digits is a slip of the hand.
 MOST_LAYERS = 10_000
 
@@ -135,6 +135,13 @@ def canonical(checkpoint: Checkpoint) -> Checkpoint:
     )
 
 
+def as_stored(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint that lies in files: views are looked through."""
+    while isinstance(checkpoint, View):
+        checkpoint = checkpoint.inner
+    return checkpoint
+
+
 def naming_digest(checkpoint: Checkpoint) -> str:
     """sha256 of what canonical names stand for, "" where nothing is renamed.
 
@@ -195,7 +202,9 @@ def _is_chosen(info: TensorInfo, layers: Sequence[int] | None, matrices: Sequenc
     named = matrices is not None and role(info.name, info.shape) in matrices
     number = layer(info.name)
     if number is None:
-        return named or (layers is None and matrices is None)
+        # Blocks of another stack, such as a vision tower's, are no layers of the text model.
+        other = block(info.name) is not None and layers is not None
+        return not other and (named or (layers is None and matrices is None))
     return (layers is None or number in layers) and (matrices is None or named)
 
 

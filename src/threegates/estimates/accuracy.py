@@ -41,5 +41,31 @@ def paired_gap(wide: pd.DataFrame, plus: str, minus: str, what: str, confidence:
     return t_estimate((wide[plus] - wide[minus]).dropna(), "seeds", confidence)
 
 
+def best_at_an_edge(runs: pd.DataFrame, arm: list[str]) -> list[str]:
+    """Arms whose best learning rate is the smallest or the largest of their grid, each with that rate.
+
+    The best rate is that of the highest pass@1, mean over seeds. Beyond the edge of a grid it may be better,
+    so that a comparison of best cells says nothing there.
+
+    Parameters
+    ----------
+    runs : one row a run, `learning_rate`, `pass_at_1` and the columns `arm` that tell arms apart.
+    """
+    means = runs.groupby([*arm, "learning_rate"])["pass_at_1"].mean()
+    found = []
+    for name, of_arm in means.groupby(arm):
+        rates = of_arm.index.get_level_values("learning_rate")
+        best = rates[int(of_arm.to_numpy().argmax())]
+        if best in (rates.min(), rates.max()):
+            found.append(f"{' '.join(map(str, name))} at {best:g}")
+    return found
+
+
+def told_of_edges(edges: list[str], rates: int) -> str:
+    """Why a comparison of best cells is not judged, on a grid of so many learning rates."""
+    told = f"the best learning rate lies on the edge of its grid: {', '.join(edges)}"
+    return f"{told}; of {rates} rates every one is an edge" if rates <= 2 else told
+
+
 #: α of M_princ in the headline, as the label `share` has it.
 HEADLINE_SHARE = "0.5"

@@ -17,7 +17,9 @@ class Estimate:
     """A mean with its confidence interval over `n` units; without an interval, the reason why.
 
     `error` is the standard error of the mean, on the scale that it was averaged on: of the values themselves,
-    or of their logarithms, where `value` is a geometric mean. An exact value has the error zero.
+    or of their logarithms, where `value` is a geometric mean. An exact value has the error zero. `unmet` says
+    which assumption of a theorem is not met, so that its bound says nothing whatever the number is;
+    `undecided` says why what was measured decides nothing, though it is not missing.
     """
 
     value: float
@@ -28,6 +30,8 @@ class Estimate:
     reason: str = ""
     error: float = math.nan
     scale: Literal["linear", "log"] = "linear"
+    unmet: str = ""
+    undecided: str = ""
 
     @property
     def has_interval(self) -> bool:

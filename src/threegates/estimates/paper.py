@@ -92,14 +92,24 @@ def tables_4_and_5() -> pd.DataFrame:
     return frame.assign(steps=frame["steps"].astype(int), share=frame["share"].astype(float) / 100)
 
 
-def average(scores: str) -> Decimal:
-    """Mean of printed scores to two decimals, exactly, halves rounded up."""
+def exact_average(scores: str) -> Decimal:
+    """Mean of printed scores, exactly."""
     numbers = [Decimal(x) for x in scores.split()]
-    return (sum(numbers, Decimal(0)) / len(numbers)).quantize(Decimal("0.01"), ROUND_HALF_UP)
+    return sum(numbers, Decimal(0)) / len(numbers)
+
+
+def half_up(points: float | Decimal) -> Decimal:
+    """Two decimals, halves rounded up, as tables of the paper have them; floats by the digits they print."""
+    exact = points if isinstance(points, Decimal) else Decimal(f"{points:.9f}")
+    return exact.quantize(Decimal("0.01"), ROUND_HALF_UP)
 
 
 def averages() -> pd.DataFrame:
-    """Tables 4 and 5 with the average of each row computed, and whether the printed one differs."""
+    """Tables 4 and 5 with the average of each row computed, and whether the printed one differs.
+
+    Columns beside theirs: exact, the mean itself; computed, as printed with two decimals; differs.
+    """
     frame = tables_4_and_5()
-    computed = frame["scores"].map(average)
-    return frame.assign(computed=computed.map(str), differs=computed.map(str) != frame["average"])
+    exact = frame["scores"].map(exact_average)
+    computed = exact.map(half_up).map(str)
+    return frame.assign(exact=exact.astype(float), computed=computed, differs=computed != frame["average"])

@@ -14,6 +14,7 @@ from threegates.estimates.intervals import Estimate, missing, t_estimate
 STRIPES = ("q", "k", "v", "o")
 #: Algorithms that stand for SFT in comparisons: on a teacher's traces in the lab, on the encoder plainly.
 SFT = ("sft-teacher", "cross-entropy")
+SAME_STYLE = "sft-same-style"
 FP32_IS_LOST = "the RL checkpoints were stored in bf16; what fp32 would show is lost"
 
 
@@ -63,6 +64,31 @@ def rl_runs(pairs: pd.DataFrame, rate: str = "mask") -> pd.DataFrame:
 def sft_runs(pairs: pd.DataFrame, rate: str = "own") -> pd.DataFrame:
     """Rows of the SFT runs that comparisons take, at their own rate unless another is named."""
     return pairs[pairs["algorithm"].isin(SFT) & (pairs["rate"] == rate)]
+
+
+def same_style_runs(pairs: pd.DataFrame, rate: str = "mask") -> pd.DataFrame:
+    """Rows of SFT on traces in the base's own style, at the mask figures' rate unless another is named."""
+    return pairs[(pairs["algorithm"] == SAME_STYLE) & (pairs["rate"] == rate)]
+
+
+def rft_runs(pairs: pd.DataFrame, rate: str = "mask") -> pd.DataFrame:
+    """Rows of RFT, at the mask figures' rate unless another is named."""
+    return pairs[(pairs["algorithm"] == "rft") & (pairs["rate"] == rate)]
+
+
+def of_equal_updates(first: pd.DataFrame, second: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Rows of both groups whose runs took one number of optimiser updates in common, and that in words.
+
+    The largest number that both have; no rows where they have none, or where it is not known.
+    """
+    known = "updates" in first and "updates" in second
+    common = set(first["updates"].dropna()) & set(second["updates"].dropna()) if known else set()
+    if not common:
+        told = "no runs of both took as many optimiser updates" if known else "updates are not known"
+        return first.iloc[:0], second.iloc[:0], told
+    number = max(common)
+    told = f"after {int(number)} optimiser updates each"
+    return first[first["updates"] == number], second[second["updates"] == number], told
 
 
 def seed_means(rows: pd.DataFrame, values: pd.Series) -> pd.Series:

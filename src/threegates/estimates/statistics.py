@@ -18,7 +18,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
 
-from threegates.estimates.verdict_frame import are_rules, is_rule
+from threegates.estimates.verdict_frame import EFFECT, are_rules, is_rule
 
 POWER = 0.8
 
@@ -29,8 +29,8 @@ def with_statistics(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.Data
     Returns
     -------
     p : one-sided p-value of the rule's own test against its tolerance; of an equivalence the larger of two.
-    p_holm : the same, adjusted for all rules of the build that are tests and not checks (those with a neutral
-        value), by Holm's step-down.
+    p_holm : the same, adjusted by Holm's step-down for all rules of the build on effects that have a neutral
+        value; what holds as arithmetic, as a theorem or by choice is no test.
     holds_holm : whether the rule holds family-wise, at (1 − confidence)/2; None where there is no p_holm.
     detectable : the smallest true value that as many units of this spread would have shown with power .8; NaN
         for an equivalence.
@@ -42,7 +42,7 @@ def with_statistics(verdicts: pd.DataFrame, confidence: float = 0.95) -> pd.Data
     rule = are_rules(frame)
     alpha = (1 - confidence) / 2
     frame["p"] = _of_rules(frame, p_value)
-    tested = rule & frame["p"].notna() & frame["neutral"].notna()
+    tested = rule & frame["p"].notna() & frame["neutral"].notna() & (frame["nature"] == EFFECT)
     frame["p_holm"] = np.nan
     frame["holds_holm"] = None
     if tested.any():
@@ -68,7 +68,8 @@ def p_value(row: pd.Series) -> float:
         return math.nan
     if pd.notna(row["at_least"]):
         return _upper(row, row["at_least"])
-    return max(_upper(row, row["lower"]), 1 - _upper(row, row["upper"]))
+    above = 1 - _upper(row, row["upper"])
+    return above if pd.isna(row["lower"]) else max(_upper(row, row["lower"]), above)
 
 
 def detectable(row: pd.Series, alpha: float, power: float = POWER) -> float:

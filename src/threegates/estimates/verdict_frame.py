@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import pandas as pd
 
 #: What `kind` says of a claim's own rule; of a control it says what is controlled for.
 RULE = "rule"
+#: Nature of a claim that is tested; the others are identities, theorems, choices and what noise does.
+EFFECT: Final = "effect"
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,8 @@ OF_CLAIM = {
     "title": Column("str", "the claim, short enough for an axis"),
     "chapter": Column("str", "the notebook that judges it"),
     "figure": Column("str", "where it is seen, chapter/figure, or empty"),
-    "made_by": Column("str", "paper or us"),
+    "made_by": Column("str", "paper, reading of the paper, or us"),
+    "nature": Column("str", "effect, premise, identity, theorem, choice or noise"),
     "informed_by_prototype": Column("bool", "whether its outcome in a prototype was known"),
     "measure": Column("str", "what is measured, in words"),
     "free": Column("str", "choices that the measure leaves open, by commas"),
@@ -54,12 +58,13 @@ OF_ROW = {
     "scale": Column("str", "linear, or log of a geometric mean"),
     "missing": Column("str", "why there is no interval, or what to note, or empty"),
     "rule": Column("str", "the rule in words"),
-    "at_least": Column("float64", "the tolerance of a threshold; missing of an equivalence"),
+    "at_least": Column("float64", "the tolerance of a lower threshold; missing of others"),
     "lower": Column("float64", "lower tolerance of an equivalence"),
-    "upper": Column("float64", "upper tolerance of an equivalence"),
-    "contradicted_below": Column("float64", "an interval below it contradicts; missing where nothing does"),
+    "upper": Column("float64", "upper tolerance of an equivalence, or of an upper threshold"),
+    "contrary": Column("float64", "an interval at or below it contradicts; missing where nothing does"),
     "neutral": Column("float64", "the value without an effect; missing of a check"),
     "holds": Column("object", "True, False, or None where the rule cannot be applied"),
+    "names": Column("bool", "whether it is the control that names the verdict"),
 }
 #: Columns of the frame as `judging.claims.verdict_table` makes it.
 COLUMNS = OF_CLAIM | OF_ROW

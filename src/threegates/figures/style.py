@@ -32,6 +32,8 @@ METHOD_COLOURS: dict[str, str] = {
     "REINFORCE++": "#CC79A7",
     "pre-training": "#000000",
 }
+#: Look of numbers that the paper prints, which are of other models: hollow, beside ours.
+PAPER: dict[str, Any] = {"marker": "*", "ms": 9, "mfc": "white", "mec": "#882255", "mew": 1.2, "lw": 0}
 #: Colour maps: one-sided quantities, and quantities with a meaningful zero.
 SEQUENTIAL, DIVERGING = "cividis", "vlag"
 

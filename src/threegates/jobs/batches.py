@@ -36,6 +36,7 @@ from threegates.jobs.nulls import with_nulls
 from threegates.jobs.settings import memory_cap
 from threegates.measures.by_tensor import ByTensor, Parts, Rows, Shared, as_tables
 from threegates.measures.tensor_table import PairTable
+from threegates.measures.unfit import rows_or_status
 from threegates.records.store import Records
 
 # Pairs that a process keeps open: headers and names, no tensors.
@@ -187,7 +188,7 @@ def measure_batch(batch: Sequence[Piece]) -> None:
     shared = Shared()
     for piece in batch:
         if not piece.parts.has(piece.tensor):
-            keep(piece.parts, piece.tensor, opened(piece.job).rows(piece.tensor, shared))
+            keep(piece.parts, piece.tensor, rows_or_status(opened(piece.job), piece.tensor, shared))
 
 
 def keep(parts: Parts, tensor: str, rows: Rows) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from scipy.optimize import nnls
 
-from threegates.checkpoints.formats.roles import layer
+from threegates.checkpoints.formats.roles import block, is_matrix
 from threegates.checkpoints.pairs import AlignedTensor, Status
 from threegates.checkpoints.preflight import shape_of
 from threegates.checkpoints.tensors import Checkpoint
@@ -58,7 +58,7 @@ class Costs:
         """Seconds of one tensor; one that is only reported is read once."""
         shape = shape_of(row)
         entries = math.prod(shape)
-        if layer(row.name) is None or len(shape) != 2 or row.status is not Status.compared:
+        if block(row.name) is None or not is_matrix(row.name, shape) or row.status is not Status.compared:
             return self.outside * entries
         terms = np.array(_terms(shape)) @ (self.entry, self.product, self.cube)
         return float(terms) + self.draw * entries * draws

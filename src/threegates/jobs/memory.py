@@ -115,7 +115,7 @@ class Need:
 
 def need_of(pair: PairTable, tensor: str, *, drawn: bool = False, sampled: bool = False) -> Need:
     """What a row of that tensor takes, from the headers alone; `drawn` and `sampled` as of `estimate`."""
-    row, facts = pair.tensors.aligned[tensor], pair.tensors.facts(tensor)
+    row, facts = pair.tensors.aligned[tensor], pair.facts(tensor)
     matrix = row.status is Status.compared and is_block_matrix(facts)
     size = estimate(
         facts["shape"],

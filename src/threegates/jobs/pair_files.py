@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from threegates.checkpoints.formats.families import family_of
+from threegates.checkpoints.notes import pair_notes
+from threegates.checkpoints.pairs import Status
 from threegates.checkpoints.views import naming_digest
 from threegates.errors import PairError, RecordError, ThreeGatesError
 from threegates.jobs.batches import measure_parts, opened
@@ -17,6 +20,7 @@ from threegates.jobs.kinds.known import job_provenance
 from threegates.jobs.kinds.table import table_job
 from threegates.jobs.nulls import FOUNDING, asked_for
 from threegates.jobs.partial import parts_folder
+from threegates.jobs.sanity import coverage, sanity
 from threegates.jobs.sources import StudyPair
 from threegates.measures.by_tensor import Parts, as_tables
 from threegates.measures.changes import write_masks
@@ -25,29 +29,41 @@ from threegates.measures.whole_models import pair_sparsity
 from threegates.records.provenance import build_folder, build_state
 from threegates.records.store import write_record
 
+#: Tensors that are named where many are left out for one reason.
+_LISTED = 10
 #: Folder of the build, and of what is released, that holds tables of pairs of the manifest.
 PAIRS = "pairs"
 
 
 @dataclass(frozen=True)
 class Written:
-    """The files of a measurement, its table of tensors, and what was made of names that are not canonical."""
+    """The files of a measurement, and its table of tensors.
+
+    notes : what was made of names that are not canonical, and what else is to be known of either side.
+    uncovered : how much of the stored weights the comparison leaves out.
+    """
 
     files: list[Path]
     tensor: pd.DataFrame
     notes: tuple[str, ...] = ()
+    uncovered: tuple[str, ...] = ()
 
     def summary(self) -> str:
         """The pair's sparsity and its files, in a few lines."""
         compared = self.tensor["status"] == "compared"
         lines = [*self.notes, f"{int(compared.sum())} tensors compared"]
-        for row in self.tensor[~compared].itertuples():
-            lines.append(f"not compared: {row.tensor} ({row.status})")
+        lines += [
+            line
+            for status, rows in self.tensor[~compared].groupby("status")
+            for line in _left(str(status), rows)
+        ]
         for row in pair_sparsity(self.tensor).itertuples():
             lines.append(f"changed in bf16: {row.changed:.0f} of {row.size:.0f} weights")
             lines.append(f"sparsity in bf16 {row.sparsity:.4f}, as stored {row.sparsity_fp32:.4f}")
             lines.append(f"sparsity of Gaussian noise of the same norm {row.sparsity_storage_norm:.4f}")
-        return "\n".join([*lines, *self._spectra(), *(f"written: {file}" for file in self.files)])
+        odd = [f"look twice: {told}" for told in sanity(self.tensor)]
+        written = (f"written: {file}" for file in self.files)
+        return "\n".join([*lines, *self._spectra(), *self.uncovered, *odd, *written])
 
     def _spectra(self) -> list[str]:
         of_matrices = self.tensor[self.tensor["spectra"] == MEASURED]
@@ -58,6 +74,22 @@ class Written:
             f"spectra of {len(of_matrices)} matrices: median NSS {of_matrices['nss'].median():.2e}, "
             f"median of their largest angles {angles.median():.2e} rad"
         ]
+
+
+def _left(status: str, rows: pd.DataFrame) -> list[str]:
+    """What is not compared for one reason: each tensor, or of many the first ones."""
+    listed = [f"not compared: {row.tensor} ({_why(row)})" for row in rows.head(_LISTED).itertuples()]
+    rest = len(rows) - _LISTED
+    return [*listed, f"not compared: {rest} more ({status})"] if rest > 0 else listed
+
+
+def _why(row: Any) -> str:
+    """A status; with what is not finite, or with both shapes."""
+    if row.status == Status.not_finite:
+        return f"{row.status}: {row.spectra.removeprefix('not compared: ')}"
+    if row.status in (Status.resized, Status.empty):
+        return f"{row.status}: {list(row.shape)} in base, {list(row.shape_tuned)} in tuned"
+    return row.status
 
 
 def measure_to_files(
@@ -89,13 +121,23 @@ def measure_to_files(
     tables = _measured(job, parts, workers)
     # Masks first: what can still fail comes before the table that says that all went well.
     if masks:
-        write_masks(pair.base.checkpoint, pair.tuned.checkpoint, masks)
+        tensor = tables["tensor"]
+        compared = set(tensor.loc[tensor["status"] == "compared", "tensor"])
+        write_masks(pair.base.checkpoint, pair.tuned.checkpoint, masks, compared)
     _write(job, {"axis": axis, "tensor": out} if axis else {"tensor": out}, tables)
     parts.remove()
-    families = {family_of(side.checkpoint) for side in (pair.base, pair.tuned)}
-    renamed = any(naming_digest(side.checkpoint) for side in (pair.base, pair.tuned))
-    notes = sorted(family.note for family in families if renamed or not family.known)
-    return Written(targets, tables["tensor"], tuple(notes))
+    sides = {"base": pair.base.checkpoint, "tuned": pair.tuned.checkpoint}
+    uncovered = coverage(tables["tensor"], sides)
+    return Written(targets, tables["tensor"], tuple(_notes(pair)), tuple(uncovered))
+
+
+def _notes(pair: StudyPair) -> list[str]:
+    """What is to be known of a pair's names and folders beside its numbers."""
+    sides = (pair.base.checkpoint, pair.tuned.checkpoint)
+    families = {family_of(side) for side in sides}
+    renamed = any(map(naming_digest, sides))
+    told = sorted(family.note for family in families if renamed or not family.known)
+    return [*told, *pair_notes(*sides, read=True)]
 
 
 def default_output(pair: str | None) -> Path:

@@ -12,6 +12,7 @@ from threegates.checkpoints.hub.snapshots import open_entry, open_named
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
+from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
@@ -274,7 +275,18 @@ def own_pair(
         raise PairError("a pair of one's own needs both sides", found=found, remedy="give base and tuned")
     folders = labelled_folders() if places is None else places.sources
     left, right = (open_source(side, _read_when_asked(places), way, folders) for side in (base, tuned))
-    return StudyPair(right.label, left, right)
+    return _matched(StudyPair(right.label, left, right))
+
+
+def _matched(pair: StudyPair) -> StudyPair:
+    """A pair under names that its sides have in common; the same object where they have all already."""
+    sides = (pair.base.checkpoint, pair.tuned.checkpoint)
+    base, tuned = brought_together(*sides)
+    if base is sides[0] and tuned is sides[1]:
+        return pair
+    return replace(
+        pair, base=replace(pair.base, checkpoint=base), tuned=replace(pair.tuned, checkpoint=tuned)
+    )
 
 
 def _read_when_asked(places: Places | None) -> Iterator[Manifest]:
@@ -305,7 +317,8 @@ def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None 
     opened: dict[str, Source] = {}
     for name, entry in sides.items():
         opened[name] = Source(name, _of_entry(manifest, entry, way), entry)
-    return [StudyPair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs]
+    found = (StudyPair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs)
+    return [_matched(pair) for pair in found]
 
 
 def _tail(path: Path, depth: int) -> str:

@@ -10,7 +10,7 @@ import pandas as pd
 
 from threegates.estimates.verdict_frame import controls, is_rule, rule_of, rules
 from threegates.figures.numbers import interval, number
-from threegates.judging.verdicts import VERDICTS, holding
+from threegates.judging.verdicts import MAKERS, VERDICTS, holding
 
 
 def verdict_summary(verdicts: pd.DataFrame) -> str:
@@ -55,7 +55,7 @@ def _card(rows: pd.DataFrame) -> str:
         rule["informed_by_prototype"]
     )
     changed = f" The rule was changed: {escape(rule['changed'])}" if rule["changed"] else ""
-    whose = "" if rule["made_by"] == "paper" else "Our control. "
+    whose = MAKERS[rule["made_by"]].card
     lines = "".join(_line(row) for _, row in rows.iterrows())
     place = escape(rule["place"])
     cells = int(rule.get("cells", 0))

@@ -9,8 +9,16 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
-#: What a control of claims.yaml controls for.
-Controlled = Literal["matched", "storage"]
+#: What a control of claims.yaml controls for, which is what explains a claim whose control fails.
+Controlled = Literal["size", "data", "rate", "storage", "coordinates"]
+#: What a claim is: an effect of training that could be otherwise; an identity of arithmetic or a statement on
+#: what is printed; a theorem or proposition; what follows from a rate or grid that was chosen here; what
+#: rounded noise does where nothing is trained; or a premise, which is of the base and of no run.
+Nature = Literal["effect", "identity", "theorem", "choice", "noise", "premise"]
+#: What is judged with an effect's words: it could be otherwise, and can be contradicted.
+EMPIRICAL: tuple[Nature, ...] = ("effect", "premise")
+#: Who makes a claim.
+MadeBy = Literal["paper", "reading of the paper", "us"]
 #: Letter of a verdict that says nothing of the claim.
 NO_LETTER = "–"
 _HOLDS = {True: "holds", False: "does not hold"}
@@ -22,11 +30,46 @@ class Judgement(StrEnum):
 
     not_run = "not run"
     untestable = "cannot be tested here"
+    unmet = "assumption unmet"
+    fails = "does not hold"
     contradicted = "contradicted"
     not_reproduced = "not reproduced"
-    gone_when_matched = "reproduced raw, gone when matched"
-    storage = "reproduced, not distinguishable from storage"
+    no_effect = "no effect of the size asked for"
+    cannot_tell = "cannot be told"
+    by_size = "explained by size"
+    by_data = "explained by data"
+    by_rate = "explained by rate"
+    by_storage = "explained by storage"
+    by_coordinates = "explained by coordinates"
+    holds = "holds"
     reproduced = "reproduced"
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Who makes claims, in words.
+
+    name : where tables are filtered. claims : its claims, in a sentence that counts them. row, card : before
+    the place of a claim, in a table's row and on a card; the paper is not named.
+    """
+
+    name: str
+    claims: str
+    row: str = ""
+    card: str = ""
+
+
+#: Every maker of claims, by its word in claims.yaml.
+MAKERS: dict[MadeBy, Maker] = {
+    "paper": Maker("the paper", "claims of the paper"),
+    "reading of the paper": Maker(
+        "reading of the paper",
+        "our reading of the paper, which names no such number",
+        "our reading of the paper · ",
+        "Our reading of the paper. ",
+    ),
+    "us": Maker("this study", "our own controls and corrections", "claim of this study · ", "Our control. "),
+}
 
 
 @dataclass(frozen=True)
@@ -37,6 +80,7 @@ class VerdictKind:
     of a figure whose claims have intervals. look : class of its colour in the book's style sheet. colour,
     marker : in figures, of matplotlib. letter : in cells of a figure.
     negative : whether it says that an effect was not shown. open : whether it says nothing of the claim.
+    supports : whether it says that the claim is right, raw and beside its controls.
     """
 
     word: str
@@ -48,6 +92,7 @@ class VerdictKind:
     letter: str = NO_LETTER
     negative: bool = False
     open: bool = False
+    supports: bool = False
 
     @property
     def cell_marker(self) -> str:
@@ -67,28 +112,86 @@ VERDICTS: dict[str, VerdictKind] = {
             colour="#009E73",
             marker="o",
             letter="R",
+            supports=True,
         ),
         VerdictKind(
-            word=str(Judgement.storage),
-            meaning="Hold as trained, but not beyond what storage gives",
-            short="not beyond storage",
-            look="tg-storage",
+            word=str(Judgement.holds),
+            meaning="Hold, as arithmetic or theorem, by choice or of noise alone",
+            short="holds",
+            look="tg-reproduced",
+            colour="#117733",
+            marker="^",
+            letter="H",
+            supports=True,
+        ),
+        VerdictKind(
+            word=str(Judgement.by_coordinates),
+            meaning="Hold in the coordinates that they are seen in, but not in the original ones",
+            short="explained by coordinates",
+            look="tg-explained",
+            colour="#17BECF",
+            marker="H",
+            letter="X",
+        ),
+        VerdictKind(
+            word=str(Judgement.by_storage),
+            meaning="Hold as trained, but storage alone gives as much",
+            short="explained by storage",
+            look="tg-explained",
             colour="#E69F00",
             marker="s",
             letter="S",
         ),
         VerdictKind(
-            word=str(Judgement.gone_when_matched),
-            meaning="Hold as trained, but not at matched norm or learning rate",
-            short="gone when matched",
-            look="tg-matched",
+            word=str(Judgement.by_rate),
+            meaning="Hold as trained, but not at equal learning rate or steps",
+            short="explained by rate",
+            look="tg-explained",
+            colour="#8C564B",
+            marker="p",
+            letter="L",
+        ),
+        VerdictKind(
+            word=str(Judgement.by_data),
+            meaning="Hold as trained, but not on data of the base's own kind at RL's rate",
+            short="explained by data",
+            look="tg-explained",
+            colour="#CC79A7",
+            marker="P",
+            letter="D",
+        ),
+        VerdictKind(
+            word=str(Judgement.by_size),
+            meaning="Hold as trained, but not at equal size",
+            short="explained by size",
+            look="tg-explained",
             colour="#B8860B",
             marker="D",
-            letter="M",
+            letter="Z",
+        ),
+        VerdictKind(
+            word=str(Judgement.cannot_tell),
+            meaning="Cannot be told: the interval holds values on both sides of the tolerance",
+            short="cannot be told",
+            look="tg-open",
+            colour="#A6A6A6",
+            marker="*",
+            letter="?",
+            negative=True,
+        ),
+        VerdictKind(
+            word=str(Judgement.no_effect),
+            meaning="No effect of the size asked for, either way",
+            short="no effect of that size",
+            look="tg-not",
+            colour="#6A5ACD",
+            marker="d",
+            letter="E",
+            negative=True,
         ),
         VerdictKind(
             word=str(Judgement.not_reproduced),
-            meaning="Not shown, for the interval does not meet the rule",
+            meaning="Not shown: the whole interval lies below what the rule asks for",
             short="not reproduced",
             look="tg-not",
             colour="#56B4E9",
@@ -98,13 +201,32 @@ VERDICTS: dict[str, VerdictKind] = {
         ),
         VerdictKind(
             word=str(Judgement.contradicted),
-            meaning="Contradicted",
+            meaning="Contradicted: the contrary effect is as large as the rule asks for",
             short="contradicted",
             look="tg-not",
             colour="#D55E00",
             marker="X",
             letter="C",
             negative=True,
+        ),
+        VerdictKind(
+            word=str(Judgement.fails),
+            meaning="Do not hold, as arithmetic or theorem, by choice or of noise alone",
+            short="does not hold",
+            look="tg-not",
+            colour="#882255",
+            marker=">",
+            letter="F",
+            negative=True,
+        ),
+        VerdictKind(
+            word=str(Judgement.unmet),
+            meaning="Say nothing here, for their assumption is not met",
+            short="assumption unmet",
+            look="tg-open",
+            colour="#999933",
+            marker="<",
+            letter="A",
         ),
         VerdictKind(
             word=str(Judgement.untestable),
@@ -147,10 +269,13 @@ class ControlKind:
 
 #: Colour of every control in figures.
 CONTROL_COLOUR = "#6F6F6F"
-#: Where controls of both kinds fail, the first decides.
+#: Where controls of several kinds fail, the first names the verdict and its reason names the others.
 CONTROLS: dict[Controlled, ControlKind] = {
-    "matched": ControlKind(Judgement.gone_when_matched, "matched", "when matched", "2"),
-    "storage": ControlKind(Judgement.storage, "beyond storage", "under a storage null", "|"),
+    "size": ControlKind(Judgement.by_size, "at equal size", "at equal size", "2"),
+    "data": ControlKind(Judgement.by_data, "on like data", "on like data", "1"),
+    "rate": ControlKind(Judgement.by_rate, "at equal rate", "at equal rate or steps", "+"),
+    "storage": ControlKind(Judgement.by_storage, "beyond storage", "under a storage null", "|"),
+    "coordinates": ControlKind(Judgement.by_coordinates, "in one frame", "in the original frame", "x"),
 }
 
 

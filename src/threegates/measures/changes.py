@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from threegates.checkpoints.formats.byte_tensors import write_byte_tensors
-from threegates.checkpoints.formats.roles import layer, role
+from threegates.checkpoints.formats.roles import is_matrix, layer, role
 from threegates.checkpoints.pairs import (
     AlignedTensor,
     PairRows,
@@ -189,7 +189,7 @@ class PairTensors:
 
 def is_block_matrix(facts: dict) -> bool:
     """Whether a tensor is a matrix with entries that lies in a block, so that it has axes and spectra."""
-    return len(facts["shape"]) == 2 and facts["layer"] is not None and facts["size"] > 0
+    return is_matrix(facts["tensor"], facts["shape"]) and facts["layer"] is not None and facts["size"] > 0
 
 
 @dataclass(frozen=True)
@@ -298,13 +298,18 @@ def measure_pair(
     return measure_all(PairTensors(base, tuned, name, draws, seed, axes, nulls))
 
 
-def write_masks(base: Checkpoint, tuned: Checkpoint, path: Path) -> None:
+def write_masks(
+    base: Checkpoint, tuned: Checkpoint, path: Path, names: Collection[str] | None = None
+) -> None:
     """Write the update mask of every compared tensor, packed eight entries a byte, as safetensors.
+
+    names : of those that are written; all by default.
 
     Unpack with `threegates.geometry.masks.unpack`; the shapes are in the file's metadata under ``shapes``.
     Only a block of a tensor is held at a time, of the masks as of the weights.
     """
-    shapes = {row.name: sides(row)[0] for row in align(base, tuned) if row.status is Status.compared}
+    compared = (row for row in align(base, tuned) if row.status is Status.compared)
+    shapes = {row.name: sides(row)[0] for row in compared if names is None or row.name in names}
     sizes = {name: -(-math.prod(shape) // 8) for name, shape in shapes.items()}
     listed = {name: list(shape) for name, shape in shapes.items()}
     write_byte_tensors(
@@ -338,7 +343,7 @@ def matrices(rows: list[AlignedTensor], of_layer: int | None = None) -> Iterator
     """Names of the compared matrices that lie in a block (in that block, if one is named)."""
     for row in rows:
         number = layer(row.name)
-        two = row.status is Status.compared and len(sides(row)[0]) == 2
+        two = row.status is Status.compared and is_matrix(row.name, sides(row)[0])
         if two and number is not None and of_layer in (None, number):
             yield row.name
 

@@ -78,12 +78,12 @@ def measure_curvature(
     """
     losses = base_losses(base)
     directions = list(update_directions(base, tuned, name, seed))
-    energy = _energy(directions[0].tensors)
+    energy = squared_norm(directions[0].tensors)
     rows = []
     for number in range(BATCHES):
         batch = losses.batch(number)
         for function, one, value in _along(batch, losses.point, directions):
-            size = _energy(one.tensors)
+            size = squared_norm(one.tensors)
             facts = {"pair": name, "function": function, "batch": number, "direction": one.name}
             numbers = {"curvature": value, "norm": size**0.5, "share": size / energy}
             rows.append({**facts, "draw": one.draw, **numbers})
@@ -101,7 +101,7 @@ def _along(
             yield function, one, products.rayleigh(one.tensors)
         del products
     for one in directions:
-        yield "fisher", one, fisher_quadratic(batch.log_probs, point, one.tensors) / _energy(one.tensors)
+        yield "fisher", one, fisher_quadratic(batch.log_probs, point, one.tensors) / squared_norm(one.tensors)
 
 
 def update_directions(base: Checkpoint, tuned: Checkpoint, name: str, seed: int) -> Iterator[Named]:
@@ -122,7 +122,7 @@ def _matrix_directions(
     before, after = as_stored(pair)
     delta = (after - before).double()
     leading = base_of(pair.base, headline_rank(pair.base.shape), Shared()).leading.leading
-    principal = _in_block(delta, leading)
+    principal = in_block(delta, leading)
     on_principal = principal_mask(leading.left, leading.values, leading.right, HEADLINE_ALPHA)
     parts = (delta, principal, delta - principal, delta * on_principal, delta * ~on_principal)
     yield from zip(((part, 0) for part in PARTS), parts, strict=True)
@@ -130,22 +130,23 @@ def _matrix_directions(
     for draw in range(DRAWS):
         generator = noise_generator(seed, "curvature", name, tensor, str(draw))
         noise = torch.randn(delta.shape, generator=generator, dtype=torch.float64).to(delta.device)
-        yield ("noise", draw), _of_norm(noise, delta)
-        yield ("masked_noise", draw), _of_norm(noise * mask, delta)
-        yield ("block_noise", draw), _in_block(_of_norm(noise, delta), leading)
-        yield ("weights_noise", draw), _of_norm(noise, delta) * on_principal
+        yield ("noise", draw), with_norm(noise, delta)
+        yield ("masked_noise", draw), with_norm(noise * mask, delta)
+        yield ("block_noise", draw), in_block(with_norm(noise, delta), leading)
+        yield ("weights_noise", draw), with_norm(noise, delta) * on_principal
 
 
-def _in_block(delta: Tensor, leading: LeadingSpectrum) -> Tensor:
+def in_block(delta: Tensor, leading: LeadingSpectrum) -> Tensor:
     """U UᵀΔ V Vᵀ, U and V the leading singular vectors."""
     return leading.left @ (leading.left.T @ delta @ leading.right) @ leading.right.T
 
 
-def _of_norm(noise: Tensor, delta: Tensor) -> Tensor:
+def with_norm(noise: Tensor, delta: Tensor) -> Tensor:
+    """The noise at ΔW's norm; zero stays zero."""
     size = noise.norm()
     return noise * (delta.norm() / size) if size else noise
 
 
-def _energy(direction: Direction) -> float:
+def squared_norm(direction: Direction) -> float:
     """Squared norm over all matrices."""
     return sum(float(tensor.double().square().sum()) for tensor in direction.values())

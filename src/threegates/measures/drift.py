@@ -261,8 +261,10 @@ def drift_numbers(moved: _Moved) -> dict:
     nss, nss_error = spectral_shift(side.spectrum, moved.spectrum)
     unresolved = torch.cat([angles.left.unresolved, angles.right.unresolved])
     aware = subspace_angles(leading, moved.leading, widest_gap_rank(leading))
+    # A bound of a right angle bounds nothing: equal singular values have no leading subspaces.
+    known = moved.bound < math.pi / 2
     of_sides = {
-        f"angle_{name}_{what}": value
+        f"angle_{name}_{what}": value if known else math.nan
         for name, one in (("left", angles.left), ("right", angles.right))
         for what, value in (("max", one.maximum), ("mean", one.mean))
     }
@@ -272,7 +274,8 @@ def drift_numbers(moved: _Moved) -> dict:
         "proof": moved.leading.certificate.proof,
         "k": k,
         "gap": angles.gap,
-        "nss": nss,
+        # Of a base that is zero nothing is a share.
+        "nss": nss if math.isfinite(nss) else math.nan,
         "nss_error": nss_error,
         **of_sides,
         "gap_aware_k": aware.k,
@@ -280,7 +283,7 @@ def drift_numbers(moved: _Moved) -> dict:
         "angle_right_gap_aware_max": aware.right.maximum,
         "angle_bound": moved.bound,
         "angle_floor": max(angles.left.floor, angles.right.floor),
-        "resolved": 1 - float(unresolved.double().mean()),
+        "resolved": 1 - float(unresolved.double().mean()) if known else 0.0,
         "proved": angles.proved,
         "norm_base": frobenius_norm(side.weight),
         "norm_delta": moved.norm,

@@ -15,6 +15,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from threegates.checkpoints.formats.roles import block, is_matrix
 from threegates.checkpoints.pairs import TensorPair, load_pair, load_rows, rows_of_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.laws.codes import CodeCounter, CodeCounts
@@ -78,13 +79,21 @@ _SPECTRA_COLUMNS = {
 }
 
 MEASURED = "measured"
+#: Where a tensor lies: of a vision tower's block, too, the number, and the stack that counts it.
+_FACT_COLUMNS = {**{name: TENSOR_COLUMNS[name] for name in ("pair", "tensor", "role")}, "stack": "str"}
+
+
+def _target_of(column: str) -> str:
+    """The target that a column of overlaps is of: the longest one that its name goes on with."""
+    rest = column.partition("_")[2]
+    return max((one for one in TARGETS if rest == one or rest.startswith(f"{one}_")), key=len)
 
 
 def table_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
     """Columns of the table and their types, with those of the nulls that it is measured with."""
     stems = [f"overlap_{target}_{null.name}" for target in TARGETS for null in nulls]
     beside = {name: kind for stem in stems for name, kind in law_columns(stem).items()}
-    return {**TENSOR_COLUMNS, **_SPECTRA_COLUMNS, **beside}
+    return {**_FACT_COLUMNS, **TENSOR_COLUMNS, **_SPECTRA_COLUMNS, **beside}
 
 
 def axis_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
@@ -124,9 +133,15 @@ class PairTable:
         """All tensors."""
         return self.tensors.names
 
+    def facts(self, tensor: str) -> dict:
+        """What the headers say of a tensor, with the stack and the number of the block that it lies in."""
+        found = block(tensor)
+        stack, number = found if found is not None else ("", None)
+        return self.tensors.facts(tensor) | {"stack": stack, "layer": number}
+
     def rows(self, tensor: str, shared: Shared) -> Rows:
         """The row of one tensor, and the axis table's two if they are asked for."""
-        facts = self.tensors.facts(tensor)
+        facts = self.facts(tensor)
         if not self.tensors.compared(tensor):
             return {"tensor": [facts | {"spectra": f"not compared: {facts['status']}"}], "axis": []}
         why, axes = self._why_not(facts), self.axes and is_block_matrix(facts)
@@ -147,7 +162,7 @@ class PairTable:
 
     def _why_not(self, facts: dict) -> str:
         """Why a compared tensor has no spectra; nothing if it has."""
-        if len(facts["shape"]) != 2:
+        if not is_matrix(facts["tensor"], facts["shape"]):
             return "not a matrix"
         if not facts["size"]:
             return "no entries"
@@ -211,9 +226,15 @@ class _Matrix:
         moved = moved_from(*stored, self.shared, spectral_norm_within)
         numbers = drift_numbers(moved)
         chosen = {name: numbers[name] for name in SPECTRAL}
-        return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **self._overlaps()}
+        # Without leading subspaces nothing lies in them, and of a zero base nothing is small.
+        leading = numbers["angle_bound"] < math.pi / 2
+        if not leading:
+            chosen |= {"energy": math.nan, "energy_expected": math.nan}
+        meant = [one for one in TARGETS if leading or (one == "low" and self.counted.norm_base > 0)]
+        return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **self._overlaps(meant)}
 
-    def _overlaps(self) -> dict:
+    def _overlaps(self, meant: Sequence[str]) -> dict:
+        """Overlaps with the targets that mean something here, beside the nulls'; others are empty."""
         found = overlaps(pack(self.beside.mask), self.targets, self.pair.base.numel())
         columns: dict = {}
         for target, one in found.items():
@@ -221,7 +242,7 @@ class _Matrix:
         for null in self.table.nulls:
             for (target, one), law in zip(found.items(), self.beside.overlaps(null), strict=True):
                 columns |= beside(f"overlap_{target}_{null.name}", one.overlap, law, "two-sided")
-        return columns
+        return {name: value for name, value in columns.items() if _target_of(name) in meant}
 
     def axis_rows(self, facts: dict) -> list[dict]:
         """Both rows of the axis table."""

@@ -34,7 +34,7 @@ def pair_sparsity(tensor: pd.DataFrame) -> pd.DataFrame:
     **Source** Zhu et al. (2025), Definition 2.2.
     """
     rows = tensor[(tensor["status"] == "compared") & (tensor["size"] > 0)]
-    keys = [column for column in PAIR_COLUMNS if column in rows.columns]
+    keys = [column for column in (*PAIR_COLUMNS, "updates") if column in rows.columns]
     lines = _totals(rows[rows["role"].isin(LINEAR)], keys)[list(_SPARSITIES)].add_prefix("linear_")
     return _totals(rows, keys).join(lines).reset_index()
 

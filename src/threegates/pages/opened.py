@@ -6,7 +6,7 @@ when they are first asked for. Which records there are is never kept here; a stu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any
 
 from nbformat import NotebookNode
 
+from threegates.checkpoints.manifests.manifest import Entry
 from threegates.errors import NotebookError
 from threegates.jobs.sources import lab_manifest
 from threegates.jobs.subjects import LAB, subject_of
+from threegates.lab.recipe import TrainingRecipe
 from threegates.pages.contents import Page, book_pages
 from threegates.pages.notebooks import modules, notebook_path, opened_chapters, read_notebook
 from threegates.pages.parameters import Parameter, checked, declared
@@ -26,13 +28,16 @@ from threegates.records.provenance import project_root
 from threegates.register import WITH_JOBS
 from threegates.study import Study
 
+#: Parameter of a notebook that says how many masks are drawn under a null.
+DRAWS = "draws"
 #: Parameters of a notebook that `Study.open` takes too.
-STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "layers", "matrices", "draws", "seed", "nulls")
+STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "layers", "matrices", DRAWS, "seed", "nulls")
 #: Parameter of a notebook that looks at other pages: their names, or none for every page on checkpoints.
 PAGES = "pages"
 _STUDY = "threegates.study"
-# Label of what a run's learning rate is for.
+# Label of what a run's learning rate is for; what a run trains with whose labels do not say otherwise.
 _RATE = "rate"
+_USUAL = {name: TrainingRecipe.model_fields[name].default for name in ("optimiser",)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,8 +80,15 @@ class Opened:
 
     @classmethod
     def of_page(cls, page: Page, **more: Any) -> Opened:
-        """A page of the book; `more` and errors as for `of_notebook`."""
-        return cls.of_notebook(notebook_path(page.notebook), page.parameters, name=page.name, **more)
+        """A page of the book; `more` and errors as for `of_notebook`.
+
+        Its draws are no more than its places allow.
+        """
+        opened = cls.of_notebook(notebook_path(page.notebook), page.parameters, name=page.name, **more)
+        most, draws = opened.places.most_draws, opened.values.get(DRAWS)
+        if most is None or not isinstance(draws, int) or draws <= most:
+            return opened
+        return opened.with_values({**opened.given, DRAWS: most})
 
     def with_values(self, values: Mapping[str, object], **more: Any) -> Opened:
         """The same notebook with other values, and with others of its fields if they are given.
@@ -118,7 +130,7 @@ class Opened:
         """The studies that the page opens, with the parameters that decide what they measure.
 
         Those that its cells open, each with the page's values; or, of a page that looks at other pages,
-        theirs, and the counts at every learning rate.
+        theirs, and the counts of runs that differ in their learning rate alone.
 
         Raises
         ------
@@ -128,7 +140,8 @@ class Opened:
         if self.looks_at_pages:
             own: Any = self.values[PAGES]
             of_pages = studies_of(own, self.measure, places=self.places, beside=self.beside)
-            return [*of_pages.values(), every_rate(self.measure, self.places)]
+            rates = every_rate(self.measure, self.places)
+            return [*of_pages.values(), *([rates] if rates else [])]
         if _STUDY not in self.modules:
             return []
         options: dict[str, Any] = {key: self.values[key] for key in STUDY_PARAMETERS if key in self.values}
@@ -208,17 +221,38 @@ def studies_of(
     return found
 
 
-def every_rate(measure: bool = True, places: Places | None = None) -> Study:
-    """Counts of changed weights in all finished runs of the lab, at whichever learning rate they trained.
+def every_rate(measure: bool = True, places: Places | None = None) -> Study | None:
+    """Counts of changed weights in the lab's finished runs that differ in their learning rate alone.
 
-    Runs whose master weights are kept in bf16 are left out: they differ in more than the rate.
+    None where this build has no two such runs.
     """
-    names = [
-        pair.tuned.name
+    finished = [
+        pair.tuned
         for pair in lab_manifest(places=places).pairs()
-        if pair.tuned.final
-        and subject_of(pair.tuned) == LAB
-        and _RATE in pair.tuned.labels
-        and "master" not in pair.tuned.labels
+        if pair.tuned.final and subject_of(pair.tuned) == LAB
     ]
-    return Study.open("update-sparsity", pairs=names or None, places=places, measure=measure)
+    names = [entry.name for entry in of_several_rates(finished)]
+    return Study.open("update-sparsity", pairs=names, places=places, measure=measure) if names else None
+
+
+def of_several_rates(entries: Iterable[Entry]) -> list[Entry]:
+    """Those of these checkpoints that another one differs from in its learning rate and in nothing else.
+
+    Base, method, algorithm, data, updates and seed are the same, and so is what labels tell. A mask, an
+    adapter, a KL term, another frame, optimiser or master weights are labels, so that a run with any of these
+    is not taken at all.
+    """
+    plain = [entry for entry in entries if entry.learning_rate and not _beside_the_rate(entry)]
+    rates: dict[tuple, set[float | None]] = {}
+    for entry in plain:
+        rates.setdefault(_but_the_rate(entry), set()).add(entry.learning_rate)
+    return [entry for entry in plain if len(rates[_but_the_rate(entry)]) > 1]
+
+
+def _beside_the_rate(entry: Entry) -> dict[str, str]:
+    """Labels that tell of a run what most runs do not have; those that name what all others have do not."""
+    return {name: told for name, told in entry.labels.items() if name != _RATE and _USUAL.get(name) != told}
+
+
+def _but_the_rate(entry: Entry) -> tuple:
+    return (entry.base, entry.method, entry.algorithm, entry.data, entry.updates, entry.seed)

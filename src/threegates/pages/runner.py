@@ -25,6 +25,7 @@ import papermill
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.manager import AsyncKernelManager
 from nbformat import NotebookNode
+from nbformat.v4 import new_markdown_cell
 from papermill.exceptions import PapermillExecutionError
 
 from threegates.atomic import write_json, write_text
@@ -44,12 +45,14 @@ from threegates.jobs.subjects import LAB
 from threegates.judging.claims import Claims, judge_computed, read_claims
 from threegates.pages.figure_facts import page_facts
 from threegates.pages.opened import Opened
+from threegates.pages.pair_notes import told_of_pairs
 from threegates.pages.parameters import TAG
 from threegates.pages.plain_markdown import plain_notebook
 from threegates.pages.stated_values import stated_values
 from threegates.records.provenance import build_state, importlib_version, project_root
 from threegates.records.store import remove_leftovers
 from threegates.study import Study
+from threegates.workers import one_thread
 
 # A notebook that imports this shows tables of published pairs.
 _MEASURED = "threegates.jobs.measured_pairs"
@@ -127,7 +130,8 @@ def run_notebook(opened: Opened, *, output: Path | None = None, workers: int = 1
     fresh = _is_fresh(place, digest)
     if not fresh:
         _execute(opened, digest, place, alone=output is not None)
-    verdicts = opened.study.verdicts() if opened.study else judge_computed(_claims(), opened.chapter)
+    with one_thread():
+        verdicts = opened.study.verdicts() if opened.study else judge_computed(_claims(), opened.chapter)
     records = [file for study in opened.studies for file in study.paths()]
     return NotebookRun(place, records, verdicts, not fresh)
 
@@ -181,7 +185,7 @@ def _execute(opened: Opened, digest: str, page: Path, alone: bool) -> None:
     try:
         executed = _papermill(opened, work)
         _refuse_paths(opened, executed)
-        shown = _titled(opened, _stripped(executed))
+        shown = _noted(opened, _titled(opened, _stripped(executed)))
         if alone:
             shown = plain_notebook(shown, stated_values(_claims()), project_root() / "book" / "refs.bib")
         text = nbformat.writes(shown)
@@ -302,6 +306,14 @@ def _titled(opened: Opened, notebook: NotebookNode) -> NotebookNode:
     if opened.study is not None and "subject" in opened.declared:
         title, line, rest = first.source.partition("\n")
         first.source = f"{title} ({opened.study.about.title}){line}{rest}"
+    return notebook
+
+
+def _noted(opened: Opened, notebook: NotebookNode) -> NotebookNode:
+    """The notebook with what is to be known of the pairs that a reader chose, after its first cell."""
+    study = opened.study if {"pairs", "base"} & set(opened.given) else None
+    if study is not None and (told := told_of_pairs(study.pairs)):
+        notebook.cells.insert(1, new_markdown_cell(told, id="of-the-pairs"))
     return notebook
 
 

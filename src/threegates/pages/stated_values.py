@@ -75,7 +75,7 @@ def spacing_values() -> dict[str, str]:
 
 def _tolerance(rule: Rule) -> str:
     if rule.within is None:
-        return f"{rule.at_least:g}"
+        return f"{rule.at_least if rule.at_most is None else rule.at_most:g}"
     low, high = rule.within
     if rule.neutral is not None and abs((low + high) / 2 - rule.neutral) < 1e-9 * (high - low):
         return f"{(high - low) / 2:g}"

@@ -89,18 +89,23 @@ def _kept(pair: StudyPair, wanted: set[str]) -> pa.Table | None:
 
 
 def part_facts(
-    name: str, entries: Sequence[Entry], records: Paths, kept: Mapping[str, pa.Table]
+    name: str,
+    entries: Sequence[Entry],
+    records: Paths,
+    kept: Mapping[str, pa.Table],
+    about: Sequence[Entry] = (),
 ) -> dict[str, Any]:
     """What release.json says of a part, made now: what it holds, counted, and the code that measured it.
 
-    entries, records, kept : those of the part alone.
+    entries, records, kept : those of the part alone. about : where it has no checkpoint of its own, the
+    release's that its records are about, each with the chapters that these are of.
     """
     told = [read_provenance(path) for paths in records.values() for path in paths.values()]
     codes = {json.dumps(one.get("measured_by", one.get("code")), sort_keys=True) for one in told}
     updates = [place for place, table in kept.items() if UPDATE in kept_columns(table)]
     return {
         "name": name,
-        **contents_of(entries),
+        **contents_of(entries or about),
         "made": build_state(),
         "versions": runtime_versions(),
         "counts": {

@@ -28,12 +28,14 @@ from threegates.errors import RecordError
 from threegates.jobs.batches import run_jobs
 from threegates.jobs.jobs import Job
 from threegates.jobs.kept import kept_columns, runs_lacking
+from threegates.jobs.kinds.known import tables_of
 from threegates.jobs.released import FILE, place_of, planned, run_folder_of
 from threegates.jobs.sources import lab_manifest
 from threegates.jobs.subjects import subject_of
 from threegates.records.places import Places
 from threegates.records.provenance import build_folder
 from threegates.records.store import Records, read_provenance
+from threegates.register import WITH_JOBS
 from threegates.releases.contents import Contents, Paths, contents_of, kept_of, part_facts
 from threegates.releases.making import opened_studies, release_folder
 from threegates.releases.packing import (
@@ -49,6 +51,8 @@ from threegates.releases.packing import (
 from threegates.study import Study
 from threegates.workers import is_running
 
+#: Method of checkpoints that runs start from.
+BASE = "pretrain"
 #: More names than this are told by their number.
 LONGEST = 12
 _LAID_OUT = ".adding"
@@ -71,6 +75,9 @@ class Choice:
         """The chosen checkpoints and all that they were trained from, each with the chosen chapters alone."""
         known = {entry.name: entry for entry in manifest.checkpoints}
         names = {entry.name for entry in known.values() if self._takes(entry)}
+        if not names and not self.seeds and all(entry.method == BASE for entry in known.values()):
+            # Bases alone are of no chapter themselves, and there are records about them in some.
+            names = {entry.name for entry in known.values() if self._of_subject(entry)}
         waiting = list(names)
         while waiting:
             base = known[waiting.pop()].base
@@ -87,10 +94,13 @@ class Choice:
 
     def _takes(self, entry: Entry) -> bool:
         return (
-            (not self.subjects or subject_of(entry) in self.subjects)
+            self._of_subject(entry)
             and (not self.chapters or bool(set(self.chapters) & set(entry.chapters)))
             and (not self.seeds or entry.seed in self.seeds)
         )
+
+    def _of_subject(self, entry: Entry) -> bool:
+        return not self.subjects or subject_of(entry) in self.subjects
 
     def _narrowed(self, entry: Entry) -> Entry:
         kept = [one for one in entry.chapters if not self.chapters or one in self.chapters]
@@ -221,8 +231,7 @@ class _Merging:
 
     def _is_other(self, entry: Entry) -> bool:
         told = [one.model_dump(exclude={"chapters"}) for one in (entry, self.before[entry.name])]
-        present = Checkpoint.open(self.manifest.folder / place_of(entry)).digest()
-        return told[0] != told[1] or present != self._digest_before(entry)
+        return told[0] != told[1] or self._digest_of(entry) != self._digest_before(entry)
 
     def _merged(self) -> Manifest:
         """All entries, in the order of the profile's plan as far as it has them."""
@@ -366,7 +375,30 @@ class _Merging:
                 found=_listed(entry.name for entry in self.part),
                 remedy="train what it lacks: `threegates train --unreleased`",
             )
-        return part_facts(self.choice.name(len(self._parts_before()) + 1), entries, records, more)
+        name = self.choice.name(len(self._parts_before()) + 1)
+        return part_facts(name, entries, records, more, self._about(records))
+
+    def _about(self, records: Paths) -> list[Entry]:
+        """Checkpoints of the part that records are about, each with the chapters that they are of."""
+        chapters: dict[str, set[str]] = {}
+        for table, paths in records.items():
+            of_table = {
+                chapter
+                for chapter, kinds in WITH_JOBS.items()
+                if table in tables_of(kinds) and chapter in (self.choice.chapters or WITH_JOBS)
+            }
+            for path in paths.values():
+                for digest in read_provenance(path)["inputs"]["checkpoints"].values():
+                    chapters.setdefault(digest, set()).update(of_table)
+        digests = {entry.name: self._digest_of(entry) for entry in self.part}
+        return [
+            entry.model_copy(update={"chapters": sorted(chapters[digests[entry.name]])})
+            for entry in self.part
+            if digests[entry.name] in chapters
+        ]
+
+    def _digest_of(self, entry: Entry) -> str:
+        return Checkpoint.open(self.manifest.folder / place_of(entry)).digest()
 
     def _is_new(self, entry: Entry) -> bool:
         before = self.before.get(entry.name)

@@ -13,6 +13,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -64,6 +65,21 @@ def take(profile: str, build: Path) -> Sequence[Entry]:
     if not entries:
         forget_taken(build)
     return entries
+
+
+def take_of_bases(study: Study) -> None:
+    """Lay out released records that a study lacks and that are about bases alone, by their digests.
+
+    Such a record hangs on weights that are the same here, on code and on versions, all of which its digest
+    covers; measuring it again would take minutes of every build. Records about tuned checkpoints are not
+    taken: what a build trains it also measures.
+    """
+    missing = {job.digest for job in study.missing() if set(job.arguments["places"]) == {"base"}}
+    if not missing:
+        return
+    # Without a release, or with a damaged one, there is only more to measure.
+    with suppress(ThreeGatesError):
+        unpack_records(released(), study.records.folder.parent, missing)
 
 
 def forget_taken(build: Path) -> None:

@@ -43,7 +43,7 @@ def test_a_fixed_tolerance_errs_at_one_end_only():
 
 
 def test_the_tolerance_would_err_at_both_ends_if_the_definition_did(monkeypatch):
-    monkeypatch.setattr(estimates, "_unchanged_neighbours", lambda: np.diff(bf16_values()) > 1.0)
+    monkeypatch.setattr(estimates, "unchanged_neighbours", lambda: np.diff(bf16_values()) > 1.0)
     assert value("fixed_tolerance_wrong_ends") == 2.0
 
 

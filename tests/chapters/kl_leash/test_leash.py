@@ -16,10 +16,11 @@ from threegates.chapters.kl_leash import views as leash_views
 from threegates.register import estimate
 
 VALUES = {
-    "leash_of_one_step_holds": 1.0,
     "fisher_norm_bound_holds": 1.0,
     "kl_sft_over_rl": 4.0,
     "kl_sft_over_rl_equal_norm": 2.0,
+    "kl_same_style_over_rl": 4.0,
+    "kl_same_style_over_rl_equal_rate": 2.0,
     "kl_rft_over_rl": 2.0,
     "kl_without_over_with_term": 1.0,
 }
@@ -77,8 +78,8 @@ def test_runs_with_other_kl_terms_count_as_steps_but_not_as_ends():
 
 def test_a_step_off_the_leash_is_counted_in_its_run():
     rows = log()
-    rows.loc[(rows["run"] == "dapo-reward-1") & (rows["step"] == 3), "step_kl"] = 2.0
-    assert found("leash_of_one_step_holds", rows).value == pytest.approx(1 - 0.1 / 5 / 3)
+    rows.loc[(rows["run"] == "dapo-reward-1") & (rows["step"] == 3), "step_kl_response"] = 2.0
+    assert found("leash_of_one_step_holds_response", rows).value == pytest.approx(1 - 0.1 / 5 / 3)
 
 
 def test_a_bound_above_the_norm_of_all_weights_counts_neither_way():
@@ -117,7 +118,14 @@ def test_where_sft_was_past_rls_norm_when_first_evaluated_nothing_is_compared():
     one = found("kl_sft_over_rl_equal_norm", rows)
     assert one.n == 0 and "evaluated at a norm in common" in one.reason
     matched = leash_views.matched_view(rows)
-    assert matched["ratio"].isna().all() and set(matched["first_sft"]) == {2.0}
+    own = matched[matched["group"] == "each at its own rate"]
+    assert own["ratio"].isna().all() and set(own["first_sft"]) == {2.0}
+    # Runs at other rates, or on other text, do not stand in for them.
+    assert matched.loc[matched["group"] == "in the base's own style", "ratio"].notna().all()
+    told = leash_views.matched_summary(matched).set_index("runs")
+    assert told.loc["each at its own rate", "compared"] == 0
+    assert math.isnan(told.loc["each at its own rate", "SFT / RL"])
+    assert told.loc["in the base's own style", "SFT / RL"] == pytest.approx(2.0)
 
 
 def test_a_seed_counts_with_all_of_its_algorithms_or_not_at_all():
@@ -140,8 +148,16 @@ def test_the_course_has_rl_at_every_step_and_the_others_at_evaluations():
     course = leash_views.course_view(log())
     runs = course.groupby("run").size()
     assert runs["grpo-reward-1"] == planted_leash.STEPS and runs["rft-reward-1"] == 2
-    assert list(dict.fromkeys(course["method"])) == ["GRPO", "DAPO", "REINFORCE++", "RFT", "SFT (teacher)"]
-    assert set(leash_views.norm_view(log()).groupby("run").size()) == {2}
+    assert list(dict.fromkeys(course["method"])) == [
+        "GRPO",
+        "DAPO",
+        "REINFORCE++",
+        "RFT",
+        "SFT (same style)",
+        "SFT (teacher)",
+    ]
+    # SFT at its own rate has one evaluation more, at a norm between.
+    assert set(leash_views.norm_view(log()).groupby("run").size()) == {2, 3}
     assert dict(leash_views.counts(log())) == {"rl": 15, "rft": 3, "sft": 3, "seeds": 3}
 
 
@@ -216,7 +232,7 @@ def bands(fig):
 
 
 def test_bands_are_drawn_over_seeds_alone():
-    assert bands(drawn("training", log())) == 5 and bands(drawn("training", log(SEEDS[:1]))) == 0
+    assert bands(drawn("training", log())) == 6 and bands(drawn("training", log(SEEDS[:1]))) == 0
 
 
 def test_the_diagonal_of_the_fisher_figure_parts_what_holds():

@@ -10,7 +10,8 @@ import pytest
 from matplotlib import pyplot as plt
 
 from tests.planted import planted_adapters, planted_masks
-from tests.planted.planted_adapters import BEST, NORM_RATIO, RATE_RATIO
+from tests.planted.planted_adapters import BEST, GRID, NORM_RATIO, RATE_RATIO
+from tests.planted.planted_masks import RATES
 from threegates import register
 from threegates.chapters.lora_vs_pissa import estimates as adapters
 from threegates.chapters.lora_vs_pissa import plots, views
@@ -98,14 +99,14 @@ def healed(runs: pd.DataFrame, *starts: str) -> pd.DataFrame:
 
 
 def test_one_start_alone_counts_as_one_step_of_the_grid(runs):
-    # The grid is .001, .003, .01: its mean step is √10.
+    # The grid is .0003, .001, .003, .01: three steps from end to end.
     lora_healthy = adapters.collapses(healed(runs, "lora"))
-    assert np.exp(lora_healthy["log_rate"]).tolist() == pytest.approx([10**0.5] * 9)
+    assert np.exp(lora_healthy["log_rate"]).tolist() == pytest.approx([(0.01 / 0.0003) ** (1 / 3)] * 9)
     assert set(lora_healthy["which"]) == {"pissa"}
     # Of LoRA's norm at collapse no more than a bound is known.
     assert lora_healthy["log_norm"].isna().all()
     pissa_healthy = adapters.collapses(healed(runs, "pissa"))
-    assert np.exp(pissa_healthy["log_rate"]).tolist() == pytest.approx([10**-0.5] * 9)
+    assert np.exp(pissa_healthy["log_rate"]).tolist() == pytest.approx([(0.01 / 0.0003) ** (-1 / 3)] * 9)
     assert set(pissa_healthy["which"]) == {"lora"}
 
 
@@ -191,7 +192,7 @@ def test_runs_hold_the_last_evaluation_and_full_training_stands_among_them(given
     assert (one["kl"], one["delta_norm"], one["rank"]) == (0.1, 1.5, 8) and not one["collapsed"]
     assert one["pass_at_1"] == pytest.approx(0.7 + 0.02 - 0.1)
     full = runs[runs["init"] == FULL]
-    assert len(full) == 6 and full["rank"].isna().all() and set(full["rate"]) == {"0.0002", "0.0001"}
+    assert len(full) == 3 * len(RATES) and full["rank"].isna().all() and set(full["rate"]) == set(RATES)
     assert runs.loc["sft", "method"] == "sft"
 
 
@@ -247,10 +248,10 @@ def test_one_seed_gives_a_value_without_an_interval():
 
 def test_the_grid_has_intervals_and_counts_collapsed_runs(runs):
     grid = views.grid_view(runs)
-    assert len(grid) == 3 * 3 * 3 + 2
+    assert len(grid) == 3 * 3 * len(GRID) + len(RATES)
     assert list(dict.fromkeys(grid["init"])) == ["lora", "pissa", "milora", FULL]
     own = grid[(grid["init"] == "pissa") & (grid["rank"] == 2)].set_index("learning_rate")
-    assert own["collapsed"].tolist() == [0, 3, 3] and own["seeds"].eq(3).all()
+    assert own["collapsed"].tolist() == [0, 0, 3, 3] and own["seeds"].eq(3).all()
     assert own.loc[0.003, "kl"] == pytest.approx(2.0)
     shown = views.grid_table(grid)
     assert "3 of 3" in set(shown["collapsed"]) and set(shown["start"]) < set(STARTS.values())
@@ -278,7 +279,7 @@ def test_training_is_drawn_for_one_rank_beside_full_training(given, runs):
     assert views.shown_rank(runs[runs["rank"] != 8]) == 32
     assert views.shown_rank(runs[runs["init"] == FULL]) is None
     course = views.course_view(given["log"], 8)
-    assert len(course) == 3 * 3 * 3 * 2 + 2 * 3 * 2 and set(course["step"]) == {2, 4}
+    assert len(course) == 3 * 3 * len(GRID) * 2 + len(RATES) * 3 * 2 and set(course["step"]) == {2, 4}
     summary = views.course_summary(course)
     own = summary[(summary["init"] == "pissa") & (summary["learning_rate"] == 0.003) & (summary["step"] == 4)]
     assert own.set_index("measure")["value"].to_dict() == pytest.approx({"pass_at_1": 0.52, "kl": 2.0})
@@ -307,7 +308,7 @@ def test_collapsed_runs_are_hollow_in_every_panel(runs):
 def test_full_training_stands_in_every_column_of_the_curves(given, runs):
     summary = views.course_summary(views.course_view(given["log"], 8))
     fig = plots.learning_curves(summary, "0.0002")
-    assert len(fig.axes) == 2 * 3
+    assert len(fig.axes) == 2 * len(GRID)
     for ax in fig.axes:
         assert [line.get_marker() for line in ax.lines].count("D") == 1
     alone = plots.learning_curves(summary[summary["init"] != FULL], None)

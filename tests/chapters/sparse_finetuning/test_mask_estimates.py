@@ -14,9 +14,12 @@ from threegates import register
 from threegates.chapters.sparse_finetuning import estimates, plots, views
 from threegates.chapters.sparse_finetuning.views import ARMS, MEASURES
 from threegates.estimates.accuracy import base_accuracy, final_accuracy
-from threegates.estimates.paper import average, tables_4_and_5
+from threegates.estimates.paper import exact_average, tables_4_and_5
+from threegates.figures.style import PAPER
 from threegates.judging import cards, claims
 from threegates.records.provenance import project_root
+
+PRINTED = views.printed_differences()
 
 
 class Given:
@@ -50,7 +53,7 @@ def closed():
 
 def test_accuracy_is_the_share_of_right_samples_and_the_base_is_no_arm(evaluation):
     runs = final_accuracy(evaluation).set_index("run")
-    assert len(runs) == (7 * 2 + 1) * 3 and planted_masks.BASE not in runs.index
+    assert len(runs) == (7 * len(planted_masks.RATES) + 1) * 3 and planted_masks.BASE not in runs.index
     assert runs.loc["mask-low-0.0001-0.5-s2", "pass_at_1"] == pytest.approx(0.6)
     assert base_accuracy(evaluation) == pytest.approx(0.3)
     assert math.isnan(base_accuracy(evaluation[evaluation["method"].notna()]))
@@ -136,8 +139,9 @@ def test_training_is_drawn_at_the_rate_that_is_best_for_the_dense_run(evaluation
     assert set(course["step"]) == {2, 4} and len(course) == 7 * 3 * 2
     summary = views.course_summary(course).set_index(["mask", "step", "measure"])["value"]
     assert summary["dense", 4, "kl"] == pytest.approx(0.04)
-    assert summary["principal", 2, "log_ratio"] == pytest.approx(math.exp(0.5))
-    assert summary["principal", 4, "log_ratio"] == pytest.approx(math.exp(-0.5))
+    away = planted_masks.DISTANCE["principal"]
+    assert summary["principal", 2, "log_ratio"] == pytest.approx(math.exp(away))
+    assert summary["principal", 4, "log_ratio"] == pytest.approx(math.exp(-away))
     assert summary["low", 4, "pass_at_1"] == pytest.approx(0.7)
     assert views.course_rate(pd.DataFrame({"mask": ["low"], "rate": ["1"]})) is None
 
@@ -149,8 +153,8 @@ def test_the_papers_averages_are_those_of_its_rows_and_ours_stand_beside_them(ev
     view = views.paper_view(views.accuracy_view(evaluation), shares).set_index("mask")
     for _, row in tables_4_and_5().iterrows():
         found = view.loc[row["mask"], f"paper, {row['steps']} steps"]
-        assert found == pytest.approx(float(average(row["scores"])))
-    assert view.loc["M_princ", "minus dense, 320"] == pytest.approx(53.82 - 57.44)
+        assert found == pytest.approx(float(exact_average(row["scores"])))
+    assert view.loc["M_princ", "minus dense, 320"] == pytest.approx(-3.625)
     assert view.loc["M_princ", "minus dense, ours"] == pytest.approx(-10)
     assert view.loc["M_low", ["ours, share", "paper, share"]].tolist() == pytest.approx([0.5859] * 2)
     assert math.isnan(view.loc["dense", "minus dense, 500"])
@@ -158,7 +162,7 @@ def test_the_papers_averages_are_those_of_its_rows_and_ours_stand_beside_them(ev
 
 def test_every_cell_of_the_grid_is_listed_with_its_share(evaluation):
     cells = views.cells_view(evaluation)
-    assert len(cells) == 7 * 2 + 1 and cells["seeds"].eq(3).all()
+    assert len(cells) == 7 * len(planted_masks.RATES) + 1 and cells["seeds"].eq(3).all()
     assert cells[cells["α"] == "0.25"]["pass@1"].tolist() == pytest.approx([0.99])
     assert cells[cells["mask"] == "dense"]["α"].isna().all()
 
@@ -176,8 +180,9 @@ def test_what_the_seeds_can_separate_comes_from_their_spread(evaluation, log):
     # Half the interval is t · s/√n; the 97.5 % point of two degrees of freedom is 4.303.
     assert own["half width"] == pytest.approx(4.30265 * 0.08 / math.sqrt(3), rel=1e-5)
     assert own["detectable"] > own["tolerance"] + 0.08
-    assert found["equivalence"].sum() == 2 and (found.loc[found["equivalence"], "tolerance"] == 0.02).all()
-    assert found.loc[found["equivalence"], "detectable"].isna().all()
+    # That a mask does as well as dense training is asked from one side: no worse by more than a margin.
+    assert not found["equivalence"].any()
+    assert found.loc["Training the safe mask matches dense training", "tolerance"] == -0.02
 
 
 def test_rules_are_told_with_their_controls_and_without_results(evaluation, log):
@@ -190,7 +195,7 @@ def test_rules_are_told_with_their_controls_and_without_results(evaluation, log)
 def test_distances_of_kl_leave_the_dense_run_out(log):
     view = views.distance_view(log).set_index("mask")
     assert "dense" not in view.index
-    assert view.loc["principal", "distance"] == pytest.approx(0.5)
+    assert view.loc["principal", "distance"] == pytest.approx(planted_masks.DISTANCE["principal"])
 
 
 # ----------------------------------------------------------------------------------------------- plots
@@ -200,7 +205,7 @@ def test_distances_of_kl_leave_the_dense_run_out(log):
 def test_figures_are_drawn_from_several_seeds_and_from_one(recwarn, seeds):
     accuracy = views.accuracy_view(planted_masks.evaluation(seeds=seeds))
     before = accuracy.copy(deep=True)
-    fig = plots.accuracy_by_arm(accuracy, views.accuracy_summary(accuracy), 0.3, 0.02)
+    fig = plots.accuracy_by_arm(accuracy, views.accuracy_summary(accuracy), PRINTED, 0.3, 0.02)
     fig.canvas.draw()
     course = views.course_view(planted_masks.log(seeds), "0.0002")
     plots.over_training(views.course_summary(course)).canvas.draw()
@@ -211,13 +216,25 @@ def test_figures_are_drawn_from_several_seeds_and_from_one(recwarn, seeds):
 def test_the_figure_of_accuracy_shows_every_seed_and_both_references():
     accuracy = views.accuracy_view(planted_masks.evaluation())
     summary = views.accuracy_summary(accuracy)
-    left, right = plots.accuracy_by_arm(accuracy, summary, 0.3, 0.02).axes
+    left, right = plots.accuracy_by_arm(accuracy, summary, PRINTED, 0.3, 0.02).axes
     seeds = [line for line in left.lines if line.get_markerfacecolor() == "white"]
     assert [len(line.get_xdata()) for line in seeds] == [3] * 7
     vertical = [float(line.get_xdata()[0]) for line in left.lines if line.get_linestyle() in ("--", ":")]
     assert sorted(vertical) == pytest.approx([0.3, 0.7])
     assert [label.get_text() for label in left.get_yticklabels()] == list(ARMS.values())
     assert right.get_title(loc="left") == "minus dense, same seed"
+
+
+def test_the_paper_s_differences_from_dense_stand_beside_ours():
+    accuracy = views.accuracy_view(planted_masks.evaluation())
+    fig = plots.accuracy_by_arm(accuracy, views.accuracy_summary(accuracy), PRINTED, 0.3, 0.02)
+    marks = [line for line in fig.axes[1].lines if line.get_markeredgecolor() == PAPER["mec"]]
+    drawn = sorted(float(x) for line in marks for x in line.get_xdata())
+    # Means of the printed scores, in points below their dense run: five masks at 320 and at 500 steps.
+    by_hand = [-3.62, -2.04, -0.75, -1.20, -2.10, -3.06, -1.48, -0.82, -0.21, -1.63]
+    assert drawn == pytest.approx(sorted(gap / 100 for gap in by_hand), abs=2e-4)
+    legend = {text.get_text() for text in fig.legends[0].get_texts()}
+    assert {"the paper, 320 steps", "the paper, 500 steps"} <= legend
 
 
 def test_a_run_that_diverged_leaves_a_gap_and_no_warning(recwarn):

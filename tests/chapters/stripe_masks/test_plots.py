@@ -5,6 +5,9 @@ import pytest
 
 from tests.planted import frames
 from threegates.chapters.stripe_masks import plots as stripe_masks_plots
+from threegates.chapters.stripe_masks import views as stripe_masks_views
+from threegates.estimates.paper import table_2
+from threegates.figures.style import PAPER
 from threegates.jobs.nulls import FOUNDING
 
 
@@ -53,3 +56,23 @@ def test_every_matrix_type_shows_all_four_baselines():
     rows = frame[frame["group"] == "RL runs"]
     for column in ("jaccard", *FOUNDING):
         assert {round(v, 9) for v in rows[column]} <= points
+
+
+def test_the_paper_s_table_stands_beside_rl_runs_and_no_others():
+    plain = frames.nulls()
+    frame = stripe_masks_views.beside_the_paper(plain)
+    fig = stripe_masks_plots.jaccard_against_nulls(frame)
+    hollow = {
+        ax.get_title(loc="left"): sorted(
+            x for line in ax.lines if line.get_markeredgecolor() == PAPER["mec"] for x in line.get_xdata()
+            if np.isfinite(x)
+        )
+        for ax in fig.axes
+    }  # fmt: skip
+    printed = table_2()
+    assert hollow["RL runs"] == sorted([*printed["paper_jaccard"], *printed["paper_bernoulli"]])
+    assert hollow["SFT runs"] == []
+    legend = {text.get_text() for text in fig.legends[0].get_texts()}
+    assert {"the paper, Table 2", "the paper's Bernoulli"} <= legend
+    bare = stripe_masks_plots.jaccard_against_nulls(plain)
+    assert "the paper, Table 2" not in {text.get_text() for text in bare.legends[0].get_texts()}

@@ -123,7 +123,7 @@ def test_consensus_is_of_one_method_the_drawn_matrices_and_the_asked_kinds():
 
 
 def test_rate_summary_sets_runs_on_the_same_data_apart():
-    frame = pd.DataFrame({"pair": ["a", "b", "c"], "data": ["x", "x", "y"]})
+    frame = pd.DataFrame({"pair": ["a", "b", "c"], "data": ["x", "x", "y"], "algorithm": "grpo"})
     values = {("a", "b"): 0.9, ("a", "c"): 0.3, ("b", "c"): 0.5}
     facts = {"method": "rl", "role": "q", "axis": "row", "storage_density_mean": 0.2}
     rates = pd.DataFrame([facts | {"run_a": a, "run_b": b, "spearman": v} for (a, b), v in values.items()])
@@ -131,8 +131,35 @@ def test_rate_summary_sets_runs_on_the_same_data_apart():
     assert found["same data"] == pytest.approx(0.9) and found["different data"] == pytest.approx(0.4)
 
 
+def test_pairs_of_sft_runs_on_two_texts_are_a_group_of_their_own():
+    rows = _agreement(
+        ("sft", "q", "s", "t", 0.3), ("sft", "q", "s", "u", 0.9), ("rl", "q", "a", "b", 0.6)
+    )  # fmt: skip
+    texts = {"s": "teacher", "t": "style", "u": "teacher", "a": "grpo", "b": "dapo"}
+    frame = pd.DataFrame([{"pair": pair, "algorithm": text} for pair, text in texts.items()])
+    view = stripe_masks_views.baseline_view(rows, frame).set_index("group")["jaccard"]
+    assert dict(view) == {"SFT runs, two texts": 0.3, "SFT runs, one text": 0.9, "RL runs": 0.6}
+    alone = stripe_masks_views.baseline_view(rows, frame.assign(algorithm="teacher"))
+    assert sorted(alone["group"]) == ["RL runs", "SFT runs"]
+
+
+def test_two_texts_for_the_same_prompts_are_not_the_same_data():
+    runs = {"a": ("x", "teacher"), "b": ("x", "teacher"), "c": ("x", "style"), "d": ("y", "style")}
+    frame = pd.DataFrame([{"pair": p, "data": d, "algorithm": t} for p, (d, t) in runs.items()])
+    values = {("a", "b"): 0.9, ("a", "c"): 0.1, ("b", "c"): 0.2, ("c", "d"): 0.6, ("a", "d"): 0.3}
+    facts = {"method": "sft", "role": "q", "axis": "row", "storage_density_mean": 0.2}
+    rates = pd.DataFrame([facts | {"run_a": a, "run_b": b, "spearman": v} for (a, b), v in values.items()])
+    found = stripe_masks_views.rate_summary(rates, frame).set_index("data")["spearman"]
+    assert dict(found.round(9)) == {
+        "different data": 0.6,
+        "different data and text": 0.3,
+        "same data": 0.9,
+        "same prompts, other text": 0.15,
+    }
+
+
 def test_runs_whose_data_nobody_knows_are_not_said_to_be_on_different_data():
-    frame = pd.DataFrame({"pair": ["a", "b", "c"], "data": ["x", None, None]})
+    frame = pd.DataFrame({"pair": ["a", "b", "c"], "data": ["x", None, None], "algorithm": "grpo"})
     facts = {"method": "rl", "role": "q", "axis": "row", "storage_density_mean": 0.2, "spearman": 0.5}
     rates = pd.DataFrame([facts | {"run_a": a, "run_b": b} for a, b in (("a", "b"), ("b", "c"))])
     assert stripe_masks_views.rate_summary(rates, frame)["data"].tolist() == ["unknown data"]

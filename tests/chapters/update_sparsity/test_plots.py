@@ -7,6 +7,8 @@ import pytest
 
 from tests.planted import frames
 from threegates.chapters.update_sparsity import plots as update_sparsity_plots
+from threegates.estimates.paper import table_1
+from threegates.figures.style import PAPER
 
 
 def test_sparsity_draws_each_seed_its_null_and_the_papers_ranges():
@@ -19,3 +21,7 @@ def test_sparsity_draws_each_seed_its_null_and_the_papers_ranges():
     assert sorted(upright) == pytest.approx(sorted(frame.groupby("label")["sparsity_storage_norm"].mean()))
     assert [t.get_text() for t in ax.get_yticklabels()] == list(dict.fromkeys(frame["label"]))
     assert {t.get_text() for t in ax.texts} == {"paper: SFT", "paper: RL"}
+    (stars,) = [line for line in ax.lines if line.get_marker() == PAPER["marker"]]
+    assert sorted(stars.get_xdata()) == pytest.approx(sorted(table_1()["sparsity"]))
+    legend = {text.get_text() for text in ax.figure.legends[0].get_texts()}
+    assert "the paper: a pair of Table 1" in legend

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.checkpoints.made import in_codes
 from tests.hub.loopback import Fault, LoopbackHub
-from threegates.checkpoints.hub.snapshots import open_entry, open_named, resolve
+from threegates.checkpoints.hub.snapshots import fetch, open_entry, open_named, resolve
 from threegates.checkpoints.manifests.manifest import (
     Entry,
     Folder,
@@ -22,7 +23,7 @@ from threegates.checkpoints.manifests.manifest import (
     read_manifest,
     write_manifest,
 )
-from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.tensors import INDEX, Checkpoint
 from threegates.errors import CheckpointError
 
 REPO = "org/llama"
@@ -191,13 +192,44 @@ def test_a_repository_of_pickles_is_refused_by_the_names_of_its_files(tmp_path):
 
 
 def test_a_quantised_model_is_refused_before_its_weights_are_fetched(llama, copy_of, tmp_path):
+    folder = in_codes(copy_of(llama[0]), "awq")
+    with LoopbackHub({REPO: folder}) as hub:
+        message = refusal(entry(), tmp_path / "cache", endpoint=hub.url)
+    assert "the checkpoint is quantised" in message and "quant_method awq" in message
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+
+def test_a_quantization_config_that_was_left_over_refuses_no_download(llama, copy_of, tmp_path):
     folder = copy_of(llama[0])
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "awq"}}))
     with LoopbackHub({REPO: folder}) as hub:
-        message = refusal(entry(), tmp_path / "cache", endpoint=hub.url)
-    assert "the checkpoint is quantised" in message and "quant_method awq" in message
-    assert not [name for name in hub.served if name.endswith(".safetensors")]
+        snapshot = fetch(REPO, tmp_path / "cache", endpoint=hub.url)
+    assert Checkpoint.open(snapshot.folder).infos.keys() == Checkpoint.open(folder).infos.keys()
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors-{}-of-2.safetensors", "weights/part{}.safetensors", "{}.safetensors"]
+)
+def test_the_shards_are_those_that_the_index_names(llama, copy_of, tmp_path, name):
+    folder = copy_of(llama[0])
+    index = json.loads((folder / INDEX).read_text())
+    files = sorted(set(index["weight_map"].values()))
+    called = {file: name.format(number) for number, file in enumerate(files)}
+    for file, new in called.items():
+        (folder / new).parent.mkdir(exist_ok=True)
+        (folder / file).rename(folder / new)
+    index["weight_map"] = {tensor: called[file] for tensor, file in index["weight_map"].items()}
+    (folder / INDEX).write_text(json.dumps(index))
+    (folder / "consolidated.safetensors").write_text("not wanted")
+    with LoopbackHub({REPO: folder}) as hub:
+        snapshot = fetch(f"{REPO}@{hub.commit(REPO)}", tmp_path / "cache", endpoint=hub.url)
+        asked = hub.served.total()
+        again = fetch(f"{REPO}@{hub.commit(REPO)}", tmp_path / "cache", endpoint=hub.url)
+        assert (again.folder, hub.served.total()) == (snapshot.folder, asked)
+    checkpoint = Checkpoint.open(snapshot.folder)
+    assert all(torch.equal(checkpoint.stored(name), value) for name, value in llama[1].items())
+    assert not (snapshot.folder / "consolidated.safetensors").exists()
 
 
 def test_a_folder_is_no_repository(tmp_path):

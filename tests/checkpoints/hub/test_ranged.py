@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.checkpoints.made import in_codes
 from tests.hub.loopback import Fault, LoopbackHub, shard
 from threegates.checkpoints.hub import transfer
 from threegates.checkpoints.hub.range_cache import RangeCache
@@ -731,16 +732,23 @@ def test_repositories_without_weights_are_refused_by_the_names_of_their_files(tm
         assert not hub.served["pytorch_model.bin"]
 
 
-def test_quantised_ones_are_refused_by_their_config_before_a_header_is_read(llama, copy_of, cache):
+def test_a_quantised_repository_is_refused_before_a_tensor_is_read(llama, copy_of, cache):
+    folder = in_codes(copy_of(llama[0]), "gptq")
+    with LoopbackHub({REPO: folder}) as hub:
+        message = refusal(hub, cache)
+    assert "the checkpoint is quantised" in message
+    assert "quant_method gptq" in message
+    assert "is stored as I32" in message
+
+
+def test_a_quantization_config_that_was_left_over_refuses_nothing(llama, copy_of, cache):
     folder = copy_of(llama[0])
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(
         json.dumps(config | {"quantization_config": {"quant_method": "gptq"}})
     )
     with LoopbackHub({REPO: folder}) as hub:
-        message = refusal(hub, cache)
-    assert "the checkpoint is quantised" in message
-    assert "quant_method gptq" in message
+        assert torch.equal(opened(hub, cache).stored(NAME), llama[1][NAME])
 
 
 def test_quantised_ones_are_refused_by_their_types(tmp_path, cache):

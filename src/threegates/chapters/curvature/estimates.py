@@ -1,8 +1,9 @@
-"""Estimates of how steep the loss is along updates."""
+"""Estimates of how steep the loss is along updates, and along noise at their base."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -70,18 +71,49 @@ def sft_over_rl(curvature: pd.DataFrame, confidence: float, function: str = JUDG
     return ratio(over_runs(sft, "update"), over_runs(rl, "update"), confidence)
 
 
-#: What computes each estimate from the chapter's table, at a confidence and of a function.
+def of_noise(
+    top: str, bottom: str, steepness: pd.DataFrame, confidence: float, function: str = JUDGED
+) -> Estimate:
+    """Of neutral noise at the base, the curvature along one direction over another's of the same draw.
+
+    Per draw, means over batches are divided; geometric mean over draws, with Student's interval of the
+    logarithms. Its units are draws of noise: it is about this base on these batches, and says nothing of how
+    another base, or other data, would have it. Where a draw meets a curvature that is not above zero there
+    is no estimate: its ratio would not say which of two directions is steeper, and the others are not all.
+    """
+    rows = steepness[steepness["function"] == function]
+    means = rows.pivot_table(index=["base", "draw"], columns="direction", values="curvature")
+    if means.empty:
+        return missing("no noise was measured at the base", "draws")
+    lost = int((means[[top, bottom]] <= 0).any(axis=1).sum())
+    if lost:
+        told = f"{lost} of {len(means)} draws of noise meet a curvature that is not above zero"
+        told += ", so that no ratio says which direction is steeper"
+        return replace(missing(told, "draws"), undecided=told)
+    return exponential(t_estimate(np.log(means[top] / means[bottom]), "draws", confidence))
+
+
+#: What computes each estimate from the table of updates, at a confidence and of a function.
 RATIOS: dict[str, Callable[..., Estimate]] = {
     "curvature_noise_over_rl": partial(of_directions, "noise", "update"),
     "curvature_masked_noise_over_rl": partial(of_directions, "masked_noise", "update"),
-    "curvature_sft_over_rl": sft_over_rl,
-    "curvature_principal_over_rest": partial(of_directions, "principal", "off_principal"),
-    "curvature_principal_weights_over_rest": partial(of_directions, "principal_weights", "other_weights"),
+}
+#: Which directions of neutral noise each estimate divides.
+DIVIDED = {
+    "steepness_principal_over_noise": ("block", "noise"),
+    "steepness_principal_weights_over_others": ("principal_weights", "other_weights"),
+}
+#: What computes these from the table of neutral noise.
+NEUTRAL: dict[str, Callable[..., Estimate]] = {
+    name: partial(of_noise, *directions) for name, directions in DIVIDED.items()
 }
 
 
-def _judged(compute: Callable[..., Estimate], tables: Tables, confidence: float) -> Estimate:
-    return compute(tables.table("curvature"), confidence)
+def _judged(compute: Callable[..., Estimate], table: str, tables: Tables, confidence: float) -> Estimate:
+    return compute(tables.table(table), confidence)
 
 
-ESTIMATES: dict[str, Estimator] = {name: partial(_judged, compute) for name, compute in RATIOS.items()}
+ESTIMATES: dict[str, Estimator] = {
+    **{name: partial(_judged, compute, "curvature") for name, compute in RATIOS.items()},
+    **{name: partial(_judged, compute, "steepness") for name, compute in NEUTRAL.items()},
+}

@@ -56,20 +56,26 @@ def _key(method: str) -> Line2D:
     return Line2D([], [], marker="o", color=colour(method), lw=0, ms=6, label=method)
 
 
-def ratios(frame: pd.DataFrame, tolerance: float) -> Figure:
-    """Draw the ratios that are judged with their intervals over seeds, beside one and the rule's tolerance.
+def ratios(frame: pd.DataFrame, batches: pd.DataFrame, tolerance: float) -> Figure:
+    """Draw the ratios with their intervals, beside one and the rules' tolerance.
 
-    Columns: those of `views.ratio_view`. Without an interval a ratio is an open mark.
+    Columns: those of `views.ratio_view`, and of `views.batch_view`, whose values are ticks. A ratio without
+    an interval is an open mark; of one without a value the figure says so. What no rule judges is shaded.
     """
     names = list(dict.fromkeys(frame["name"]))
+    judged = frame.drop_duplicates("name")["judged"].sum()
     known = frame[frame["value"] > 0]
     with style():
         fig, ax = plt.subplots(figsize=(8.4, 1.8 + 0.55 * len(names)))
         ax.axvline(1, color="#000000", lw=1.1)
         ax.axvline(tolerance, color="#009E73", lw=1.4, ls=(0, (4, 2)))
         edge = known["value"].min() / 2 if len(known) else 0.1
+        ax.axhspan(judged - 0.5, len(names) - 0.5, color="#F0F0F0", zorder=0, lw=0)
         for row in frame.to_dict("records"):
             _ratio(ax, row, names.index(row["name"]), edge)
+        for row in batches[batches["value"] > 0].to_dict("records"):
+            tint, _, shift = _INK[row["function"]]
+            ax.plot([row["value"]], [names.index(row["name"]) + 1.9 * shift], "|", color=tint, ms=7)
         ax.set(xscale="log", ylim=(len(names) - 0.5, -0.5), xlabel="ratio of curvatures at equal norm")
         ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         ax.xaxis.set_minor_formatter(NullFormatter())
@@ -82,6 +88,9 @@ def ratios(frame: pd.DataFrame, tolerance: float) -> Figure:
 def _ratio(ax: Axes, row: dict, y: int, edge: float) -> None:
     tint, marker, shift = _INK[row["function"]]
     place = y + shift
+    if np.isnan(row["value"]):
+        ax.text(edge, place, "cannot be told", color=tint, fontsize="small", va="center")
+        return
     if not row["value"] > 0:
         ax.plot([edge], [place], "<", color=tint, ms=8, mfc="white")
         return
@@ -93,8 +102,8 @@ def _ratio(ax: Axes, row: dict, y: int, edge: float) -> None:
 
 def _ratio_key() -> list[Line2D]:
     marks = [
-        Line2D([], [], marker=marker, color=tint, lw=2.2, ms=7.5, label=f"{name}, 95 % interval over seeds")
+        Line2D([], [], marker=marker, color=tint, lw=2.2, ms=7.5, label=f"{name}, 95 % interval")
         for name, (tint, marker, _) in _INK.items()
     ]
-    rule = Line2D([], [], color="#009E73", lw=1.4, ls=(0, (4, 2)), label="the claims hold from here on")
+    rule = Line2D([], [], color="#009E73", lw=1.4, ls=(0, (4, 2)), label="what is judged holds from here on")
     return [*marks, Line2D([], [], color="#000000", lw=1.1, label="equally steep"), rule]

@@ -8,9 +8,16 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from threegates.chapters.curvature.estimates import RATIOS as JUDGED_RATIOS
-from threegates.chapters.curvature.estimates import of_directions, run_curvature
+from threegates.chapters.curvature.estimates import (
+    DIVIDED,
+    NEUTRAL,
+    RATIOS,
+    of_directions,
+    run_curvature,
+    sft_over_rl,
+)
 from threegates.estimates.intervals import Estimate
+from threegates.estimates.rows import rl_runs, sft_runs
 from threegates.figures.names import method_name, method_order
 from threegates.measures.curvature import NOISE, PARTS
 
@@ -31,16 +38,18 @@ FUNCTIONS: dict[str, str] = {
     "fisher": "Fisher matrix",
     "reward": "Hessian of RL's objective",
 }
-#: What each ratio divides, and what computes it: first what claims and controls are judged by, then the same
-#: of noise, which knows nothing of training, so that it tells what the base's geometry alone does.
-RATIOS: dict[str, Callable[..., Estimate]] = {
-    "noise / RL's ΔW": JUDGED_RATIOS["curvature_noise_over_rl"],
-    "noise on RL's mask / RL's ΔW": JUDGED_RATIOS["curvature_masked_noise_over_rl"],
-    "SFT's ΔW / RL's ΔW": JUDGED_RATIOS["curvature_sft_over_rl"],
-    "ΔW: principal block / rest": JUDGED_RATIOS["curvature_principal_over_rest"],
-    "ΔW: principal weights / others": JUDGED_RATIOS["curvature_principal_weights_over_rest"],
-    "noise: principal block / all": partial(of_directions, "block_noise", "noise"),
-    "noise: principal weights / all": partial(of_directions, "weights_noise", "noise"),
+#: What each ratio that is judged divides, by its estimate's name.
+JUDGED: dict[str, str] = {
+    "curvature_noise_over_rl": "noise / RL's ΔW",
+    "curvature_masked_noise_over_rl": "noise on RL's mask / RL's ΔW",
+    "steepness_principal_over_noise": "noise: principal block / anywhere",
+    "steepness_principal_weights_over_others": "noise: principal weights / others",
+}
+#: What stands beside and is judged by no rule: updates that differ in more than they are compared in.
+BESIDE: dict[str, Callable[..., Estimate]] = {
+    "SFT's ΔW at its own rate / RL's ΔW": sft_over_rl,
+    "RL's ΔW: principal block / rest": partial(of_directions, "principal", "off_principal"),
+    "RL's ΔW: principal weights / others": partial(of_directions, "principal_weights", "other_weights"),
 }
 assert set(DIRECTIONS) == {*PARTS, *NOISE}
 
@@ -66,18 +75,36 @@ def curvature_view(curvature: pd.DataFrame) -> pd.DataFrame:
     return rows[columns].reset_index(drop=True)
 
 
-def ratio_view(curvature: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
-    """The ratios that are judged, of the Hessian, and the same of the Fisher matrix.
+def ratio_view(curvature: pd.DataFrame, steepness: pd.DataFrame, confidence: float = 0.95) -> pd.DataFrame:
+    """The ratios that are judged and those beside them, of the Hessian, and the same of the Fisher matrix.
 
-    Columns: function, name, value, low, high, n.
+    Columns: function, name, judged, value, low, high, n, unit (what the interval is over), reason (why there
+    is none).
     """
     rows = []
     for function in ("loss", "fisher"):
-        for name, compute in RATIOS.items():
-            found = compute(curvature, confidence, function)
+        own = {JUDGED[name]: compute(curvature, confidence, function) for name, compute in RATIOS.items()}
+        noise = {JUDGED[name]: compute(steepness, confidence, function) for name, compute in NEUTRAL.items()}
+        beside = {name: compute(curvature, confidence, function) for name, compute in BESIDE.items()}
+        for name, found in (own | noise | beside).items():
             numbers = {"value": found.value, "low": found.low, "high": found.high, "n": found.n}
-            rows.append({"function": FUNCTIONS[function], "name": name, **numbers})
+            facts = {"function": FUNCTIONS[function], "name": name, "judged": name not in BESIDE}
+            rows.append({**facts, **numbers, "unit": found.unit, "reason": found.reason})
     return pd.DataFrame(rows)
+
+
+def batch_view(steepness: pd.DataFrame) -> pd.DataFrame:
+    """The ratios of neutral noise on each batch alone: of means over draws, NaN where one is not above zero.
+
+    Columns: function, name, batch, value.
+    """
+    rows = []
+    means = steepness.groupby(["function", "batch", "direction"])["curvature"].mean().unstack("direction")
+    for row in means.where(means > 0).reset_index().to_dict("records"):
+        for name, (top, bottom) in DIVIDED.items():
+            facts = {"function": FUNCTIONS[row["function"]], "name": JUDGED[name], "batch": row["batch"]}
+            rows.append({**facts, "value": row[top] / row[bottom]})
+    return pd.DataFrame(rows, columns=["function", "name", "batch", "value"])
 
 
 def summary_view(curvature: pd.DataFrame) -> pd.DataFrame:
@@ -95,7 +122,7 @@ def summary_view(curvature: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def steepness(curvature: pd.DataFrame) -> Mapping[str, float]:
+def along_rl(curvature: pd.DataFrame) -> Mapping[str, float]:
     """Of RL, for the prose: means along ΔW and along noise, and the geometric mean of ΔW over noise.
 
     `times` is NaN where a curvature of a run is not above zero: of the others alone it would say too much.
@@ -112,3 +139,28 @@ def block_shares(curvature: pd.DataFrame) -> Mapping[str, float]:
     rows = curvature[(curvature["method"] == "rl") & (curvature["function"] == "loss")]
     means = rows.groupby("direction")["share"].mean()
     return {"update": float(means["principal"]), "noise": float(means["block_noise"])}
+
+
+def block_curvature(curvature: pd.DataFrame) -> float:
+    """Share of the curvature along RL's updates that their part in the principal block gives by itself.
+
+    pᵀHp / uᵀHu for the update u and its part p in the block, of the loss: means over batches, then over runs.
+    Cross terms of both parts are not in it.
+    """
+    rows = curvature[(curvature["method"] == "rl") & (curvature["function"] == "loss")]
+    along = (
+        rows.assign(whole=rows["curvature"] * rows["share"]).groupby(["pair", "direction"])["whole"].mean()
+    )
+    wide = along.unstack("direction")
+    return float((wide["principal"] / wide["update"]).mean())
+
+
+def lengths(curvature: pd.DataFrame) -> Mapping[str, Mapping[str, float]]:
+    """How far the updates that are compared lie from the base, of `rl` and `sft`: means over runs.
+
+    norm, ‖ΔW‖ over the matrices of the blocks, and learning_rate; NaN where there are no such runs.
+    """
+    own = curvature[(curvature["function"] == "loss") & (curvature["direction"] == "update")]
+    groups = {"rl": rl_runs(own), "sft": sft_runs(own)}
+    columns = ("norm", "learning_rate")
+    return {name: {one: float(rows[one].mean()) for one in columns} for name, rows in groups.items()}

@@ -1,4 +1,4 @@
-"""Errata of the paper (arXiv 2511.08567 v1): what is printed, and what comes out when it is computed.
+"""What the paper prints (arXiv 2511.08567 v1), computed: theorems, storage, tables.
 
 Printed numbers are typed as printed, in `paper` or here; everything set beside them is computed. None of
 this decides whether the paper's claims hold: that is what the other chapters measure.
@@ -7,14 +7,14 @@ this decides whether the paper's claims hold: that is what the other chapters me
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 import torch
 
 from threegates.estimates.paper import averages, sparsity_ranges, table_1, tables_4_and_5
-from threegates.geometry.bounds import ky_fan, mirsky, wedin_as_printed, wedin_corrected, weyl
+from threegates.geometry.bounds import Bound, ky_fan, mirsky, wedin_as_printed, wedin_corrected, weyl
 from threegates.geometry.directions import principal_energy
 from threegates.geometry.precision import (
     INFINITY_CODE,
@@ -30,16 +30,9 @@ ULPS_BETWEEN, TOLERANCE = 134, 1e-5
 #: The usual clip ratios of DAPO, which the paper does not state, and its longest response.
 CLIP_LOW, CLIP_HIGH, LENGTH = 0.2, 0.28, 8192
 PRINCIPAL_SHARE = 0.5
-
-
-@dataclass(frozen=True)
-class Erratum:
-    """One place of the paper: what stands there, what comes out, why it matters."""
-
-    place: str
-    printed: str
-    computed: str
-    matters: str
+#: Of half a gap: how far on either side of a midpoint a number is taken.
+_ASIDE = 1e-3
+_DENSE, _SAFE, _LOW, _PRINCIPAL = "dense", "M_low or not M_princ", "M_low", "M_princ"
 
 
 def stored(x: float) -> torch.Tensor:
@@ -59,7 +52,8 @@ def counterexample(degrees: float, trace: float = 1e-3) -> dict[str, float]:
 
     Returns
     -------
-    degrees, the measured sine, the bound as printed and with Wedin's gap, and whether each is met.
+    degrees, the measured sine, the bound as printed and with Wedin's gap, and whether each is met, as well as
+    twice the printed one.
 
     **Source** Wedin (1972); the bound as printed in Zhu et al. (2025), Thm 3.3.
     """
@@ -79,6 +73,7 @@ def counterexample(degrees: float, trace: float = 1e-3) -> dict[str, float]:
         "printed": printed.bound,
         "corrected": corrected.bound,
         "printed_holds": printed.holds(),
+        "twice_holds": printed.measured <= 2 * printed.bound,
         "corrected_holds": corrected.holds(),
     }
 
@@ -130,10 +125,71 @@ def principal_update(size: float = 0.01) -> tuple[float, bool]:
     return principal_energy(delta, u[:, :k], vh[:k].T), all(bound.holds(1e-12) for bound in bounds)
 
 
+def spectrum_bounds_held(seed: int = 0, draws: int = 25) -> np.ndarray:
+    """Whether Cor. 3.4 and 3.5 hold, at every k, of drawn 6 × 4 matrices and updates: (draws · sizes,) bool.
+
+    Updates have a thousandth to a thousandfold of the matrix's spectral norm.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held = []
+    for _ in range(draws):
+        base, direction = torch.randn(2, 6, 4, generator=generator, dtype=torch.float64)
+        for size in (1e-3, 0.1, 1.0, 10.0, 1e3):
+            delta = size * direction * (base.norm(2) / direction.norm(2))
+            held.append(all(bound.holds(1e-9 * size) for bound in _spectrum_bounds(base, delta)))
+    return np.array(held)
+
+
+def _spectrum_bounds(base: torch.Tensor, delta: torch.Tensor) -> list[Bound]:
+    before, after, of_delta = (torch.linalg.svdvals(matrix) for matrix in (base, base + delta, delta))
+    norm, frobenius = float(of_delta[0]), float(delta.norm())
+    of_sums = [ky_fan(before, after, norm, k) for k in range(1, len(before) + 1)]
+    return [weyl(before, after, norm), mirsky(before, after, frobenius), *of_sums]
+
+
+def normal_values() -> torch.Tensor:
+    """All normal positive bf16 values, ascending."""
+    return bf16_from_codes(torch.arange(0x80, INFINITY_CODE, dtype=torch.int32))
+
+
+def ulp_ratios() -> torch.Tensor:
+    """ULP(x)/|x| of every normal positive bf16 value, float64."""
+    normal = normal_values()
+    return ulp(normal) / normal.double()
+
+
 def equalities_of_lemma_e_1() -> int:
     """Normal positive bf16 values with ULP(x)/|x| = 2⁻⁷, where Lemma E.1 prints a strict inequality."""
-    normal = bf16_from_codes(torch.arange(0x80, INFINITY_CODE, dtype=torch.int32))
-    return int((ulp(normal) / normal.double() == 2.0**-7).sum())
+    return int((ulp_ratios() == 2.0**-7).sum())
+
+
+def changed_around_half_a_ulp(beyond: bool) -> np.ndarray:
+    """Whether a stored weight changes if it is moved by about half a ULP: (2, values) bool, up and down.
+
+    Of every normal positive value; `beyond` moves it by a thousandth of half a ULP more, else by one less.
+    """
+    normal = normal_values()
+    move = ulp(normal) / 2 * (1 + (_ASIDE if beyond else -_ASIDE))
+    return np.stack([(to_bf16(normal.double() + side * move) != normal).numpy() for side in (1, -1)])
+
+
+def errors_before_rounding(tolerance: float = TOLERANCE) -> dict[str, np.ndarray]:
+    """Where a tolerance errs on two numbers before they are rounded, around every normal positive value.
+
+    Returns
+    -------
+    missed : (values,) bool, two numbers beside a midpoint that are stored as two values and called unchanged;
+    invented : the same of two numbers that are stored as one value and called changed.
+    """
+    normal = normal_values()
+    middle, (down, up) = normal.double(), half_gaps(normal)
+    sides = (middle + (1 - _ASIDE) * up, middle + (1 + _ASIDE) * up)
+    ends = (middle - (1 - _ASIDE) * down, middle + (1 - _ASIDE) * up)
+    apart, differ = (to_bf16(x) != to_bf16(y) for x, y in (sides, ends))
+    return {
+        "missed": (apart & (sides[1] - sides[0] <= tolerance)).numpy(),
+        "invented": (~differ & (ends[1] - ends[0] > tolerance)).numpy(),
+    }
 
 
 def ulps_of_doubling(x: float) -> float:
@@ -159,6 +215,29 @@ def clip_bound(length: int = LENGTH, low: float = CLIP_LOW, high: float = CLIP_H
     return length * max(math.log(1 + high), -math.log(1 - low))
 
 
+def clip_bound_held(seed: int = 0, draws: int = 200, tokens: int = 8) -> np.ndarray:
+    """Whether KL(π‖π₀) and KL(π₀‖π) of one token are within the bound of length one: (draws,) bool.
+
+    π₀ is drawn, and the ratios π/π₀ within the clip range; every other draw has them at its ends.
+    """
+    rng, bound = np.random.default_rng(seed), clip_bound(length=1)
+    held = []
+    for draw in range(draws):
+        before = rng.dirichlet(np.full(tokens, 0.5)) + 1e-12
+        drawn = rng.random(tokens) if draw % 2 else rng.integers(0, 2, tokens)
+        ratio = _summing_to_one(before, 1 - CLIP_LOW + (CLIP_LOW + CLIP_HIGH) * drawn)
+        logs = np.log(ratio)
+        held.append(max(before @ (ratio * logs), -(before @ logs)) <= bound)
+    return np.array(held)
+
+
+def _summing_to_one(before: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """Ratios drawn nearer to one end of the clip range, until they make a distribution of the one before."""
+    mean = before @ ratio / before.sum()
+    end = 1 - CLIP_LOW if mean > 1 else 1 + CLIP_HIGH
+    return ratio if mean == 1 else end + (ratio - end) * (1 - end) / (mean - end)
+
+
 def order_is_kept() -> bool:
     """Whether the masks of each table stand in the same order by the printed and by the computed averages."""
     by_steps = [rows for _, rows in averages().groupby("steps")]
@@ -175,144 +254,109 @@ def mask_densities() -> dict[str, float]:
     return {"principal_not_low": alone, "both": shares["M_princ"] - alone, "low": shares["M_low"]}
 
 
-def sparsity_factors() -> tuple[float, float]:
-    """Least sparsity of RL over the largest of SFT, Table 1: across bases, and on the base that has both."""
+def sparsity_factors() -> dict[str, float]:
+    """Sparsity of RL over that of SFT in Table 1, read in several ways.
+
+    Returns
+    -------
+    ends : least of RL over largest of SFT, across bases; medians : median over median; and under the name of
+    each base that has both, least over largest on it.
+    """
     ranges, table = sparsity_ranges(), table_1()
-    of_14b = table[table["base"] == "Qwen3-14B-Base"].set_index("method")["sparsity"]
-    return ranges["RL"][0] / ranges["SFT"][1], of_14b["GRPO"] / of_14b["SFT"]
+    kinds = table["method"].where(table["method"] == "SFT", "RL")
+    medians = table.groupby(kinds)["sparsity"].median()
+    found = {"ends": ranges["RL"][0] / ranges["SFT"][1], "medians": float(medians["RL"] / medians["SFT"])}
+    for base, rows in table.assign(kind=kinds).groupby("base"):
+        of_kind = rows.groupby("kind")["sparsity"]
+        if rows["kind"].nunique() == 2:
+            found[str(base)] = float(of_kind.min()["RL"] / of_kind.max()["SFT"])
+    return found
 
 
-def head_permutation_errors(seed: int = 0) -> dict[str, float]:
-    """Output error after permuting heads, W_o's columns gathered by the rows' permutation or its inverse.
+def distances_from_dense() -> pd.DataFrame:
+    """How far each mask of Tables 4 and 5 ends from the dense run, in points.
 
-    Heads are any functions of their rows of W_q: head h gives tanh(W_h x), and W_o mixes them.
+    Columns: steps, mask, mean (of its scores), of_average (distance of the means) and by_test (mean absolute
+    difference of the four scores). The dense run itself is left out.
+    """
+    rows = []
+    for steps, table in tables_4_and_5().groupby("steps"):
+        of_masks = table.set_index("mask")["scores"].items()
+        scores = {mask: np.array([float(x) for x in str(text).split()]) for mask, text in of_masks}
+        dense = scores.pop(_DENSE)
+        for mask, own in scores.items():
+            apart = {"of_average": abs(own.mean() - dense.mean()), "by_test": np.abs(own - dense).mean()}
+            rows.append({"steps": steps, "mask": mask, "mean": own.mean(), **apart})
+    return pd.DataFrame(rows)
+
+
+def nearer_than(others: str, by: str) -> dict[int, float]:
+    """By steps, how much nearer to the dense run the safe mask ends than others; below zero it is farther.
+
+    others : "nearest", of all other masks, or the name of one. by : "of_average" or "by_test".
+    """
+    return {
+        steps: float((table.drop(_SAFE).min() if others == "nearest" else table[others]) - table[_SAFE])
+        for steps, table in _by_steps(by)
+    }
+
+
+def over_low_alone() -> dict[int, float]:
+    """By steps, the mean of the safe mask's scores minus that of M_low alone."""
+    return {steps: float(table[_SAFE] - table[_LOW]) for steps, table in _by_steps("mean")}
+
+
+def over_principal() -> dict[int, float]:
+    """By steps, the lowest mean of the other masks minus that of M_princ."""
+    return {
+        steps: float(table.drop(_PRINCIPAL).min() - table[_PRINCIPAL]) for steps, table in _by_steps("mean")
+    }
+
+
+def _by_steps(column: str) -> Iterator[tuple[int, pd.Series]]:
+    for steps, rows in distances_from_dense().groupby("steps"):
+        yield int(str(steps)), rows.set_index("mask")[column]
+
+
+def head_permutation_errors(seed: int = 0) -> Mapping[str, float]:
+    """Output error after permuting heads, under W_o's columns in several orders.
+
+    Heads are any functions of their rows of W_q: head h gives tanh(W_h x), and W_o mixes them. Columns are
+    gathered by the rows' permutation (same) or its inverse, or W_o is multiplied by the inverse of the matrix
+    that W_q's rows are multiplied by (matrix).
     """
     rng = np.random.default_rng(seed)
     heads, size = 4, 3
     w_q, w_o = rng.standard_normal((heads, size, 5)), rng.standard_normal((2, heads, size))
     x, order = rng.standard_normal(5), np.array([1, 2, 3, 0])
     before = np.einsum("ohd,hd->o", w_o, np.tanh(w_q @ x))
-    found = {}
-    for name, columns in (("same", order), ("inverse", np.argsort(order))):
-        after = np.einsum("ohd,hd->o", w_o[:, columns], np.tanh(w_q[order] @ x))
-        found[name] = float(np.abs(after - before).max() / np.abs(before).max())
-    return found
+    matrix = np.eye(heads)[order]
+    columns = {"same": w_o[:, order], "inverse": w_o[:, np.argsort(order)]}
+    columns["matrix"] = np.einsum("ohd,hg->ogd", w_o, np.linalg.inv(matrix))
+    rows = np.einsum("gh,hdi->gdi", matrix, w_q)
+    after = {name: np.einsum("ohd,hd->o", own, np.tanh(rows @ x)) for name, own in columns.items()}
+    return {name: _relative_error(before, own) for name, own in after.items()}
 
 
-def errata(degrees: float = 80.0, trace: float = 1e-3) -> list[Erratum]:
-    """Every erratum, the theory's first, then storage's, then the tables'."""
-    return [*_of_theory(degrees, trace), *_of_storage(), *_of_tables()]
+def rotation_error(seed: int = 0) -> float:
+    """Output error of a layer whose values and outputs are turned as App. D prints it, relative.
+
+    W_v, its bias and W_o become W_v R, b_v R and W_o R, R one rotation in every head: values are x W_v + b_v,
+    and the output is W_o times the heads' weighted means of them, two heads to each of the values' heads.
+    """
+    rng = np.random.default_rng(seed)
+    length, width, size, groups, heads = 5, 6, 4, 2, 4
+    x, bias = rng.standard_normal((length, width)), rng.standard_normal((groups, size))
+    w_v, w_o = rng.standard_normal((groups, width, size)), rng.standard_normal((3, heads, size))
+    attention = rng.dirichlet(np.ones(length), (heads, length))
+    turn, _ = np.linalg.qr(rng.standard_normal((size, size)))
+
+    def output(w_v: np.ndarray, bias: np.ndarray, w_o: np.ndarray) -> np.ndarray:
+        values = np.repeat(x @ w_v + bias[:, None], heads // groups, axis=0)
+        return np.einsum("ohd,htd->to", w_o, attention @ values)
+
+    return _relative_error(output(w_v, bias, w_o), output(w_v @ turn, bias @ turn, w_o @ turn))
 
 
-def erratum_table(found: list[Erratum]) -> pd.DataFrame:
-    """The errata as they stand on the page: place, printed, computed, why it matters."""
-    names = {"computed": "comes out", "matters": "why it matters"}
-    return pd.DataFrame([vars(one) for one in found]).rename(columns=names)
-
-
-def _of_theory(degrees: float, trace: float) -> list[Erratum]:
-    case, order, nats = counterexample(degrees, trace), order_of(rotation_by_size()), clip_bound()
-    return [
-        Erratum(
-            "Thm 3.3",
-            "sin Θ ≤ ‖ΔW‖₂ / (σₖ − σₖ₊₁), both values of W₀",
-            f"sine {case['sine']:.3f} against a bound of {case['printed']:.3f}; with Wedin's gap "
-            f"{case['corrected']:.3f}",
-            "False without a condition on the gap of W₊. For updates small against the gap both bounds "
-            "nearly agree.",
-        ),
-        Erratum(
-            "text on Thm 3.3",
-            "the effect is called quadratic in the update",
-            f"the sine grows with power {order:.2f} of ‖ΔW‖₂",
-            "It is linear. A small update still rotates little, but not as little as its square.",
-        ),
-        Erratum(
-            "Lemma F.9",
-            "a bound on the KL divergence under clipping",
-            f"{nats:.0f} nats at {LENGTH} tokens and clip ratios {CLIP_LOW} and {CLIP_HIGH}",
-            f"A divergence of that size excludes nothing (e^−{nats:.0f} of the probability). The clip ratios "
-            "are DAPO's usual ones; the paper gives none.",
-        ),
-    ]
-
-
-def _of_storage() -> list[Erratum]:
-    missed = neighbours_called_unchanged()
-    end = missed.loc[~missed["called_unchanged"], "lower"].min()
-    up, down = exact_steps(1.0, 1e-6)
-    return [
-        Erratum(
-            "Lemma E.1",
-            "ULP(x)/|x| < 2⁻⁷",
-            f"equal to 2⁻⁷ at {equalities_of_lemma_e_1()} normal values, the powers of two",
-            "There the gap towards zero is half the other, and Lemma E.2's ½ ULP is a quarter on that side.",
-        ),
-        Erratum(
-            "Cor. 3.6, Lemma E.2",
-            "a stored weight changes if an update reaches ½ ULP",
-            f"at 1.0 and lr 1e-6, {up} aligned steps upwards or {down} downwards do it together",
-            "With float32 masters the accumulated displacement counts, not the single step: see the "
-            "precision lens.",
-        ),
-        Erratum(
-            "App. E",
-            f"≈ {ULPS_BETWEEN} ULPs",
-            f"1e-6 to 2e-6: {ulps_of_doubling(1e-6):.0f} ULPs of the smaller, {codes_between(1e-6, 2e-6)} "
-            "bf16 values",
-            "Spacing doubles on the way; doubling a number is always as many values. The argument stands.",
-        ),
-        Erratum(
-            "App. E",
-            "a tolerance of 1e-5 errs on both sides",
-            f"on stored values on one side only: it misses every change below |w| = {end:.6f}, and none "
-            "above",
-            "Numbers further apart than the tolerance that Def. 2.1 calls unchanged share one bf16 value "
-            "once stored.",
-        ),
-    ]
-
-
-def _of_tables() -> list[Erratum]:
-    printed, densities = averages(), mask_densities()
-    wrong = printed[printed["differs"]]
-    at_320 = printed[printed["steps"] == 320].set_index("mask")["computed"]
-    across, within = sparsity_factors()
-    errors = head_permutation_errors()
-    return [
-        Erratum(
-            "Table 5, averages",
-            ", ".join(wrong["average"]),
-            ", ".join(wrong["computed"]),
-            f"Rows {', '.join(wrong['mask'])}; the third is cut off, not rounded. The order of the masks "
-            f"{'stays' if order_is_kept() else 'changes'}.",
-        ),
-        Erratum(
-            "Table 4",
-            f"the “safe” mask, M_low or not M_princ: {at_320['M_low or not M_princ']}",
-            f"M_low alone, a smaller mask, stands above it: {at_320['M_low']}",
-            "At 320 steps adding weights outside M_princ does not help. One run each, no intervals: "
-            "neither order is sure.",
-        ),
-        Erratum(
-            "Fig. 5, baseline",
-            f"overlap with M_princ without M_low against α = {PRINCIPAL_SHARE}",
-            f"that mask has density {densities['principal_not_low']:.3f}, by the shares of Tables 4 and 5",
-            "Overlap with a mask is to be held against that mask's own density.",
-        ),
-        Erratum(
-            "text on Table 1",
-            "the gap between SFT and RL is called an order of magnitude",
-            f"least RL over largest SFT: {across:.1f} times across bases, {within:.1f} on the one base "
-            "with both",
-            "The difference is clear in the table and smaller than said. Learning rates are not matched "
-            "there.",
-        ),
-        Erratum(
-            "App. D",
-            "columns of W_o are gathered by the inverse permutation of heads",
-            f"relative error of the output {errors['inverse']:.1f}; with the same permutation "
-            f"{errors['same']:.0e}",
-            "The inverse changes the function, unless the permutation is its own inverse.",
-        ),
-    ]
+def _relative_error(before: np.ndarray, after: np.ndarray) -> float:
+    return float(np.abs(after - before).max() / np.abs(before).max())

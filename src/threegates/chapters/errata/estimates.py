@@ -12,7 +12,6 @@ import torch
 from threegates.chapters.errata import errata, noise
 from threegates.estimates import paper
 from threegates.estimates.intervals import Estimate, exact, t_estimate
-from threegates.estimates.paper import sparsity_ranges
 from threegates.estimates.rows import Estimator, Tables
 from threegates.geometry.precision import INFINITY_CODE, bf16_from_codes, unchanged_by_definition
 
@@ -30,10 +29,10 @@ def _share(holds: np.ndarray, unit: str) -> Estimate:
 
 def _eta_rule() -> Estimate:
     """Share of neighbouring non-negative bf16 values that Def. 2.1 calls changed; all are different."""
-    return _share(~_unchanged_neighbours(), "neighbouring bf16 values")
+    return _share(~unchanged_neighbours(), "neighbouring bf16 values")
 
 
-def _unchanged_neighbours() -> np.ndarray:
+def unchanged_neighbours() -> np.ndarray:
     """Which neighbouring non-negative bf16 values Def. 2.1 calls the same."""
     values = bf16_from_codes(torch.arange(0, INFINITY_CODE, dtype=torch.int32)).double()
     return unchanged_by_definition(values[:-1], values[1:]).numpy()
@@ -42,20 +41,46 @@ def _unchanged_neighbours() -> np.ndarray:
 def _ends_of_tolerance() -> Estimate:
     """At how many ends a fixed tolerance errs on stored values: missed changes, equal ones called changed."""
     near = errata.neighbours_called_unchanged()["called_unchanged"].to_numpy()
-    same = _unchanged_neighbours()
+    same = unchanged_neighbours()
     ends = (near & ~same).any(), (~near & same).any()
     return exact(float(sum(ends)), len(near), "neighbouring bf16 values")
 
 
+def _ends_before_rounding() -> Estimate:
+    """At how many ends a fixed tolerance errs on numbers that are not rounded yet."""
+    errors = errata.errors_before_rounding()
+    return exact(float(sum(one.any() for one in errors.values())), len(errors["missed"]), "bf16 values")
+
+
 def _strict_lemma() -> Estimate:
     """Share of normal positive bf16 values with ULP(x)/|x| strictly below 2⁻⁷."""
-    values = INFINITY_CODE - 0x80
-    return exact(1 - errata.equalities_of_lemma_e_1() / values, values, "normal bf16 values")
+    return _share((errata.ulp_ratios() < 2.0**-7).numpy(), "normal bf16 values")
+
+
+def _lemma_with_its_end() -> Estimate:
+    """Share of normal positive bf16 values with 2⁻⁸ < ULP(x)/|x| ≤ 2⁻⁷."""
+    ratios = errata.ulp_ratios()
+    return _share(((ratios > 2.0**-8) & (ratios <= 2.0**-7)).numpy(), "normal bf16 values")
+
+
+def _half_ulp_suffices() -> Estimate:
+    """Share of normal positive bf16 values and sides at which a move past half a ULP changes the value."""
+    return _share(errata.changed_around_half_a_ulp(beyond=True).ravel(), "values and sides")
+
+
+def _half_ulp_is_needed() -> Estimate:
+    """Share of normal positive bf16 values and sides at which a move short of half a ULP changes nothing."""
+    return _share(~errata.changed_around_half_a_ulp(beyond=False).ravel(), "values and sides")
 
 
 def _printed_ulps() -> Estimate:
     """bf16 values from 1e-6 to 2e-6 over the printed number of ULPs."""
     return exact(errata.codes_between(1e-6, 2e-6) / errata.ULPS_BETWEEN, 1, "pair of numbers")
+
+
+def _smaller_ulps() -> Estimate:
+    """Distance from 1e-6 to 2e-6 in ULPs of the smaller over the printed number."""
+    return exact(errata.ulps_of_doubling(1e-6) / errata.ULPS_BETWEEN, 1, "pair of numbers")
 
 
 def _first_steps() -> Estimate:
@@ -64,17 +89,19 @@ def _first_steps() -> Estimate:
     return _share(np.array(holds), "sizes of a weight")
 
 
-def _right_averages() -> Estimate:
-    return _share(~paper.averages()["differs"].to_numpy(), "printed averages")
+def _right_averages(*steps: int) -> Estimate:
+    """Share of the printed averages that are right, of the tables of these steps."""
+    printed = paper.averages()
+    return _share(~printed.loc[printed["steps"].isin(steps), "differs"].to_numpy(), "printed averages")
 
 
 def _order_of_masks() -> Estimate:
     return exact(float(errata.order_is_kept()), 2, "tables")
 
 
-def _sparsity_factor() -> Estimate:
-    """Least share of unchanged weights under RL over the largest under SFT, as printed in Table 1."""
-    return exact(errata.sparsity_factors()[0], len(sparsity_ranges()), "ranges")
+def _sparsity_factor(reading: str) -> Estimate:
+    """Share of unchanged weights under RL over that under SFT, as printed in Table 1."""
+    return exact(errata.sparsity_factors()[reading], len(paper.table_1()), "rows of the table")
 
 
 def _order_of_rotation() -> Estimate:
@@ -88,17 +115,41 @@ def _wedin_in_general(which: str) -> Estimate:
     return _share(errata.counterexample_curve()[f"{which}_holds"].to_numpy(), "angles")
 
 
+def _spectrum_bounds() -> Estimate:
+    return _share(errata.spectrum_bounds_held(), "matrices and updates")
+
+
+def _clip_bound_holds() -> Estimate:
+    return _share(errata.clip_bound_held(), "pairs of distributions")
+
+
 def _clip_bound() -> Estimate:
     """Share of the paper's longest response up to which Lemma F.9's bound excludes anything."""
     per_token = errata.clip_bound() / errata.LENGTH
     return exact(NATS_THAT_SAY_NOTHING / per_token / errata.LENGTH, errata.LENGTH, "tokens")
 
 
-def _safe_mask() -> Estimate:
-    """Average of the paper's “safe” mask minus the low-magnitude mask's own average, at 320 steps."""
-    averages = paper.averages()
-    at_320 = averages[averages["steps"] == 320].set_index("mask")["computed"].astype(float)
-    return exact(at_320["M_low or not M_princ"] - at_320["M_low"], 1, "pair of runs")
+def _safe_over_low(steps: int) -> Estimate:
+    """Average of the paper's “safe” mask minus the low-magnitude mask's own average."""
+    return exact(errata.over_low_alone()[steps], 1, "pair of runs")
+
+
+def _safe_nearest(*steps: int, by: str = "of_average") -> Estimate:
+    """How much nearer to the dense run the safe mask ends than the nearest other, the least of the tables."""
+    nearer = errata.nearer_than("nearest", by)
+    return exact(min(nearer[one] for one in steps), len(steps), "tables")
+
+
+def _safe_nearer_than_random() -> Estimate:
+    """How much nearer to the dense run it ends than the random mask, the least of tables and distances."""
+    found = [errata.nearer_than("random", by) for by in ("of_average", "by_test")]
+    return exact(min(min(one.values()) for one in found), len(found[0]), "tables")
+
+
+def _principal_is_last() -> Estimate:
+    """Lowest average of the other masks minus that of M_princ, the least of the tables."""
+    found = errata.over_principal()
+    return exact(min(found.values()), len(found), "tables")
 
 
 def _baseline_of_third_panel() -> Estimate:
@@ -109,9 +160,16 @@ def _baseline_of_third_panel() -> Estimate:
 
 def _kept_digits(which: str) -> Estimate:
     """Decimal digits of the output that a permutation of heads keeps, at most 16."""
-    error = errata.head_permutation_errors()[which]
-    digits = _MOST_DIGITS if error == 0 else min(_MOST_DIGITS, -math.log10(error))
-    return exact(digits, 1, "permutation")
+    return exact(_digits(errata.head_permutation_errors()[which]), 1, "permutation")
+
+
+def _kept_by_rotation() -> Estimate:
+    """Decimal digits of the output that the printed rotation of V and O keeps, at most 16."""
+    return exact(_digits(errata.rotation_error()), 1, "rotation")
+
+
+def _digits(error: float) -> float:
+    return _MOST_DIGITS if error == 0 else min(_MOST_DIGITS, -math.log10(error))
 
 
 def _principal_update_meets_bounds() -> Estimate:
@@ -143,23 +201,42 @@ def _drawn(tables: Tables, confidence: float, *, of: partial) -> Estimate:
     return of(confidence=confidence)
 
 
+_TABLES = (320, 500)
 _EXACT = {
     "eta_rule_calls_neighbours_changed": partial(_eta_rule),
     "fixed_tolerance_wrong_ends": partial(_ends_of_tolerance),
+    "fixed_tolerance_wrong_ends_unrounded": partial(_ends_before_rounding),
     "ulp_ratio_below_bound": partial(_strict_lemma),
+    "ulp_ratio_up_to_bound": partial(_lemma_with_its_end),
+    "half_ulp_suffices": partial(_half_ulp_suffices),
+    "half_ulp_is_needed": partial(_half_ulp_is_needed),
     "codes_over_printed_ulps": partial(_printed_ulps),
+    "smaller_ulps_over_printed": partial(_smaller_ulps),
     "first_steps_as_inferred": partial(_first_steps),
-    "printed_averages_right": partial(_right_averages),
+    "printed_averages_right": partial(_right_averages, *_TABLES),
+    "printed_averages_right_at_320": partial(_right_averages, 320),
     "order_of_masks_kept": partial(_order_of_masks),
-    "printed_sparsity_factor": partial(_sparsity_factor),
+    "printed_sparsity_factor": partial(_sparsity_factor, "ends"),
+    "printed_sparsity_factor_of_medians": partial(_sparsity_factor, "medians"),
     "order_of_rotation": partial(_order_of_rotation),
     "wedin_printed_in_general": partial(_wedin_in_general, "printed"),
     "wedin_corrected_in_general": partial(_wedin_in_general, "corrected"),
+    "wedin_twice_in_general": partial(_wedin_in_general, "twice"),
+    "spectrum_bounds_in_general": partial(_spectrum_bounds),
     "clip_bound_reach": partial(_clip_bound),
-    "safe_mask_over_low": partial(_safe_mask),
+    "clip_bound_holds": partial(_clip_bound_holds),
+    "safe_mask_over_low": partial(_safe_over_low, 320),
+    "safe_mask_over_low_at_500": partial(_safe_over_low, 500),
+    "safe_mask_nearest_at_320": partial(_safe_nearest, 320),
+    "safe_mask_nearest_at_500": partial(_safe_nearest, 500),
+    "safe_mask_nearest_by_test": partial(_safe_nearest, *_TABLES, by="by_test"),
+    "safe_mask_nearer_than_random": partial(_safe_nearer_than_random),
+    "principal_mask_last": partial(_principal_is_last),
     "third_panel_baseline": partial(_baseline_of_third_panel),
     "inverse_permutation_digits": partial(_kept_digits, "inverse"),
     "same_permutation_digits": partial(_kept_digits, "same"),
+    "inverse_matrix_digits": partial(_kept_digits, "matrix"),
+    "rotation_digits": partial(_kept_by_rotation),
     "bounds_allow_principal_updates": partial(_principal_update_meets_bounds),
 }
 _DRAWN = {

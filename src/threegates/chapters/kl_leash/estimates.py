@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from threegates.estimates.intervals import Estimate, exponential, missing, t_estimate
-from threegates.estimates.rows import Estimator, Tables, label, over_seeds, rl_runs, sft_runs
+from threegates.estimates.intervals import Estimate, exponential, missing, noted, t_estimate
+from threegates.estimates.rows import (
+    Estimator,
+    Tables,
+    label,
+    over_seeds,
+    rft_runs,
+    rl_runs,
+    same_style_runs,
+    sft_runs,
+)
 
 #: The KL term whose effect is looked at, by its labels, and the run without one.
 WITH_TERM, WITHOUT_TERM = ("0.04", "k3"), "0"
@@ -26,15 +37,10 @@ def plain(log: pd.DataFrame) -> pd.DataFrame:
     return rows[label(rows, "label_kl").isna()]
 
 
-def plain_at_any_rate(log: pd.DataFrame) -> pd.DataFrame:
-    """Those and the same algorithms at the mask rate, whose updates are small."""
-    small = rl_runs(log, "mask")
-    return pd.concat([plain(log), small[label(small, "label_kl").isna()]])
-
-
-def sft_at_any_rate(log: pd.DataFrame) -> pd.DataFrame:
-    """Rows of SFT at its own rate and at the mask rate."""
-    return pd.concat([sft_runs(log), sft_runs(log, "mask")])
+def small(log: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the same algorithms at the rate of the mask figures, whose updates are small."""
+    rows = rl_runs(log, "mask")
+    return rows[label(rows, "label_kl").isna()]
 
 
 def with_weight(log: pd.DataFrame, weight: str, estimator: str | None = None) -> pd.DataFrame:
@@ -42,11 +48,6 @@ def with_weight(log: pd.DataFrame, weight: str, estimator: str | None = None) ->
     rows = rl_log(log)
     chosen = (label(rows, "label_kl") == weight) & (rows["algorithm"] == "grpo")
     return rows[chosen & (label(rows, "estimator") == estimator)] if estimator else rows[chosen]
-
-
-def rft_log(log: pd.DataFrame) -> pd.DataFrame:
-    """Rows of RFT at the rate of the reward curves."""
-    return log[(log["algorithm"] == "rft") & (log["rate"] == "reward")]
 
 
 def evaluations(rows: pd.DataFrame) -> pd.DataFrame:
@@ -93,11 +94,14 @@ def _share_per_run(rows: pd.DataFrame, column: str, confidence: float) -> Estima
     return t_estimate(shares, unit, confidence)
 
 
-def _on_leash(column: str, tables: Tables, confidence: float) -> Estimate:
+_NO_MAXIMISER = "a step of an optimiser is not the exact maximiser that the proposition is about"
+
+
+def _on_leash(tables: Tables, confidence: float) -> Estimate:
     rows = steps(tables.table("log"))
     if rows.empty:
         return missing("no step of RL whose KL was logged", "seeds")
-    return _share_per_run(rows, column, confidence)
+    return replace(_share_per_run(rows, "on_leash_response", confidence), unmet=_NO_MAXIMISER)
 
 
 def _fisher_bound(tables: Tables, confidence: float) -> Estimate:
@@ -107,7 +111,17 @@ def _fisher_bound(tables: Tables, confidence: float) -> Estimate:
     telling = rows[~rows["vacuous"] & rows["bound"].notna()]
     if telling.empty:
         return missing("every bound is vacuous", "seeds")
-    return _share_per_run(telling, "holds", confidence)
+    facts = tables.table("fisher").drop_duplicates("base")
+    lacking = facts[facts["rank"] < facts["parameters"]]
+    found = _share_per_run(telling, "holds", confidence)
+    return replace(found, unmet=_no_least(lacking.iloc[0])) if len(lacking) else found
+
+
+def _no_least(fisher: pd.Series) -> str:
+    return (
+        f"the Fisher matrix has rank {int(fisher['rank'])} in {int(fisher['parameters'])} parameters, so "
+        "that no μ > 0 lies below all of its eigenvalues"
+    )
 
 
 # --- how far runs went
@@ -125,10 +139,39 @@ def _ratio(over: pd.DataFrame, under: pd.DataFrame, absent: str, confidence: flo
     return exponential(t_estimate(gaps, "seeds", confidence)) if len(gaps) else missing(absent, "seeds")
 
 
+#: What ends beside RL at the rates that each learns at, in words.
+_BESIDE: dict[str, Callable[[pd.DataFrame], pd.DataFrame]] = {
+    "SFT": sft_runs,
+    "SFT in the base's own style": partial(same_style_runs, rate="own"),
+    "RFT": partial(rft_runs, rate="reward"),
+}
+
+
 def _over_rl(method: str, tables: Tables, confidence: float) -> Estimate:
     log = tables.table("log")
-    own = sft_runs(log) if method == "SFT" else rft_log(log)
-    return _ratio(own, plain(log), f"no seed with runs of {method} and of RL", confidence)
+    return _ratio(_BESIDE[method](log), plain(log), f"no seed with runs of {method} and of RL", confidence)
+
+
+def _beside_rl_at_mask_rate(
+    group: Callable[[pd.DataFrame], pd.DataFrame], whose: str, tables: Tables, confidence: float
+) -> Estimate:
+    """A group's KL at the end over that of RL, both at the mask rate."""
+    log = tables.table("log")
+    return _ratio(
+        group(log), small(log), f"no seed with runs of {whose} and of RL at the mask rate", confidence
+    )
+
+
+def _over_rl_equal_steps(tables: Tables, confidence: float) -> Estimate:
+    """SFT's KL over RL's at the last step that both were evaluated at."""
+    log = tables.table("log")
+    sft, rl = evaluations(sft_runs(log)), evaluations(plain(log))
+    common = sorted(set(sft["step"]) & set(rl["step"]))
+    if not common:
+        return missing("SFT and RL were evaluated after no number of steps in common", "seeds")
+    at = [rows[rows["step"] == common[-1]] for rows in (sft, rl)]
+    found = _ratio(at[0], at[1], "no seed with runs of SFT and of RL", confidence)
+    return noted(found, f"after {common[-1]} steps each") if found.has_interval else found
 
 
 def _without_term(tables: Tables, confidence: float) -> Estimate:
@@ -149,23 +192,15 @@ def at_norm(run: pd.DataFrame, norm: float) -> float:
     return float(np.exp(np.interp(math.log(norm), np.log(norms), np.log(further["kl"]))))
 
 
-def equal_norm(log: pd.DataFrame) -> pd.DataFrame:
-    """SFT beside each algorithm of RL of its seed at the largest ‖ΔW‖ that runs of both reach, at any rate.
+def equal_norm(rl: pd.DataFrame, sft: pd.DataFrame) -> pd.DataFrame:
+    """Runs of SFT beside each run of RL of their seed, at the largest ‖ΔW‖ that both reach.
 
     Columns: seed, algorithm, norm, kl (RL's), kl_sft, ratio, first_sft (‖ΔW‖ at SFT's first evaluation). The
-    ratio is NaN where no two runs were evaluated at a norm in common.
+    ratio is NaN where the two were evaluated at no norm in common.
     """
-    rows = _norms_in_common(log)
-    rows = rows.assign(known=rows["ratio"].notna()).sort_values(["known", "norm"], kind="stable")
-    return rows.groupby(["seed", "algorithm"], sort=False).tail(1).drop(columns="known").sort_index()
-
-
-def _norms_in_common(log: pd.DataFrame) -> pd.DataFrame:
-    """Every run of RL beside every run of SFT of its seed."""
-    rl, sft = evaluations(plain_at_any_rate(log)), evaluations(sft_at_any_rate(log))
-    rows = []
-    for _, own in rl.groupby("run", sort=False):
-        for _, other in sft[sft["seed"] == own["seed"].iloc[0]].groupby("run", sort=False):
+    rows, beside = [], evaluations(sft)
+    for _, own in evaluations(rl).groupby("run", sort=False):
+        for _, other in beside[beside["seed"] == own["seed"].iloc[0]].groupby("run", sort=False):
             norm = min(own["delta_norm"].max(), other["delta_norm"].max())
             found = {"kl": at_norm(own, norm), "kl_sft": at_norm(other, norm)}
             place = {"seed": own["seed"].iloc[0], "algorithm": own["algorithm"].iloc[0], "norm": norm}
@@ -176,7 +211,8 @@ def _norms_in_common(log: pd.DataFrame) -> pd.DataFrame:
 
 
 def _over_rl_equal_norm(tables: Tables, confidence: float) -> Estimate:
-    rows = equal_norm(tables.table("log"))
+    log = tables.table("log")
+    rows = equal_norm(plain(log), sft_runs(log))
     if rows.empty:
         return missing("no seed with runs of SFT and of RL", "seeds")
     # A seed counts with all of its algorithms or not at all.
@@ -189,11 +225,16 @@ def _over_rl_equal_norm(tables: Tables, confidence: float) -> Estimate:
 
 
 ESTIMATES: dict[str, Estimator] = {
-    "leash_of_one_step_holds": partial(_on_leash, "on_leash"),
-    "leash_of_one_step_holds_response": partial(_on_leash, "on_leash_response"),
+    "leash_of_one_step_holds_response": _on_leash,
     "fisher_norm_bound_holds": _fisher_bound,
     "kl_sft_over_rl": partial(_over_rl, "SFT"),
     "kl_sft_over_rl_equal_norm": _over_rl_equal_norm,
+    "kl_sft_over_rl_equal_steps": _over_rl_equal_steps,
+    "kl_sft_over_rl_equal_rate": partial(_beside_rl_at_mask_rate, partial(sft_runs, rate="mask"), "SFT"),
+    "kl_same_style_over_rl": partial(_over_rl, "SFT in the base's own style"),
+    "kl_same_style_over_rl_equal_rate": partial(
+        _beside_rl_at_mask_rate, same_style_runs, "SFT in the base's own style"
+    ),
     "kl_rft_over_rl": partial(_over_rl, "RFT"),
     "kl_without_over_with_term": _without_term,
 }

@@ -18,7 +18,14 @@ from threegates.chapters.kl_leash.views import LOOSE, STEP_MEASURES, geometric, 
 from threegates.figures.style import SEQUENTIAL, colour, style
 
 _DARK, _GREY, _PALE = "#333333", "#7F7F7F", "#DDDDDD"
-_MARKS = {"GRPO": "o", "DAPO": "s", "REINFORCE++": "^", "RFT": "D", "SFT (teacher)": "v"}
+_MARKS = {
+    "GRPO": "o",
+    "DAPO": "s",
+    "REINFORCE++": "^",
+    "RFT": "D",
+    "SFT (teacher)": "v",
+    "SFT (same style)": "P",
+}
 _ESTIMATOR_LOOKS = {"k1": ("o", "#0072B2"), "k2": ("s", "#D55E00"), "k3": ("D", "#000000")}
 _BAND = 0.18
 
@@ -83,10 +90,12 @@ def over_norm(course: pd.DataFrame) -> Figure:
 
 
 def _squares(ax: Axes, course: pd.DataFrame) -> None:
-    """Lines of slope two, one each through the mean end of RL, RFT and SFT."""
+    """Lines of slope two, one each through the mean end of RL and of every other method at its own rate."""
     low, high = course["delta_norm"].min() / 1.3, course["delta_norm"].max() * 1.3
     kl = course["kl"].min() / 2, course["kl"].max() * 2
-    for _, own in course.groupby("kind", sort=False):
+    group = course["method"].where(course["kind"] != "rl", "RL")
+    of_own_rate = course[course["rate"] != "mask"]
+    for _, own in of_own_rate.groupby(group, sort=False):
         last = own.groupby("run").tail(1)
         norm, level = geometric(last["delta_norm"])["value"], geometric(last["kl"])["value"]
         ends = np.array([low, high])

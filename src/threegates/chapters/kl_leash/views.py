@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,15 @@ from threegates.chapters.kl_leash.estimates import (
     ends,
     equal_norm,
     plain,
-    plain_at_any_rate,
-    rft_log,
     rl_log,
-    sft_at_any_rate,
+    small,
     steps,
     with_weight,
 )
 from threegates.estimates.intervals import exponential, t_estimate
-from threegates.estimates.rows import sft_runs
+from threegates.estimates.rows import rft_runs, same_style_runs, sft_runs
 from threegates.figures.names import method_name
+from threegates.figures.numbers import span
 
 #: Estimators of KL by their columns in the log.
 ESTIMATORS = {"kl_k1": "k1", "kl_k2": "k2", "kl": "k3"}
@@ -36,7 +36,7 @@ STEP_MEASURES = {
 #: A bound is called loose from here on: this many times what it bounds.
 LOOSE = 10.0
 _PLAIN_TERM = "as the algorithm comes"
-_COURSE = ["method", "kind", "run", "seed", "step", "updates", "kl", "delta_norm", "pass_at_1"]
+_COURSE = ["method", "kind", "rate", "run", "seed", "step", "updates", "kl", "delta_norm", "pass_at_1"]
 _ORDER = {name: place for place, name in enumerate(("GRPO", "DAPO", "REINFORCE++", "RFT"))}
 
 
@@ -74,13 +74,14 @@ def course_view(log: pd.DataFrame) -> pd.DataFrame:
     evaluations KL is measured on held-out prompts, after the step. At all other steps RL alone logs it, on
     that step's samples. RL's runs with KL terms of other weights are left out.
     """
-    rows = pd.concat([plain(log), rft_log(log), sft_runs(log)])
+    rows = pd.concat([plain(log), rft_runs(log, "reward"), sft_runs(log), same_style_runs(log, "own")])
     return _named(rows[rows["kl"] > 0])[_COURSE].reset_index(drop=True)
 
 
 def norm_view(log: pd.DataFrame) -> pd.DataFrame:
     """The same at evaluations alone, where all methods are looked at alike, and at the mask rate too."""
-    rows = pd.concat([plain_at_any_rate(log), rft_log(log), sft_at_any_rate(log)])
+    sft = [of(log, rate) for of in (sft_runs, same_style_runs) for rate in ("own", "mask")]
+    rows = pd.concat([plain(log), small(log), rft_runs(log, "reward"), *sft])
     return _named(rows[(rows["kl"] > 0) & rows["pass_at_1"].notna()])[_COURSE].reset_index(drop=True)
 
 
@@ -102,10 +103,38 @@ def shown_ends(summary: pd.DataFrame) -> pd.DataFrame:
     return summary[columns].rename(columns=names)
 
 
+_Rows = Callable[[pd.DataFrame], pd.DataFrame]
+#: Groups of runs that are set beside each other at equal norm: name, RL's rows and SFT's of a log.
+_MATCHED: dict[str, tuple[_Rows, _Rows]] = {
+    "each at its own rate": (plain, sft_runs),
+    "both at the mask rate": (small, partial(sft_runs, rate="mask")),
+    "in the base's own style": (plain, partial(same_style_runs, rate="own")),
+}
+
+
 def matched_view(log: pd.DataFrame) -> pd.DataFrame:
-    """SFT beside RL at the largest ‖ΔW‖ that both reach: `estimates.equal_norm` with `method`."""
-    rows = equal_norm(log)
-    return rows.assign(method=rows["algorithm"].map(method_name))
+    """SFT beside RL at the largest ‖ΔW‖ that both reach: `estimates.equal_norm`'s, with group and method."""
+    rows = [equal_norm(rl(log), sft(log)).assign(group=name) for name, (rl, sft) in _MATCHED.items()]
+    found = pd.concat([one for one in rows if len(one)] or rows[:1], ignore_index=True)
+    return found.assign(method=found["algorithm"].map(method_name))
+
+
+def matched_summary(matched: pd.DataFrame) -> pd.DataFrame:
+    """Of each group: how many pairs of runs, how many of them can be compared, at which norms, and the ratio.
+
+    Columns: runs, pairs, compared, norm (from, to), KL of SFT over RL's with its 95 % interval over seeds.
+    """
+    rows = []
+    for name, own in matched.groupby("group", sort=False):
+        known = own.dropna(subset="ratio")
+        by_seed = [geometric_mean(one["ratio"]) for _, one in known.groupby("seed")]
+        norms = span(known["norm"]) if len(known) else ""
+        facts = {"runs": name, "pairs": len(own), "compared": len(known), "at ‖ΔW‖": norms}
+        rows.append({**facts, "SFT / RL": math.nan, "low": math.nan, "high": math.nan})
+        if by_seed:
+            ratio = geometric(by_seed)
+            rows[-1] |= {"SFT / RL": ratio["value"], "low": ratio["low"], "high": ratio["high"]}
+    return pd.DataFrame(rows)
 
 
 # --- with and without a KL term
@@ -185,7 +214,7 @@ def bound_view(log: pd.DataFrame, fisher: pd.DataFrame) -> pd.DataFrame:
 
 def estimator_view(log: pd.DataFrame) -> pd.DataFrame:
     """KL at the end of each run by k1, which may be negative, k2 and k3: method, run, seed, estimator, kl."""
-    last = _named(ends(pd.concat([plain(log), rft_log(log), sft_runs(log)])))
+    last = _named(ends(pd.concat([plain(log), rft_runs(log, "reward"), sft_runs(log)])))
     frames = [
         last[["method", "run", "seed"]].assign(estimator=name, kl=last[column])
         for column, name in ESTIMATORS.items()
@@ -202,6 +231,6 @@ def estimator_spread(view: pd.DataFrame) -> pd.DataFrame:
 
 def counts(log: pd.DataFrame) -> pd.Series:
     """How many runs are looked at, by what: rl (with any KL term), rft, sft, and seeds of all."""
-    groups = {"rl": rl_log(log), "rft": rft_log(log), "sft": sft_runs(log)}
+    groups = {"rl": rl_log(log), "rft": rft_runs(log, "reward"), "sft": sft_runs(log)}
     seeds = pd.concat(list(groups.values()))["seed"].nunique()
     return pd.Series({name: rows["run"].nunique() for name, rows in groups.items()} | {"seeds": seeds})

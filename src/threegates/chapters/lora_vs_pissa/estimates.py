@@ -9,7 +9,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from threegates.estimates.accuracy import HEADLINE_SHARE, base_accuracy, final_accuracy, paired_gap
+from threegates.estimates.accuracy import (
+    HEADLINE_SHARE,
+    base_accuracy,
+    best_at_an_edge,
+    final_accuracy,
+    paired_gap,
+    told_of_edges,
+)
 from threegates.estimates.intervals import Estimate, exponential, missing, noted, t_estimate
 from threegates.estimates.rows import Estimator, Tables, with_labels
 
@@ -125,12 +132,26 @@ def _runs(tables: Tables) -> pd.DataFrame:
     return adapter_runs(tables.table("evaluation"), tables.table("log"))
 
 
+def _inside(gap: Estimate, runs: pd.DataFrame, arm: list[str]) -> Estimate:
+    """A gap between best cells, or why it is not judged."""
+    edges = best_at_an_edge(runs, arm)
+    return (
+        missing(told_of_edges(edges, runs["learning_rate"].nunique()), "seeds")
+        if edges and gap.has_interval
+        else gap
+    )
+
+
 def _best_gap(plus: str, minus: str, tables: Tables, confidence: float) -> Estimate:
-    best = best_by_rank(_runs(tables))
+    runs = _runs(tables)
+    best = best_by_rank(runs)
     known = [start for start in (plus, minus) if start in best]
     # A rank that one start lacks must not weigh on the other alone.
-    means = best[known].dropna().groupby("seed").mean()
-    return paired_gap(means, plus, minus, "of adapters that start as", confidence)
+    both = best[known].dropna()
+    gap = paired_gap(both.groupby("seed").mean(), plus, minus, "of adapters that start as", confidence)
+    ranks = both.index.get_level_values("rank").unique()
+    judged = (runs["algorithm"] == JUDGED) & runs["init"].isin([plus, minus]) & runs["rank"].isin(ranks)
+    return _inside(gap, runs[judged], ["init", "rank"])
 
 
 def _lora_minus_full(tables: Tables, confidence: float) -> Estimate:
@@ -142,7 +163,8 @@ def _lora_minus_full(tables: Tables, confidence: float) -> Estimate:
     gap = paired_gap(best, "lora", FULL, "of adapters, or in full:", confidence)
     rates = chosen.groupby("init")["rate"].nunique()
     told = f"LoRA of rank {lora['rank'].max()} at the best of {rates.get('lora')} learning rates, in full"
-    return noted(gap, f"{told} of {rates.get(FULL)}") if gap.has_interval else gap
+    gap = noted(gap, f"{told} of {rates.get(FULL)}") if gap.has_interval else gap
+    return _inside(gap, chosen, ["init"])
 
 
 def norm_bounds(found: pd.DataFrame) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from threegates.estimates.intervals import t_estimate
 from threegates.figures.names import method_name
 from threegates.geometry.accumulation import first_visible_step
 from threegates.geometry.precision import INFINITY_CODE, bf16_codes, bf16_from_codes, half_gaps
+from threegates.lab.recipe import LanguageRecipe
 from threegates.measures.lens import PER_OCTAVE
 
 #: The way a weight is pushed, as it stands on axes, with the sign of the push on a positive weight.
@@ -26,6 +27,8 @@ SHARES = {
     "aligned_path": "reachable by a straight path",
     "single_step": "reachable by one update",
 }
+#: Held-out prompts of an evaluation during training, one sample each.
+PROMPTS = LanguageRecipe.model_fields["evaluate_prompts"].default
 #: bf16 has 2⁷ values in every octave; the paths are followed from every eighth.
 _SPACING = 8
 LEAST_NORMAL_CODE = 0x80

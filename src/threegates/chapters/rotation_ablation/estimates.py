@@ -29,8 +29,17 @@ def _loss(comparison: str, touched: bool, tables: Tables, confidence: float) -> 
     return t_estimate(losses, "seeds", confidence) if len(losses) else missing(_NO_OTHER, "seeds")
 
 
-def _rotated_excess(tables: Tables, confidence: float) -> Estimate:
-    found = _excess(tables.table("rotation"), ROTATED, True).dropna()
+def _loss_beyond_storage(tables: Tables, confidence: float) -> Estimate:
+    """Jaccard index between untouched runs minus that with a rotated run, beyond the same of null 1a."""
+    rows = tables.table("rotation")
+    rows = rows.assign(excess=rows["jaccard"] - rows["jaccard_null"])
+    losses = (_excess(rows, UNTOUCHED, True) - _excess(rows, ROTATED, True)).dropna()
+    return t_estimate(losses, "seeds", confidence) if len(losses) else missing(_NO_OTHER, "seeds")
+
+
+def _excess_with(comparison: str, tables: Tables, confidence: float) -> Estimate:
+    """Excess of rotated V and O between an untouched and a rotated run, in the frame of the comparison."""
+    found = _excess(tables.table("rotation"), comparison, True).dropna()
     return t_estimate(found, "seeds", confidence) if len(found) else missing(_NO_OTHER, "seeds")
 
 
@@ -47,6 +56,8 @@ ESTIMATES: dict[str, Estimator] = {
     "rotation_loss": partial(_loss, ROTATED, True),
     "rotation_loss_elsewhere": partial(_loss, ROTATED, False),
     "rotation_loss_rotated_back": partial(_loss, BACK, True),
-    "rotated_excess_jaccard": _rotated_excess,
+    "rotation_loss_beyond_storage": _loss_beyond_storage,
+    "rotated_excess_jaccard": partial(_excess_with, ROTATED),
+    "rotated_back_excess_jaccard": partial(_excess_with, BACK),
     "rotation_spectrum_digits": _spectrum_digits,
 }

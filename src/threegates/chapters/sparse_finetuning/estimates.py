@@ -7,8 +7,14 @@ from functools import partial
 import numpy as np
 import pandas as pd
 
-from threegates.estimates.accuracy import HEADLINE_SHARE, final_accuracy, paired_gap
-from threegates.estimates.intervals import Estimate
+from threegates.estimates.accuracy import (
+    HEADLINE_SHARE,
+    best_at_an_edge,
+    final_accuracy,
+    paired_gap,
+    told_of_edges,
+)
+from threegates.estimates.intervals import Estimate, missing
 from threegates.estimates.rows import Estimator, Tables, with_labels
 
 
@@ -53,8 +59,15 @@ def kl_distances(log: pd.DataFrame) -> pd.DataFrame:
 
 
 def _gap(plus: str, minus: str, tables: Tables, confidence: float) -> Estimate:
-    best = best_accuracy(tables.table("evaluation"))
-    return paired_gap(best, plus, minus, "under the mask", confidence)
+    evaluation = tables.table("evaluation")
+    gap = paired_gap(best_accuracy(evaluation), plus, minus, "under the mask", confidence)
+    runs = under_masks(final_accuracy(evaluation))
+    edges = best_at_an_edge(runs[runs["mask"].isin([plus, minus])], ["mask"])
+    return (
+        missing(told_of_edges(edges, runs["learning_rate"].nunique()), "seeds")
+        if edges and gap.has_interval
+        else gap
+    )
 
 
 def _kl_gap(plus: str, minus: str, tables: Tables, confidence: float) -> Estimate:

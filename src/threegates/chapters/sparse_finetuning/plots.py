@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -13,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from threegates.chapters.sparse_finetuning.views import ARMS, MEASURES, arms_in
-from threegates.figures.style import style
+from threegates.figures.style import PAPER, style
 
 #: Colour (Okabe and Ito) and marker of each mask; the nulls, random masks, are grey.
 LOOKS = {
@@ -34,11 +35,14 @@ _TITLES = {
 }
 
 
-def accuracy_by_arm(accuracy: pd.DataFrame, summary: pd.DataFrame, base: float, margin: float) -> Figure:
+def accuracy_by_arm(
+    accuracy: pd.DataFrame, summary: pd.DataFrame, printed: pd.DataFrame, base: float, margin: float
+) -> Figure:
     """Draw pass@1 under every mask, and its paired difference from the dense run of the same seed.
 
-    Columns: those of `views.accuracy_view` and `accuracy_summary`. `base` is the pass@1 of the base, the
-    floor; `margin` the tolerance within which an arm counts as equal to the dense one.
+    Columns: those of `views.accuracy_view`, `accuracy_summary` and, of the paper, `printed_differences`.
+    `base` is the pass@1 of the base, the floor; `margin` the tolerance within which an arm
+    counts as equal to the dense one.
     """
     arms = arms_in(accuracy)
     with style():
@@ -47,6 +51,9 @@ def accuracy_by_arm(accuracy: pd.DataFrame, summary: pd.DataFrame, base: float, 
         for row, mask in enumerate(arms):
             for ax, measure in ((left, "pass_at_1"), (right, "over_dense")):
                 _arm(ax, row, accuracy[accuracy["mask"] == mask], summary, measure)
+            own = printed[printed["mask"] == mask]
+            for steps, gaps in own.groupby("steps")["over_dense"]:
+                right.plot(gaps, [row - 0.38] * len(gaps), **_printed_look(steps, printed))
         dense = summary[(summary["mask"] == "dense") & (summary["measure"] == "pass_at_1")]["value"]
         if len(dense):
             left.axvline(dense.iloc[0], color="#000000", lw=1, ls="--", zorder=0)
@@ -63,8 +70,18 @@ def accuracy_by_arm(accuracy: pd.DataFrame, summary: pd.DataFrame, base: float, 
         right.set_xlabel("points")
         for ax in (left, right):
             ax.grid(axis="x")
-        fig.legend(handles=_arm_key(base), loc="outside lower center", ncols=3)
+        key = _arm_key(base)
+        for steps in sorted(printed["steps"].unique()):
+            look = _printed_look(steps, printed)
+            key.append(Line2D([], [], **look, label=f"the paper, {steps} steps"))
+        fig.legend(handles=key, loc="outside lower center", ncols=3)
     return fig
+
+
+def _printed_look(steps: object, printed: pd.DataFrame) -> dict[str, Any]:
+    """The paper's mark of a table: a star of the first, a diamond of the second."""
+    order = sorted(printed["steps"].unique())
+    return PAPER if steps == order[0] else PAPER | {"marker": "d", "ms": 6}
 
 
 def _arm(ax: Axes, row: int, runs: pd.DataFrame, summary: pd.DataFrame, measure: str) -> None:

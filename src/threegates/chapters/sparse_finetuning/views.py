@@ -111,7 +111,7 @@ def paper_view(accuracy: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
     its difference from dense, missing where the paper has no such arm; of ours the share, pass@1, its
     difference from dense with interval, and seeds.
     """
-    paper = averages().assign(score=averages()["computed"].astype(float))
+    paper = averages().rename(columns={"exact": "score"})
     scores = paper.pivot(index="mask", columns="steps", values="score")
     gaps = scores - scores.loc["dense"]
     printed = paper.drop_duplicates("mask").set_index("mask")["share"]
@@ -133,6 +133,24 @@ def paper_view(accuracy: pd.DataFrame, shares: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def printed_differences() -> pd.DataFrame:
+    """Tables 4 and 5 as differences from their dense run: mask, steps, over_dense as a share.
+
+    Averages are those of the printed scores.
+
+    **Source** Zhu et al. (2025), Tables 4 and 5.
+    """
+    paper = averages().assign(score=averages()["exact"] / 100)
+    dense = paper[paper["mask"] == ARMS["dense"]].set_index("steps")["score"]
+    labels = {name: mask for mask, name in ARMS.items() if mask != "dense"}
+    rows = paper[paper["mask"].isin(labels)]
+    differences = rows["score"] - rows["steps"].map(dense)
+    found = pd.DataFrame(
+        {"mask": rows["mask"].map(labels), "steps": rows["steps"], "over_dense": differences}
+    )
+    return found.reset_index(drop=True)
+
+
 def cells_view(evaluation: pd.DataFrame) -> pd.DataFrame:
     """Every cell of the grid: mask, α of M_princ, learning rate, seeds, pass@1 with its interval."""
     runs = under_masks(final_accuracy(evaluation), share=None)
@@ -143,6 +161,30 @@ def cells_view(evaluation: pd.DataFrame) -> pd.DataFrame:
         cell = {"mask": ARMS[str(mask)], "α": share if mask != "dense" else None, "learning rate": rate}
         rows.append({**cell, "seeds": found.n, "pass@1": found.value, "low": found.low, "high": found.high})
     return pd.DataFrame(rows)
+
+
+def equal_size_view(evaluation: pd.DataFrame) -> pd.DataFrame:
+    """M_princ beside as many weights outside of it, at one learning rate: one row a share and rate.
+
+    M_princ at α = a and the complement of M_princ at α = 1 − a train equally many weights, all seeds paired.
+    Columns: share, learning rate, principal and outside (mean pass@1), minus outside, low, high (95 % t
+    interval over seeds), seeds.
+    """
+    runs = under_masks(final_accuracy(evaluation), share=None)
+    share = runs["share"].astype(float)
+    runs = runs.assign(trained=share.where(runs["mask"] == "principal", 1 - share).round(9))
+    wide = runs[runs["mask"].isin(["principal", "off-principal"])].pivot_table(
+        index=["trained", "learning_rate", "seed"], columns="mask", values="pass_at_1"
+    )
+    rows = []
+    columns = ["share", "learning rate", "principal", "outside", "minus outside", "low", "high", "seeds"]
+    if {"principal", "off-principal"} <= set(wide):
+        for (trained, rate), own in wide.dropna().groupby(["trained", "learning_rate"]):
+            found = t_estimate(own["principal"] - own["off-principal"], "seeds", CONFIDENCE)
+            means = own.mean()
+            row = [trained, rate, means["principal"], means["off-principal"], found.value]
+            rows.append([*row, found.low, found.high, found.n])
+    return pd.DataFrame(rows, columns=columns)
 
 
 def resolution_view(verdicts: pd.DataFrame) -> pd.DataFrame:

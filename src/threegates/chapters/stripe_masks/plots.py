@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from threegates.figures.names import ROLES
 from threegates.figures.nulls import shown_nulls
 from threegates.figures.ratio_axes import name_ratios
-from threegates.figures.style import DIVERGING, SEQUENTIAL, heatmap, style
+from threegates.figures.style import DIVERGING, PAPER, SEQUENTIAL, heatmap, style
 from threegates.geometry.nulls.null import Null
 from threegates.geometry.nulls.table import NULLS
 
@@ -162,7 +162,8 @@ def jaccard_against_nulls(frame: pd.DataFrame) -> Figure:
     """Draw the mean Jaccard of each matrix type beside its baselines.
 
     Columns: group (a panel, such as "RL runs"), role, jaccard, jaccard_low, jaccard_high, and for each null
-    to be drawn its mean, with `_low` and `_high` where it has them.
+    to be drawn its mean, with `_low` and `_high` where it has them; of the paper paper_jaccard and
+    paper_bernoulli, where it prints them.
     """
     groups, nulls = list(dict.fromkeys(frame["group"])), shown_nulls(frame, "{}")
     with style():
@@ -177,8 +178,18 @@ def jaccard_against_nulls(frame: pd.DataFrame) -> Figure:
             ax.set(ylim=(len(roles) - 0.4, -0.6), xlabel="Jaccard index", title=group)
             ax.set_yticks(range(len(roles)), [ROLES[r] for r in roles])
             ax.grid(axis="x")
-        fig.legend(handles=_jaccard_key(nulls), loc="outside lower center", ncols=3, handletextpad=0.4)
+        key = _jaccard_key(nulls)
+        if "paper_jaccard" in frame and frame["paper_jaccard"].notna().any():
+            key += [Line2D([], [], **look, label=label) for look, label in _PAPERS.values()]
+        fig.legend(handles=key, loc="outside lower center", ncols=3, handletextpad=0.4)
     return fig
+
+
+#: What the paper prints of a matrix type, as it is drawn.
+_PAPERS = {
+    "paper_jaccard": (PAPER, "the paper, Table 2"),
+    "paper_bernoulli": (PAPER | {"marker": "d", "ms": 6}, "the paper's Bernoulli"),
+}
 
 
 def _jaccard_row(ax: Axes, y: int, row: pd.Series, nulls: Sequence[Null]) -> None:
@@ -190,6 +201,8 @@ def _jaccard_row(ax: Axes, y: int, row: pd.Series, nulls: Sequence[Null]) -> Non
         ax.plot([row[null.name]], [y + down], null.marker, color=null.colour, **wide)
     ax.plot([row["jaccard_low"], row["jaccard_high"]], [y - 0.25] * 2, color="#0072B2", lw=2.5)
     ax.plot([row["jaccard"]], [y - 0.25], "o", color="#0072B2", ms=8, mec="white")
+    for column, (look, _) in _PAPERS.items():
+        ax.plot([row.get(column, np.nan)], [y - 0.42], **look)
 
 
 def _jaccard_key(nulls: Sequence[Null], observed: str = "observed (range of runs)") -> list[Line2D]:

@@ -7,9 +7,13 @@ import pandas as pd
 
 from threegates.chapters.stripe_masks.estimates import excess_spread
 from threegates.checkpoints.formats.roles import LINEAR
+from threegates.estimates.paper import table_2
 from threegates.figures.names import ROLES, run_labels
 from threegates.figures.nulls import nulls_in
 from threegates.measures.agreement import consensus_map
+
+#: Name of the group of runs that the paper has too.
+RL_RUNS = "RL runs"
 
 
 def consensus_view(
@@ -36,28 +40,58 @@ def jaccard_view(agreement: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
     return view.assign(run_a=view["run_a"].map(labels), run_b=view["run_b"].map(labels))
 
 
-def baseline_view(agreement: pd.DataFrame) -> pd.DataFrame:
+#: Groups of pairs of SFT runs, where texts of two sources are among them.
+ONE_TEXT, TWO_TEXTS = "SFT runs, one text", "SFT runs, two texts"
+
+
+def baseline_view(agreement: pd.DataFrame, frame: pd.DataFrame | None = None) -> pd.DataFrame:
     """Mean Jaccard of each matrix type beside its baselines, RL and SFT runs apart.
+
+    frame : facts of the pairs, by which SFT runs on one text are told from those on two, a teacher's and the
+        base's own style; without it all SFT runs are one group.
 
     `jaccard_low` and `jaccard_high` are the smallest and largest mean over the pairs of one run.
     """
-    names = {"rl": "RL runs", "sft": "SFT runs", "rft": "RFT runs"}
+    names = {"rl": RL_RUNS, "sft": "SFT runs", "rft": "RFT runs"}
     rows = agreement[agreement["role"].isin(LINEAR)]
     drawn = [null.name for null in nulls_in(rows, uniform=False)]
     out = []
-    for (method, role), group in rows.groupby(["method", "role"], sort=False):
+    groups = rows["method"].map(names).fillna(rows["method"])
+    if frame is not None:
+        groups = _by_text(rows, groups, frame)
+    for (name, role), group in rows.groupby([groups.rename("group"), "role"], sort=False):
         long = pd.concat([group.assign(run=group["run_a"]), group.assign(run=group["run_b"])])
         per_run = long.groupby("run")["jaccard"].mean()
         ends = (("", "_mean"), ("_low", "_low"), ("_high", "_high"))
         nulls = {f"{n}{end}": group[f"{n}{source}"].mean() for n in drawn for end, source in ends}
         facts = {
-            "group": names.get(str(method), str(method)),
+            "group": str(name),
             "role": role,
             "jaccard": group["jaccard"].mean(),
         }
         spread = {"jaccard_low": per_run.min(), "jaccard_high": per_run.max()}
         out.append(facts | spread | {"bernoulli": group["bernoulli"].mean()} | nulls)
     return pd.DataFrame(out)
+
+
+def _by_text(rows: pd.DataFrame, groups: pd.Series, frame: pd.DataFrame) -> pd.Series:
+    """The groups, SFT's by whether both runs of a pair learned from one text; as they are where all did."""
+    texts = frame.drop_duplicates("pair").set_index("pair")["algorithm"]
+    two = (rows["method"] == "sft") & (rows["run_a"].map(texts) != rows["run_b"].map(texts))
+    if not two.any():
+        return groups
+    return groups.where(rows["method"] != "sft", ONE_TEXT).where(~two, TWO_TEXTS)
+
+
+def beside_the_paper(baselines: pd.DataFrame) -> pd.DataFrame:
+    """The baselines with `paper_jaccard` and `paper_bernoulli` of Table 2, which is of RL runs alone.
+
+    **Source** Zhu et al. (2025), Table 2.
+    """
+    joined = baselines.merge(table_2(), on="role", how="left")
+    printed = ["paper_jaccard", "paper_bernoulli"]
+    joined[printed] = joined[printed].where(joined["group"] == RL_RUNS)
+    return joined
 
 
 def rates_view(rates: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
@@ -91,17 +125,23 @@ def stripes_by_pair(axis: pd.DataFrame) -> pd.DataFrame:
 
 
 def rate_summary(rates: pd.DataFrame, frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean correlations between runs of one kind, those on the same data set and those on different ones.
+    """Mean correlations between runs of one kind, by what their data have in common.
 
-    Runs of which a data set is not known are told apart from both.
+    Two runs of SFT on the same prompts were trained on the same data only where their texts are of one
+    source: a teacher's and the base's own style are other texts. Runs of which a data set is not known are
+    told apart from all.
     """
-    data = frame.drop_duplicates("pair").set_index("pair")["data"]
+    facts = frame.drop_duplicates("pair").set_index("pair")
     rows = rates[rates["role"].isin(LINEAR)]
-    sides = rows["run_a"].map(data), rows["run_b"].map(data)
-    same = (sides[0] == sides[1]).astype(object).where(sides[0].notna() & sides[1].notna(), "unknown")
+    prompts = [rows[side].map(facts["data"]) for side in ("run_a", "run_b")]
+    texts = [rows[side].map(facts["algorithm"]) for side in ("run_a", "run_b")]
+    supervised = rows["method"] == "sft"
+    named = pd.Series("different data", index=rows.index, name="data")
+    named[prompts[0] == prompts[1]] = "same data"
+    named[supervised & (texts[0] != texts[1])] = "different data and text"
+    named[supervised & (texts[0] != texts[1]) & (prompts[0] == prompts[1])] = "same prompts, other text"
+    named[prompts[0].isna() | prompts[1].isna()] = "unknown data"
     kinds = rows["method"].map({"rl": "RL", "sft": "SFT"}).fillna(rows["method"]).rename("runs")
-    names = {True: "same data", False: "different data", "unknown": "unknown data"}
-    named = same.map(names).rename("data")
     means = rows.groupby([kinds, named, "axis"])[["spearman", "storage_density_mean"]].mean()
     return means.reset_index()
 

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from functools import partial
 
-from threegates.estimates.intervals import Estimate, missing, t_estimate
-from threegates.estimates.rows import Estimator, Tables, over_seeds, rl_runs, seed_gap
+from threegates.estimates.intervals import Estimate, missing, noted, t_estimate
+from threegates.estimates.rows import (
+    Estimator,
+    Tables,
+    of_equal_updates,
+    over_seeds,
+    rl_runs,
+    seed_gap,
+    sft_runs,
+)
 from threegates.measures.whole_models import pair_sparsity
 
 
@@ -18,6 +26,15 @@ def _gap_to(algorithm: str, rate: str, tables: Tables, confidence: float) -> Est
         )
         return missing(f"no runs of {absent}", "seeds")
     return t_estimate(seed_gap(rl_runs(pairs), other), "seeds", confidence)
+
+
+def _gap_equal_steps(tables: Tables, confidence: float) -> Estimate:
+    """RL's sparsity minus that of SFT at its own rate, among runs of as many optimiser updates."""
+    pairs = pair_sparsity(tables.table("tensor"))
+    rl, other, told = of_equal_updates(rl_runs(pairs), sft_runs(pairs))
+    if rl.empty:
+        return missing(told, "seeds")
+    return noted(t_estimate(seed_gap(rl, other), "seeds", confidence), told)
 
 
 def _excess_over_noise(tables: Tables, confidence: float) -> Estimate:
@@ -50,6 +67,9 @@ ESTIMATES: dict[str, Estimator] = {
     "sparsity_gap_own_lr": partial(_gap_to, "sft-teacher", "own"),
     "sparsity_gap_matched_lr": partial(_gap_to, "sft-teacher", "mask"),
     "sparsity_gap_same_style": partial(_gap_to, "sft-same-style", "mask"),
+    "sparsity_gap_same_style_own_rate": partial(_gap_to, "sft-same-style", "own"),
+    "sparsity_gap_rft": partial(_gap_to, "rft", "mask"),
+    "sparsity_gap_equal_steps": _gap_equal_steps,
     "sparsity_gap_rl_rft": partial(_gap_to, "rft", "mask"),
     "sparsity_excess_over_equal_norm_noise": _excess_over_noise,
     "sparsity_level_of_paper_pairs": _paper_level,

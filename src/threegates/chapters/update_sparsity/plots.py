@@ -11,15 +11,15 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import PercentFormatter
 
 from threegates.estimates.intervals import t_interval
-from threegates.estimates.paper import sparsity_ranges
-from threegates.figures.style import colour, style
+from threegates.estimates.paper import sparsity_ranges, table_1
+from threegates.figures.style import PAPER, colour, style
 
 
 def sparsity_by_method(frame: pd.DataFrame) -> Figure:
     """Draw the share of weights left unchanged: one row a label, one point a seed, mean and t interval.
 
     Columns: label (row), method (colour), seed, sparsity (bf16), sparsity_fp32, sparsity_storage_norm
-    (mean of null 1b: Gaussian noise of equal stored norm).
+    (mean of null 1b: Gaussian noise of equal stored norm). Above them stand the pairs of the paper's Table 1.
     """
     labels = list(dict.fromkeys(frame["label"]))
     with style():
@@ -30,6 +30,8 @@ def sparsity_by_method(frame: pd.DataFrame) -> Figure:
             ax.text(
                 (low + high) / 2, -0.75, f"paper: {name}", color=tint, ha="center", va="bottom", fontsize=10
             )
+        printed = table_1()["sparsity"]
+        ax.plot(printed, [-0.55] * len(printed), **PAPER)
         for y, label in enumerate(labels):
             _sparsity_row(ax, y, frame[frame["label"] == label])
         ax.set(ylim=(len(labels) - 0.4, -0.7), xlim=(-0.02, 1.0), xlabel="share of weights unchanged")
@@ -37,7 +39,7 @@ def sparsity_by_method(frame: pd.DataFrame) -> Figure:
         ax.xaxis.set_major_formatter(PercentFormatter(1.0))
         ax.grid(axis="x")
         ax.tick_params(axis="y", length=0)
-        fig.legend(handles=_sparsity_key(), loc="outside lower center", ncols=4, handletextpad=0.4)
+        fig.legend(handles=_sparsity_key(), loc="outside lower center", ncols=3, handletextpad=0.4)
     return fig
 
 
@@ -62,4 +64,5 @@ def _sparsity_key() -> list[Line2D]:
         Line2D([], [], marker="o", color=grey, alpha=0.55, ms=5, lw=0, label="one seed"),
         Line2D([], [], marker="o", mfc="white", mec=grey, ms=5, lw=0, label="same run in fp32"),
         Line2D([], [], marker="|", color=grey, ms=13, mew=2, lw=0, label="noise of equal norm (1b)"),
+        Line2D([], [], **PAPER, label="the paper: a pair of Table 1"),
     ]

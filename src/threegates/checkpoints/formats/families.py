@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from threegates.checkpoints.formats.headers import BITS, TensorInfo
+from threegates.checkpoints.formats.wrappers import kept, unwrapped
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError
 
@@ -109,18 +110,19 @@ def family_of(checkpoint: Checkpoint) -> Family:
     while isinstance(inner := getattr(checkpoint, "inner", None), Checkpoint):
         checkpoint = inner
     kind, name = _kind(checkpoint.config)
+    found = naming(checkpoint)
     if name is None:
         told = f"model_type '{kind}'" if kind else "a config without model_type"
         note = (
             f"{told} is in no family known here: tensors are taken by the names they are stored under, roles "
             "are guessed from these, only 2-D tensors are matrices, and fused matrices stay fused"
         )
-        return Family("unknown", kind, False, note)
-    return Family(name, kind, True, _note(name, naming(checkpoint)))
+        return Family("unknown", kind, False, note + _without_wrappers(found) + _with_wrappers(found))
+    return Family(name, kind, True, _note(name, found) + _with_wrappers(found))
 
 
 def naming(checkpoint: Checkpoint) -> Naming:
-    """Canonical names of a checkpoint's tensors, sorted; of an unknown family, the names as stored.
+    """Canonical names of a checkpoint's tensors, sorted; of an unknown family, the names without wrappers.
 
     A tied head stays an alias, of the embedding under its canonical name.
 
@@ -131,23 +133,27 @@ def naming(checkpoint: Checkpoint) -> Naming:
     """
     _, name = _kind(checkpoint.config)
     own = {key: info for key, info in checkpoint.infos.items() if info.alias_of is None}
-    if name is None:
-        return Naming({key: Part(key) for key in checkpoint.infos}, checkpoint.infos)
-    rules, left_out = _Rules(table(), table().families[name], checkpoint), []
+    entry = table().families[name] if name is not None else Entry(model_types=())
+    rules, left_out = _Rules(table(), entry, checkpoint), []
     parts: dict[str, Part] = {}
     infos: dict[str, TensorInfo] = {}
-    for key, info in own.items():
-        if key.startswith(table().outside):
+    for key, bare in unwrapped(own, table().wrappers).items():
+        if name is not None and bare.startswith(table().outside):
             left_out.append(key)
             continue
-        for part, told in rules.parts(info):
+        found = rules.parts(replace(own[key], name=bare)) if name is not None else [_whole(own[key], bare)]
+        for part, told in found:
             if told.name in parts:
                 raise _twice(checkpoint, told.name, parts[told.name].stored, key)
-            parts[told.name], infos[told.name] = part, told
+            parts[told.name], infos[told.name] = replace(part, stored=key), told
     for alias in checkpoint.infos.values():
         if alias.alias_of is not None and alias.name not in parts:
             _follow(alias, parts, infos)
     return Naming(parts, dict(sorted(infos.items())), tuple(left_out))
+
+
+def _whole(info: TensorInfo, name: str) -> tuple[Part, TensorInfo]:
+    return Part(info.name), replace(info, name=name)
 
 
 def _follow(alias: TensorInfo, parts: dict[str, Part], infos: dict[str, TensorInfo]) -> None:
@@ -183,7 +189,7 @@ class _Rules:
         """What a stored tensor holds: parts, and what a header would say of each under its canonical name."""
         front, rest = self.stripped(info.name)
         for pattern, fused in self.entry.fused.items():
-            found = re.fullmatch(_expression(pattern) + SUFFIX, rest)
+            found = re.fullmatch(expression(pattern) + SUFFIX, rest)
             # Where an entry takes less than a byte, a row may start inside a byte: no cut can be made there.
             if found and BITS[info.dtype] >= 8:
                 yield from self.cut(info, front, found, fused)
@@ -192,23 +198,20 @@ class _Rules:
 
     def stripped(self, name: str) -> tuple[str, str]:
         """The canonical front of a name, such as `model.`, and its rest. Outside the decoder all is rest."""
-        bare = name
-        while bare.startswith(self.table.wrappers):
-            bare = bare[next(len(one) for one in self.table.wrappers if bare.startswith(one)) :]
         fronts = dict.fromkeys(self.table.body, "model.") | dict.fromkeys(self.table.head, "")
         fronts |= {module.split(".")[0]: "model." for module in self.entry.rename}
         for prefix in self.table.prefixes:
-            first = bare.removeprefix(prefix).split(".")[0]
-            if bare.startswith(prefix) and first in fronts:
-                return fronts[first], bare.removeprefix(prefix)
+            first = name.removeprefix(prefix).split(".")[0]
+            if name.startswith(prefix) and first in fronts:
+                return fronts[first], name.removeprefix(prefix)
         return "", name
 
     def renamed(self, rest: str) -> str:
         """Canonical name of a module's tensor."""
         for pattern, name in self.entry.rename.items():
-            found = re.fullmatch(_expression(pattern) + r"(?P<suffix>\..*)", rest)
+            found = re.fullmatch(expression(pattern) + r"(?P<suffix>\..*)", rest)
             if found:
-                return _filled(name, found) + found["suffix"]
+                return filled(name, found) + found["suffix"]
         return rest
 
     def cut(
@@ -224,8 +227,8 @@ class _Rules:
         suffix, start = found["suffix"] or ".weight", 0
         for number in range(count):
             for name, height in rows.items():
-                canonical = front + _filled(name, found).replace("#", str(number)) + suffix
-                yield _cut(replace(info, name=canonical, shape=(height, *tail)), info, start)
+                canonical = front + filled(name, found).replace("#", str(number)) + suffix
+                yield cut_rows(replace(info, name=canonical, shape=(height, *tail)), info, start)
                 start += height
 
     def product(self, text: str, info: TensorInfo) -> int:
@@ -274,7 +277,7 @@ class _Rules:
         )
 
 
-def _cut(told: TensorInfo, whole: TensorInfo, start: int) -> tuple[Part, TensorInfo]:
+def cut_rows(told: TensorInfo, whole: TensorInfo, start: int) -> tuple[Part, TensorInfo]:
     """Rows of a stored tensor from `start` on, and where their bytes lie."""
     height = told.shape[0]
     size = told.size * BITS[whole.dtype] // 8
@@ -286,11 +289,12 @@ def _cut(told: TensorInfo, whole: TensorInfo, start: int) -> tuple[Part, TensorI
 
 
 @cache
-def _expression(pattern: str) -> str:
+def expression(pattern: str) -> str:
+    """A regular expression of a module's pattern, in which each `*` is a number."""
     return re.escape(pattern).replace(r"\*", "([0-9]+)")
 
 
-def _filled(name: str, found: re.Match) -> str:
+def filled(name: str, found: re.Match) -> str:
     """A canonical name with the numbers of the stored one."""
     numbers = iter(found.groups())
     return re.sub(r"\*", lambda _: next(numbers), name)
@@ -318,5 +322,17 @@ def _note(name: str, found: Naming) -> str:
     return f"{name}: " + ("; ".join(told) or "names as stored")
 
 
+def _without_wrappers(found: Naming) -> str:
+    bare = [part.stored for key, part in found.parts.items() if part.stored != key]
+    return f"; {len(bare)} names lose the words of a wrapper, such as '{bare[0]}'" if bare else ""
+
+
+def _with_wrappers(found: Naming) -> str:
+    names = kept((part.stored for part in found.parts.values()), table().wrappers)
+    told = "keep the words of a wrapper, for other tensors have the names without"
+    return f"; {len(names)} names {told}: '{names[0]}'" if names else ""
+
+
 def _place(name: str) -> str:
-    return next(place for place in table().outside if name.startswith(place)).rstrip(".")
+    bare = unwrapped([name], table().wrappers)[name]
+    return next(place for place in table().outside if bare.startswith(place)).rstrip(".")

@@ -15,19 +15,18 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from huggingface_hub import is_offline_mode
 from torch import Tensor
 
+from threegates.checkpoints.beside import whole_shards
 from threegates.checkpoints.formats.headers import TensorInfo, read_json
-from threegates.checkpoints.formats.roles import LINEAR, role
 from threegates.checkpoints.hub.range_cache import RangeCache
 from threegates.checkpoints.hub.remote_headers import header_bytes, lay_out, renamed
 from threegates.checkpoints.hub.repository import COMMIT, Repository, commit_of, listed
 from threegates.checkpoints.hub.transfer import RemoteFile, git_sha1, read_range, read_whole
-from threegates.checkpoints.pairs import COMPARABLE
 from threegates.checkpoints.paths import stays_inside
+from threegates.checkpoints.quantised import refuse_quantised
 from threegates.checkpoints.tensors import DTYPES, INDEX, REFUSED, SINGLE, Checkpoint
 from threegates.errors import CheckpointError
 
@@ -36,6 +35,8 @@ LISTING = "listing.json"
 # A config or index with more bytes than this cannot be one: it is refused unread.
 LARGEST_SMALL = 100_000_000
 _HEADER = ".header"
+# What a folder is told apart by, without a look inside.
+_NAMED = (*REFUSED, "*.safetensors", "adapter_config.json")
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,8 @@ def open_ranged(
         skeleton = Path(temporary)
         try:
             _lay_out(skeleton, known)
-            refuse_quantised_config(skeleton)
             opened = Checkpoint.open(skeleton)
-            _refuse_quantised(opened)
+            refuse_quantised(skeleton, opened.config, opened.infos.values())
         except CheckpointError as error:
             raise renamed(error, str(skeleton), str(known.folder)) from None
     return _ranged(opened, skeleton, known)
@@ -195,6 +195,7 @@ def _ranged(opened: Checkpoint, skeleton: Path, known: _Known) -> RangedCheckpoi
         sha256=sha256,
         cache=known.cache,
         offline=known.offline,
+        notes=opened.notes,
     )
 
 
@@ -250,9 +251,10 @@ class _Known:
 def _lay_out(skeleton: Path, known: _Known) -> None:
     """Config, index and headers as a folder: every file has its size, and none holds a tensor."""
     files = known.repository.files
-    # Empty, for their names alone say why a repository without safetensors is refused.
+    # Empty, for their names alone say why a repository without safetensors is refused, or what is not read.
     for name in files:
-        if "/" not in name and any(Path(name).match(pattern) for pattern in (*REFUSED, SINGLE)):
+        if name.count("/") < 2 and any(Path(name).match(pattern) for pattern in _NAMED):
+            (skeleton / name).parent.mkdir(exist_ok=True)
             (skeleton / name).touch()
     for name in (CONFIG, INDEX):
         if name in files:
@@ -265,11 +267,12 @@ def _lay_out(skeleton: Path, known: _Known) -> None:
 
 def _shards(skeleton: Path, files: Mapping[str, RemoteFile]) -> list[str]:
     """Names of the listed files that hold tensors; opening finds what is wrong with the index."""
-    if INDEX not in files:
-        return [SINGLE] if SINGLE in files else []
-    weight_map = read_json(skeleton / INDEX).get("weight_map")
+    weight_map = read_json(skeleton / INDEX).get("weight_map") if INDEX in files else None
     named = weight_map.values() if isinstance(weight_map, dict) else ()
-    return sorted({name for name in named if isinstance(name, str) and stays_inside(name)} & files.keys())
+    held = {name for name in named if isinstance(name, str) and stays_inside(name)} & files.keys()
+    if SINGLE in files and not held:
+        return [SINGLE]
+    return sorted(held) if INDEX in files else whole_shards(files)
 
 
 def _checked(file: RemoteFile) -> bytes:
@@ -299,38 +302,6 @@ def _sha256_of(file: RemoteFile) -> str:
     for chunk in read_range(file, 0, file.size):
         total.update(chunk)
     return total.hexdigest()
-
-
-def refuse_quantised_config(folder: Path) -> None:
-    """Refuse a model whose config.json says that its weights are quantised, before they are fetched.
-
-    Raises
-    ------
-    CheckpointError : it does; with what to take instead.
-    """
-    path = folder / CONFIG
-    told = read_json(path).get("quantization_config") if path.is_file() else None
-    if told:
-        method = told.get("quant_method") if isinstance(told, dict) else None
-        raise _quantised(path, f"quantization_config{f', quant_method {method}' if method else ''}")
-
-
-def _refuse_quantised(opened: Checkpoint) -> None:
-    for info in opened.infos.values():
-        packed = info.dtype.startswith(("F4", "F6", "I", "U"))
-        weight = role(info.name, info.shape) in (*LINEAR, "embedding", "head")
-        if packed and info.dtype not in COMPARABLE and (weight or info.dtype[0] == "F"):
-            raise _quantised(f"{info.file}, tensor '{info.name}'", f"stored as {info.dtype}")
-
-
-def _quantised(where: Any, found: str) -> CheckpointError:
-    return CheckpointError(
-        "the checkpoint is quantised",
-        where=where,
-        expected="weights stored as " + ", ".join(COMPARABLE),
-        found=found,
-        remedy="take the original repository, from which it was quantised",
-    )
 
 
 def _unreadable(info: TensorInfo) -> CheckpointError:

@@ -15,21 +15,26 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from tqdm.auto import tqdm
 
 from threegates.atomic import write_text
+from threegates.checkpoints.formats.headers import read_json
 from threegates.checkpoints.hub.download import download, link, storage_of
-from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged, refuse_quantised_config
+from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged
+from threegates.checkpoints.hub.remote_headers import remote_header
 from threegates.checkpoints.hub.repository import commit_of, listed
-from threegates.checkpoints.hub.transfer import git_sha1, hub_error
+from threegates.checkpoints.hub.transfer import RemoteFile, git_sha1, hub_error
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest
+from threegates.checkpoints.paths import stays_inside
+from threegates.checkpoints.quantised import refuse_quantised
 from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
 from threegates.errors import CheckpointError
 
 _HEAVY = re.compile(r"\.(safetensors|bin|pt|pth|gguf|h5|msgpack)$")
 # Not "*.safetensors": some repositories hold the same weights a second time as consolidated.safetensors.
-WEIGHTS = ("model.safetensors", "model-*.safetensors", INDEX)
+WEIGHTS = ("model.safetensors", "model-*.safetensors", "model.safetensors-*.safetensors", INDEX)
 PATTERNS = (
     *WEIGHTS,
     "config.json",
     "generation_config.json",
+    "adapter_config.json",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -37,6 +42,8 @@ PATTERNS = (
     "merges.txt",
     "chat_template*",
 )
+# What says which files hold the weights, and as what.
+_FIRST = ("config.json", INDEX)
 
 
 @dataclass(frozen=True)
@@ -90,9 +97,10 @@ def fetch(
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
     offline = offline or is_offline_mode()
     folder = _in_cache(source, cache, offline) or _downloaded(source, cache, endpoint)
-    if not any(path for pattern in WEIGHTS for path in folder.glob(pattern)):
+    named = named_by_index(folder)
+    if not any(path for pattern in (*WEIGHTS, *named) for path in folder.glob(pattern)):
         raise no_weights(_named(source), _names(source, folder.name, offline, endpoint))
-    _check_content(folder)
+    _check_content(folder, (*PATTERNS, *named))
     return Snapshot(folder, folder.name)
 
 
@@ -105,28 +113,49 @@ def _in_cache(source: Hub, cache: Path | None, offline: bool) -> Path | None:
     try:
         # Without the commit's listing the client cannot tell a whole snapshot from a part of one.
         get_cached_repo_tree(source.repo, revision=source.revision, cache_dir=cache)
-        return _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
+        folder = _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
     except (CachedRepoTreeNotFoundError, CheckpointError):
         return None
+    return folder if all((folder / name).is_file() for name in named_by_index(folder)) else None
 
 
 def _downloaded(source: Hub, cache: Path | None, endpoint: str | None) -> Path:
     repo, commit = source.repo, commit_of(source.repo, source.revision, endpoint)
     repository = listed(repo, commit, endpoint)
     storage = storage_of(repo, cache)
-    # First a small file: the client keeps the listing with it, and so knows a snapshot that is not whole.
-    folder = _client(repo, commit, cache, ("config.json",), endpoint=endpoint)
-    _check_content(folder, ("config.json",))
-    refuse_quantised_config(folder)
-    wanted = [file for name, file in repository.files.items() if any(fnmatch(name, p) for p in PATTERNS)]
+    # First small files: the client keeps the listing with them, and so knows a snapshot that is not whole.
+    folder = _client(repo, commit, cache, _FIRST, endpoint=endpoint)
+    _check_content(folder, _FIRST)
+    patterns = (*PATTERNS, *named_by_index(folder))
+    wanted = [file for name, file in repository.files.items() if any(fnmatch(name, p) for p in patterns)]
+    _refuse_quantised(folder, wanted)
     large = [file for file in wanted if file.sha256]
     download(large, storage)
     for file in large:
         link(file, storage)
-    folder = _client(repo, commit, cache, PATTERNS, endpoint=endpoint)
+    folder = _client(repo, commit, cache, patterns, endpoint=endpoint)
     if source.revision is None:
         write_text(storage / "refs" / "main", commit)
     return folder
+
+
+def named_by_index(folder: Path) -> tuple[str, ...]:
+    """The files that hold tensors by a folder's index, whatever their names; opening checks the index."""
+    path = folder / INDEX
+    told = read_json(path).get("weight_map") if path.is_file() else None
+    named = told.values() if isinstance(told, dict) else ()
+    files = {file for file in named if isinstance(file, str) and stays_inside(file)}
+    # Names become patterns of the client's: what it would take for another one is left to fail as missing.
+    return tuple(sorted(file for file in files if not set(file) & set("*?[")))
+
+
+def _refuse_quantised(folder: Path, wanted: Iterable[RemoteFile]) -> None:
+    """Refuse a model of codes before they are fetched; headers are asked for only if config.json says so."""
+    path = folder / "config.json"
+    config = read_json(path) if path.is_file() else {}
+    if config.get("quantization_config"):
+        files = [file for file in wanted if file.name.endswith(".safetensors")]
+        refuse_quantised(path, config, [info for file in files for info in remote_header(file).values()])
 
 
 def _client(
@@ -235,7 +264,7 @@ def _opened_ranged(
     for name, expected in sorted(files.items()):
         found = checkpoint.sha256.get(name)
         if found != expected and (
-            found is not None or any(fnmatch(name, pattern) for pattern in WEIGHTS[:2])
+            found is not None or any(fnmatch(name, pattern) for pattern in WEIGHTS[:-1])
         ):
             raise CheckpointError(
                 f"{name} of the Hub is not the file that the manifest lists",

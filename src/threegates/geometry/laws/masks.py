@@ -11,6 +11,12 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
+from threegates.geometry.laws.cells import (
+    Cells,
+    cells_at_strata,
+    cells_of_noise,
+    functions_of_cells,
+)
 from threegates.geometry.laws.codes import CodeCounts, count_codes
 from threegates.geometry.laws.dispersion import (
     LineCounts,
@@ -103,11 +109,13 @@ class MaskLaw:
 
     overlap : of |mask ∩ A|/|mask|, from what is seen and A's weights by code.
     lines : what counts along rows and columns do, (rows, columns).
+    cells : the same in two cells a line, which counts are drawn from, see `drawn_lines`.
     fixed_count : whether every mask has the observed count.
     """
 
     overlap: Callable[[Seen, np.ndarray], Law]
     lines: Callable[[Seen, Tensor], tuple[LineCounts, LineCounts]]
+    cells: Callable[[Seen, Tensor], tuple[Cells, Cells]]
     fixed_count: bool = True
 
     def dispersions(self, seen: Seen, base: Shaped[Tensor, "m n"]) -> tuple[Law, Law]:
@@ -148,12 +156,21 @@ def _of_strata(strata_of: Callable[[CodeCounts], Strata]) -> MaskLaw:
         m, n = base.shape
         return at_strata(rows, sizes, taken, n), at_strata(columns, sizes, taken, m)
 
-    return MaskLaw(overlap, lines)
+    def cells(seen: Seen, base: Tensor) -> tuple[Cells, Cells]:
+        strata = strata_of(seen.codes)
+        sizes, taken = strata.sums(seen.codes.counts), strata.sums(seen.observed)
+        rows, columns = stratum_counts(base, seen.codes, strata)
+        return cells_at_strata(rows, sizes, taken), cells_at_strata(columns, sizes, taken)
+
+    return MaskLaw(overlap, lines, cells)
+
+
+def _scale_of_count(seen: Seen) -> float:
+    return seen.noise.scale_of_count(min(max(seen.changed, 0.5), seen.codes.size - 0.5))
 
 
 def _stopped_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
-    changed = min(max(seen.changed, 0.5), seen.codes.size - 0.5)
-    scale = seen.noise.scale_of_count(changed)
+    scale = _scale_of_count(seen)
     sums = line_sums(base, seen.codes, functions_of_noise(seen.noise, scale, stopped=True))
     rate = growth(seen.noise, scale)
     return at_count(sums.rows, base.shape[1], rate), at_count(sums.columns, base.shape[0], rate)
@@ -162,6 +179,11 @@ def _stopped_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
 def _scaled_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
     sums = line_sums(base, seen.codes, functions_of_noise(seen.noise, seen.scale, stopped=False))
     return at_scale(sums.rows, base.shape[1]), at_scale(sums.columns, base.shape[0])
+
+
+def _noise_cells(seen: Seen, base: Tensor, scale: Real, held: int | None) -> tuple[Cells, Cells]:
+    sums, (m, n) = line_sums(base, seen.codes, functions_of_cells(seen.noise, scale)), base.shape
+    return cells_of_noise(sums.rows, n, held), cells_of_noise(sums.columns, m, held)
 
 
 #: The paper's null: one stratum holds all weights.
@@ -174,10 +196,12 @@ AT_COUNT = MaskLaw(
         stopped_sum(seen.noise, inside, seen.changed, seen.generator()), seen.changed
     ),
     _stopped_lines,
+    lambda seen, base: _noise_cells(seen, base, _scale_of_count(seen), seen.changed),
 )
 #: Null 1b: noise of the update's norm.
 AT_NORM = MaskLaw(
     lambda seen, inside: overlap_at_scale(seen.noise, inside, seen.scale, seen.generator()),
     _scaled_lines,
+    lambda seen, base: _noise_cells(seen, base, seen.scale, None),
     fixed_count=False,
 )

@@ -16,6 +16,7 @@ from threegates.jobs.kinds.overlap import OVERLAP
 from threegates.jobs.kinds.pair import PAIR
 from threegates.jobs.kinds.rotation import FRAME, ROTATION
 from threegates.jobs.kinds.run import RUN
+from threegates.jobs.kinds.steepness import STEEPNESS
 from threegates.jobs.kinds.table import TABLE
 from threegates.jobs.nulls import FOUNDING, asked_for, with_nulls
 from threegates.jobs.sources import StudyPair
@@ -23,7 +24,7 @@ from threegates.measures.by_tensor import ByTensor
 from threegates.records.provenance import record_provenance
 from threegates.records.store import Records
 
-_EVERY = (PAIR, GROUP, RUN, DRIFT, OVERLAP, LENS, CURVATURE, ROTATION, FRAME, FISHER, TABLE)
+_EVERY = (PAIR, GROUP, RUN, DRIFT, OVERLAP, LENS, CURVATURE, STEEPNESS, ROTATION, FRAME, FISHER, TABLE)
 #: Kinds of job by name.
 KINDS: dict[str, Kind] = {kind.name: kind for kind in _EVERY}
 #: What measures the kinds that are measured tensor by tensor, as `threegates.jobs.batches` does.

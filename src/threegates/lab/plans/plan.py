@@ -162,7 +162,7 @@ def _supervised(chosen: Profile) -> Iterator[Draft]:
                     "principal-overlap",
                     *["stripe-masks"] * stripes,
                     *["precision-lens"] * (source == "teacher"),
-                    *["kl-leash"] * (source == "teacher"),
+                    *["kl-leash"] * (source != "rft"),
                     *["curvature"] * (source == "teacher" and rate == "own"),
                 ]
                 yield _sft(chosen, source, "arith-4", seed, rate, chapters)

@@ -1,0 +1,210 @@
+"""Which names of two checkpoints mean one tensor, found from names and shapes: no family is asked.
+
+First the few re-prefixings p → q of the tuned side's names under which most names that have no match get one,
+in equal shape, and none collide. Then experts that one side stacks and the other holds one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from threegates.checkpoints.experts import cuts, is_expert, swaps
+from threegates.checkpoints.matched import PREFIX, Rule, matched, prefixed, rules_of, told
+from threegates.checkpoints.tensors import Checkpoint
+
+#: Re-prefixings of a pair, and candidates that are looked at for each.
+MOST, CANDIDATES = 4, 16
+#: Names that two unlike prefixes have to bring together before they are taken for one; those in blocks count
+#: twice, for there a number agrees as well.
+STRONG = 8
+#: Segments that a rule names; with more, it holds for all names with its prefix.
+HEADS = 16
+#: Names that end alike are looked at no further where this many do.
+_ALIKE = 8
+_GENERIC = {"weight", "bias"}
+#: Words of a path that say to which of a model's stacks a tensor belongs.
+_STACKS = {
+    "encoder": ("encoder",),
+    "decoder": ("decoder",),
+    "vision": ("visual", "vision", "image", "vit"),
+    "audio": ("audio", "speech"),
+    "mtp": ("mtp",),
+}
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Rules for the names of either side, and what was left alone for it has no one answer."""
+
+    base: tuple[Rule, ...] = ()
+    tuned: tuple[Rule, ...] = ()
+    undecided: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A re-prefixing, the names that it brings together, and those of them whose sizes alone differ."""
+
+    old: str
+    new: str
+    hits: dict[str, str]
+    resized: tuple[str, ...]
+
+    @property
+    def rule(self) -> Rule:
+        """The rule that does it, for the segments after the prefix that it was found on."""
+        names = (*self.hits, *self.resized)
+        heads = sorted({name.removeprefix(self.old).split(".")[0] for name in names})
+        numbered = any(head.isdecimal() for head in heads)
+        return (PREFIX, self.old, self.new, *(() if numbered or len(heads) > HEADS else heads))
+
+
+def match(base: Checkpoint, tuned: Checkpoint) -> Matching:
+    """What brings the names of two checkpoints together; nothing where all have their match already."""
+    left, right = _shapes(base), _shapes(tuned)
+    if not (left.keys() - right.keys() and right.keys() - left.keys()):
+        return Matching(tuned=swaps(left, right))
+    renames = _prefixes(left, right)
+    now = {_renamed(name, renames): shape for name, shape in right.items()}
+    found = cuts(_without(left, now), _without(now, left))
+    return Matching(found.base, (*renames, *found.tuned, *swaps(left, now)), found.undecided)
+
+
+def brought_together(base: Checkpoint, tuned: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both checkpoints under names that they have in common; the same objects where nothing is to be done."""
+    found = match(base, tuned)
+    return matched(base, found.base), matched(tuned, found.tuned)
+
+
+def matching_notes(base: Checkpoint, tuned: Checkpoint) -> list[str]:
+    """What was done to the names of a pair, a sentence each, and what was left alone."""
+    notes = [
+        f"names of the {side}: {told(rule)}"
+        for side, one in (("base", base), ("tuned", tuned))
+        for rule in rules_of(one)
+    ]
+    return [*notes, *match(base, tuned).undecided]
+
+
+def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in checkpoint.infos.items() if info.alias_of is None}
+
+
+def _without(shapes: Shapes, others: Shapes) -> Shapes:
+    return {name: shape for name, shape in shapes.items() if name not in others}
+
+
+def _renamed(name: str, rules: Sequence[Rule]) -> str:
+    for rule in rules:
+        name = prefixed(name, rule)
+    return name
+
+
+def _prefixes(base: Shapes, tuned: Shapes) -> tuple[Rule, ...]:
+    rules: list[Rule] = []
+    names = dict(tuned)
+    while len(rules) < MOST and (rule := _best(base, names)):
+        rules.append(rule)
+        names = {prefixed(name, rule): shape for name, shape in names.items()}
+    return tuple(rules)
+
+
+def _best(base: Shapes, tuned: Shapes) -> Rule | None:
+    """The re-prefixing with the most hits that no other one disputes."""
+    left, right = _without(base, tuned), _without(tuned, base)
+    votes: Counter[tuple[str, str]] = Counter(_votes(left, right))
+    found = [_candidate(old, new, left, right) for (old, new), _ in votes.most_common(CANDIDATES)]
+    likely = sorted((one for one in found if _holds(one, base, tuned)), key=lambda one: -len(one.hits))
+    return next((one.rule for one in likely if not _disputed(one, likely)), None)
+
+
+def _votes(left: Shapes, right: Shapes) -> Iterator[tuple[str, str]]:
+    """For each name, what stands in front of the longest end that it shares with names of equal shape."""
+    ends: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for name, shape in left.items():
+        for end in _ends(name):
+            ends[end, shape].append(name)
+    for name, shape in right.items():
+        for end in _ends(name):
+            if alike := ends.get((end, shape)):
+                yield from ((_front(name, end), _front(one, end)) for one in alike[:_ALIKE])
+                break
+
+
+def _ends(name: str) -> Iterator[str]:
+    """The ends of a name at whole segments, the longest first; a bare `weight` is none."""
+    parts = name.split(".")
+    for start in range(len(parts)):
+        if start == 0 or len(parts) - start > 1 or parts[start] not in _GENERIC:
+            yield ".".join(parts[start:])
+
+
+def _front(name: str, end: str) -> str:
+    return name[: len(name) - len(end)]
+
+
+def _candidate(old: str, new: str, left: Shapes, right: Shapes) -> _Candidate:
+    pairs = {name: new + name.removeprefix(old) for name in right if name.startswith(old)}
+    resized = tuple(a for a, b in pairs.items() if b in left and left[b][1:] == right[a][1:] != ())
+    return _Candidate(old, new, {a: b for a, b in pairs.items() if left.get(b) == right[a]}, resized)
+
+
+def _holds(one: _Candidate, base: Shapes, tuned: Shapes) -> bool:
+    """Whether a re-prefixing is more than chance, and takes nothing from what matches already."""
+    if not one.hits or not _alike(one):
+        return False
+    rule = one.rule
+    moved = {name: new for name in tuned if (new := prefixed(name, rule)) != name}
+    lost = any(name in base for name in moved)
+    collides = any(new in tuned and new not in moved for new in moved.values())
+    waiting = [name for name in moved if not is_expert(name)]
+    return not lost and not collides and 2 * len(one.hits) > len(waiting)
+
+
+def _alike(one: _Candidate) -> bool:
+    """Whether prefixes may stand for one another: no other number or stack, and enough names for it."""
+    if re.findall(r"\d+", one.old) != re.findall(r"\d+", one.new):
+        return False
+    old, new = _stacks(one.old), _stacks(one.new)
+    if old != new and ("mtp" in old | new or (one.old and one.new)):
+        name, other = next(iter(one.hits.items()))
+        if "mtp" in old | new or _stacks(name) != _stacks(other):
+            return False
+    if not one.old or not one.new:
+        return len(one.hits) > 1 or _is_one_of_its_kind(one)
+    words = (one.old.split("."), one.new.split("."))
+    nested = _within(*words) or _within(*words[::-1])
+    weight = sum(1 + bool(re.search(r"\d", name.removeprefix(one.old))) for name in one.hits)
+    return len(one.hits) > 1 and (nested or weight >= STRONG)
+
+
+def _is_one_of_its_kind(one: _Candidate) -> bool:
+    """Whether a single name is told apart by what it ends in: more than a bare `weight`."""
+    ((old, new),) = one.hits.items()
+    rest = old.removeprefix(one.old)
+    return new.endswith(rest) and rest not in _GENERIC
+
+
+def _within(few: Sequence[str], many: Sequence[str]) -> bool:
+    """Whether one path is the other one with words left out."""
+    rest = iter(many)
+    return all(word in rest for word in few)
+
+
+def _stacks(path: str) -> set[str]:
+    words = re.split(r"[._]", path.lower())
+    return {stack for stack, names in _STACKS.items() if any(word.startswith(names) for word in words)}
+
+
+def _disputed(one: _Candidate, others: Sequence[_Candidate]) -> bool:
+    """Whether another re-prefixing has as many hits, and wants the same tensors."""
+    return any(
+        other is not one
+        and len(other.hits) == len(one.hits)
+        and (other.hits.keys() & one.hits.keys() or set(other.hits.values()) & set(one.hits.values()))
+        for other in others
+    )

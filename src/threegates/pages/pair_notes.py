@@ -1,0 +1,37 @@
+"""What a page on chosen pairs says first: what of them is not compared, and what was made of their names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from threegates.checkpoints.notes import pair_notes
+from threegates.checkpoints.pairs import Status, align
+from threegates.jobs.sanity import uncovered
+from threegates.jobs.sources import StudyPair
+
+
+def told_of_pairs(pairs: Iterable[StudyPair]) -> str:
+    """A paragraph in Markdown, a line a pair; empty where every tensor of every pair is compared as stored.
+
+    From headers alone, but for a head that a config calls tied.
+
+    Raises
+    ------
+    PairError : the sides of a pair have too little in common.
+    """
+    lines = [f"- {pair.name}: {'; '.join(told)}." for pair in pairs if (told := _of_pair(pair))]
+    return "\n".join(["**What is compared.**", "", *lines]) if lines else ""
+
+
+def _of_pair(pair: StudyPair) -> list[str]:
+    base, tuned = pair.base.checkpoint, pair.tuned.checkpoint
+    rows = align(base, tuned)
+    rest = Counter(row.status for row in rows if row.status is not Status.compared)
+    compared = {row.name for row in rows if row.status is Status.compared}
+    return [
+        *(f"{count} tensors are {status} and not compared" for status, count in sorted(rest.items())),
+        *uncovered("base", base, compared),
+        *uncovered("tuned", tuned, compared),
+        *pair_notes(base, tuned),
+    ]

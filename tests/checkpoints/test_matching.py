@@ -1,0 +1,462 @@
+"""Names that mean one tensor: wrappers, moved prefixes, stacked experts; and what is left alone.
+
+The oracle is the tensor's own value: `made.values` draws it from the name that it was made under.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.checkpoints.made import HIDDEN, INNER, ROWS, decoder, values, written
+from tests.hub.loopback import LoopbackHub
+from threegates.checkpoints import matching
+from threegates.checkpoints.formats.families import family_of
+from threegates.checkpoints.hub.ranged import open_ranged
+from threegates.checkpoints.matched import matched, rules_of
+from threegates.checkpoints.matching import brought_together, match, matching_notes
+from threegates.checkpoints.pairs import align
+from threegates.checkpoints.places import Place, place_of
+from threegates.checkpoints.rows import rows_of
+from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.views import canonical, chosen, naming_digest
+from threegates.errors import CheckpointError
+
+
+@pytest.fixture
+def sides(tmp_path):
+    """Both sides of a pair as they are measured."""
+
+    def make(
+        base: Mapping[str, Tensor], tuned: Mapping[str, Tensor], **config
+    ) -> tuple[Checkpoint, Checkpoint]:
+        pair = (written(tmp_path / "base", base, **config), written(tmp_path / "tuned", tuned, **config))
+        return brought_together(*map(canonical, pair))
+
+    return make
+
+
+def statuses(base: Checkpoint, tuned: Checkpoint) -> dict[str, str]:
+    return {row.name: str(row.status) for row in align(base, tuned)}
+
+
+def assert_same(base: Checkpoint, tuned: Checkpoint, count: int) -> None:
+    """All that is compared is the same tensor on both sides, after the way through a place too."""
+    compared = [name for name, status in statuses(base, tuned).items() if status == "compared"]
+    assert len(compared) == count
+    again = [Place.parse(place_of(one).text()).open() for one in (base, tuned)]
+    assert [one.infos.keys() for one in again] == [base.infos.keys(), tuned.infos.keys()]
+    for name in compared:
+        assert torch.equal(base.stored(name), tuned.stored(name)), name
+        assert torch.equal(again[0].stored(name), again[1].stored(name)), name
+        if base.infos[name].shape:
+            count = base.infos[name].shape[0]
+            for rows in ((0, count), (count - 1, count)):
+                assert torch.equal(rows_of(tuned, name, *rows), base.stored(name)[slice(*rows)]), name
+                assert torch.equal(rows_of(base, name, *rows), tuned.stored(name)[slice(*rows)]), name
+
+
+# Wrappers
+
+
+@pytest.mark.parametrize("kind", ["llama", "olmo2", "never_heard_of"])
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        ("_orig_mod.{}", "model.norm.weight"),
+        ("module._orig_mod.{}", "model.norm.weight"),
+        ("base_model.model.{}", "model.norm.weight"),
+        ("pretrained_model.{}", "model.norm.weight"),
+        ("_fsdp_wrapped_module.model._fsdp_wrapped_module.norm.weight", "model.norm.weight"),
+        (
+            "model.layers.0._checkpoint_wrapped_module.input_layernorm.weight",
+            "model.layers.0.input_layernorm.weight",
+        ),
+        ("model.layers.1._orig_module.mlp._orig_mod.up_proj.weight", "model.layers.1.mlp.up_proj.weight"),
+    ],
+)
+def test_wrappers_words_go_wherever_they_stand(tmp_path, kind, stored, name):
+    tensors = decoder()
+    value = tensors.pop(name)
+    view = canonical(written(tmp_path / "a", tensors | {stored.format(name): value}, model_type=kind))
+    assert view.infos.keys() == decoder().keys()
+    assert torch.equal(view.stored(name), value)
+    assert stored.format(name) in family_of(view).note
+
+
+@pytest.mark.parametrize(
+    "name", ["my_module.weight", "modules.0.weight", "x.module", "submodule.module_.weight"]
+)
+def test_a_word_that_only_resembles_a_wrapper_s_or_ends_a_name_stays(tmp_path, name):
+    checkpoint = written(tmp_path / "a", decoder() | {name: torch.ones(3)})
+    assert canonical(checkpoint) is checkpoint
+
+
+@pytest.mark.parametrize("kind", ["llama", "never_heard_of"])
+def test_two_names_that_would_become_one_stay_and_are_told(tmp_path, kind):
+    twice = {"module.model.norm.weight": torch.zeros(HIDDEN), "module.lm_head.bias": torch.ones(2)}
+    view = canonical(written(tmp_path / "a", decoder() | twice, model_type=kind))
+    assert view.infos.keys() == decoder().keys() | {"module.model.norm.weight", "lm_head.bias"}
+    assert torch.equal(view.stored("model.norm.weight"), decoder()["model.norm.weight"])
+    assert "1 names keep the words of a wrapper" in family_of(view).note
+    assert "module.model.norm.weight" in family_of(view).note
+
+
+def test_a_head_under_a_wrapper_wins_over_the_tie(tmp_path):
+    tensors = {f"_orig_mod.{name}": value for name, value in decoder().items()}
+    view = canonical(written(tmp_path / "a", tensors, tie_word_embeddings=True))
+    assert view.infos["lm_head.weight"].alias_of is None
+    assert torch.equal(view.stored("lm_head.weight"), decoder()["lm_head.weight"])
+
+
+# Prefixes
+
+
+def moved(tensors: Mapping[str, Tensor], old: str, new: str) -> dict[str, Tensor]:
+    return {new + n.removeprefix(old) if n.startswith(old) else n: value for n, value in tensors.items()}
+
+
+PREFIXES = [
+    ("model.", "transformer."),
+    ("model.", ""),
+    ("", "wrapped."),
+    ("model.", "model.language_model."),
+    ("model.", "language_model.model."),
+    ("model.", "model.text_model."),
+    ("", "policy."),
+    ("", "actor.net."),
+    ("model.layers.", "model.blocks."),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), PREFIXES)
+@pytest.mark.parametrize("turned", [False, True])
+def test_one_prefix_in_another_s_place(sides, old, new, turned):
+    pair = (decoder(blocks=3), moved(decoder(blocks=3), old, new))
+    base, tuned = sides(*(pair[::-1] if turned else pair))
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert_same(base, tuned, len(decoder(blocks=3)))
+    assert rules_of(base) == ()
+    (note,) = matching_notes(base, tuned)
+    swap = (old, new) if turned else (new, old)
+    # 'language_model.' in place of '' says it as well, before model.
+    if new != "language_model.model.":
+        assert f"names of the tuned: '{swap[1]}' in place of '{swap[0]}'" in note
+
+
+def vision(front: str, blocks: int = 2) -> dict[str, Tensor]:
+    shapes = {f"blocks.{n}.attn.{kind}.weight": (8, 8) for n in range(blocks) for kind in ("qkv", "proj")}
+    shapes["merger.mlp.0.weight"] = (HIDDEN, HIDDEN)
+    return {front + name: values("visual." + name, shape) for name, shape in shapes.items()}
+
+
+def test_text_and_vision_move_each_by_its_own_prefix(sides):
+    base = decoder() | vision("visual.")
+    tuned = moved(decoder(), "model.", "model.language_model.") | vision("model.visual.")
+    base, tuned = sides(base, tuned)
+    assert_same(base, tuned, len(decoder()) + 5)
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert len(rules_of(tuned)) == 2
+
+
+@pytest.mark.parametrize("name", ["image_newline", "logit_scale", "projector.linear_1.weight"])
+def test_a_single_tensor_moves_where_one_prefix_is_empty_and_nothing_else_is_of_its_kind(sides, name):
+    own = values(name, (HIDDEN,))
+    base, tuned = sides(decoder() | {name: own}, decoder() | {f"model.{name}": own})
+    assert_same(base, tuned, len(decoder()) + 1)
+
+
+def test_heads_that_one_side_lacks_keep_their_names(sides):
+    body = {f"encoder.layer.{n}.output.dense.weight": values(f"b{n}", (4, 4)) for n in range(3)}
+    body["embeddings.word_embeddings.weight"] = values("e", (9, 4))
+    base = {f"bert.{name}": value for name, value in body.items()} | {"cls.predictions.bias": torch.ones(9)}
+    tuned = body | {"classifier.weight": torch.ones(2, 4), "pooler.dense.weight": torch.ones(4, 4)}
+    base, tuned = sides(base, tuned)
+    found = statuses(base, tuned)
+    assert found.pop("cls.predictions.bias") == "only-in-base"
+    assert found.pop("classifier.weight") == found.pop("pooler.dense.weight") == "only-in-tuned"
+    assert set(found.values()) == {"compared"}
+    assert_same(base, tuned, 4)
+
+
+def test_a_moved_embedding_with_more_rows_is_resized_and_new_blocks_get_the_prefix_too(sides):
+    tuned = decoder(blocks=4) | {"model.embed_tokens.weight": torch.ones(ROWS + 2, HIDDEN)}
+    base, tuned = sides(decoder(blocks=3), moved(tuned, "model.", "transformer."))
+    found = statuses(base, tuned)
+    assert found["model.embed_tokens.weight"] == "resized"
+    assert found["model.layers.3.mlp.up_proj.weight"] == "only-in-tuned"
+    assert not [name for name in found if name.startswith("transformer.")]
+
+
+def alone(front: str, number: int = 0) -> dict[str, Tensor]:
+    return {f"{front}{n}.weight": torch.full((3, 3), float(number)) for n in ("a", "b", "c")}
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned"),
+    [
+        # Two towers that would both fit.
+        (alone("net."), alone("query_encoder.net.", 1) | alone("passage_encoder.net.", 2)),
+        # Other blocks than those that are missing.
+        (
+            {f"layers.{n}.w": torch.ones(3, 3) for n in (4, 5)},
+            {f"layers.{n}.w": torch.ones(3, 3) for n in (6, 7)},
+        ),
+        # Another stack of the model.
+        (
+            {f"encoder.block.{n}.q.weight": torch.ones(3, 3) for n in range(9)},
+            {f"decoder.block.{n}.q.weight": torch.ones(3, 3) for n in range(9)},
+        ),
+        # Two tensors of one head and of another, with nothing in common but their shapes.
+        (
+            {"pooler.dense.weight": torch.ones(4, 4), "pooler.dense.bias": torch.ones(4)},
+            {"cls.transform.dense.weight": torch.ones(4, 4), "cls.transform.dense.bias": torch.ones(4)},
+        ),
+        ({"score.weight": torch.ones(2, 4)}, {"classifier.weight": torch.ones(2, 4)}),
+        # Equal names' ends, other shapes.
+        (alone("x."), {f"y.x.{n}.weight": torch.ones(2, 2) for n in ("a", "b", "c")}),
+        # A drafting head is no layer of the model.
+        (
+            {f"layers.{n}.{k}.weight": torch.ones(3, 3) for n in range(2) for k in "qkvo"},
+            {f"mtp.layers.{n}.{k}.weight": torch.ones(3, 3) for n in range(2) for k in "qkvo"},
+        ),
+    ],
+    ids=["two fit", "numbers", "stacks", "unlike", "generic", "shapes", "mtp"],
+)
+def test_what_is_not_sure_is_left_alone(tmp_path, base, tuned):
+    pair = written(tmp_path / "a", decoder() | base), written(tmp_path / "b", decoder() | tuned)
+    after = brought_together(*pair)
+    assert after[0] is pair[0] and after[1] is pair[1]
+
+
+def test_where_all_names_match_already_nothing_is_made_anew(tmp_path):
+    pair = written(tmp_path / "a", decoder()), written(tmp_path / "b", decoder() | {"extra": torch.ones(2)})
+    for one, other in (pair, pair[::-1], (pair[0], pair[0])):
+        after = brought_together(one, other)
+        assert after[0] is one and after[1] is other
+        assert [naming_digest(side) for side in after] == ["", ""]
+        assert "rules" not in place_of(one).text()
+
+
+# Experts
+
+
+def experts(
+    block: str, names=("gate_proj", "up_proj", "down_proj"), inner: int = 5, hidden: int = HIDDEN, count=3
+):
+    shapes = dict(zip(names, ((inner, hidden), (inner, hidden), (hidden, inner)), strict=True))
+    return {
+        f"{block}.experts.{e}.{name}.weight": values(f"{block}{e}{place}", shape)
+        for e in range(count)
+        for place, (name, shape) in enumerate(shapes.items())
+    }
+
+
+def stacked(
+    block: str, apart: bool = False, holder: str = "experts", end: str = "", transposed: bool = False, **sizes
+):
+    singles = list(experts(block, **sizes).values())
+    kinds = [torch.stack(singles[place::3]) for place in range(3)]
+    told = (
+        {"gate_proj": kinds[0], "up_proj": kinds[1], "down_proj": kinds[2]}
+        if apart
+        else {"gate_up_proj": torch.cat(kinds[:2], dim=1), "down_proj": kinds[2]}
+    )
+    turn = (lambda x: x.transpose(1, 2)) if transposed else (lambda x: x)
+    return {f"{block}.{holder}.{name}{end}": turn(value) for name, value in told.items()}
+
+
+BLOCKS = ("model.layers.0.mlp", "model.layers.1.mlp")
+
+
+def of_all(make, **options) -> dict[str, Tensor]:
+    return {name: value for block in BLOCKS for name, value in make(block, **options).items()}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("stack", "single"),
+    [
+        ({}, {}),
+        ({"inner": 3}, {"inner": 3}),
+        ({"inner": HIDDEN // 2, "count": 12}, {"inner": HIDDEN // 2, "count": 12}),
+        ({"inner": HIDDEN}, {"inner": HIDDEN}),
+        ({"apart": True, "holder": "switch_mlp", "end": ".weight"}, {}),
+        ({}, {"names": ("w1", "w3", "w2")}),
+        ({"apart": True, "end": ".weight"}, {"names": ("w1", "w3", "w2")}),
+        ({"transposed": True}, {}),
+        ({"transposed": True, "inner": HIDDEN}, {"inner": HIDDEN}),
+        ({"transposed": True, "inner": HIDDEN // 2}, {"inner": HIDDEN // 2}),
+        ({"transposed": True, "apart": True}, {}),
+    ],
+    ids=[
+        "plain",
+        "small",
+        "2I = H",
+        "I = H",
+        "mlx",
+        "w1 w3 w2",
+        "apart",
+        "T",
+        "T, I = H",
+        "T, 2I = H",
+        "T apart",
+    ],
+)
+def test_stacked_experts_are_cut_into_those_of_the_other_side(sides, stack, single, turned):
+    pair = decoder() | of_all(experts, **single), decoder() | of_all(stacked, **stack)
+    base, tuned = sides(*(pair[::-1] if turned else pair))
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert_same(base, tuned, len(pair[0]))
+    assert "is cut into" in " ".join(matching_notes(base, tuned))
+    cut = base if turned else tuned
+    assert naming_digest(cut) and not naming_digest(tuned if turned else base)
+
+
+def test_experts_of_another_block_s_name_meet_by_the_block_s_number(sides):
+    singles = {name.replace(".mlp.", ".block_sparse_moe."): value for name, value in of_all(experts).items()}
+    base, tuned = sides(decoder() | singles, decoder() | of_all(stacked))
+    assert_same(base, tuned, len(decoder()) + len(singles))
+
+
+def test_experts_are_cut_after_their_prefix_was_replaced(sides):
+    tuned = moved(decoder() | of_all(experts), "model.", "model.language_model.")
+    base, tuned = sides(decoder() | of_all(stacked), tuned)
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert rules_of(base) and rules_of(tuned)
+    assert_same(base, tuned, len(decoder()) + 18)
+
+
+@pytest.mark.parametrize(
+    ("stack", "single", "why"),
+    [
+        ({"inner": HIDDEN, "apart": True}, {"inner": HIDDEN}, "either way round"),
+        ({"inner": 4}, {}, "not that of the other side's experts"),
+        ({"count": 2}, {}, "not that of the other side's experts"),
+    ],
+)
+def test_stacks_whose_order_or_shape_is_open_are_left_alone_and_told(tmp_path, stack, single, why):
+    pair = (
+        written(tmp_path / "a", decoder() | of_all(experts, **single)),
+        written(tmp_path / "b", decoder() | of_all(stacked, **stack)),
+    )
+    after = brought_together(*pair)
+    assert after[0] is pair[0] and after[1] is pair[1]
+    notes = matching_notes(*after)
+    assert notes and all("is left alone" in note and why in note for note in notes)
+
+
+@pytest.mark.parametrize("options", [{}, {"inner": 4}, {"apart": True}, {"count": 1}])
+@pytest.mark.parametrize("front", ["model.", "model.language_model."])
+def test_stacks_that_are_each_other_transposed_are_turned(sides, options, front):
+    base = decoder() | of_all(stacked, **options)
+    tuned = decoder() | of_all(stacked, transposed=True, **options)
+    base, tuned = sides(base, moved(tuned, "model.", front))
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert_same(base, tuned, len(base.infos))
+    assert "are transposed" in " ".join(matching_notes(base, tuned))
+    assert naming_digest(tuned) and not naming_digest(base)
+
+
+def test_stacks_of_other_sizes_are_not_turned(tmp_path):
+    pair = (
+        written(tmp_path / "a", decoder() | of_all(stacked, inner=4)),
+        written(tmp_path / "b", decoder() | of_all(stacked, inner=5, transposed=True)),
+    )
+    assert match(*pair).tuned == ()
+
+
+def test_experts_that_are_not_all_there_are_left_alone(tmp_path):
+    singles = {name: value for name, value in of_all(experts).items() if ".experts.1." not in name}
+    pair = written(tmp_path / "a", decoder() | singles), written(tmp_path / "b", decoder() | of_all(stacked))
+    assert match(*pair).tuned == ()
+
+
+def test_a_large_mixture_is_matched_in_a_moment(tmp_path, monkeypatch):
+    """Near twenty thousand names, all of them moved: what takes a look at each pair of names never ends."""
+    names = {
+        f"layers.{n}.mlp.experts.{e}.w{k}.weight": (2, 3)
+        for n in range(48)
+        for e in range(128)
+        for k in (1, 2, 3)
+    }
+    names |= {f"layers.{n}.input_layernorm.weight": (3,) for n in range(48)}
+    base, tuned = (
+        {front + name: shape for name, shape in names.items()} for front in ("model.", "language_model.")
+    )
+    monkeypatch.setattr(matching, "_shapes", lambda one: {"base": base, "tuned": tuned}[one])
+    before = time.process_time()
+    found = match("base", "tuned")
+    assert time.process_time() - before < 10
+    assert found.tuned == (("prefix", "language_model.", "model.", "layers"),)
+
+
+# Places
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_by_ranges_only_the_bytes_of_an_expert_are_fetched(tmp_path, monkeypatch, transposed):
+    monkeypatch.setenv("THREEGATES_RANGES", str(tmp_path / "ranges"))
+    base = written(tmp_path / "base", decoder() | of_all(experts))
+    stack = moved(decoder() | of_all(stacked, transposed=transposed), "model.", "transformer.")
+    written(tmp_path / "tuned", stack)
+    with LoopbackHub({"org/tuned": tmp_path / "tuned"}) as hub:
+        hub.stand_in(monkeypatch)
+        tuned = brought_together(base, open_ranged("org/tuned"))[1]
+        again = Place.parse(place_of(tuned).text()).open()
+        before = hub.served.total()
+        name = f"{BLOCKS[1]}.experts.2.up_proj.weight"
+        assert torch.equal(again.stored(name), base.stored(name))
+        read = hub.served.total() - before
+    # Of a transposed stack an expert's gate comes along.
+    assert 0 < read <= base.stored(name).nbytes * (2 if transposed else 1)
+
+
+def test_a_choice_of_a_matched_side_comes_back_from_its_place(sides):
+    _, tuned = sides(decoder(), moved(decoder(), "model.", "transformer."))
+    part = chosen(tuned, [1], ["up", "q"])
+    again = Place.parse(place_of(part).text()).open()
+    assert again.infos.keys() == part.infos.keys()
+    assert set(part.infos) == {"model.layers.1.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.weight"}
+
+
+def test_a_tie_follows_its_embedding_to_the_new_name(sides):
+    tied = decoder(head=False)
+    _, tuned = sides(tied, moved(tied, "model.", "transformer."), tie_word_embeddings=True)
+    assert tuned.infos["lm_head.weight"].alias_of == "model.embed_tokens.weight"
+    assert torch.equal(tuned.stored("lm_head.weight"), tied["model.embed_tokens.weight"])
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        '"x"',
+        "[1]",
+        '[["prefix", "a"]]',
+        '[["prefix", "a", 1]]',
+        '[["cut", "a", "b"]]',
+        '[["cut", "a", 1, "b"]]',
+        '[["other", "a", "b"]]',
+    ],
+)
+def test_a_place_with_rules_that_are_none_is_refused(tmp_path, rules):
+    with pytest.raises(CheckpointError, match="a place cannot be read"):
+        Place.parse(f'{{"folder":"{tmp_path}","rules":{rules}}}')
+
+
+def test_a_part_is_not_matched_and_a_changed_checkpoint_is_refused(tmp_path):
+    checkpoint = written(tmp_path / "a", decoder() | of_all(stacked))
+    with pytest.raises(CheckpointError, match="a part of a checkpoint cannot be matched"):
+        matched(chosen(checkpoint, [0]), [("prefix", "model.", "")])
+    rule = ("cut", f"{BLOCKS[0]}.experts.down_proj", f"{BLOCKS[0]}.experts.#.down_proj.weight", INNER)
+    with pytest.raises(CheckpointError, match="not of the shape that it was when the pair was matched"):
+        matched(checkpoint, [rule])
+    with pytest.raises(CheckpointError, match="two tensors would both be called 'model.layers.0.x'"):
+        matched(
+            written(tmp_path / "b", {"model.layers.0.x": torch.ones(1), "x": torch.ones(1)}),
+            [("prefix", "", "model.layers.0.", "x")],
+        )
