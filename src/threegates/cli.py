@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 
 from threegates.cli_options import (
+    AdapterStart,
+    AdapterTable,
     AddPart,
     AxisTable,
     Backend,
@@ -104,6 +106,7 @@ def measure(
     out: Table = None,
     masks: Masks = None,
     axis: AxisTable = None,
+    adapter: AdapterTable = None,
     spectra: Spectra = True,
     draws: Draws = None,
     seed: Seed = 0,
@@ -116,6 +119,7 @@ def measure(
     device: Device = None,
     backend: Backend = None,
     scheduler: Scheduler = None,
+    adapter_start: AdapterStart = None,
     accept_licence: Licences = None,
 ) -> None:
     """Compare two checkpoints tensor by tensor: what changed, how far spectra moved, on which weights.
@@ -141,6 +145,7 @@ def measure(
         scheduler=scheduler,
         memory=memory,
         licences=accept_licence,
+        start=adapter_start,
     )
     _refuse_draws(draws)
     target = out or default_output(pair)
@@ -150,6 +155,7 @@ def measure(
         target,
         masks=masks,
         axis=axis,
+        adapter=adapter,
         seed=seed,
         nulls=asked_for(null),
         spectra=spectra,
@@ -183,6 +189,7 @@ def preflight(
     device: Device = None,
     time: Annotated[bool, typer.Option(help="Estimate minutes, which takes some seconds.")] = True,
     json: Annotated[Path | None, typer.Option(help="Also write what was found as JSON.")] = None,
+    adapter_start: AdapterStart = None,
     accept_licence: Licences = None,
 ) -> None:
     """Look at a pair before it is measured: what can be compared, bytes to fetch, memory, minutes.
@@ -192,7 +199,7 @@ def preflight(
     from threegates.jobs.settings import export
     from threegates.preflight import preflight_of
 
-    export(device=device, licences=accept_licence)
+    export(device=device, licences=accept_licence, start=adapter_start)
     found = preflight_of(
         (pair, base, tuned),
         _choice(layers, matrices),
@@ -244,6 +251,7 @@ def run(
     device: Device = None,
     backend: Backend = None,
     scheduler: Scheduler = None,
+    adapter_start: AdapterStart = None,
     accept_licence: Licences = None,
 ) -> None:
     """Run a chapter's notebook, on the study's pairs or on a pair of your own.
@@ -262,6 +270,7 @@ def run(
         scheduler=scheduler,
         memory=memory,
         licences=accept_licence,
+        start=adapter_start,
     )
     texts = dict(_key_value(text) for text in parameter or ())
     choice = _choice(layers, matrices)

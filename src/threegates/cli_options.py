@@ -54,10 +54,28 @@ Licences = Annotated[
     list[str] | None,
     typer.Option("--accept-licence", help="A licence, or an entry's name, that you accept; may be repeated."),
 ]
+AdapterTable = Annotated[
+    Path | None,
+    typer.Option(
+        help="Also write a table of an adapter's matrices: rank and singular values of ΔW, and what merging "
+        "into bf16 keeps of it."
+    ),
+]
+AdapterStart = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder that an adapter was saved to before its training, where it did not start from zero."
+    ),
+]
 _CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
 Base = Annotated[str | None, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)]
 Pair = Annotated[str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")]
-Tuned = Annotated[str | None, typer.Option(help="The checkpoint that training ended with, given likewise.")]
+Tuned = Annotated[
+    str | None,
+    typer.Option(
+        help="The checkpoint that training ended with, given likewise; or a folder with a LoRA adapter."
+    ),
+]
 
 # --- measuring
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threegates.checkpoints.adapters.notes import adapter_notes, adapter_of
 from threegates.checkpoints.matching import matching_notes
 from threegates.checkpoints.pairs import row_ranges
 from threegates.checkpoints.quantised import leftover
@@ -15,8 +16,10 @@ def pair_notes(base: Checkpoint, tuned: Checkpoint, read: bool = False) -> list[
 
     read : whether tensors may be read for it. Otherwise headers alone are looked at.
     """
-    notes = matching_notes(base, tuned)
-    for side, one in (("base", base), ("tuned", tuned)):
+    on_it = adapter_of(tuned)
+    sides = {"base": base} if on_it else {"base": base, "tuned": tuned}
+    notes = adapter_notes(on_it) if on_it else matching_notes(base, tuned)
+    for side, one in sides.items():
         notes += [f"the {side}'s {note}" for note in (*_leftover(one), *_ties(one, read))]
         notes += [f"in the {side}'s folder: {note}" for note in folder_notes(one)]
     return list(dict.fromkeys(notes))

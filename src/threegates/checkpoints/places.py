@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
+from threegates.checkpoints.adapters.adapted import AdaptedView, adapted
 from threegates.checkpoints.formats.roles import layer, role
 from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged
 from threegates.checkpoints.hub.repository import COMMIT
@@ -40,6 +42,7 @@ class Place:
     layers, matrices : numbers of blocks, roles of tensors; None takes all of them.
     device : where tensors come to lie, such as cuda:0.
     rules : how names are brought together with the other side's, as in `threegates.checkpoints.matched`.
+    adapter, start : folder of an adapter that is put on it, and of the factors that this started from.
     """
 
     folder: str = ""
@@ -49,6 +52,8 @@ class Place:
     matrices: tuple[str, ...] | None = None
     device: str = "cpu"
     rules: tuple[Rule, ...] = ()
+    adapter: str = ""
+    start: str = ""
 
     def __post_init__(self) -> None:
         whole = bool(self.folder) != bool(self.repo) and bool(self.repo) == bool(self.revision)
@@ -97,10 +102,13 @@ class Place:
         """
         raw = open_ranged(self.repo, self.revision) if self.repo else Checkpoint.open(self.folder)
         named = matched(canonical(raw), self.rules)
+        if self.adapter:
+            named = adapted(named, Path(self.adapter), Path(self.start) if self.start else None)[1]
         return on_device(chosen(named, self.layers, self.matrices), self.device)
 
     def _is_typed(self) -> bool:
         texts = (self.folder, self.repo, self.revision, self.device, *(self.matrices or ()))
+        texts = (*texts, self.adapter, self.start)
         return (
             all(type(text) is str for text in texts)
             and all(type(number) is int for number in self.layers or ())
@@ -122,15 +130,26 @@ def place_of(checkpoint: Checkpoint) -> Place:
     """
     device, named = "cpu", checkpoint
     choices: list[Choice] = []
+    on_it = None
     while isinstance(named, View) and not isinstance(named, CanonicalView):
+        on_it = named if isinstance(named, AdaptedView) else on_it
         device = named.device if isinstance(named, DeviceView) else device
         choices += [(named.layers, named.matrices)] if isinstance(named, ChosenView) else []
         named = named.inner
-    layers, matrices = _selection(checkpoint, named, choices)
+    layers, matrices = _selection(checkpoint, on_it or named, choices)
     raw = named.inner if isinstance(named, CanonicalView) else named
+    rest = (layers, matrices, device, rules_of(named), *_folders(on_it))
     if isinstance(raw, RangedCheckpoint):
-        return Place("", raw.repo, str(raw.revision), layers, matrices, device, rules_of(named))
-    return Place(str(raw.folder.absolute()), "", "", layers, matrices, device, rules_of(named))
+        return Place("", raw.repo, str(raw.revision), *rest)
+    return Place(str(raw.folder.absolute()), "", "", *rest)
+
+
+def _folders(on_it: AdaptedView | None) -> tuple[str, str]:
+    """Folders of an adapter and of its start."""
+    if on_it is None:
+        return "", ""
+    begin = on_it.begin
+    return str(on_it.changes.folder.absolute()), "" if begin is None else str(begin.folder.absolute())
 
 
 def _selection(part: Checkpoint, whole: Checkpoint, told: Sequence[Choice]) -> Choice:

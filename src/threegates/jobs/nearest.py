@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pandas as pd
 
+from threegates.checkpoints.adapters.config import is_adapter, read_config
 from threegates.checkpoints.pairs import Status, align, load_rows
 from threegates.checkpoints.preflight import stored_tensors
 from threegates.errors import NotFiniteError, PairError
@@ -36,6 +38,13 @@ def nearest(tuned: str, bases: Sequence[str]) -> pd.DataFrame:
     """
     if not bases:
         raise PairError("there is no base to choose from", remedy="give --base, once for each")
+    if is_adapter(Path(tuned)):
+        raise PairError(
+            "an adapter lies equally near to all bases that it fits",
+            where=tuned,
+            found=f"a config that names {read_config(Path(tuned)).base or 'no base'}",
+            remedy="give a whole checkpoint",
+        )
     found = pd.DataFrame(
         [_row(base, own_pair(base, tuned)) for base in dict.fromkeys(bases)], columns=list(_COLUMNS)
     )

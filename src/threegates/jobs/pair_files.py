@@ -9,11 +9,13 @@ from typing import Any
 
 import pandas as pd
 
+from threegates.checkpoints.adapters.notes import adapter_of
 from threegates.checkpoints.formats.families import family_of
 from threegates.checkpoints.notes import pair_notes
 from threegates.checkpoints.pairs import Status
 from threegates.checkpoints.views import naming_digest
 from threegates.errors import PairError, RecordError, ThreeGatesError
+from threegates.jobs.adapters import adapter_sanity, merging_told
 from threegates.jobs.batches import measure_parts, opened
 from threegates.jobs.jobs import Job
 from threegates.jobs.kinds.known import job_provenance
@@ -24,7 +26,7 @@ from threegates.jobs.sanity import coverage, sanity
 from threegates.jobs.sources import StudyPair
 from threegates.measures.by_tensor import Parts, as_tables
 from threegates.measures.changes import write_masks
-from threegates.measures.tensor_table import MEASURED
+from threegates.measures.tensor_table import ADAPTER, MEASURED
 from threegates.measures.whole_models import pair_sparsity
 from threegates.records.provenance import build_folder, build_state
 from threegates.records.store import write_record
@@ -47,6 +49,7 @@ class Written:
     tensor: pd.DataFrame
     notes: tuple[str, ...] = ()
     uncovered: tuple[str, ...] = ()
+    adapter: pd.DataFrame | None = None
 
     def summary(self) -> str:
         """The pair's sparsity and its files, in a few lines."""
@@ -61,9 +64,11 @@ class Written:
             lines.append(f"changed in bf16: {row.changed:.0f} of {row.size:.0f} weights")
             lines.append(f"sparsity in bf16 {row.sparsity:.4f}, as stored {row.sparsity_fp32:.4f}")
             lines.append(f"sparsity of Gaussian noise of the same norm {row.sparsity_storage_norm:.4f}")
-        odd = [f"look twice: {told}" for told in sanity(self.tensor)]
+        odd = [f"look twice: {told}" for told in (*sanity(self.tensor), *adapter_sanity(self.adapter))]
         written = (f"written: {file}" for file in self.files)
-        return "\n".join([*lines, *self._spectra(), *self.uncovered, *odd, *written])
+        return "\n".join(
+            [*lines, *self._spectra(), *merging_told(self.adapter), *self.uncovered, *odd, *written]
+        )
 
     def _spectra(self) -> list[str]:
         of_matrices = self.tensor[self.tensor["spectra"] == MEASURED]
@@ -98,6 +103,7 @@ def measure_to_files(
     *,
     masks: Path | None,
     axis: Path | None,
+    adapter: Path | None = None,
     seed: int,
     nulls: Sequence[str] = FOUNDING,
     spectra: bool = True,
@@ -113,8 +119,9 @@ def measure_to_files(
     GeometryError : there is no null of such a name.
     RecordError : an output is a folder, or cannot be written.
     """
-    targets = [path for path in (out, masks, axis) if path is not None]
+    targets = [path for path in (out, masks, axis, adapter) if path is not None]
     _check_targets(targets, masks)
+    _check_adapter(pair, adapter)
     asked = {"seed": seed, "nulls": asked_for(nulls)}
     job = table_job(pair, {**asked, "axes": axis is not None, "spectra": spectra})
     parts = Parts(parts_folder(out), job.digest)
@@ -124,11 +131,23 @@ def measure_to_files(
         tensor = tables["tensor"]
         compared = set(tensor.loc[tensor["status"] == "compared", "tensor"])
         write_masks(pair.base.checkpoint, pair.tuned.checkpoint, masks, compared)
-    _write(job, {"axis": axis, "tensor": out} if axis else {"tensor": out}, tables)
+    files = {"axis": axis, ADAPTER: adapter, "tensor": out}
+    _write(job, {table: path for table, path in files.items() if path}, tables)
     parts.remove()
     sides = {"base": pair.base.checkpoint, "tuned": pair.tuned.checkpoint}
     uncovered = coverage(tables["tensor"], sides)
-    return Written(targets, tables["tensor"], tuple(_notes(pair)), tuple(uncovered))
+    return Written(targets, tables["tensor"], tuple(_notes(pair)), tuple(uncovered), tables.get(ADAPTER))
+
+
+def _check_adapter(pair: StudyPair, adapter: Path | None) -> None:
+    if adapter and adapter_of(pair.tuned.checkpoint) is None:
+        raise PairError(
+            "the tuned side is no adapter, so that there is no table of one",
+            where=f"--adapter {adapter}",
+            expected="a folder with adapter_config.json as --tuned",
+            found=pair.tuned.checkpoint.folder,
+            remedy="leave --adapter out",
+        )
 
 
 def _notes(pair: StudyPair) -> list[str]:

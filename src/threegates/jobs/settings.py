@@ -8,6 +8,7 @@ Options of the backend are `threegates.backends`'s, accepted licences those of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from threegates.backends import choose_backend
 from threegates.checkpoints.manifests.licences import accept_licences
@@ -25,6 +26,8 @@ DEVICE = "THREEGATES_DEVICE"
 CPU = "cpu"
 #: Most memory of all processes that measure together, such as 4GiB; none stands for as much as it takes.
 MEMORY = "THREEGATES_MEMORY"
+#: Folder of what an adapter started from, where that is not zero and does not follow from its base.
+ADAPTER_START = "THREEGATES_ADAPTER_START"
 
 
 def reads() -> str:
@@ -62,6 +65,25 @@ def memory_cap() -> int | None:
     return parse_size(text) if text else None
 
 
+def adapter_start() -> Path | None:
+    """Folder of an adapter's start, None where none is named.
+
+    Raises
+    ------
+    ThreeGatesError : there is no such folder.
+    """
+    text = variable(ADAPTER_START)
+    if text and not Path(text).is_dir():
+        raise ThreeGatesError(
+            "there is no folder of an adapter's start",
+            where="--adapter-start",
+            expected="a folder that peft's save_pretrained wrote before training",
+            found=text,
+            remedy="check the path",
+        )
+    return Path(text) if text else None
+
+
 def export(
     *,
     ranged: bool = False,
@@ -70,6 +92,7 @@ def export(
     scheduler: str | None = None,
     memory: str | None = None,
     licences: Sequence[str] | None = None,
+    start: Path | None = None,
 ) -> None:
     """Let what a command was given count for its process and all that it starts; the rest stays as it is.
 
@@ -83,4 +106,5 @@ def export(
         parse_size(memory)
     accept_licences(licences or ())
     given = {READS: RANGED if ranged else None, DEVICE: device, MEMORY: memory}
+    given |= {ADAPTER_START: str(start.absolute()) if start else None}
     keep({name: value for name, value in given.items() if value})

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from threegates.checkpoints.adapters.adapted import adapted
+from threegates.checkpoints.adapters.config import is_adapter, read_config
 from threegates.checkpoints.hub.snapshots import open_entry, open_named
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
@@ -16,7 +18,7 @@ from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
-from threegates.jobs.settings import DOWNLOAD, HEADERS, device, reads
+from threegates.jobs.settings import DOWNLOAD, HEADERS, adapter_start, device, reads
 from threegates.jobs.subjects import LAB, SUBJECTS, subject_of
 from threegates.records.places import Places, labelled_folders
 from threegates.records.provenance import project_root, tracked_manifest
@@ -263,6 +265,8 @@ def own_pair(
 ) -> StudyPair:
     """A pair of two checkpoints that the user names, or whose labels these places know.
 
+    An adapter as the tuned side is put on the base; without a base, on the one that its config names.
+
     way : as in `open_source`.
 
     Raises
@@ -270,12 +274,36 @@ def own_pair(
     PairError : one side is not given.
     CheckpointError, ManifestError : a side stands for nothing that can be opened.
     """
+    folders = labelled_folders() if places is None else places.sources
+    adapter = Path(folders.get(tuned or "", tuned or ""))
+    if tuned and is_adapter(adapter):
+        base = base or read_config(adapter).base
+        return _with_adapter(
+            open_source(_named_base(base, adapter), _read_when_asked(places), way, folders), adapter
+        )
     if not (base and tuned):
         found = f"base {base!r}, tuned {tuned!r}"
         raise PairError("a pair of one's own needs both sides", found=found, remedy="give base and tuned")
-    folders = labelled_folders() if places is None else places.sources
     left, right = (open_source(side, _read_when_asked(places), way, folders) for side in (base, tuned))
     return _matched(StudyPair(right.label, left, right))
+
+
+def _named_base(base: str, adapter: Path) -> str:
+    if base:
+        return base
+    raise PairError(
+        "the adapter does not say what it was trained on",
+        where=adapter,
+        expected="base_model_name_or_path in its config",
+        remedy="give the base as well",
+    )
+
+
+def _with_adapter(source: Source, adapter: Path) -> StudyPair:
+    """A base, and the base with an adapter on it."""
+    label = adapter.resolve().name
+    base, tuned = adapted(source.checkpoint, adapter.resolve(), adapter_start())
+    return StudyPair(label, replace(source, checkpoint=base), Source(label, tuned))
 
 
 def _matched(pair: StudyPair) -> StudyPair:

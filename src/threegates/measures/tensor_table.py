@@ -15,6 +15,7 @@ from functools import cached_property
 
 from torch import Tensor
 
+from threegates.checkpoints.adapters.notes import adapter_of
 from threegates.checkpoints.formats.roles import block, is_matrix
 from threegates.checkpoints.pairs import TensorPair, load_pair, load_rows, rows_of_pair
 from threegates.checkpoints.tensors import Checkpoint
@@ -43,6 +44,7 @@ from threegates.measures.changes import (
     observed_axis,
 )
 from threegates.measures.drift import DRIFT_COLUMNS, drift_numbers, moved_from
+from threegates.measures.merging import ADAPTER_COLUMNS, adapter_rows
 from threegates.measures.null_laws import MaskBeside, beside, law_columns
 
 AXES = ("row", "column")
@@ -79,6 +81,8 @@ _SPECTRA_COLUMNS = {
 }
 
 MEASURED = "measured"
+#: Name of the table of an adapter's matrices.
+ADAPTER = "adapter"
 #: Where a tensor lies: of a vision tower's block, too, the number, and the stack that counts it.
 _FACT_COLUMNS = {**{name: TENSOR_COLUMNS[name] for name in ("pair", "tensor", "role")}, "stack": "str"}
 
@@ -120,8 +124,9 @@ class PairTable:
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:
-        """Both tables and their columns."""
-        return {"tensor": table_columns(self.nulls), "axis": axis_columns(self.nulls)}
+        """The tables and their columns; that of adapters where the tuned side is one."""
+        both = {"tensor": table_columns(self.nulls), "axis": axis_columns(self.nulls)}
+        return both | ({ADAPTER: ADAPTER_COLUMNS} if adapter_of(self.tuned) else {})
 
     @cached_property
     def tensors(self) -> PairTensors:
@@ -140,7 +145,12 @@ class PairTable:
         return self.tensors.facts(tensor) | {"stack": stack, "layer": number}
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
-        """The row of one tensor, and the axis table's two if they are asked for."""
+        """The row of one tensor, the axis table's two if they are asked for, and an adapter's."""
+        view = adapter_of(self.tuned)
+        rows = self._measured(tensor, shared)
+        return rows | ({ADAPTER: adapter_rows(view, tensor, self.name)} if view else {})
+
+    def _measured(self, tensor: str, shared: Shared) -> Rows:
         facts = self.facts(tensor)
         if not self.tensors.compared(tensor):
             return {"tensor": [facts | {"spectra": f"not compared: {facts['status']}"}], "axis": []}

@@ -1,0 +1,324 @@
+"""A base with an adapter on it, as one checkpoint: W₀ + ΔW, tensor by tensor, without a merged copy."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from threegates.checkpoints.adapters.deltas import DeltaCheckpoint, Piece, located, open_deltas
+from threegates.checkpoints.adapters.factors import Factors
+from threegates.checkpoints.adapters.starts import computed, needs_start
+from threegates.checkpoints.adapters.targets import Target
+from threegates.checkpoints.formats.headers import TensorInfo
+from threegates.checkpoints.matching import brought_together
+from threegates.checkpoints.pairs import row_ranges
+from threegates.checkpoints.rows import rows_of
+from threegates.checkpoints.tensors import DTYPES, Checkpoint
+from threegates.checkpoints.views import DeviceView, View, as_stored, canonical, naming_digest, on_device
+from threegates.errors import CheckpointError
+
+#: Tensors that a message names.
+LISTED = 10
+
+
+@dataclass(frozen=True)
+class Made:
+    """What an adapter makes of some rows of a matrix (rows, columns).
+
+    start : residual's missing part s·B₀A₀, None of a plain start. scale : DoRA's m/‖W₀ + ΔW‖, of the rows, or
+    of the columns of a weight that is stored the other way round; None without magnitudes.
+    """
+
+    trained: Factors
+    start: Factors | None = None
+    scale: Tensor | None = None
+
+    @property
+    def update(self) -> Factors:
+        """The low-rank part of what changes, before any scale."""
+        return self.trained if self.start is None else self.trained.minus(self.start)
+
+    def on(self, weight: Tensor) -> Tensor:
+        """W₀ with the adapter on it, float64."""
+        found = weight.double() + self.update.dense()
+        return found if self.scale is None else found * self.scale
+
+    def rows(self, start: int, stop: int) -> Made:
+        """That of some rows."""
+        of_rows = self.scale is not None and self.scale.shape[1] == 1
+        return Made(
+            self.trained.rows(start, stop),
+            None if self.start is None else self.start.rows(start, stop),
+            self.scale[start:stop] if of_rows and self.scale is not None else self.scale,
+        )
+
+
+@dataclass(frozen=True)
+class AdaptedView(View):
+    """A checkpoint with an adapter on it; `inner` is the base, and `deltas` a view of what is added.
+
+    What the adapter changes is formed in float64 and given as float32, or as float64 of a float64 base: what
+    a forward pass through base and adapter computes with, whatever merging into bf16 would make of it.
+    """
+
+    deltas: Checkpoint = field(kw_only=True)
+    begin: DeltaCheckpoint | None = field(kw_only=True, default=None)
+
+    @property
+    def changes(self) -> DeltaCheckpoint:
+        """The adapter itself."""
+        return located(self.deltas, next(iter(self.deltas.infos)))[0]
+
+    def piece(self, name: str) -> Piece | None:
+        """What a tensor is of an adapter's target; None of one that the adapter leaves alone."""
+        return located(self.deltas, name)[1] if name in self.deltas.infos else None
+
+    def stored(self, name: str) -> Tensor:
+        """A tensor with the adapter on it."""
+        info = self.info(name)
+        if info.alias_of is not None:
+            # A tied head is the embedding, with the adapter that this has.
+            return self.stored(info.alias_of)
+        if name not in self.deltas.infos:
+            return self.inner.stored(name)
+        if not info.shape:
+            return self._whole(name)
+        return self.stored_rows(name, 0, info.shape[0])
+
+    def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of a tensor with the adapter on it; see `rows_of`."""
+        info, piece = self.info(name), self.piece(name)
+        if info.alias_of is not None:
+            return self.stored_rows(info.alias_of, start, stop)
+        if piece is None:
+            return rows_of(self.inner, name, start, stop)
+        if not piece.target.adapted:
+            return self._whole(name)[start:stop]
+        found = torch.empty((stop - start, *info.shape[1:]), dtype=DTYPES[info.dtype])
+        for first, last in row_ranges(tuple(found.shape)):
+            here = found[first:last]
+            for weight, mine, made in self.parts(name, start + first, start + last):
+                here[mine] = made.on(weight)
+        return found
+
+    def digest(self) -> str:
+        """sha256 over the base's digest, the adapter's files and what its names stand for."""
+        told = [self.inner.digest(), self.changes.digest(), naming_digest(self.deltas)]
+        told += [self.begin.digest()] if self.begin is not None else []
+        return hashlib.sha256("\n".join(told).encode()).hexdigest()
+
+    def made(self, name: str) -> Made | None:
+        """What the adapter makes of a matrix, None of one that has no factors of its own or is a stack."""
+        piece = self.piece(name)
+        if piece is None or not piece.target.adapted or len(self.info(name).shape) != 2:
+            return None
+        return self._made(piece)
+
+    def before(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows of what the adapter is put on: the base's, or those that the adapter brings in their place."""
+        piece = self.piece(name)
+        plain = piece.target.plain if piece is not None and piece.target.adapted else ""
+        return self.changes.read(plain)[start:stop] if plain else rows_of(self.inner, name, start, stop)
+
+    def parts(self, name: str, start: int, stop: int) -> Iterator[tuple[Tensor, int | slice, Made]]:
+        """What the adapter is put on, where among the rows that is, and what it makes of it.
+
+        One part of a matrix, and one for each matrix of a stack.
+        """
+        piece = self.piece(name)
+        assert piece is not None
+        weight = self.before(name, start, stop)
+        if weight.dim() < 3:
+            yield weight, slice(None), self._made(piece).rows(start, stop)
+            return
+        for place, expert in enumerate(range(start, stop)):
+            whole = replace(piece, expert=expert, rows=(0, piece.target.shape[1]))
+            yield weight[place], place, self._made(whole)
+
+    def _made(self, piece: Piece) -> Made:
+        """What is made of the rows of a piece, in the order in which the model has them."""
+        made = self._of_matrix(piece.target, piece.expert or 0).rows(*piece.rows)
+        if piece.columns is None:
+            return made
+        sides = [one.columns(*piece.columns).turned() if one else None for one in (made.trained, made.start)]
+        assert sides[0] is not None
+        return Made(sides[0], sides[1])
+
+    def _of_matrix(self, target: Target, expert: int) -> Made:
+        """What is made of a target's whole matrix; the last is kept, for its rows are asked for in blocks."""
+        key = (target.name, expert)
+        if key not in self._latest:
+            trained, start = self.changes.factors(target, expert), self._start(target, expert)
+            scale = self._scale(target, trained, start) if target.magnitudes else None
+            self._latest.clear()
+            self._latest[key] = Made(trained, start, scale)
+        return self._latest[key]
+
+    @cached_property
+    def _latest(self) -> dict[tuple[str, int], Made]:
+        return {}
+
+    def _start(self, target: Target, expert: int) -> Factors | None:
+        if not needs_start(self.changes.settings, self.begin is not None):
+            return None
+        if self.begin is not None:
+            return self.begin.factors(self.begin.targets[target.name], expert)
+        weight = self.weight_of(target, expert)
+        rank = self.changes.factors(target, expert).left.shape[1]
+        found = computed(
+            str(self.changes.settings.start), weight.T if target.turned else weight, rank, target.scaling
+        )
+        return found.turned() if target.turned else found
+
+    def weight_of(self, target: Target, expert: int) -> Tensor:
+        """A target's whole matrix as the base has it, put together from the parts that it is cut into."""
+        parts = []
+        for name in self.deltas.infos:
+            _, piece = located(self.deltas, name)
+            mine = piece.target.name == target.name and (piece.expert in (None, expert) or not target.experts)
+            if mine:
+                rows = self.inner.stored(name)
+                rows = rows[expert] if rows.dim() == 3 else rows
+                parts.append((piece.rows[0], piece.columns or (0, 0), rows.T if piece.columns else rows))
+        parts.sort(key=lambda part: part[:2])
+        together = [part[2] for part in parts]
+        return torch.cat(together, dim=1 if parts[0][1] != (0, 0) else 0)
+
+    def _scale(self, target: Target, trained: Factors, start: Factors | None) -> Tensor:
+        """DoRA's m/‖W₀ + ΔW‖, norms of the rows of the weight as (out, in).
+
+        **Source** Liu et al. (2024), arXiv 2402.09353, eq. 5.
+        """
+        whole = Made(trained, start).on(self.weight_of(target, 0))
+        axis = 0 if target.turned else 1
+        norms = torch.linalg.vector_norm(whole, dim=axis, keepdim=True)
+        return self.changes.read(target.magnitudes).double().reshape(norms.shape) / norms
+
+    def _whole(self, name: str) -> Tensor:
+        """A tensor without factors: one in the base's place, a bias that is added to, or some rows."""
+        piece = self.piece(name)
+        assert piece is not None
+        target = piece.target
+        if target.plain:
+            return self.changes.read(target.plain)[piece.rows[0] : piece.rows[1]]
+        weight = self.inner.stored(name)
+        if target.bias:
+            added = target.scaling * self.changes.read(target.bias).double()
+            return (weight.double() + added[piece.rows[0] : piece.rows[1]]).to(DTYPES[self.info(name).dtype])
+        found = weight.clone()
+        found[list(target.rows)] = self.changes.read(target.tokens).to(found.dtype)
+        return found
+
+
+def adapted(base: Checkpoint, folder: Path, begin: Path | None = None) -> tuple[Checkpoint, Checkpoint]:
+    """The base, and the base with the adapter of a folder on it, both under names that they have in common.
+
+    base : under canonical names, whole. begin : folder of the factors that the adapter started from, where
+    these are not zero and do not follow from the base.
+
+    Raises
+    ------
+    CheckpointError : as `open_deltas`; the base lacks a tensor that the adapter changes, or has it in another
+        shape; or the start does not fit the adapter.
+    """
+    if isinstance(base, DeviceView):
+        sides = adapted(base.inner, folder, begin)
+        return on_device(sides[0], base.device), on_device(sides[1], base.device)
+    raw = as_stored(base)
+    deltas = open_deltas(folder, base, raw)
+    start = None if begin is None else open_deltas(begin, base, raw)
+    needs_start(deltas.settings, start is not None)
+    _check_start(deltas, start)
+    named, changes = _named(base, deltas)
+    _check_fit(named, changes, folder)
+    return named, _view(named, changes, start)
+
+
+def _named(base: Checkpoint, deltas: DeltaCheckpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Both under common names: an adapter has those of the model in memory, which files need not have."""
+    found = canonical(deltas)
+    if found.infos.keys() <= base.infos.keys():
+        return base, found
+    return brought_together(base, found)
+
+
+def _check_fit(base: Checkpoint, changes: Checkpoint, folder: Path) -> None:
+    def shape(name: str) -> tuple[int, ...]:
+        return changes.infos[name].shape
+
+    wrong = [
+        name
+        for name in changes.infos
+        if not _replaces(changes, name) and (name not in base.infos or base.infos[name].shape != shape(name))
+    ]
+    if not wrong:
+        return
+    lines = [
+        f"{name}: {list(shape(name))} in the adapter, "
+        + (f"{list(base.infos[name].shape)} in the base" if name in base.infos else "missing in the base")
+        for name in wrong[:LISTED]
+    ]
+    more = [f"and {len(wrong) - LISTED} more"] if len(wrong) > LISTED else []
+    told = located(changes, wrong[0])[0].settings.base
+    raise CheckpointError(
+        f"the adapter does not fit its base: {len(wrong)} of the {len(changes.infos)} tensors it changes",
+        where=f"base {base.folder}, adapter {folder}",
+        expected="a tensor of the base for each, in one shape",
+        found="".join(f"\n    {line}" for line in [*lines, *more]),
+        remedy=f"give the base that it was trained on{f', {told}' if told else ''}",
+    )
+
+
+def _replaces(changes: Checkpoint, name: str) -> bool:
+    """Whether a tensor takes another one's place, or some of its rows', so that sizes may differ."""
+    target = located(changes, name)[1].target
+    return bool(target.plain or target.tokens)
+
+
+def _check_start(deltas: DeltaCheckpoint, start: DeltaCheckpoint | None) -> None:
+    if start is None:
+        return
+    own, begun = (
+        {name: one.shape for name, one in side.targets.items() if one.adapted} for side in (deltas, start)
+    )
+    if own != begun:
+        raise CheckpointError(
+            "that start is another adapter's",
+            where=f"adapter {deltas.folder}, start {start.folder}",
+            expected=f"factors of the same {len(own)} tensors",
+            found=", ".join(sorted(set(own.items()) ^ set(begun.items()), key=str)[0][:1]) + " in one alone",
+            remedy="give the folder that this adapter was saved to before its training",
+        )
+
+
+def _view(base: Checkpoint, changes: Checkpoint, begin: DeltaCheckpoint | None) -> AdaptedView:
+    infos = dict(base.infos)
+    for name, told in changes.infos.items():
+        infos[name] = _info(base, changes, name, told)
+    return AdaptedView(
+        base.folder,
+        base.config,
+        dict(sorted(infos.items())),
+        base.revision,
+        base.kept_digest,
+        inner=base,
+        deltas=changes,
+        begin=begin,
+    )
+
+
+def _info(base: Checkpoint, changes: Checkpoint, name: str, told: TensorInfo) -> TensorInfo:
+    """What a header would say of a tensor with the adapter on it."""
+    deltas, piece = located(changes, name)
+    if piece.target.plain and not piece.target.adapted:
+        return replace(told, dtype=deltas.file.info(piece.target.plain).dtype, file=told.file)
+    known = base.infos[name]
+    if piece.target.tokens:
+        return replace(known, alias_of=None)
+    return replace(known, dtype="F64" if known.dtype == "F64" else "F32", alias_of=None)

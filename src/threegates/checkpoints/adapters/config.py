@@ -1,0 +1,151 @@
+"""What an adapter's ``adapter_config.json`` says of its arithmetic: rank, scaling, start."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from threegates.checkpoints.beside import INDEX, SINGLE, whole_shards
+from threegates.checkpoints.formats.headers import read_json
+from threegates.errors import CheckpointError
+
+CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+#: Starts at which BA = 0, or the base's weights stay as they are: ΔW is s·BA.
+PLAIN = (True, False, "gaussian", "eva", "orthogonal", "mica")
+#: Starts that follow from the base's weights alone.
+COMPUTED = ("pissa", "olora")
+#: Options of LoRA under which the weights are no longer W₀ + s·BA, and what each does.
+_OTHERWISE = {
+    "use_qalora": "pools inputs before A",
+    "alora_invocation_tokens": "acts after certain tokens alone",
+    "arrow_config": "chooses among several adapters token by token",
+    "layer_replication": "repeats blocks of the base",
+    "kasa_config": "removes singular directions of the base first",
+    "monteclora_config": "draws its factors",
+    "use_bdlora": "has block-diagonal factors",
+}
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """A LoRA's settings.
+
+    rank, alpha : r and α; patterns give some modules their own. scaled_by_root : rsLoRA, s = α/√r in place of
+    α/r. magnitudes : DoRA. turned : weights are stored (in, out), as GPT-2's. start : `init_lora_weights`.
+    parameters : names of adapted tensors that are no module's weight, such as stacks of experts. tokens :
+    rows that are replaced, by the end of the embedding's name. base : what the adapter was trained on.
+    """
+
+    folder: Path
+    rank: int
+    alpha: float
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    scaled_by_root: bool = False
+    magnitudes: bool = False
+    turned: bool = False
+    start: bool | str = True
+    parameters: tuple[str, ...] = ()
+    tokens: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    base: str = ""
+    revision: str = ""
+
+    def scaling(self, name: str, rank: int) -> float:
+        """s of a module or parameter by its name and the rank that its factors have.
+
+        **Source** Hu et al. (2021), arXiv 2106.09685, §4.1; Kalajdzievski (2023), arXiv 2312.03732.
+        """
+        alpha = _by_pattern(self.alpha_pattern, name, self.alpha)
+        return alpha / math.sqrt(rank) if self.scaled_by_root else alpha / rank
+
+    def declared(self, name: str) -> int:
+        """r that the config gives a module or parameter."""
+        return int(_by_pattern(self.rank_pattern, name, self.rank))
+
+    @property
+    def kind(self) -> str:
+        """What people call it."""
+        names = ["DoRA" if self.magnitudes else "LoRA"]
+        names += ["rank-stabilised scaling"] if self.scaled_by_root else []
+        names += [] if self.start in PLAIN else [f"start {self.start}"]
+        return ", ".join(names)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no model's weights beside it."""
+    if not (folder / CONFIG).is_file():
+        return False
+    names = [path.name for path in folder.iterdir()]
+    return not ({SINGLE, INDEX} & set(names) or whole_shards(names))
+
+
+def read_config(folder: Path) -> AdapterConfig:
+    """Settings of the adapter in a folder.
+
+    Raises
+    ------
+    CheckpointError : it is of another kind than LoRA, or of one whose weights are not W₀ + s·BA; or a setting
+        has no meaning.
+    """
+    told = read_json(folder / CONFIG)
+    _refuse_kinds(folder, told)
+    try:
+        return AdapterConfig(
+            folder,
+            int(told["r"]),
+            float(told["lora_alpha"]),
+            dict(told.get("rank_pattern") or {}),
+            dict(told.get("alpha_pattern") or {}),
+            bool(told.get("use_rslora")),
+            bool(told.get("use_dora")),
+            bool(told.get("fan_in_fan_out")),
+            _start(told.get("init_lora_weights", True)),
+            tuple(told.get("target_parameters") or ()),
+            _tokens(told.get("trainable_token_indices")),
+            str(told.get("base_model_name_or_path") or ""),
+            str(told.get("revision") or ""),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            "the adapter's config cannot be understood",
+            where=folder / CONFIG,
+            expected="what peft writes for a LoRA: r, lora_alpha and the settings beside them",
+            found=f"{type(error).__name__}: {error}",
+            remedy="save the adapter anew with peft's save_pretrained",
+        ) from None
+
+
+def _start(word: Any) -> bool | str:
+    return word if isinstance(word, bool) else str(word).lower()
+
+
+def _tokens(told: Any) -> dict[str, tuple[int, ...]]:
+    """Rows by the end of the embedding's name, which is embed_tokens where none is given."""
+    if not told:
+        return {}
+    named = told if isinstance(told, dict) else {"embed_tokens": told}
+    return {str(name): tuple(map(int, rows)) for name, rows in named.items()}
+
+
+def _refuse_kinds(folder: Path, told: Mapping[str, Any]) -> None:
+    kind = str(told.get("peft_type", "none")).upper()
+    otherwise = [f"{name} {what}" for name, what in _OTHERWISE.items() if told.get(name)]
+    if kind == "LORA" and not otherwise:
+        return
+    raise CheckpointError(
+        "this kind of adapter is not read without being merged",
+        where=folder / CONFIG,
+        expected="LoRA, rsLoRA, PiSSA or DoRA: weights that base and factors alone decide",
+        found=f"peft_type {kind}" if kind != "LORA" else "; ".join(otherwise),
+        remedy="merge it with peft (merge_and_unload), save the model, and give that folder",
+    )
+
+
+def _by_pattern(patterns: Mapping[str, Any], name: str, otherwise: Any) -> Any:
+    """The value of the first pattern that a name ends in, as peft reads patterns."""
+    found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
+    return next(found, otherwise)
