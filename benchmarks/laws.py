@@ -45,35 +45,35 @@ def rows(sizes: Sequence[str]) -> list[Row]:
     return [row for size, shape in chosen.items() for row in measured(size, shape, TIMED)]
 
 
-def measured(size: str, shape: tuple[int, int], timed: int) -> list[Row]:
+def measured(size: str, shape: tuple[int, int], draws: int) -> list[Row]:
     """Both rows of one pair; each way is timed once, or for draws as a mean over them."""
     base, tuned = pair(shape)
     label = f"{size} {shape[0]} × {shape[1]}"
-    return [laws_row(label, base, tuned, timed), pair_row(label, base, tuned)]
+    return [laws_row(label, base, tuned, draws), pair_row(label, base, tuned)]
 
 
-def laws_row(label: str, base: Tensor, tuned: Tensor, timed: int) -> Row:
+def laws_row(label: str, base: Tensor, tuned: Tensor, draws: int) -> Row:
     """Overlaps with three targets and both dispersions under every null, by laws and by masks."""
     mask, targets = update_mask(base, tuned), _targets(base)
     norm = float((tuned.double() - base.double()).norm())
-    ours, (seen, laws) = _timed(partial(_laws, base, mask, targets, norm))
+    ours, (seen, laws) = timed(partial(_laws, base, mask, targets, norm))
     theirs, accurate = 0.0, True
     for null, found in laws.items():
-        taken, drawn = _timed(partial(_drawn, null, seen, base, mask, targets, timed))
-        theirs += taken * DRAWS / timed
+        taken, drawn = timed(partial(_drawn, null, seen, base, mask, targets, draws))
+        theirs += taken * DRAWS / draws
         accurate &= all(_agree(law, values) for law, values in zip(found, drawn.T, strict=True))
     aims: dict[str, float] = {"aim": LAWS_AIM, "gate": LAWS_GATE} if label[0] == "m" else {}
-    other = f"{DRAWS} masks of each, from {timed}"
+    other = f"{DRAWS} masks of each, from {draws}"
     return Row("laws of all nulls", label, ours, other, theirs, accurate, "means within 4.5 s.e.", **aims)
 
 
 def pair_row(label: str, base: Tensor, tuned: Tensor) -> Row:
     """A row of `threegates measure` with all nulls, end to end, against two float64 SVDs and nothing else."""
     with tempfile.TemporaryDirectory() as folder:
-        sides = _opened(Path(folder), base, tuned)
+        sides = opened(Path(folder), base, tuned)
         table = PairTable(*sides, "pair", axes=True, nulls=founding_nulls())
-        ours, found = _timed(lambda: table.rows(_NAME, Shared())["tensor"][0])
-    theirs, (before, after) = _timed(lambda: [svd(side, torch.float64) for side in (base, tuned)])
+        ours, found = timed(lambda: table.rows(_NAME, Shared())["tensor"][0])
+    theirs, (before, after) = timed(lambda: [svd(side, torch.float64) for side in (base, tuned)])
     aims: dict[str, float] = {"aim": PAIR_AIM, "gate": PAIR_GATE} if label[0] == "m" else {}
     accurate = abs(found["nss"] - _nss(before, after)) <= found["nss_error"] + ROUNDING
     return Row(
@@ -89,8 +89,8 @@ def pair_row(label: str, base: Tensor, tuned: Tensor) -> Row:
     )
 
 
-def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Milliseconds of processor time, and the result."""
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Milliseconds of processor time of a call, and its result."""
     start = time.process_time()
     found = call()
     return 1e3 * (time.process_time() - start), found
@@ -134,7 +134,8 @@ def _agree(law: Law, drawn: np.ndarray) -> bool:
     return abs(law.mean - float(drawn.mean())) <= 4.5 * law.sd / math.sqrt(len(drawn)) + 1e-12
 
 
-def _opened(folder: Path, base: Tensor, tuned: Tensor) -> list[Checkpoint]:
+def opened(folder: Path, base: Tensor, tuned: Tensor) -> list[Checkpoint]:
+    """A pair of one matrix, written and opened."""
     for side, tensor in (("base", base), ("tuned", tuned)):
         write_checkpoint(folder / side, {_NAME: tensor}, {"model_type": "llama"})
     return [Checkpoint.open(folder / side) for side in ("base", "tuned")]

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import cuda, laws, masks, scale, spectra, streaming, thresholds
+from benchmarks import adapters, cuda, laws, masks, scale, spectra, streaming, thresholds
 from benchmarks.measure import Row, in_turn, interleaved
 
 FAST = Row("count", "2 × 2", 1.0, "torch", 40.0, True, "same counts", aim=30.0, gate=15.0)
@@ -119,15 +119,24 @@ def test_the_gate_on_results_sees_values_of_another_matrix(monkeypatch):
     assert [row.name for row in tiny_spectra() if not row.accurate] == ["full spectrum"]
 
 
+def test_rows_of_adapters_hold_and_a_wrong_spectrum_is_seen(monkeypatch):
+    found = adapters.measured("tiny", (120, 160))
+    assert [row.name for row in found] == ["spectrum of a LoRA's update", "pair with an adapter"]
+    assert all(row.accurate for row in found)
+    real = adapters.singular_values_of_product
+    monkeypatch.setattr(adapters, "singular_values_of_product", lambda up, down: 1.001 * real(up, down))
+    assert not adapters.measured("tiny", (120, 160))[0].accurate
+
+
 def test_rows_of_laws_hold_and_a_wrong_law_is_seen(monkeypatch):
-    found = laws.measured("tiny", (120, 160), timed=20)
+    found = laws.measured("tiny", (120, 160), draws=20)
     assert [row.name for row in found] == ["laws of all nulls", "pair with all nulls"]
     assert all(row.accurate and row.gate is None for row in found), program.table(found)
     monkeypatch.setattr(
         laws, "_agree", lambda law, drawn, real=laws._agree: real(replace(law, mean=2), drawn)
     )
     monkeypatch.setattr(laws, "_nss", lambda before, after: 1.0)
-    assert not any(row.accurate for row in laws.measured("tiny", (120, 160), timed=20))
+    assert not any(row.accurate for row in laws.measured("tiny", (120, 160), draws=20))
 
 
 def test_targets_are_those_of_the_sizes_that_have_them():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from threegates.checkpoints.adapters.adapted import adapted
 from threegates.checkpoints.adapters.config import is_adapter, read_config
+from threegates.checkpoints.adapters.deltas import adapter_digest
 from threegates.checkpoints.hub.snapshots import open_entry, open_named
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
@@ -143,6 +144,12 @@ def open_source(
         except CheckpointError as error:
             raise _perhaps_a_folder(name, error) from None
     raise _nothing(name, known)
+
+
+def folder_digest(folder: str) -> str:
+    """Digest of the checkpoint or the adapter in a folder."""
+    path = Path(folder)
+    return adapter_digest(path) if is_adapter(path) else Checkpoint.open(path).digest()
 
 
 def seen(checkpoint: Checkpoint) -> Checkpoint:

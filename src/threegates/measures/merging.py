@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from threegates.checkpoints.adapters.adapted import AdaptedView, Made
@@ -21,6 +22,7 @@ from threegates.checkpoints.pairs import row_ranges
 from threegates.checkpoints.rounding import round_to_bf16
 from threegates.checkpoints.rows import rows_of
 from threegates.geometry.low_rank import singular_values_of_product
+from threegates.measures.draws import squared_norm
 
 ONCE, SAFE = "once", "safe"
 WAYS = (ONCE, SAFE)
@@ -134,14 +136,14 @@ def _sums(view: AdaptedView, tensor: str) -> _Sums:
     sums = _Sums()
     for one in _blocks(view, tensor):
         stored, delta = one.base.double(), one.delta
-        sums.base += float((stored * stored).sum())
-        sums.delta += float((delta * delta).sum())
-        sums.along += float((stored * delta).sum())
+        sums.base += squared_norm(stored)
+        sums.delta += squared_norm(delta)
+        sums.along += float(torch.dot(stored.reshape(-1), delta.reshape(-1)))
         for way, merged in one.merged.items():
-            moved = merged.double() - stored
-            sums.changed[way] += int((merged != one.base).count_nonzero())
-            sums.kept[way] += float((moved * delta).sum())
-            sums.lost[way] += float(((moved - delta) ** 2).sum())
+            moved = merged.double().sub_(stored)
+            sums.changed[way] += int(moved.count_nonzero())
+            sums.kept[way] += float(torch.dot(moved.reshape(-1), delta.reshape(-1)))
+            sums.lost[way] += squared_norm(moved.sub_(delta))
     return sums
 
 
@@ -150,12 +152,15 @@ def _blocks(view: AdaptedView, tensor: str) -> Iterator[_Block]:
     for start, stop in row_ranges(shape):
         base = round_to_bf16(rows_of(view.inner, tensor, start, stop))
         for weight, mine, made in view.parts(tensor, start, stop):
-            yield _Block(base[mine], made.on(weight) - weight.double(), _merged(weight, made))
+            trained = made.trained.dense()
+            plain = made.start is None and made.scale is None
+            delta = trained if plain else made.on(weight) - weight.double()
+            yield _Block(base[mine], delta, _merged(weight, made, trained))
 
 
-def _merged(weight: Tensor, made: Made) -> dict[str, Tensor]:
+def _merged(weight: Tensor, made: Made, trained: Tensor) -> dict[str, Tensor]:
     """Both merges into what the adapter is put on, rounded to bf16."""
-    trained, scale = made.trained.dense(), made.scale
+    scale = made.scale
     held = weight.double() if made.start is None else weight.double() - made.start.dense()
     residual = round_to_bf16(held)
     once = residual.float() + trained.float()

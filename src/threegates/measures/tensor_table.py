@@ -21,6 +21,7 @@ from threegates.checkpoints.pairs import TensorPair, load_pair, load_rows, rows_
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.laws.codes import CodeCounter, CodeCounts
 from threegates.geometry.laws.noise import noise_of, noise_sparsity, scale_of_norm
+from threegates.geometry.low_rank import singular_values_of_product
 from threegates.geometry.masks import pack, unpack, update_mask
 from threegates.geometry.nulls.null import NullMasks, NullOfLaw
 from threegates.geometry.principal import (
@@ -233,7 +234,7 @@ class _Matrix:
     def spectra(self) -> dict:
         """Singular values, angles and overlaps."""
         stored = self.pair.base_stored, self.pair.tuned_stored
-        moved = moved_from(*stored, self.shared, spectral_norm_within)
+        moved = moved_from(*stored, self.shared, self._spectral_norm)
         numbers = drift_numbers(moved)
         chosen = {name: numbers[name] for name in SPECTRAL}
         # Without leading subspaces nothing lies in them, and of a zero base nothing is small.
@@ -242,6 +243,14 @@ class _Matrix:
             chosen |= {"energy": math.nan, "energy_expected": math.nan}
         meant = [one for one in TARGETS if leading or (one == "low" and self.counted.norm_base > 0)]
         return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **self._overlaps(meant)}
+
+    def _spectral_norm(self, delta: Tensor) -> float:
+        """‖ΔW‖₂; that of an adapter's factors takes no iteration."""
+        view = adapter_of(self.table.tuned)
+        made = view.made(self.pair.name) if view else None
+        if made is None or made.scale is not None:
+            return spectral_norm_within(delta)
+        return float(singular_values_of_product(made.update.left, made.update.right)[0])
 
     def _overlaps(self, meant: Sequence[str]) -> dict:
         """Overlaps with the targets that mean something here, beside the nulls'; others are empty."""

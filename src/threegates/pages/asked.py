@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
 from threegates.estimates.rows import MissingRecordError
-from threegates.jobs.sources import folder_labels, manifest_of
+from threegates.jobs.sources import folder_digest, folder_labels, manifest_of
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
 from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited, refuse_without_matrices
@@ -122,6 +121,6 @@ def _labelled(name: str, labels: Mapping[str, str]) -> str:
 
 def _output(opened: Opened) -> Path:
     """A folder for its parameters; folders of one name, such as checkpoint-500, hold different models."""
-    held = {label: Checkpoint.open(folder).digest() for label, folder in opened.places.sources.items()}
+    held = {label: folder_digest(folder) for label, folder in opened.places.sources.items()}
     digest = value_digest([dict(opened.given), held])
     return opened.places.build / "runs" / f"{opened.chapter}-{digest[:8]}"

@@ -90,10 +90,15 @@ class DeltaCheckpoint(Checkpoint):
 
     def digest(self) -> str:
         """sha256 over the names and sha256 of the adapter's files."""
-        total = hashlib.sha256()
-        for file in self.files():
-            total.update(f"{file.name} {sha256_of(file)}\n".encode())
-        return total.hexdigest()
+        return adapter_digest(self.folder)
+
+
+def adapter_digest(folder: Path) -> str:
+    """sha256 over the names and sha256 of the files of the adapter in a folder."""
+    total = hashlib.sha256()
+    for name in (CONFIG, WEIGHTS):
+        total.update(f"{name} {sha256_of(folder / name)}\n".encode())
+    return total.hexdigest()
 
 
 def open_deltas(folder: Path, base: Checkpoint, raw: Checkpoint) -> DeltaCheckpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 from threegates.checkpoints.adapters.adapted import AdaptedView
 from threegates.checkpoints.adapters.deltas import located
@@ -28,7 +29,9 @@ def adapter_notes(view: AdaptedView) -> list[str]:
         "float64 and compared in float32, not as a merged copy in bf16 would be"
     ]
     if settings.base:
-        notes.append(f"the adapter names {settings.base} as the base that it was trained on")
+        # A folder of the machine that trained it is nobody else's.
+        named = Path(settings.base).name if Path(settings.base).is_absolute() else settings.base
+        notes.append(f"the adapter names {named} as the base that it was trained on")
     notes += [f"names of the adapter: {told(rule)}" for rule in rules_of(view.deltas)]
     notes += [f"names of the base: {told(rule)}" for rule in rules_of(view.inner)]
     tied = [info.alias_of for info in view.infos.values() if info.alias_of in view.deltas.infos]
