@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from tests.checkpoints.adapters import by_peft
 from tests.pages.test_runner import write_notebook
 from tests.planted import planted
 from threegates.judging.verdicts import Judgement
@@ -91,6 +92,19 @@ def test_a_page_on_a_pair_says_what_of_it_is_not_compared(project, tmp_path):
     assert "1 tensors are only-in-tuned and not compared" in told
     assert f"not covered: 64 of the {size + 64} weights that the tuned side stores" in told
     assert "adapter_config.json beside the weights" in told and str(tmp_path) not in told
+
+
+@pytest.mark.usefixtures("without_a_kernel")
+def test_a_chapter_runs_on_an_adapter_and_says_what_it_is(project, tmp_path):
+    saved = by_peft.saved(
+        tmp_path, by_peft.model("llama").bfloat16(), trained=0.01, r=2, target_modules=["q_proj"]
+    )
+    by_peft.edited(saved.adapter, lambda config: config.update({"base_model_name_or_path": str(saved.base)}))
+    source = planted.ROOT / "notebooks" / "update-sparsity.ipynb"
+    run = run_chapter(str(source), {}, base=str(saved.base), tuned=str(saved.adapter))
+    page = run.page.read_text()
+    assert "the tuned side is an adapter (LoRA) on the base: rank 2 on 2 tensors" in page
+    assert "the adapter names base as the base" in page and str(tmp_path) not in page
 
 
 @pytest.mark.usefixtures("without_a_kernel")
