@@ -9,12 +9,13 @@ import sys
 import pandas as pd
 import pytest
 
+from tests.planted import planted
 from tests.planted.planted_runs import planted_pairs
 from threegates.digest import code_digest, digest_versions, value_digest
-from threegates.jobs.batches import opened
+from threegates.jobs.batches import opened, run_jobs
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS, jobs_of, run_job, tables_of, write_records
 from threegates.jobs.nulls import with_nulls
-from threegates.jobs.sources import StudyPair, narrowed
+from threegates.jobs.sources import StudyPair, narrowed, own_pair
 from threegates.measures import curvature, fisher, losses, steepness
 from threegates.measures.by_tensor import measure_all, typed
 from threegates.records.store import Records
@@ -152,3 +153,26 @@ def test_one_that_is_measured_by_tensor_takes_a_pair_alone(name, pairs):
     sides = {place: source.checkpoint for place, source in cut.sources.items()}
     alone = BY_TENSOR[name](**sides, **with_nulls(cut.options))
     assert alone.names and KINDS[name].tables.items() <= dict(alone.tables).items()
+
+
+@pytest.mark.parametrize("kind", ["pair", "drift", "overlap", "table"])
+def test_what_a_folder_is_called_moves_no_number(kind, tmp_path, monkeypatch):
+    """The same bytes in folders of two names, at one seed."""
+    monkeypatch.chdir(tmp_path)
+    base = planted.base_tensors()
+    tuned = planted.with_noise(base, 2e-3, seed=3)
+    planted.write(tmp_path / "base", base)
+    found = {}
+    for name in ("one", "another"):
+        planted.write(tmp_path / name, tuned)
+        pair = own_pair(str(tmp_path / "base"), str(tmp_path / name))
+        (job,) = jobs_of([kind], [pair], draws=3, seed=0)
+        records = Records(tmp_path / "records")
+        run_jobs([job], records, 1)
+        found[name] = {table: records.read(table, job.name, job.digest) for table in job.tables}
+        for table in found[name].values():
+            assert set(table.get("pair", [])) <= {name}
+    assert any(map(len, found["one"].values()))
+    for table, frame in found["one"].items():
+        other = found["another"][table]
+        pd.testing.assert_frame_equal(frame.drop(columns="pair"), other.drop(columns="pair"))

@@ -260,7 +260,9 @@ def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
             where=f"{folder / weight_map[missing[0]]}, tensor '{missing[0]}'",
             expected=f"the tensor that {INDEX} lists there",
             found="no such tensor in the file's header",
-            remedy=GET_AGAIN + "; index and shards must come from one save",
+            remedy="if the repository's file is of that size and sha256, its index is wrong, and another download "
+            "changes nothing: take the entry out of a copy of the index. Else the file is cut short: download "
+            "it again",
         )
     return infos
 
@@ -318,9 +320,19 @@ def _read_shard(folder: Path, file: str, weight_map: dict[str, str]) -> dict[str
                 where=f"{folder / file}, tensor '{name}'",
                 expected=f"a tensor that {INDEX} places in {file}",
                 found=f"placed in {weight_map[name]}" if name in weight_map else "not in the index",
-                remedy="download the checkpoint again; index and shards must come from one save",
+                remedy=_which_is_meant(name, file, weight_map),
             )
     return infos
+
+
+def _which_is_meant(name: str, file: str, weight_map: dict[str, str]) -> str:
+    if name not in weight_map:
+        return "download the checkpoint again; index and shards must come from one save"
+    return (
+        f"there are two copies, as where {weight_map[name]} was laid over an older save, and libraries load "
+        f"one or the other: load the model with the one that you use and save it anew, or take {name} out of a "
+        f"copy of {file}"
+    )
 
 
 def _with_tied_head(config: dict[str, Any], infos: dict[str, TensorInfo]) -> dict[str, TensorInfo]:

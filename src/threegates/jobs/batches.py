@@ -146,8 +146,9 @@ def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:
 
 def _files(jobs: Iterable[Job]) -> list[Path]:
     """The files of the checkpoints that lie in folders."""
-    folders = {Place.parse(text).folder for job in jobs for text in job.arguments["places"].values()}
-    return sorted(file for folder in folders if folder for file in Path(folder).glob("*.safetensors"))
+    places = [Place.parse(text) for job in jobs for text in job.arguments["places"].values()]
+    folders = {folder for place in places for folder in (place.folder, place.adapter, place.start) if folder}
+    return sorted(file for folder in folders for file in Path(folder).glob("*.safetensors"))
 
 
 def _arrive(places: Mapping[Job, Parts]) -> None:
@@ -188,7 +189,9 @@ def measure_batch(batch: Sequence[Piece]) -> None:
     shared = Shared()
     for piece in batch:
         if not piece.parts.has(piece.tensor):
-            keep(piece.parts, piece.tensor, rows_or_status(opened(piece.job), piece.tensor, shared))
+            rows = rows_or_status(opened(piece.job), piece.tensor, shared)
+            labelled = {table: piece.job.label(of_table) for table, of_table in rows.items()}
+            keep(piece.parts, piece.tensor, labelled)
 
 
 def keep(parts: Parts, tensor: str, rows: Rows) -> None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import naming_digest
 from threegates.definitions import Reach
-from threegates.digest import code_digest, digest_versions
+from threegates.digest import code_digest, digest_versions, value_digest
 from threegates.jobs.nulls import FOUNDING, laws, samplers
 from threegates.jobs.reach import measuring, record_digest
 from threegates.jobs.sources import Source, StudyPair
@@ -46,6 +46,11 @@ class Job:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    def label(self, rows: Iterable[dict]) -> list[dict]:
+        """Rows that call the pair by its name, where it was measured under another."""
+        name = self.arguments.get("name", self.name)
+        return [row | {"pair": self.name} if row.get("pair") == name else row for row in rows]
 
     def is_done(self, records: Records) -> bool:
         """Whether all of its records are there."""
@@ -113,7 +118,7 @@ class Kind:
     def jobs(self, pairs: Sequence[StudyPair], options: dict) -> Iterator[Job]:
         """Every job of this kind on these pairs; raises what `cut` does."""
         own = {key: value for key, value in options.items() if key != "nulls" or self.nulls}
-        return (self._job(cut) for cut in self.cut(pairs, own))
+        return (self._job(_by_content(cut)) for cut in self.cut(pairs, own))
 
     def _job(self, cut: Cut) -> Job:
         checkpoints = {place: source.checkpoint for place, source in cut.sources.items()}
@@ -127,6 +132,18 @@ class Kind:
         digest = record_digest(self.name, inputs, *_decides(self.reach_of(cut.options), code_digest))
         arguments = {"places": {place: where.text() for place, where in places.items()}, **cut.options}
         return Job(self.name, cut.name, digest, tuple(self.tables), arguments, cut.facts, inputs)
+
+
+def _by_content(cut: Cut) -> Cut:
+    """A pair that no manifest names, measured under a name of what its checkpoints hold.
+
+    Names are in the seeds of what is drawn, and what a folder is called must move no number.
+    """
+    sources = cut.sources.values()
+    if "name" not in cut.options or any(source.entry is not None for source in sources):
+        return cut
+    digests = {place: source.checkpoint.digest() for place, source in cut.sources.items()}
+    return replace(cut, options=cut.options | {"name": f"pair-{value_digest(digests)[:16]}"})
 
 
 def opened_at(text: str) -> Checkpoint:

@@ -64,7 +64,15 @@ def write_records(job: Job, records: Records, tables: Mapping[str, pd.DataFrame]
     """Write what a job has measured."""
     provenance = job_provenance(job)
     for table in job.tables:
-        records.write(table, job.name, job.digest, tables[table], provenance)
+        records.write(table, job.name, job.digest, _labelled(job, tables[table]), provenance)
+
+
+def _labelled(job: Job, frame: pd.DataFrame) -> pd.DataFrame:
+    """A table that calls the pair by its name, where it was measured under another."""
+    name = job.arguments.get("name", job.name)
+    if name == job.name or "pair" not in frame:
+        return frame
+    return frame.assign(pair=frame["pair"].replace({name: job.name}).astype(frame["pair"].dtype))
 
 
 def job_provenance(job: Job, **details: object) -> dict:
