@@ -260,9 +260,9 @@ def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
             where=f"{folder / weight_map[missing[0]]}, tensor '{missing[0]}'",
             expected=f"the tensor that {INDEX} lists there",
             found="no such tensor in the file's header",
-            remedy="if the repository's file is of that size and sha256, its index is wrong, and another download "
-            "changes nothing: take the entry out of a copy of the index. Else the file is cut short: download "
-            "it again",
+            remedy="if the repository's file is of that size and sha256, its index is wrong, and another "
+            "download changes nothing: take the entry out of a copy of the index. Else the file is cut short: "
+            "download it again",
         )
     return infos
 
@@ -330,8 +330,8 @@ def _which_is_meant(name: str, file: str, weight_map: dict[str, str]) -> str:
         return "download the checkpoint again; index and shards must come from one save"
     return (
         f"there are two copies, as where {weight_map[name]} was laid over an older save, and libraries load "
-        f"one or the other: load the model with the one that you use and save it anew, or take {name} out of a "
-        f"copy of {file}"
+        f"one or the other: load the model with the one that you use and save it anew, or take {name} out of "
+        f"a copy of {file}"
     )
 
 
