@@ -261,8 +261,8 @@ def _read_sharded(folder: Path) -> dict[str, TensorInfo]:
             expected=f"the tensor that {INDEX} lists there",
             found="no such tensor in the file's header",
             remedy="if the repository's file is of that size and sha256, its index is wrong, and another "
-            "download changes nothing: take the entry out of a copy of the index. Else the file is cut short: "
-            "download it again",
+            "download changes nothing: take the entry out of a copy of the index. Else the file is cut "
+            "short: download it again",
         )
     return infos
 
