@@ -6,10 +6,10 @@ Give it under either generation of transformers, then once more, with safetensor
     NEWER/bin/python -m scripts.write_family_tables save SAVES
     NEWER/bin/python -m scripts.write_family_tables write SAVES
 
-The older one makes a tiny model of each family, in which no two entries are equal. Both load and save it, as
-files are written by default and as it is held in memory, which is what a trainer with a state dict of its own
-leaves (`save_original_format=False`). Which part of one file is which part of another is then read from the
-entries, so that nobody has to be believed.
+The older one makes a tiny model of each family, in which no two entries are equal. Both load and save it: as
+files are written by default, by a model that was loaded and by one made anew with these weights; and as it is
+held in memory, which is what a trainer with a state dict of its own leaves (`save_original_format=False`).
+Which part of one file is which part of another is then read from the entries: nobody has to be believed.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.checkpoints.family_tables import (
     resized,
 )
 
-MEMORY, SINGLE = ", in memory", "model.safetensors"
+MEMORY, ANEW, SINGLE = ", in memory", ", made anew", "model.safetensors"
 #: What experts have inside is INNER: no other size here equals it, or its double.
 TEXT = {
     "vocab_size": 48,
@@ -312,9 +312,18 @@ def _save(folder: Path, name: str, inner: int) -> None:
         _numbered(maker.from_config(config)).save_pretrained(first)
     elif name in RENAMED:
         _rename(first, *RENAMED[name])
+    same = True
     for dtype in ("float32", "bfloat16"):
         model = maker.from_pretrained(first, dtype=getattr(torch, dtype))
         model.save_pretrained(folder / version / dtype)
+        anew = maker.from_config(model.config, dtype=getattr(torch, dtype))
+        anew.load_state_dict(model.state_dict())
+        held = anew.state_dict()
+        # One whose config ties what is stored apart, and which loads untied, is another model when made anew.
+        if dtype == "float32":
+            same = all(torch.equal(held[key], value) for key, value in model.state_dict().items())
+        if same:
+            anew.save_pretrained(folder / f"{version}{ANEW}" / dtype)
         _save_held(model, folder / f"{version}{MEMORY}" / dtype)
 
 
