@@ -20,8 +20,9 @@ from tests.checkpoints.made import written
 from threegates.checkpoints.experts import is_expert
 from threegates.checkpoints.formats.families import family_of
 from threegates.checkpoints.formats.roles import block, role
-from threegates.checkpoints.matching import brought_together
+from threegates.checkpoints.matching import brought_together, matching_notes
 from threegates.checkpoints.pairs import Status, align, load_rows
+from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical
 from threegates.measures.changes import count
@@ -29,6 +30,7 @@ from threegates.measures.changes import count
 FAMILIES = sorted(path.stem for path in TABLES.glob("*.json"))
 #: What one generation alone has.
 YOUNG = {"qwen3_5", "qwen3_5_moe"}
+HELD = "5.23.0, in memory"
 
 
 def sizes(name: str) -> tuple[int, ...]:
@@ -153,6 +155,60 @@ def test_which_families_are_known_and_which_of_their_matrices_have_no_role(tmp_p
             odd = (info.name for info in both if block(info.name) and role(info.name, info.shape) == "other")
             found |= {one.removesuffix(".weight").split(".")[-1] for one in odd if one.endswith(".weight")}
     assert found == OTHERS
+
+
+# A config that names no known kind of model, on one side or on both
+
+
+@pytest.mark.parametrize("name", ["phi3", "starcoder2", "mixtral", "phimoe", "qwen2_5_vl"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_side_of_no_known_family_is_taken_for_one_of_the_other_s(tmp_path, name, turned):
+    one = family(name)
+    values = one.values()
+    first, last = next(iter(one.layouts)), HELD
+    known = written(tmp_path / "known", one.built(first, values), **one.config)
+    strange = written(tmp_path / "strange", one.built(last, values), model_type="custom", **sizes_in(one))
+    base, tuned = brought_together(*map(canonical, (strange, known) if turned else (known, strange)))
+    assert {row.status for row in align(base, tuned)} == {Status.compared}
+    assert all(torch.equal(base.stored(key).float(), tuned.stored(key).float()) for key in base.infos)
+    other = base if turned else tuned
+    again = Place.parse(place_of(other).text()).open()
+    assert again.infos.keys() == other.infos.keys()
+    assert all(torch.equal(again.stored(key), other.stored(key)) for key in again.infos)
+    lent = f"taken for those of {family_of(known).name}"
+    assert any(lent in note for note in matching_notes(base, tuned)) is (name != "qwen2_5_vl")
+
+
+def sizes_in(one: Family) -> dict:
+    """Numbers of a config, without what it says of the kind of model."""
+    return {key: value for key, value in one.config.items() if type(value) is int}
+
+
+def test_a_family_that_does_not_fit_is_not_lent(tmp_path):
+    known = written(
+        tmp_path / "known", family("phi3").built("4.57.6", family("phi3").values()), **family("phi3").config
+    )
+    other = family("qwen3")
+    strange = written(tmp_path / "strange", other.built("4.57.6", other.values()), model_type="custom")
+    assert not any(
+        "taken for" in note for note in matching_notes(*brought_together(canonical(known), strange))
+    )
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FAMILIES if name not in ("gemma3n_text", "gpt_neox", "mixtral", "phimoe")]
+)
+def test_layouts_meet_by_names_and_shapes_alone_in_most_families(tmp_path, name):
+    """Those left out have a head, a router or a projection whose two names share no word."""
+    one = family(name)
+    values = one.values()
+    sides = [
+        written(tmp_path / str(number), one.built(layout, values), model_type="custom")
+        for number, layout in enumerate((next(iter(one.layouts)), HELD))
+    ]
+    base, tuned = brought_together(*map(canonical, sides))
+    assert {row.status for row in align(base, tuned)} == {Status.compared}
+    assert all(torch.equal(base.stored(key).float(), tuned.stored(key).float()) for key in base.infos)
 
 
 # What would hide a wrong layout: the tables themselves, read wrongly

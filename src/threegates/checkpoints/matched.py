@@ -15,15 +15,15 @@ from torch import Tensor
 from threegates.checkpoints.formats.families import cut_rows, expression, filled
 from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.checkpoints.views import CanonicalView, DeviceView, View, on_device
+from threegates.checkpoints.views import CanonicalView, DeviceView, View, as_stored, canonical, on_device
 from threegates.errors import CheckpointError
 
 #: ("prefix", old, new, first segments after it …), none for all;
 #: ("cut", pattern, pattern of a part, its rows, …) with `*` for each number and `#` for the expert's;
 #: ("turn", …) as "cut" of a stack that holds its matrices transposed, so that parts are columns of it; or
-#: ("rename", pattern, pattern) for a whole tensor.
+#: ("rename", pattern, pattern) for a whole tensor; ("family", its name, model_type), which comes first.
 Rule = tuple[str | int, ...]
-PREFIX, CUT, TURN, RENAME = "prefix", "cut", "turn", "rename"
+PREFIX, CUT, TURN, RENAME, FAMILY = "prefix", "cut", "turn", "rename", "family"
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def is_rule(rule: object) -> bool:
         return len(rule) % 2 == 0 and all(
             type(one) is (int if place % 2 else str) for place, one in enumerate(rule[1:], 1) if place > 1
         )
-    return rule[0] in (PREFIX, RENAME) and all(type(one) is str for one in rule)
+    return rule[0] in (PREFIX, RENAME, FAMILY) and all(type(one) is str for one in rule)
 
 
 def matched(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
@@ -82,7 +82,9 @@ def matched(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
             found=type(checkpoint).__name__,
             remedy="match first, then choose tensors and a device",
         )
-    return _view(checkpoint, tuple(rules))
+    family = next((str(rule[1]) for rule in rules if rule[0] == FAMILY), None)
+    named = checkpoint if family is None else canonical(as_stored(checkpoint), family)
+    return _view(named, tuple(rules))
 
 
 def rules_of(checkpoint: Checkpoint) -> tuple[Rule, ...]:
@@ -100,6 +102,8 @@ def told(rule: Rule) -> str:
     if kind == PREFIX:
         heads = f" before {', '.join(map(str, rest[1:]))}" if len(rest) > 1 else ""
         return f"'{rest[0]}' in place of '{first}'{heads}"
+    if kind == FAMILY:
+        return f"taken for those of {first}, as the other side's are"
     if kind == RENAME:
         return f"{rest[0]} in place of {first}"
     turned = ", which it holds transposed" if kind == TURN else ""

@@ -9,18 +9,20 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from threegates.checkpoints.experts import Cuts, Side, cuts, is_expert
-from threegates.checkpoints.formats.families import gate_first, hidden_size
+from threegates.checkpoints.formats.families import gate_first, hidden_size, known_family
 from threegates.checkpoints.formats.headers import BITS
-from threegates.checkpoints.matched import PREFIX, RENAME, Rule, matched, renamed, rules_of, told
+from threegates.checkpoints.matched import FAMILY, PREFIX, RENAME, Rule, matched, renamed, rules_of, told
 from threegates.checkpoints.quantised import COMPARABLE
 from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import as_stored
+from threegates.errors import CheckpointError
 
 #: Re-prefixings of a pair, and candidates that are looked at for each.
 MOST, CANDIDATES = 4, 16
@@ -86,8 +88,22 @@ def match(base: Checkpoint, tuned: Checkpoint) -> Matching:
 
 def brought_together(base: Checkpoint, tuned: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """Both checkpoints under names that they have in common; the same objects where nothing is to be done."""
-    found = match(base, tuned)
-    return matched(base, found.base), matched(tuned, found.tuned)
+    of_base, of_tuned = _lent(base, tuned), _lent(tuned, base)
+    found = match(matched(base, of_base), matched(tuned, of_tuned))
+    return matched(base, (*of_base, *found.base)), matched(tuned, (*of_tuned, *found.tuned))
+
+
+def _lent(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Rule, ...]:
+    """The other side's family for a side of none that is known, where more names are common then."""
+    family = known_family(other.config)
+    if family is None or known_family(checkpoint.config) is not None:
+        return ()
+    rule = (FAMILY, family, str(other.config.get("model_type")))
+    wanted = _shapes(other).items()
+    with suppress(CheckpointError):
+        lent = _shapes(matched(checkpoint, (rule,)))
+        return (rule,) if len(lent.items() & wanted) > len(_shapes(checkpoint).items() & wanted) else ()
+    return ()
 
 
 def matching_notes(base: Checkpoint, tuned: Checkpoint) -> list[str]:

@@ -134,9 +134,15 @@ def family_of(checkpoint: Checkpoint) -> Family:
     return Family(name, kind, True, _note(name, found) + _with_wrappers(found))
 
 
-def naming(checkpoint: Checkpoint) -> Naming:
+def known_family(config: Mapping[str, Any]) -> str | None:
+    """The family of a config in the table; None for one that the table lacks."""
+    return _kind(config)[1]
+
+
+def naming(checkpoint: Checkpoint, family: str | None = None) -> Naming:
     """Canonical names of a checkpoint's tensors, sorted; of an unknown family, the names without wrappers.
 
+    family : a family of the table that is taken in place of the one that the config tells.
     A tied head stays an alias, of the embedding under its canonical name.
 
     Raises
@@ -144,7 +150,7 @@ def naming(checkpoint: Checkpoint) -> Naming:
     CheckpointError : two stored tensors have one canonical name, or a fused tensor does not have the shape
         that the config says.
     """
-    _, name = _kind(checkpoint.config)
+    name = family or known_family(checkpoint.config)
     own = {key: info for key, info in checkpoint.infos.items() if info.alias_of is None}
     rules = _Rules(table(), table().families[name] if name is not None else None, checkpoint)
     parts: dict[str, Part] = {}
@@ -170,7 +176,7 @@ def _follow(alias: TensorInfo, parts: dict[str, Part], infos: dict[str, TensorIn
 
 def gate_first(config: Mapping[str, Any]) -> bool:
     """Whether a config's family is known to stack gate before up, one below the other, in one tensor."""
-    _, name = _kind(config)
+    name = known_family(config)
     return name is not None and table().families[name].gate_first
 
 
