@@ -10,6 +10,7 @@ The older one makes a tiny model of each family, in which no two entries are equ
 files are written by default, by a model that was loaded and by one made anew with these weights; and as it is
 held in memory, which is what a trainer with a state dict of its own leaves (`save_original_format=False`).
 Which part of one file is which part of another is then read from the entries: nobody has to be believed.
+`book/families.json`, for the page on which pairs work, is written from all tables.
 """
 
 from __future__ import annotations
@@ -34,10 +35,12 @@ from tests.checkpoints.family_tables import (
     TABLES,
     Family,
     family_of_table,
+    layout_facts,
     moved,
     resized,
 )
 
+FACTS = Path(__file__).resolve().parents[1] / "book" / "families.json"
 MEMORY, ANEW, SINGLE = ", in memory", ", made anew", "model.safetensors"
 #: What experts have inside is INNER: no other size here equals it, or its double.
 TEXT = {
@@ -395,8 +398,15 @@ def write(saves: Path, names: Sequence[str]) -> None:
         told = family_table(saves / name / str(INNER))
         for inner in (INNER, *SQUARES) if _has_experts(name) and name not in BY_SHAPE else (INNER,):
             _check(family_of_table(name, resized(told, inner)), saves / name / str(inner))
-        path = TABLES / f"{name}.json"
-        path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        _write(TABLES / f"{name}.json", told)
+    tables = {
+        path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(TABLES.glob("*.json"))
+    }
+    _write(FACTS, {name: layout_facts(told) for name, told in tables.items()})
+
+
+def _write(path: Path, told: Any) -> None:
+    path.write_text(json.dumps(told, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _check(family: Family, folder: Path) -> None:

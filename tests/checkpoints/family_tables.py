@@ -166,3 +166,31 @@ def _built(one: Stored, values: Mapping[str, Tensor], exact: bool) -> Tensor:
 def entries(layout: Mapping[str, Stored]) -> int:
     """Number of entries of a layout."""
     return sum(math.prod(one.shape) for one in layout.values())
+
+
+def layout_facts(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What `book/families.json` has of a family's table: kinds of model, and how layouts differ."""
+    config = told["config"]
+    kinds = [config["model_type"], config.get("text_config", {}).get("model_type", "")]
+    one = family_of_table("", told)
+    (first, _), *others = one.layouts.items()
+    layouts = {
+        key: _facts(one.first, layout, told["layouts"][key].get("moved", {})) for key, layout in others
+    }
+    return {"kinds": kinds, "layouts": {first: {}} | layouts}
+
+
+def _facts(
+    first: Mapping[str, Stored], layout: Mapping[str, Stored], moves: Mapping[str, str]
+) -> dict[str, Any]:
+    whole = {name: one.parts[0] for name, one in layout.items() if one.parts[0].number is None}
+    held = [part for one in layout.values() for part in one.parts if part.number is not None]
+    facts = {
+        "moved": dict(moves),
+        "renamed": sum(name != moved(part.name, moves) for name, part in whole.items()),
+        "turned": sum(part.turned for part in whole.values()),
+        "typed": sum(layout[name].dtype != first[part.name].dtype for name, part in whole.items()),
+        "held": len(held),
+        "holders": len(layout) - len(whole),
+    }
+    return {key: value for key, value in facts.items() if value}
