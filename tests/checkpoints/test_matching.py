@@ -14,8 +14,9 @@ from torch import Tensor
 
 from tests.checkpoints.made import HIDDEN, INNER, ROWS, decoder, values, written
 from tests.hub.loopback import LoopbackHub
-from threegates.checkpoints import matching
 from threegates.checkpoints.formats.families import family_of
+from threegates.checkpoints.formats.headers import TensorInfo
+from threegates.checkpoints.formats.roles import role
 from threegates.checkpoints.hub.ranged import open_ranged
 from threegates.checkpoints.matched import matched, rules_of
 from threegates.checkpoints.matching import brought_together, match, matching_notes
@@ -332,16 +333,15 @@ def test_experts_are_cut_after_their_prefix_was_replaced(sides):
 
 
 @pytest.mark.parametrize(
-    ("stack", "single", "why"),
+    ("stack", "why"),
     [
-        ({"inner": HIDDEN, "apart": True}, {"inner": HIDDEN}, "either way round"),
-        ({"inner": 4}, {}, "not that of the other side's experts"),
-        ({"count": 2}, {}, "not that of the other side's experts"),
+        ({"inner": 4}, "not that of the other side's experts"),
+        ({"count": 2}, "not that of the other side's experts"),
     ],
 )
-def test_stacks_whose_order_or_shape_is_open_are_left_alone_and_told(tmp_path, stack, single, why):
+def test_stacks_of_another_shape_are_left_alone_and_told(tmp_path, stack, why):
     pair = (
-        written(tmp_path / "a", decoder() | of_all(experts, **single)),
+        written(tmp_path / "a", decoder() | of_all(experts)),
         written(tmp_path / "b", decoder() | of_all(stacked, **stack)),
     )
     after = brought_together(*pair)
@@ -350,24 +350,213 @@ def test_stacks_whose_order_or_shape_is_open_are_left_alone_and_told(tmp_path, s
     assert notes and all("is left alone" in note and why in note for note in notes)
 
 
+# Square matrices: contents decide
+
+SQUARE = {"apart": True, "inner": HIDDEN}
+
+
+def tuned_a_little(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value + 0.05 * values(name + "'", value.shape) for name, value in tensors.items()}
+
+
+def distance(base: Checkpoint, tuned: Checkpoint) -> float:
+    """The largest distance of two tensors of one name, as a share of the base's."""
+    return max(
+        float((base.stored(name) - tuned.stored(name)).norm() / base.stored(name).norm())
+        for name, status in statuses(base, tuned).items()
+        if status == "compared"
+    )
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_single_experts_say_how_square_stacks_lie(sides, transposed, swapped):
+    pair = (
+        decoder() | of_all(experts, inner=HIDDEN),
+        tuned_a_little(decoder() | of_all(stacked, transposed=transposed, **SQUARE)),
+    )
+    base, tuned = sides(*(pair[::-1] if swapped else pair))
+    assert set(statuses(base, tuned).values()) == {"compared"} and len(base.infos) == len(pair[0])
+    assert distance(base, tuned) < 0.1
+
+
+@pytest.mark.parametrize("options", [SQUARE, {"inner": HIDDEN // 2}, {"inner": HIDDEN}])
+@pytest.mark.parametrize("transposed", [(False, True), (True, False), (True, True), (False, False)])
+def test_square_stacks_of_both_sides_are_told_apart_by_their_contents(sides, options, transposed):
+    base, tuned = (decoder() | of_all(stacked, transposed=turned, **options) for turned in transposed)
+    base, tuned = sides(base, tuned_a_little(tuned), hidden_size=HIDDEN)
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert distance(base, tuned) < 0.1
+
+
+def test_a_file_whose_stacks_lie_in_two_ways_is_read_as_it_is(sides):
+    """As transformers 5 leaves a square stack that it was to transpose, and turns the others."""
+    plain, turned = (
+        of_all(stacked, inner=HIDDEN // 2, transposed=transposed) for transposed in (False, True)
+    )
+    mixed = {name: (turned if "gate_up" in name else plain)[name] for name in plain}
+    base, tuned = sides(decoder() | turned, tuned_a_little(decoder() | mixed))
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert distance(base, tuned) < 0.1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_square_stacks_of_unrelated_contents_are_left_alone_beside_single_experts(tmp_path, turned):
+    strange = {name: values(name + "?", value.shape) for name, value in of_all(stacked, **SQUARE).items()}
+    pair = (
+        written(tmp_path / "a", decoder() | of_all(experts, inner=HIDDEN)),
+        written(tmp_path / "b", decoder() | strange),
+    )
+    pair = pair[::-1] if turned else pair
+    after = brought_together(*pair)
+    assert after[0] is pair[0] and after[1] is pair[1]
+    assert all("either way round" in note for note in matching_notes(*after))
+
+
+def test_of_square_stacks_one_matrix_is_read_and_no_other(tmp_path, monkeypatch):
+    monkeypatch.setenv("THREEGATES_RANGES", str(tmp_path / "ranges"))
+    base = written(tmp_path / "base", of_all(stacked, **SQUARE))
+    written(tmp_path / "tuned", of_all(stacked, transposed=True, **SQUARE))
+    with LoopbackHub({"org/tuned": tmp_path / "tuned"}) as hub:
+        hub.stand_in(monkeypatch)
+        remote = open_ranged("org/tuned")
+        before = hub.served.total()
+        match(base, remote)
+        read = hub.served.total() - before
+    # One matrix of each of three patterns, of two blocks with three experts each.
+    whole = sum(info.size * 4 for info in base.infos.values())
+    assert 0 < read <= whole / 6
+
+
+# Both sides stack
+
+
 @pytest.mark.parametrize("options", [{}, {"inner": 4}, {"apart": True}, {"count": 1}])
 @pytest.mark.parametrize("front", ["model.", "model.language_model."])
-def test_stacks_that_are_each_other_transposed_are_turned(sides, options, front):
-    base = decoder() | of_all(stacked, **options)
-    tuned = decoder() | of_all(stacked, transposed=True, **options)
-    base, tuned = sides(base, moved(tuned, "model.", front))
+@pytest.mark.parametrize("transposed", [(False, True), (True, False), (False, False), (True, True)])
+def test_stacks_of_both_sides_are_measured_expert_by_expert(sides, options, front, transposed):
+    base, tuned = (decoder() | of_all(stacked, transposed=turned, **options) for turned in transposed)
+    base, tuned = sides(base, moved(tuned, "model.", front), hidden_size=HIDDEN)
     assert set(statuses(base, tuned).values()) == {"compared"}
+    experts_of = [info for name, info in base.infos.items() if ".experts." in name]
+    count = options.get("count", 3)
+    assert len(experts_of) == 2 * count * (3 if options.get("apart") else 2)
+    assert all(len(info.shape) == 2 and role(info.name, info.shape) != "bias" for info in experts_of)
     assert_same(base, tuned, len(base.infos))
-    assert "are transposed" in " ".join(matching_notes(base, tuned))
-    assert naming_digest(tuned) and not naming_digest(base)
-
-
-def test_stacks_of_other_sizes_are_not_turned(tmp_path):
-    pair = (
-        written(tmp_path / "a", decoder() | of_all(stacked, inner=4)),
-        written(tmp_path / "b", decoder() | of_all(stacked, inner=5, transposed=True)),
+    one = base.stored(f"{BLOCKS[1]}.experts.{count - 1}.down_proj.weight")
+    assert torch.equal(
+        one, of_all(experts, **sizes_of(options))[f"{BLOCKS[1]}.experts.{count - 1}.down_proj.weight"]
     )
-    assert match(*pair).tuned == ()
+    assert "is cut into" in " ".join(matching_notes(base, tuned))
+    assert naming_digest(tuned) and naming_digest(base)
+
+
+def sizes_of(options: Mapping) -> dict:
+    return {key: value for key, value in options.items() if key in ("inner", "count")}
+
+
+@pytest.mark.parametrize("kind", ["qwen3_next", "llama4_text"])
+def test_where_the_family_says_that_gate_comes_first_gate_and_up_are_cut_apart(sides, kind):
+    sided = [decoder() | of_all(stacked, transposed=turned) for turned in (False, True)]
+    base, tuned = sides(*sided, model_type=kind, hidden_size=HIDDEN)
+    single = decoder() | of_all(experts)
+    assert base.infos.keys() == tuned.infos.keys() == single.keys()
+    assert all(torch.equal(base.stored(name), value) for name, value in single.items())
+    assert_same(base, tuned, len(single))
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({}, {"apart": True, "holder": "switch_mlp", "end": ".weight"}),
+        ({"transposed": True}, {"apart": True}),
+        ({"apart": True, "holder": "switch_mlp", "end": ".weight"}, {"apart": True}),
+    ],
+    ids=["fused and apart", "T", "other holder"],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_stacks_under_other_names_meet_in_single_experts(sides, first, second, turned):
+    pair = (decoder() | of_all(stacked, **first), decoder() | of_all(stacked, **second))
+    base, tuned = sides(*(pair[::-1] if turned else pair), hidden_size=HIDDEN)
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert_same(base, tuned, len(decoder()) + 18)
+
+
+def test_stacks_of_other_sizes_or_counts_stay_whole(tmp_path):
+    for number, options in enumerate(({"inner": 5, "transposed": True}, {"inner": 4, "count": 2})):
+        pair = (
+            written(tmp_path / f"a{number}", decoder() | of_all(stacked, inner=4)),
+            written(tmp_path / f"b{number}", decoder() | of_all(stacked, **options)),
+        )
+        assert match(*pair).tuned == () == match(*pair).base
+
+
+def test_blocks_with_experts_of_other_sizes_are_each_cut_by_their_own(sides):
+    sizes = dict(zip(BLOCKS, (5, 4), strict=True))
+    base, tuned = (
+        decoder()
+        | {name: value for block in BLOCKS for name, value in make(block, inner=sizes[block]).items()}
+        for make in (experts, stacked)
+    )
+    base, tuned = sides(base, tuned)
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert_same(base, tuned, len(decoder()) + 18)
+
+
+def test_single_experts_under_other_names_are_the_same_experts(sides):
+    other = {
+        name.replace(".mlp.", ".block_sparse_moe."): value
+        for name, value in of_all(experts, names=("w1", "w3", "w2")).items()
+    }
+    base, tuned = sides(decoder() | of_all(experts), decoder() | other)
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert_same(base, tuned, len(decoder()) + 18)
+
+
+# A word more in a block
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("mlp.router.weight", "mlp.router.layer.weight"),
+        ("mlp.moe_statics.e_score_correction_bias", "mlp.gate.moe_statics.e_score_correction_bias"),
+        ("mixer.A_log", "ssm.mixer.A_log"),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_names_that_have_a_word_more_in_every_block_are_one(sides, name, other, turned):
+    pair = [
+        decoder() | {f"model.layers.{n}.{one}": values(f"{name}{n}", (3, HIDDEN)) for n in range(2)}
+        for one in (name, other)
+    ]
+    base, tuned = sides(*(pair[::-1] if turned else pair))
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert_same(base, tuned, len(decoder()) + 2)
+    assert "in place of" in " ".join(matching_notes(base, tuned))
+
+
+@pytest.mark.parametrize(
+    ("base", "tuned"),
+    [
+        # Two would fit.
+        (["mlp.router.weight"], ["mlp.router.layer.weight", "mlp.router.other.weight"]),
+        # An expert that all share is none of the dense model.
+        (["mlp.w.weight"], ["mlp.shared_expert.w.weight"]),
+        # Another word, not one more.
+        (["attn.norm_a.weight"], ["attn.norm_b.weight"]),
+        (["mlp.router.weight"], ["mlp.router.layer.bias"]),
+    ],
+)
+def test_a_word_more_that_is_not_sure_is_left_alone(sides, base, tuned):
+    pair = [
+        decoder() | {f"model.layers.{n}.{one}": values(one, (3, HIDDEN)) for n in range(2) for one in names}
+        for names in (base, tuned)
+    ]
+    found = statuses(*sides(*pair))
+    assert [found.pop(f"model.layers.{n}.{one}") for n in range(2) for one in base] == ["only-in-base"] * 2
+    assert {found.pop(f"model.layers.{n}.{one}") for n in range(2) for one in tuned} == {"only-in-tuned"}
+    assert set(found.values()) == {"compared"}
 
 
 def test_experts_that_are_not_all_there_are_left_alone(tmp_path):
@@ -376,7 +565,7 @@ def test_experts_that_are_not_all_there_are_left_alone(tmp_path):
     assert match(*pair).tuned == ()
 
 
-def test_a_large_mixture_is_matched_in_a_moment(tmp_path, monkeypatch):
+def test_a_large_mixture_is_matched_in_a_moment(tmp_path):
     """Near twenty thousand names, all of them moved: what takes a look at each pair of names never ends."""
     names = {
         f"layers.{n}.mlp.experts.{e}.w{k}.weight": (2, 3)
@@ -388,9 +577,16 @@ def test_a_large_mixture_is_matched_in_a_moment(tmp_path, monkeypatch):
     base, tuned = (
         {front + name: shape for name, shape in names.items()} for front in ("model.", "language_model.")
     )
-    monkeypatch.setattr(matching, "_shapes", lambda one: {"base": base, "tuned": tuned}[one])
+    base, tuned = (
+        Checkpoint(
+            tmp_path,
+            {},
+            {name: TensorInfo(name, "BF16", shape, tmp_path, (0, 0)) for name, shape in one.items()},
+        )
+        for one in (base, tuned)
+    )
     before = time.process_time()
-    found = match("base", "tuned")
+    found = match(base, tuned)
     assert time.process_time() - before < 10
     assert found.tuned == (("prefix", "language_model.", "model.", "layers"),)
 
@@ -441,6 +637,7 @@ def test_a_tie_follows_its_embedding_to_the_new_name(sides):
         '[["cut", "a", "b"]]',
         '[["cut", "a", 1, "b"]]',
         '[["other", "a", "b"]]',
+        '[["rename", "a", 1]]',
     ],
 )
 def test_a_place_with_rules_that_are_none_is_refused(tmp_path, rules):

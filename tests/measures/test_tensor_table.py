@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 
 from tests.planted import planted
+from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry import directions, spectral_norms
 from threegates.jobs.nulls import founding_nulls
@@ -255,3 +256,25 @@ def test_where_no_subspace_leads_overlaps_with_it_are_empty_and_of_a_zero_base_a
         )
     assert 0 <= equal["overlap_low"] <= 1 and equal["overlap_low_bernoulli_mean"] > 0
     assert pd.isna(zero["overlap_low"]) and pd.isna(zero["nss"]) and zero["changed"] > 0
+
+
+@pytest.mark.parametrize("transposed", [(False, False), (False, True), (True, True)])
+def test_experts_that_both_sides_stack_have_spectra_one_by_one(tmp_path, transposed):
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randn(3, 20, 32, generator=generator)
+    tuned = base + 0.1 * torch.randn(3, 20, 32, generator=generator)
+    name = "model.layers.0.mlp.experts.{}down_proj{}"
+    sides = (
+        planted.base_tensors() | {name.format("", ""): value.transpose(1, 2).contiguous() if turn else value}
+        for value, turn in zip((base, tuned), transposed, strict=True)
+    )
+    pair = brought_together(*opened(tmp_path, *sides))
+    table = measure_all(PairTable(*pair, "p"))["tensor"].set_index("tensor")
+    # Which way round a stack lies that both sides have alike, nothing says here: its spectra are the same.
+    for number in range(3):
+        row = table.loc[name.format(f"{number}.", ".weight")]
+        a, b = (np.linalg.svd(x[number].double().numpy(), compute_uv=False) for x in (base, tuned))
+        assert (row["spectra"], row["role"], row["stack"], row["layer"]) == (MEASURED, "down", "decoder", 0)
+        assert row["nss"] == pytest.approx(np.linalg.norm(a - b) / np.linalg.norm(a), rel=1e-4)
+        assert row["changed"] == (base[number].bfloat16() != tuned[number].bfloat16()).sum()
+    assert name.format("", "") not in table.index

@@ -16,6 +16,8 @@ from tests.planted import frames
 from threegates.appendices.benchmark_page import benchmark_file, benchmark_page
 from threegates.appendices.larger_page import PAGE as LARGER
 from threegates.appendices.larger_page import larger_page
+from threegates.appendices.pairs_page import PAGE as PAIRS
+from threegates.appendices.pairs_page import pairs_page
 from threegates.appendices.verdicts import verdict_page
 from threegates.book import assemble as build
 from threegates.book.values import FILE, write_values
@@ -56,6 +58,7 @@ def assemble(source: Path) -> Path:
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     larger = larger_page(source, source, verdicts)
     (source / f"{LARGER}.md").write_text(larger, encoding="utf-8")
+    (source / f"{PAIRS}.md").write_text(pairs_page(ROOT), encoding="utf-8")
     write_values(source / FILE, dict.fromkeys(quoted_keys(), "0.123 [0.1, 0.2]"))
     mathjax = source / "_static" / "mathjax"
     mathjax.mkdir(parents=True)

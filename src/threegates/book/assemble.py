@@ -13,6 +13,8 @@ import pandas as pd
 from threegates.appendices.benchmark_page import benchmark_file, benchmark_page
 from threegates.appendices.larger_page import PAGE as LARGER
 from threegates.appendices.larger_page import larger_page
+from threegates.appendices.pairs_page import PAGE as PAIRS
+from threegates.appendices.pairs_page import SITUATIONS, pairs_page
 from threegates.appendices.verdict_plots import forest, forest_rows
 from threegates.appendices.verdicts import PAGE, verdict_page
 from threegates.atomic import write_json
@@ -71,6 +73,8 @@ def assemble(build: Path, root: Path, profile: str, runs: Runs, release: Release
     speed = benchmark_page(benchmark_file(build, root))
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     (source / f"{LARGER}.md").write_text(larger_page(root, build, table), encoding="utf-8")
+    if (source / SITUATIONS).is_file():
+        (source / f"{PAIRS}.md").write_text(pairs_page(root), encoding="utf-8")
     stated = stated_values(read_claims(root / "claims.yaml"))
     values = (
         {"profile": profile, "origin": _origin(release, taken_by(profile) if note else ())}

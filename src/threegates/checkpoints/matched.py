@@ -15,26 +15,26 @@ from torch import Tensor
 from threegates.checkpoints.formats.families import cut_rows, expression, filled
 from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.checkpoints.views import CanonicalView, DeviceView, View, on_device
+from threegates.checkpoints.views import CanonicalView, DeviceView, View, as_stored, canonical, on_device
 from threegates.errors import CheckpointError
 
 #: ("prefix", old, new, first segments after it …), none for all;
 #: ("cut", pattern, pattern of a part, its rows, …) with `*` for each number and `#` for the expert's;
 #: ("turn", …) as "cut" of a stack that holds its matrices transposed, so that parts are columns of it; or
-#: ("swap", pattern, pattern) for a stack whose last two axes change places as a whole.
+#: ("rename", pattern, pattern) for a whole tensor; ("family", its name, model_type), which comes first.
 Rule = tuple[str | int, ...]
-PREFIX, CUT, TURN, SWAP = "prefix", "cut", "turn", "swap"
+PREFIX, CUT, TURN, RENAME, FAMILY = "prefix", "cut", "turn", "rename", "family"
 
 
 @dataclass(frozen=True)
 class MatchedView(CanonicalView):
     """A checkpoint under another one's names, and the rules that these came by; `inner` is as stored.
 
-    turned : columns of a tensor that is read transposed, None for all columns.
+    turned : columns of a tensor that is read transposed.
     """
 
     rules: tuple[Rule, ...] = field(kw_only=True)
-    turned: dict[str, tuple[int, int] | None] = field(kw_only=True)
+    turned: dict[str, tuple[int, int]] = field(kw_only=True)
 
     def stored(self, name: str) -> Tensor:
         """A tensor as stored, or of one that is stored transposed its part the other way round."""
@@ -42,15 +42,14 @@ class MatchedView(CanonicalView):
 
     def stored_rows(self, name: str, start: int, stop: int) -> Tensor:
         """Rows of a tensor as stored; see `rows_of`. Of a part that is stored as columns, all is read."""
-        if self.turned.get(name) is not None:
+        if name in self.turned:
             return self.stored(name)[start:stop]
-        return self._upright(name, super().stored_rows(name, start, stop))
+        return super().stored_rows(name, start, stop)
 
     def _upright(self, name: str, stored: Tensor) -> Tensor:
         if name not in self.turned:
             return stored
-        start, stop = self.turned[name] or (0, stored.shape[-1])
-        return stored[..., start:stop].transpose(-1, -2).contiguous()
+        return stored[:, slice(*self.turned[name])].T.contiguous()
 
 
 def is_rule(rule: object) -> bool:
@@ -61,7 +60,7 @@ def is_rule(rule: object) -> bool:
         return len(rule) % 2 == 0 and all(
             type(one) is (int if place % 2 else str) for place, one in enumerate(rule[1:], 1) if place > 1
         )
-    return rule[0] in (PREFIX, SWAP) and all(type(one) is str for one in rule)
+    return rule[0] in (PREFIX, RENAME, FAMILY) and all(type(one) is str for one in rule)
 
 
 def matched(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
@@ -83,7 +82,9 @@ def matched(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
             found=type(checkpoint).__name__,
             remedy="match first, then choose tensors and a device",
         )
-    return _view(checkpoint, tuple(rules))
+    family = next((str(rule[1]) for rule in rules if rule[0] == FAMILY), None)
+    named = checkpoint if family is None else canonical(as_stored(checkpoint), family)
+    return _view(named, tuple(rules))
 
 
 def rules_of(checkpoint: Checkpoint) -> tuple[Rule, ...]:
@@ -101,14 +102,19 @@ def told(rule: Rule) -> str:
     if kind == PREFIX:
         heads = f" before {', '.join(map(str, rest[1:]))}" if len(rest) > 1 else ""
         return f"'{rest[0]}' in place of '{first}'{heads}"
-    if kind == SWAP:
-        return f"the matrices of {first} are transposed"
+    if kind == FAMILY:
+        return f"taken for those of {first}, as the other side's are"
+    if kind == RENAME:
+        return f"{rest[0]} in place of {first}"
     turned = ", which it holds transposed" if kind == TURN else ""
     return f"{first} is cut into {', '.join(map(str, rest[::2]))}{turned}"
 
 
-def prefixed(name: str, rule: Rule) -> str:
-    """A name by one rule about prefixes; others leave it."""
+def renamed(name: str, rule: Rule) -> str:
+    """A name by one rule about names; those about stacks leave it."""
+    if rule[0] == RENAME:
+        found = re.fullmatch(expression(str(rule[1])), name)
+        return filled(str(rule[2]), found) if found else name
     if rule[0] != PREFIX or not name.startswith(old := str(rule[1])):
         return name
     rest = name.removeprefix(old)
@@ -122,7 +128,7 @@ def _view(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> MatchedView:
     found: dict[str, tuple[str, str, tuple[int, int] | None]] = {}
     places: dict[str, TensorInfo] = {}
     renamed: dict[str, str] = {}
-    turned: dict[str, tuple[int, int] | None] = {}
+    turned: dict[str, tuple[int, int]] = {}
     for info in checkpoint.infos.values():
         if info.alias_of is not None:
             continue
@@ -133,10 +139,10 @@ def _view(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> MatchedView:
                 raise _twice(checkpoint, name)
             infos[name], renamed[info.name] = part.info, name
             # What a name stands for is in digests: so is the way round.
-            told = stored if part.turned is None else f"{stored}, columns {part.turned}, transposed"
+            told = stored if part.columns is None else f"{stored}, columns {_told(part.columns)}, transposed"
             found[name] = (name, told, part.rows) if part.rows else (read, told, rows)
             places |= {name: part.read} if part.rows else {}
-            turned |= {name: part.columns} if part.turned is not None else {}
+            turned |= {name: part.columns} if part.columns is not None else {}
     for info in checkpoint.infos.values():
         if info.alias_of is not None and info.name not in infos:
             infos[info.name] = replace(info, alias_of=renamed[info.alias_of])
@@ -156,6 +162,10 @@ def _view(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> MatchedView:
     )
 
 
+def _told(columns: tuple[int, int]) -> str:
+    return f"{columns[0]} to {columns[1]}"
+
+
 def _sources(checkpoint: Checkpoint) -> Mapping[str, tuple[str, str, tuple[int, int] | None]]:
     if isinstance(checkpoint, CanonicalView):
         return checkpoint.sources
@@ -166,13 +176,12 @@ def _sources(checkpoint: Checkpoint) -> Mapping[str, tuple[str, str, tuple[int, 
 class _Part:
     """What a tensor becomes: what headers would say of it, and the rows that are read for it, None for all.
 
-    read : those rows as they are stored. turned : which columns of them the part is, transposed, in words.
+    read : those rows as they are stored. columns : which columns of them the part is, transposed.
     """
 
     info: TensorInfo
     rows: tuple[int, int] | None
     read: TensorInfo
-    turned: str | None = None
     columns: tuple[int, int] | None = None
 
 
@@ -180,8 +189,8 @@ def _parts(info: TensorInfo, rules: Sequence[Rule]) -> Iterator[_Part]:
     """What a tensor becomes: itself under its new name, or parts of it."""
     name = info.name
     for rule in rules:
-        name = prefixed(name, rule)
-        found = re.fullmatch(expression(str(rule[1])), name) if rule[0] != PREFIX else None
+        name = renamed(name, rule)
+        found = re.fullmatch(expression(str(rule[1])), name) if rule[0] in _WAYS else None
         if found:
             yield from _WAYS[str(rule[0])](replace(info, name=name), found, rule)
             return
@@ -209,16 +218,11 @@ def _turn(info: TensorInfo, found: re.Match, rule: Rule) -> Iterator[_Part]:
             slab = cut_rows(replace(info, name=name, shape=(width, total)), info, first)[1]
             columns = (start, start + height)
             part = replace(slab, shape=(height, width))
-            yield _Part(part, (first, first + width), slab, f"{columns[0]} to {columns[1]}", columns)
+            yield _Part(part, (first, first + width), slab, columns)
             start += height
 
 
-def _swap(info: TensorInfo, found: re.Match, rule: Rule) -> Iterator[_Part]:
-    whole = replace(info, name=filled(str(rule[2]), found))
-    yield _Part(replace(whole, shape=(*info.shape[:-2], info.shape[-1], info.shape[-2])), None, whole, "all")
-
-
-_WAYS = {CUT: _cut, TURN: _turn, SWAP: _swap}
+_WAYS = {CUT: _cut, TURN: _turn}
 
 
 def _targets(found: re.Match, rule: Rule, number: int) -> Iterator[tuple[str, int]]:

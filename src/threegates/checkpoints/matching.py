@@ -9,11 +9,20 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
-from threegates.checkpoints.experts import cuts, is_expert, swaps
-from threegates.checkpoints.matched import PREFIX, Rule, matched, prefixed, rules_of, told
+from torch import Tensor
+
+from threegates.checkpoints.experts import Cuts, Side, cuts, is_expert
+from threegates.checkpoints.formats.families import gate_first, hidden_size, known_family
+from threegates.checkpoints.formats.headers import BITS
+from threegates.checkpoints.matched import FAMILY, PREFIX, RENAME, Rule, matched, renamed, rules_of, told
+from threegates.checkpoints.quantised import COMPARABLE
+from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.views import as_stored
+from threegates.errors import CheckpointError
 
 #: Re-prefixings of a pair, and candidates that are looked at for each.
 MOST, CANDIDATES = 4, 16
@@ -64,20 +73,37 @@ class _Candidate:
 
 
 def match(base: Checkpoint, tuned: Checkpoint) -> Matching:
-    """What brings the names of two checkpoints together; nothing where all have their match already."""
+    """What brings the names of two checkpoints together; nothing where all have their match already.
+
+    Headers alone are read for it, but where experts of square matrices may lie either way round.
+    """
     left, right = _shapes(base), _shapes(tuned)
-    if not (left.keys() - right.keys() and right.keys() - left.keys()):
-        return Matching(tuned=swaps(left, right))
-    renames = _prefixes(left, right)
-    now = {_renamed(name, renames): shape for name, shape in right.items()}
-    found = cuts(_without(left, now), _without(now, left))
-    return Matching(found.base, (*renames, *found.tuned, *swaps(left, now)), found.undecided)
+    renames: tuple[Rule, ...] = ()
+    if left.keys() - right.keys() and right.keys() - left.keys():
+        renames = _prefixes(left, right)
+        renames += _nested(left, {_renamed(name, renames): shape for name, shape in right.items()})
+    found = _experts(base, tuned, renames)
+    return Matching(found.base, (*renames, *found.tuned), found.undecided)
 
 
 def brought_together(base: Checkpoint, tuned: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
     """Both checkpoints under names that they have in common; the same objects where nothing is to be done."""
-    found = match(base, tuned)
-    return matched(base, found.base), matched(tuned, found.tuned)
+    of_base, of_tuned = _lent(base, tuned), _lent(tuned, base)
+    found = match(matched(base, of_base), matched(tuned, of_tuned))
+    return matched(base, (*of_base, *found.base)), matched(tuned, (*of_tuned, *found.tuned))
+
+
+def _lent(checkpoint: Checkpoint, other: Checkpoint) -> tuple[Rule, ...]:
+    """The other side's family for a side of none that is known, where more names are common then."""
+    family = known_family(other.config)
+    if family is None or known_family(checkpoint.config) is not None:
+        return ()
+    rule = (FAMILY, family, str(other.config.get("model_type")))
+    wanted = _shapes(other).items()
+    with suppress(CheckpointError):
+        lent = _shapes(matched(checkpoint, (rule,)))
+        return (rule,) if len(lent.items() & wanted) > len(_shapes(checkpoint).items() & wanted) else ()
+    return ()
 
 
 def matching_notes(base: Checkpoint, tuned: Checkpoint) -> list[str]:
@@ -94,13 +120,35 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
     return {name: info.shape for name, info in checkpoint.infos.items() if info.alias_of is None}
 
 
+def _experts(base: Checkpoint, tuned: Checkpoint, renames: Sequence[Rule]) -> Cuts:
+    """What becomes of experts on either side, after the tuned side's names were replaced."""
+    return cuts(_side(base, ()), _side(tuned, renames))
+
+
+def _side(checkpoint: Checkpoint, renames: Sequence[Rule]) -> Side:
+    stored = {_renamed(name, renames): name for name in _shapes(checkpoint)}
+    # Where an entry takes less than a byte, a stack cannot be cut.
+    whole = {new: info for new, old in stored.items() if BITS[(info := checkpoint.infos[old]).dtype] >= 8}
+    shapes = {name: info.shape for name, info in whole.items()}
+
+    def read(name: str) -> Tensor | None:
+        info = whole[name]
+        if as_stored(checkpoint).kept_digest is not None or info.dtype not in COMPARABLE or not info.size:
+            return None
+        stack = len(info.shape) == 3
+        values = rows_of(checkpoint, info.name, 0, 1)[0] if stack else checkpoint.stored(info.name)
+        return values.double()
+
+    return Side(shapes, hidden_size(checkpoint.config), read, gate_first(checkpoint.config))
+
+
 def _without(shapes: Shapes, others: Shapes) -> Shapes:
     return {name: shape for name, shape in shapes.items() if name not in others}
 
 
 def _renamed(name: str, rules: Sequence[Rule]) -> str:
     for rule in rules:
-        name = prefixed(name, rule)
+        name = renamed(name, rule)
     return name
 
 
@@ -109,8 +157,44 @@ def _prefixes(base: Shapes, tuned: Shapes) -> tuple[Rule, ...]:
     names = dict(tuned)
     while len(rules) < MOST and (rule := _best(base, names)):
         rules.append(rule)
-        names = {prefixed(name, rule): shape for name, shape in names.items()}
+        names = {renamed(name, rule): shape for name, shape in names.items()}
     return tuple(rules)
+
+
+def _nested(base: Shapes, tuned: Shapes) -> tuple[Rule, ...]:
+    """Names in blocks that one side has with a word more, as `router.layer` and `router` are, by pattern.
+
+    Both are the only ones of their blocks that would fit, in the same shapes.
+    """
+    left, right = _patterns(_without(base, tuned)), _patterns(_without(tuned, base))
+    fits = {old: [new for new in left if _is_nested(old, new, left, right)] for old in right}
+    times = Counter(new for found in fits.values() for new in found)
+    sure = {old: found[0] for old, found in fits.items() if len(found) == 1 and times[found[0]] == 1}
+    return tuple((RENAME, old, new) for old, new in sorted(sure.items()))
+
+
+def _patterns(shapes: Shapes) -> dict[str, dict[tuple[str, ...], tuple[int, ...]]]:
+    """Shapes by name with `*` for numbers, and by these numbers; of blocks, without experts."""
+    found: dict[str, dict[tuple[str, ...], tuple[int, ...]]] = defaultdict(dict)
+    for name, shape in shapes.items():
+        words = name.split(".")
+        numbers = tuple(word for word in words if word.isdecimal())
+        if numbers and "expert" not in name:
+            found[".".join("*" if word.isdecimal() else word for word in words)][numbers] = shape
+    return found
+
+
+def _is_nested(old: str, new: str, left: Mapping[str, Mapping], right: Mapping[str, Mapping]) -> bool:
+    few, many = sorted((old.split("."), new.split(".")), key=len)
+    common = left[new].keys() & right[old].keys()
+    return (
+        len(few) < len(many)
+        and few[-1] == many[-1]
+        and _within(few, many)
+        and _stacks(old) == _stacks(new)
+        and bool(common)
+        and all(left[new][one] == right[old][one] for one in common)
+    )
 
 
 def _best(base: Shapes, tuned: Shapes) -> Rule | None:
@@ -158,7 +242,7 @@ def _holds(one: _Candidate, base: Shapes, tuned: Shapes) -> bool:
     if not one.hits or not _alike(one):
         return False
     rule = one.rule
-    moved = {name: new for name in tuned if (new := prefixed(name, rule)) != name}
+    moved = {name: new for name in tuned if (new := renamed(name, rule)) != name}
     lost = any(name in base for name in moved)
     collides = any(new in tuned and new not in moved for new in moved.values())
     waiting = [name for name in moved if not is_expert(name)]

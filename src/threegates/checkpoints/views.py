@@ -98,14 +98,16 @@ class DeviceView(View):
         return super().stored_rows(name, start, stop).to(self.device)
 
 
-def canonical(checkpoint: Checkpoint) -> Checkpoint:
+def canonical(checkpoint: Checkpoint, family: str | None = None) -> Checkpoint:
     """A checkpoint under canonical names, fused tensors cut; the same object where all names are canonical.
+
+    family : of the table, in place of the one that the config tells.
 
     Raises
     ------
     CheckpointError : as in `families.naming`; or tensors were chosen before names were made canonical.
     """
-    found = naming(checkpoint)
+    found = naming(checkpoint, family)
     if not found.changes:
         return checkpoint
     if isinstance(checkpoint, View):

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from threegates.checkpoints.formats.families import Family, family_of, naming, table
 from threegates.checkpoints.formats.headers import BITS
-from threegates.checkpoints.formats.roles import LINEAR, layer, role
+from threegates.checkpoints.formats.roles import LINEAR, block, layer, role
 from threegates.checkpoints.pairs import align
 from threegates.checkpoints.tensors import SINGLE, Checkpoint
 from threegates.checkpoints.views import canonical, naming_digest
@@ -356,8 +356,9 @@ def test_the_text_part_aligns_with_the_text_model_under_both_prefixes(images):
     assert canonical(text) is text
     for one in (old, new):
         view = canonical(one)
-        decoder = [name for name in view.infos if "multi_modal_projector" not in name]
-        assert decoder == list(text.infos) and len(decoder) == len(view.infos) - 2
+        outside = [name for name in view.infos if "multi_modal_projector" in name or "vision" in name]
+        assert [name for name in view.infos if name not in outside] == list(text.infos)
+        assert {block(name)[0] for name in outside if block(name)} == {"vision"}
         found = {row.name: row.status.value for row in align(text, view)}
         assert {found[name] for name in found if name in text.infos} == {"compared"}
         assert {found[name] for name in found if name not in text.infos} == {"only-in-tuned"}
@@ -371,15 +372,38 @@ def test_a_tied_head_follows_the_renamed_embedding(images):
         assert "model.embed_tokens.weight" in canonical(one).infos
 
 
-def test_what_lies_outside_the_decoder_is_left_out_and_said_so(images):
+def test_a_tower_s_tensors_are_rows_of_their_own_stack(images):
     old = images[0]
-    outside = [name for name in old.infos if name.startswith("vision_tower.")]
-    assert len(outside) > 10
-    assert naming(old).left_out == tuple(outside)
+    view = canonical(old)
+    tower = [name for name in view.infos if name.startswith("vision_tower.")]
+    assert len(tower) == sum(name.startswith("vision_tower.") for name in old.infos) > 10
+    assert all(layer(name) is None for name in tower)
+    linear = [role(name, view.infos[name].shape) for name in tower if block(name)]
+    assert Counter(one for one in linear if one in LINEAR) == BLOCK - Counter(gate=1)
+    (up,) = (name for name in old.infos if name.endswith("layers.0.mlp.fc1.weight"))
+    assert torch.equal(view.stored(up.replace("fc1", "up_proj")), old.stored(up))
     family = family_of(old)
     assert (family.name, family.model_type, family.known) == ("Gemma", "gemma3", True)
-    assert f"{len(outside)} tensors outside the text decoder are left out" in family.note
-    assert f"vision_tower ({len(outside)})" in family.note
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "never_heard_of"])
+def test_a_tower_s_fused_queries_keys_and_values_are_cut_in_any_family(write, kind):
+    fused = {"weight": torch.arange(72.0).reshape(18, 4), "bias": torch.arange(18.0)}
+    names = {f"visual.blocks.1.attn.qkv.{what}": value for what, value in fused.items()}
+    view = canonical(write(under("model.") | names, model_type=kind))
+    for place, letter in enumerate("qkv"):
+        for what, value in fused.items():
+            part = view.stored(f"visual.blocks.1.attn.{letter}_proj.{what}")
+            assert torch.equal(part, value[6 * place : 6 * place + 6])
+    assert "qkv" not in " ".join(view.infos)
+    assert ("tower" in family_of(view).note) is (kind == "never_heard_of")
+
+
+@pytest.mark.parametrize("name", ["visual.blocks.1.attn.qkv.weight", "model.layers.0.attn.qkv.weight"])
+def test_what_is_not_three_thirds_or_of_no_tower_is_not_cut(write, name):
+    rows = 8 if "visual" in name else 9
+    checkpoint = write({name: torch.ones(rows, 4)}, model_type="never_heard_of")
+    assert canonical(checkpoint) is checkpoint
 
 
 # Prefixes
@@ -742,15 +766,31 @@ def test_the_table_is_whole():
         assert all(stored.count("*") == name.count("*") for stored, name in names)
 
 
+#: Canonical modules that are no linear layer of a block.
+OTHERS = {
+    "norm": ("norm", None),
+    "lm_head": ("head", None),
+    "per_layer_model_projection": ("other", None),
+    "layers.*.mlp.gate": ("other", 1),
+    "layers.*.mlp.router": ("other", 1),
+}
+
+
 def test_every_canonical_module_of_the_table_has_a_role():
     for entry in table().families.values():
         named = list(entry.rename.values()) + [name for fused in entry.fused.values() for name in fused.into]
         for name in named:
             full = f"model.{name.replace('*', '1').replace('#', '2')}.weight"
-            expected = {"norm": "norm", "mlp.gate": "other"}.get(name.removeprefix("layers.*."))
+            expected, number = OTHERS.get(name, (None, 1))
             shape = (4,) if expected == "norm" else (4, 4)
             assert role(full, shape) in ((expected,) if expected else LINEAR), name
-            assert layer(full) == (None if expected == "norm" else 1)
+            assert layer(full) == number
+
+
+def test_every_module_of_a_tower_has_a_role():
+    towers = table().towers
+    named = [*towers.rename.values(), *(name for names in towers.thirds.values() for name in names)]
+    assert {role(f"visual.blocks.0.{name}.weight", (4, 4)) for name in named} <= set(LINEAR)
 
 
 def test_an_unknown_key_in_the_table_is_refused():

@@ -21,6 +21,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from threegates.checkpoints.formats.headers import BITS, TensorInfo
+from threegates.checkpoints.formats.roles import block
 from threegates.checkpoints.formats.wrappers import kept, unwrapped
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError
@@ -28,6 +29,9 @@ from threegates.errors import CheckpointError
 TABLE = Path(__file__).with_name("families.yaml")
 # A fused tensor is its weight or its bias; scales of a quantised one are not cut.
 SUFFIX = r"(?P<suffix>\.weight|\.bias|)"
+#: Stacks whose modules the table knows apart from families.
+TOWERS = ("vision", "audio")
+_IN_BLOCK = re.compile(r"(?P<front>.*?\.\d+\.)(?P<module>.+?)(?P<suffix>\.weight|\.bias)")
 
 
 class _Strict(BaseModel):
@@ -46,8 +50,16 @@ class Entry(_Strict):
     """A family of the table."""
 
     model_types: tuple[str, ...]
+    gate_first: bool = False
     rename: dict[str, str] = {}
     fused: dict[str, Fused] = {}
+
+
+class Towers(_Strict):
+    """What the blocks of towers for images and sound call their modules, in all families."""
+
+    rename: dict[str, str]
+    thirds: dict[str, tuple[str, str, str]]
 
 
 class Table(_Strict):
@@ -57,8 +69,9 @@ class Table(_Strict):
     prefixes: tuple[str, ...]
     body: tuple[str, ...]
     head: tuple[str, ...]
-    outside: tuple[str, ...]
+    decoder: tuple[str, ...]
     sizes: dict[str, tuple[str, ...]]
+    towers: Towers
     families: dict[str, Entry]
 
 
@@ -82,16 +95,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Naming:
-    """Canonical names, the parts they stand for, what headers would say of them, and what is left out."""
+    """Canonical names, the parts they stand for, and what headers would say of them."""
 
     parts: dict[str, Part]
     infos: dict[str, TensorInfo]
-    left_out: tuple[str, ...] = ()
 
     @property
     def changes(self) -> bool:
-        """Whether any tensor is renamed, cut or left out."""
-        return bool(self.left_out) or any(Part(name) != part for name, part in self.parts.items())
+        """Whether any tensor is renamed or cut."""
+        return any(Part(name) != part for name, part in self.parts.items())
 
 
 @cache
@@ -117,13 +129,20 @@ def family_of(checkpoint: Checkpoint) -> Family:
             f"{told} is in no family known here: tensors are taken by the names they are stored under, roles "
             "are guessed from these, only 2-D tensors are matrices, and fused matrices stay fused"
         )
-        return Family("unknown", kind, False, note + _without_wrappers(found) + _with_wrappers(found))
+        told = _without_wrappers(found) + _of_towers(found) + _with_wrappers(found)
+        return Family("unknown", kind, False, note + told)
     return Family(name, kind, True, _note(name, found) + _with_wrappers(found))
 
 
-def naming(checkpoint: Checkpoint) -> Naming:
+def known_family(config: Mapping[str, Any]) -> str | None:
+    """The family of a config in the table; None for one that the table lacks."""
+    return _kind(config)[1]
+
+
+def naming(checkpoint: Checkpoint, family: str | None = None) -> Naming:
     """Canonical names of a checkpoint's tensors, sorted; of an unknown family, the names without wrappers.
 
+    family : a family of the table that is taken in place of the one that the config tells.
     A tied head stays an alias, of the embedding under its canonical name.
 
     Raises
@@ -131,29 +150,20 @@ def naming(checkpoint: Checkpoint) -> Naming:
     CheckpointError : two stored tensors have one canonical name, or a fused tensor does not have the shape
         that the config says.
     """
-    _, name = _kind(checkpoint.config)
+    name = family or known_family(checkpoint.config)
     own = {key: info for key, info in checkpoint.infos.items() if info.alias_of is None}
-    entry = table().families[name] if name is not None else Entry(model_types=())
-    rules, left_out = _Rules(table(), entry, checkpoint), []
+    rules = _Rules(table(), table().families[name] if name is not None else None, checkpoint)
     parts: dict[str, Part] = {}
     infos: dict[str, TensorInfo] = {}
     for key, bare in unwrapped(own, table().wrappers).items():
-        if name is not None and bare.startswith(table().outside):
-            left_out.append(key)
-            continue
-        found = rules.parts(replace(own[key], name=bare)) if name is not None else [_whole(own[key], bare)]
-        for part, told in found:
+        for part, told in rules.parts(replace(own[key], name=bare)):
             if told.name in parts:
                 raise _twice(checkpoint, told.name, parts[told.name].stored, key)
             parts[told.name], infos[told.name] = replace(part, stored=key), told
     for alias in checkpoint.infos.values():
         if alias.alias_of is not None and alias.name not in parts:
             _follow(alias, parts, infos)
-    return Naming(parts, dict(sorted(infos.items())), tuple(left_out))
-
-
-def _whole(info: TensorInfo, name: str) -> tuple[Part, TensorInfo]:
-    return Part(info.name), replace(info, name=name)
+    return Naming(parts, dict(sorted(infos.items())))
 
 
 def _follow(alias: TensorInfo, parts: dict[str, Part], infos: dict[str, TensorInfo]) -> None:
@@ -162,6 +172,18 @@ def _follow(alias: TensorInfo, parts: dict[str, Part], infos: dict[str, TensorIn
     if target is not None:
         parts[alias.name] = Part(alias.name)
         infos[alias.name] = replace(alias, alias_of=target)
+
+
+def gate_first(config: Mapping[str, Any]) -> bool:
+    """Whether a config's family is known to stack gate before up, one below the other, in one tensor."""
+    name = known_family(config)
+    return name is not None and table().families[name].gate_first
+
+
+def hidden_size(config: Mapping[str, Any]) -> int | None:
+    """Width of a config's text model, if it says."""
+    size = _configs(config)[-1].get("hidden_size")
+    return size if type(size) is int else None
 
 
 def _kind(config: Mapping[str, Any]) -> tuple[str, str | None]:
@@ -179,36 +201,57 @@ def _configs(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 @dataclass(frozen=True)
 class _Rules:
-    """A family's rules for the names of one checkpoint."""
+    """A family's rules for the names of one checkpoint; of an unknown one, those for towers alone."""
 
     table: Table
-    entry: Entry
+    entry: Entry | None
     checkpoint: Checkpoint
 
     def parts(self, info: TensorInfo) -> Iterator[tuple[Part, TensorInfo]]:
         """What a stored tensor holds: parts, and what a header would say of each under its canonical name."""
-        front, rest = self.stripped(info.name)
+        tower = _IN_BLOCK.fullmatch(info.name)
+        if tower and (found_in := block(info.name)) is not None and found_in[0] in TOWERS:
+            yield from self.of_tower(info, tower)
+            return
+        if self.entry is None:
+            yield Part(info.name), info
+            return
+        front, rest = self.stripped(info.name, self.entry)
         for pattern, fused in self.entry.fused.items():
             found = re.fullmatch(expression(pattern) + SUFFIX, rest)
             # Where an entry takes less than a byte, a row may start inside a byte: no cut can be made there.
             if found and BITS[info.dtype] >= 8:
                 yield from self.cut(info, front, found, fused)
                 return
-        yield Part(info.name), replace(info, name=front + self.renamed(rest))
+        yield Part(info.name), replace(info, name=front + self.renamed(rest, self.entry))
 
-    def stripped(self, name: str) -> tuple[str, str]:
+    def of_tower(self, info: TensorInfo, found: re.Match) -> Iterator[tuple[Part, TensorInfo]]:
+        """What a tensor of a tower's block holds: itself, or queries, keys and values in equal shares."""
+        module, suffix = found["module"], found["suffix"]
+        thirds = self.table.towers.thirds.get(module)
+        if thirds is None or info.shape[0] % 3 or BITS[info.dtype] < 8:
+            renamed = self.table.towers.rename.get(module, module)
+            yield Part(info.name), replace(info, name=found["front"] + renamed + suffix)
+            return
+        height = info.shape[0] // 3
+        for place, name in enumerate(thirds):
+            told = replace(info, name=found["front"] + name + suffix, shape=(height, *info.shape[1:]))
+            yield cut_rows(told, info, place * height)
+
+    def stripped(self, name: str, entry: Entry) -> tuple[str, str]:
         """The canonical front of a name, such as `model.`, and its rest. Outside the decoder all is rest."""
         fronts = dict.fromkeys(self.table.body, "model.") | dict.fromkeys(self.table.head, "")
-        fronts |= {module.split(".")[0]: "model." for module in self.entry.rename}
+        for module, meant in entry.rename.items():
+            fronts[module.split(".")[0]] = fronts.get(meant.split(".")[0], "model.")
         for prefix in self.table.prefixes:
             first = name.removeprefix(prefix).split(".")[0]
-            if name.startswith(prefix) and first in fronts:
-                return fronts[first], name.removeprefix(prefix)
+            if name.startswith(prefix) and (first in fronts or prefix in self.table.decoder):
+                return fronts.get(first, "model."), name.removeprefix(prefix)
         return "", name
 
-    def renamed(self, rest: str) -> str:
+    def renamed(self, rest: str, entry: Entry) -> str:
         """Canonical name of a module's tensor."""
-        for pattern, name in self.entry.rename.items():
+        for pattern, name in entry.rename.items():
             found = re.fullmatch(expression(pattern) + r"(?P<suffix>\..*)", rest)
             if found:
                 return filled(name, found) + found["suffix"]
@@ -315,24 +358,23 @@ def _note(name: str, found: Naming) -> str:
     whole = [key for key, part in found.parts.items() if part.rows is None and part.stored != key]
     told = [f"{len(cut)} fused tensors are cut into {cut.total()}"] if cut else []
     told += [f"{len(whole)} tensors are renamed, such as '{found.parts[whole[0]].stored}'"] if whole else []
-    if found.left_out:
-        places = Counter(_place(key) for key in found.left_out)
-        listed = ", ".join(f"{place} ({count})" for place, count in places.items())
-        told.append(f"{len(found.left_out)} tensors outside the text decoder are left out: {listed}")
     return f"{name}: " + ("; ".join(told) or "names as stored")
 
 
 def _without_wrappers(found: Naming) -> str:
-    bare = [part.stored for key, part in found.parts.items() if part.stored != key]
+    stored = dict.fromkeys(part.stored for part in found.parts.values())
+    bare = [key for key, name in unwrapped(stored, table().wrappers).items() if name != key]
     return f"; {len(bare)} names lose the words of a wrapper, such as '{bare[0]}'" if bare else ""
+
+
+def _of_towers(found: Naming) -> str:
+    bare = unwrapped(dict.fromkeys(part.stored for part in found.parts.values()), table().wrappers)
+    names = dict.fromkeys(part.stored for key, part in found.parts.items() if bare[part.stored] != key)
+    told = "tensors of a tower's blocks have other names here or are cut, such as"
+    return f"; {len(names)} {told} '{next(iter(names))}'" if names else ""
 
 
 def _with_wrappers(found: Naming) -> str:
     names = kept((part.stored for part in found.parts.values()), table().wrappers)
     told = "keep the words of a wrapper, for other tensors have the names without"
     return f"; {len(names)} names {told}: '{names[0]}'" if names else ""
-
-
-def _place(name: str) -> str:
-    bare = unwrapped([name], table().wrappers)[name]
-    return next(place for place in table().outside if bare.startswith(place)).rstrip(".")
