@@ -114,7 +114,7 @@ def test_magnitudes_make_it_full_and_their_rank_is_left_open(tmp_path):
     assert found.loc[name, "norm_delta"] == pytest.approx(float(delta.norm()), rel=1e-12)
 
 
-def test_a_stack_of_experts_has_a_row(tmp_path):
+def test_experts_of_a_stack_have_a_row_each(tmp_path):
     saved = by_peft.saved(
         tmp_path,
         by_peft.model("gpt_oss", num_local_experts=3, head_dim=4, intermediate_size=16),
@@ -123,8 +123,9 @@ def test_a_stack_of_experts_has_a_row(tmp_path):
         target_parameters=["mlp.experts.gate_up_proj"],
     )
     found = table(saved)
-    (row,) = [row for name, row in found.iterrows() if name.endswith("layers.0.mlp.experts.gate_up_proj")]
-    view = adapted(saved.opened, saved.adapter)[1]
-    name = "model.layers.0.mlp.experts.gate_up_proj"
-    delta = view.stored(name).double() - saved.opened.stored(name).double()
-    assert math.isclose(row["norm_delta"], float(delta.norm()), rel_tol=1e-5)
+    base, tuned = adapted(saved.opened, saved.adapter)
+    experts = [name for name in found.index if "layers.0.mlp.experts" in name]
+    assert len(experts) == 3 and (found["rank"] == 2).all()
+    for name in experts:
+        delta = tuned.stored(name).double() - base.stored(name).double()
+        assert math.isclose(found.loc[name, "norm_delta"], float(delta.norm()), rel_tol=1e-5)

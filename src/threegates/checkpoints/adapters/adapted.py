@@ -16,6 +16,7 @@ from threegates.checkpoints.adapters.factors import Factors
 from threegates.checkpoints.adapters.starts import computed, needs_start
 from threegates.checkpoints.adapters.targets import Target
 from threegates.checkpoints.formats.headers import TensorInfo
+from threegates.checkpoints.matched import CUT, TURN, matched, rules_of
 from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.pairs import row_ranges
 from threegates.checkpoints.rows import rows_of
@@ -241,8 +242,12 @@ def adapted(base: Checkpoint, folder: Path, begin: Path | None = None) -> tuple[
 
 
 def _named(base: Checkpoint, deltas: DeltaCheckpoint) -> tuple[Checkpoint, Checkpoint]:
-    """Both under common names: an adapter has those of the model in memory, which files need not have."""
-    found = canonical(deltas)
+    """Both under common names, experts one by one: an adapter has the names of the model in memory.
+
+    Where the base stacks its experts, the adapter's stacks lie as these do, and are cut by the same rules.
+    """
+    base = brought_together(base, base)[0]
+    found = matched(canonical(deltas), [rule for rule in rules_of(base) if rule[0] in (CUT, TURN)])
     if found.infos.keys() <= base.infos.keys():
         return base, found
     return brought_together(base, found)

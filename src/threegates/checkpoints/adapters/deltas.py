@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -130,7 +129,14 @@ def open_deltas(folder: Path, base: Checkpoint, raw: Checkpoint) -> DeltaCheckpo
         )
     infos, places = _laid_out(path, found)
     return DeltaCheckpoint(
-        folder, _config_of(base), infos, settings=settings, targets=found, places=tuple(places)
+        folder,
+        base.config,
+        infos,
+        # Its tensors are no weights that contents could be compared with.
+        kept_digest=adapter_digest(folder),
+        settings=settings,
+        targets=found,
+        places=tuple(places),
     )
 
 
@@ -146,17 +152,12 @@ def _laid_out(path: Path, found: Mapping[str, Target]) -> tuple[dict[str, Tensor
     return infos, places
 
 
-def _config_of(base: Checkpoint) -> dict[str, Any]:
-    return base.config
-
-
 def located(view: Checkpoint, name: str) -> tuple[DeltaCheckpoint, Piece]:
     """The piece of an adapter that a name of a view of it stands for."""
     info, columns, inner = view.info(name), None, view
     if isinstance(view, CanonicalView):
         if isinstance(view, MatchedView) and name in view.turned:
-            # Only parts are cut: a stack that is turned as a whole has all of its columns.
-            columns = view.turned[name] or (0, view.reader.info(view.sources[name][0]).shape[-1])
+            columns = view.turned[name]
         inner = view.reader
         info = inner.info(view.sources[name][0])
     assert isinstance(inner, DeltaCheckpoint)
