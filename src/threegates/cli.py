@@ -16,6 +16,7 @@ from threegates.cli_options import (
     Base,
     BookProfile,
     Commit,
+    Dequantise,
     Device,
     Diagnostics,
     Draws,
@@ -116,6 +117,7 @@ def measure(
     device: Device = None,
     backend: Backend = None,
     scheduler: Scheduler = None,
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Compare two checkpoints tensor by tensor: what changed, how far spectra moved, on which weights.
@@ -141,6 +143,7 @@ def measure(
         scheduler=scheduler,
         memory=memory,
         licences=accept_licence,
+        dequantise=dequantise,
     )
     _refuse_draws(draws)
     target = out or default_output(pair)
@@ -183,6 +186,7 @@ def preflight(
     device: Device = None,
     time: Annotated[bool, typer.Option(help="Estimate minutes, which takes some seconds.")] = True,
     json: Annotated[Path | None, typer.Option(help="Also write what was found as JSON.")] = None,
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Look at a pair before it is measured: what can be compared, bytes to fetch, memory, minutes.
@@ -192,7 +196,7 @@ def preflight(
     from threegates.jobs.settings import export
     from threegates.preflight import preflight_of
 
-    export(device=device, licences=accept_licence)
+    export(device=device, licences=accept_licence, dequantise=dequantise)
     found = preflight_of(
         (pair, base, tuned),
         _choice(layers, matrices),
@@ -215,6 +219,7 @@ def nearest(
         list[str] | None, typer.Option(help="A base that it may come from, as --tuned; repeat it for each.")
     ] = None,
     ranged: Ranged = False,
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Say which of several bases a tuned checkpoint was trained from: how far it lies from each.
@@ -225,7 +230,7 @@ def nearest(
     from threegates.jobs.nearest import told
     from threegates.jobs.settings import export
 
-    export(ranged=ranged, licences=accept_licence)
+    export(ranged=ranged, licences=accept_licence, dequantise=dequantise)
     typer.echo(told(nearest_of(tuned or "", base or [])))
 
 
@@ -244,6 +249,7 @@ def run(
     device: Device = None,
     backend: Backend = None,
     scheduler: Scheduler = None,
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Run a chapter's notebook, on the study's pairs or on a pair of your own.
@@ -262,6 +268,7 @@ def run(
         scheduler=scheduler,
         memory=memory,
         licences=accept_licence,
+        dequantise=dequantise,
     )
     texts = dict(_key_value(text) for text in parameter or ())
     choice = _choice(layers, matrices)
@@ -331,6 +338,7 @@ def fetch(
     names: Annotated[
         list[str], typer.Argument(help="Entries of a manifest, or ORG/REPO or ORG/REPO@COMMIT on the Hub.")
     ],
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Download checkpoints whole into the Hub's cache, and check every file's sha256.
@@ -340,7 +348,7 @@ def fetch(
     from threegates.jobs.settings import DOWNLOAD, export
     from threegates.jobs.sources import known_manifests, open_source
 
-    export(licences=accept_licence)
+    export(licences=accept_licence, dequantise=dequantise)
     for name in names:
         source = open_source(name, known_manifests(), way=DOWNLOAD)
         at = f" at {source.checkpoint.revision}" if source.checkpoint.revision else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from threegates.checkpoints.coded import rounded_kinds
 from threegates.checkpoints.matching import matching_notes
 from threegates.checkpoints.pairs import row_ranges
 from threegates.checkpoints.quantised import leftover
@@ -15,11 +16,27 @@ def pair_notes(base: Checkpoint, tuned: Checkpoint, read: bool = False) -> list[
 
     read : whether tensors may be read for it. Otherwise headers alone are looked at.
     """
-    notes = matching_notes(base, tuned)
+    notes = [*matching_notes(base, tuned), *_rounded(base, tuned)]
     for side, one in (("base", base), ("tuned", tuned)):
         notes += [f"the {side}'s {note}" for note in (*_leftover(one), *_ties(one, read))]
         notes += [f"in the {side}'s folder: {note}" for note in folder_notes(one)]
     return list(dict.fromkeys(notes))
+
+
+def _rounded(base: Checkpoint, tuned: Checkpoint) -> list[str]:
+    """Which sides are read from codes of few bits, and what that does to every number of the pair."""
+    notes = []
+    for side, one in (("base", base), ("tuned", tuned)):
+        if found := rounded_kinds(one):
+            kinds = ", ".join(f"{count} in {kind}" for kind, count in sorted(found.items()))
+            notes.append(f"weights of the {side} are codes that are read as floats: {kinds}")
+    if notes:
+        notes.append(
+            "rounding to codes moves nearly every weight by more than bf16 can hide: sparsity, masks, angles "
+            "and overlaps of these tensors show rounding before they show training. `norm_floor` and "
+            "`changed_beyond` of `threegates measure` say how much rounding alone explains"
+        )
+    return notes
 
 
 def folder_notes(checkpoint: Checkpoint) -> tuple[str, ...]:

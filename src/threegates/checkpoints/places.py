@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 
+from threegates.checkpoints.dequantised import Dequantised, dequantised
 from threegates.checkpoints.formats.roles import layer, role
+from threegates.checkpoints.gguf import open_local
 from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged
 from threegates.checkpoints.hub.repository import COMMIT
 from threegates.checkpoints.matched import Rule, is_rule, matched, rules_of
@@ -40,6 +42,7 @@ class Place:
     layers, matrices : numbers of blocks, roles of tensors; None takes all of them.
     device : where tensors come to lie, such as cuda:0.
     rules : how names are brought together with the other side's, as in `threegates.checkpoints.matched`.
+    dequantised : whether FP8 codes are read as floats. A GGUF file is a folder here, and needs no word.
     """
 
     folder: str = ""
@@ -49,6 +52,7 @@ class Place:
     matrices: tuple[str, ...] | None = None
     device: str = "cpu"
     rules: tuple[Rule, ...] = ()
+    dequantised: bool = False
 
     def __post_init__(self) -> None:
         whole = bool(self.folder) != bool(self.repo) and bool(self.repo) == bool(self.revision)
@@ -95,14 +99,22 @@ class Place:
         CheckpointError : it is not there, damaged or unsafe; or it has no such layers, roles or device, or
             its rules do not fit it.
         """
-        raw = open_ranged(self.repo, self.revision) if self.repo else Checkpoint.open(self.folder)
-        named = matched(canonical(raw), self.rules)
+        named = matched(canonical(self._raw()), self.rules)
         return on_device(chosen(named, self.layers, self.matrices), self.device)
+
+    def _raw(self) -> Checkpoint:
+        """The checkpoint as it is stored, or its codes as floats."""
+        if not self.repo:
+            raw = open_local(self.folder)
+        else:
+            raw = open_ranged(self.repo, self.revision, dequantise=self.dequantised)
+        return dequantised(raw) if self.dequantised else raw
 
     def _is_typed(self) -> bool:
         texts = (self.folder, self.repo, self.revision, self.device, *(self.matrices or ()))
         return (
             all(type(text) is str for text in texts)
+            and type(self.dequantised) is bool
             and all(type(number) is int for number in self.layers or ())
             and all(is_rule(rule) for rule in self.rules)
         )
@@ -128,9 +140,14 @@ def place_of(checkpoint: Checkpoint) -> Place:
         named = named.inner
     layers, matrices = _selection(checkpoint, named, choices)
     raw = named.inner if isinstance(named, CanonicalView) else named
-    if isinstance(raw, RangedCheckpoint):
-        return Place("", raw.repo, str(raw.revision), layers, matrices, device, rules_of(named))
-    return Place(str(raw.folder.absolute()), "", "", layers, matrices, device, rules_of(named))
+    floats = isinstance(raw, Dequantised)
+    raw = raw.source if isinstance(raw, Dequantised) else raw
+    where = ("", raw.repo, str(raw.revision)) if isinstance(raw, RangedCheckpoint) else (_path(raw), "", "")
+    return Place(*where, layers, matrices, device, rules_of(named), floats)
+
+
+def _path(raw: Checkpoint) -> str:
+    return str(raw.folder.absolute())
 
 
 def _selection(part: Checkpoint, whole: Checkpoint, told: Sequence[Choice]) -> Choice:

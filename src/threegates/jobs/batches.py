@@ -147,7 +147,12 @@ def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:
 def _files(jobs: Iterable[Job]) -> list[Path]:
     """The files of the checkpoints that lie in folders."""
     folders = {Place.parse(text).folder for job in jobs for text in job.arguments["places"].values()}
-    return sorted(file for folder in folders if folder for file in Path(folder).glob("*.safetensors"))
+    return sorted(file for folder in folders if folder for file in _weights(Path(folder)))
+
+
+def _weights(place: Path) -> Iterable[Path]:
+    """The weight files of a folder; of a file itself, that file."""
+    return [place] if place.is_file() else place.glob("*.safetensors")
 
 
 def _arrive(places: Mapping[Job, Parts]) -> None:

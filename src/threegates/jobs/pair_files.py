@@ -20,7 +20,7 @@ from threegates.jobs.kinds.known import job_provenance
 from threegates.jobs.kinds.table import table_job
 from threegates.jobs.nulls import FOUNDING, asked_for
 from threegates.jobs.partial import parts_folder
-from threegates.jobs.sanity import coverage, sanity
+from threegates.jobs.sanity import coverage, floors, sanity
 from threegates.jobs.sources import StudyPair
 from threegates.measures.by_tensor import Parts, as_tables
 from threegates.measures.changes import write_masks
@@ -63,7 +63,7 @@ class Written:
             lines.append(f"sparsity of Gaussian noise of the same norm {row.sparsity_storage_norm:.4f}")
         odd = [f"look twice: {told}" for told in sanity(self.tensor)]
         written = (f"written: {file}" for file in self.files)
-        return "\n".join([*lines, *self._spectra(), *self.uncovered, *odd, *written])
+        return "\n".join([*lines, *self._spectra(), *floors(self.tensor), *self.uncovered, *odd, *written])
 
     def _spectra(self) -> list[str]:
         of_matrices = self.tensor[self.tensor["spectra"] == MEASURED]

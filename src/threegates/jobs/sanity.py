@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 import pandas as pd
@@ -15,6 +16,8 @@ from threegates.measures.tensor_table import MEASURED
 _AS_CLOSE = 3.0
 #: Shift of singular values below which they are the same, where there is no other matrix to compare with.
 _SAME = 1e-6
+#: A difference of so many times the norm of rounding is no larger than it: that spreads little.
+_AS_LARGE = 1.05
 
 
 def sanity(tensor: pd.DataFrame) -> list[str]:
@@ -23,6 +26,26 @@ def sanity(tensor: pd.DataFrame) -> list[str]:
     if compared.empty:
         return ["no weight is compared"]
     return [*_unchanged(compared), *_unrelated(compared)]
+
+
+def floors(tensor: pd.DataFrame) -> list[str]:
+    """What of the difference rounding to codes explains, where a side is stored as codes."""
+    rows = tensor[tensor["norm_floor"].notna()] if "norm_floor" in tensor else tensor.head(0)
+    if rows.empty:
+        return []
+    floor, delta, base = (math.hypot(*rows[name]) for name in ("norm_floor", "norm_delta", "norm_base"))
+    size, beyond = int(rows["size"].sum()), int(rows["changed_beyond"].sum())
+    told = [
+        f"floor: {len(rows)} tensors are read from codes, whose rounding alone gives ‖ΔW‖ / ‖W‖ = "
+        f"{floor / (base or 1):.2e}; theirs is {delta / (base or 1):.2e}",
+        f"floor: {beyond} of their {size} weights moved further than rounding explains "
+        f"({beyond / max(size, 1):.2%}); what is changed in bf16, angles and overlaps are rounding's too",
+    ]
+    if delta <= _AS_LARGE * floor:
+        told.append(
+            "floor: their difference is no larger than rounding makes it: its norm says nothing of training"
+        )
+    return told
 
 
 def coverage(tensor: pd.DataFrame, sides: Mapping[str, Checkpoint]) -> list[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.gguf import open_local
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
 from threegates.estimates.rows import MissingRecordError
-from threegates.jobs.sources import folder_labels, manifest_of
+from threegates.jobs.sources import folder_labels, is_local, manifest_of
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
 from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited, refuse_without_matrices
@@ -117,11 +117,11 @@ def _told(error: ThreeGatesError) -> str:
 
 
 def _labelled(name: str, labels: Mapping[str, str]) -> str:
-    return labels.get(str(Path(name).resolve()), name) if Path(name).is_dir() else name
+    return labels.get(str(Path(name).resolve()), name) if is_local(name) else name
 
 
 def _output(opened: Opened) -> Path:
     """A folder for its parameters; folders of one name, such as checkpoint-500, hold different models."""
-    held = {label: Checkpoint.open(folder).digest() for label, folder in opened.places.sources.items()}
+    held = {label: open_local(folder).digest() for label, folder in opened.places.sources.items()}
     digest = value_digest([dict(opened.given), held])
     return opened.places.build / "runs" / f"{opened.chapter}-{digest[:8]}"
