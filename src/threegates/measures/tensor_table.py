@@ -138,7 +138,9 @@ class PairTable:
         """What the headers say of a tensor, with the stack and the number of the block that it lies in."""
         found = block(tensor)
         stack, number = found if found is not None else ("", None)
-        return self.tensors.facts(tensor) | {"stack": stack, "layer": number}
+        sides = {"stored_dtype_base": self.base, "stored_dtype_tuned": self.tuned}
+        stored = {name: one.infos[tensor].stored_as for name, one in sides.items() if tensor in one.infos}
+        return self.tensors.facts(tensor) | stored | {"stack": stack, "layer": number}
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
         """The row of one tensor, and the axis table's two if they are asked for."""
