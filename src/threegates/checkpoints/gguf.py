@@ -10,6 +10,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -102,7 +103,15 @@ def open_gguf(path: str | Path) -> Gguf:
     CheckpointError : the `gguf` package is missing; the file is damaged, one of several, of an architecture
         that is not known here, or has types of codes that are not read.
     """
-    path, gguf = Path(path), _library()
+    path = Path(path).absolute()
+    stat = path.stat()
+    return _opened(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
+
+
+# The package's reader goes through the whole vocabulary, string by string: seconds for a large one.
+@lru_cache(maxsize=8)
+def _opened(path: Path, _: tuple[int, int, int]) -> Gguf:
+    gguf = _library()
     reader = _reader(gguf, path)
     told = _metadata(reader)
     name = str(told("general.architecture"))
