@@ -12,6 +12,7 @@ from tests.checkpoints.coded import BLOCKS, block_fp8, write_gguf
 from tests.hub.loopback import LoopbackHub
 from tests.planted import planted
 from threegates import environment
+from threegates.checkpoints.dequantised import dequantised
 from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.tensors import SINGLE, Checkpoint
 from threegates.errors import CheckpointError, PairError, ThreeGatesError
@@ -100,16 +101,27 @@ def test_a_measurement_of_codes_says_what_rounding_explains(folders, tmp_path):
     # The base itself against its codes: rounding is all there is.
     summary = measured(folders["fp8"], folders["base"], tmp_path / "none.parquet").summary()
     assert "weights of the base are codes that are read as floats: 7 in F8_E4M3" in summary
-    assert "rounding to codes moves nearly every weight" in summary and "left over" not in summary
+    assert "rounding moves most of them" in summary and "left over" not in summary
     assert "0 of their 10240 weights moved further than rounding explains" in summary
-    assert "no larger than rounding makes it" in summary
+    assert "which is no more: sparsity, masks, angles and overlaps of these say nothing" in summary
     found = measured(folders["fp8"], folders["other"], tmp_path / "far.parquet")
-    assert "no larger than rounding makes it" not in found.summary()
+    assert "which is more: sparsity" in found.summary()
     table = pd.read_parquet(tmp_path / "far.parquet").set_index("tensor")
     assert (table["norm_floor"].dropna() > 0).all() and table["norm_floor"].notna().sum() == 7
     assert table.loc[Q, "changed_beyond"] > 900 and table.loc[Q, "stored_dtype_base"] == "F8_E4M3"
     plain = measured(folders["base"], folders["tuned"], tmp_path / "plain.parquet")
     assert "floor" not in plain.summary() and plain.tensor["norm_floor"].isna().all()
+
+
+def test_what_was_trained_from_the_codes_themselves_has_lost_nothing(folders, tmp_path):
+    """As of DeepSeek-V3, whose weights were published in FP8 alone: the start is the codes read as floats."""
+    start = dequantised(Checkpoint.open(folders["fp8"]))
+    tensors = {name: start.stored(name).bfloat16() for name in start.infos}
+    tuned, masks = planted.with_flips(tensors, {Q: 100})
+    export(dequantise=True)
+    found = measured(folders["fp8"], str(planted.write(tmp_path / "t", tuned)), tmp_path / "o.parquet")
+    assert "which is less: the other side stems from these very codes" in found.summary()
+    assert found.tensor["changed"].sum() == masks[Q].sum() == 100
 
 
 def test_preflight_says_what_is_read_from_codes_and_what_lies_there(folders):

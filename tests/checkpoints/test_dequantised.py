@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, FineGrainedFP8Config
 
 from tests.checkpoints.coded import BLOCK, BLOCKS, ROWS, block_fp8, in_blocks, row_fp8
 from tests.checkpoints.made import decoder, values, written
@@ -55,6 +56,42 @@ def test_a_row_of_codes_is_multiplied_with_its_scale_in_any_type(tmp_path):
     found = dequantised(fp8(tmp_path, row_fp8, ROWS))
     assert torch.equal(found.stored(Q), stored[Q].float() * stored[f"{Q}_scale"].float())
     assert found.infos.keys() == decoder().keys()
+
+
+def test_scales_may_be_powers_of_two_of_eight_bits(tmp_path):
+    tensors = block_fp8(decoder())
+    for name in [name for name in tensors if name.endswith("_scale_inv")]:
+        tensors[name] = tensors[name].log2().round().exp2().to(torch.float8_e8m0fnu)
+    found = dequantised(written(tmp_path / "powers", tensors, **BLOCKS))
+    assert torch.equal(
+        found.stored(Q), by_hand(tensors[Q], tensors[f"{Q}_scale_inv"].float(), (BLOCK, BLOCK))
+    )
+
+
+def test_transformers_dequantises_the_same_where_all_blocks_are_full(tmp_path):
+    """Where they are not it takes other blocks than the config's: findings/transformers_fp8_last_block.sh."""
+    config = AutoConfig.for_model(
+        "llama",
+        vocab_size=24,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        tie_word_embeddings=False,
+    )
+    with torch.device("meta"):
+        shapes = AutoModelForCausalLM.from_config(config).state_dict()
+    tensors = block_fp8({name: values(name, one.shape) for name, one in shapes.items()})
+    told = config.to_dict() | BLOCKS | {"architectures": ["LlamaForCausalLM"]}
+    found = dequantised(written(tmp_path / "llama", tensors, **told))
+    asked = FineGrainedFP8Config(dequantize=True, weight_block_size=(BLOCK, BLOCK))
+    theirs = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "llama", dtype=torch.float32, quantization_config=asked
+    ).state_dict()
+    assert found.infos.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert torch.equal(found.stored(name), weight.float()), name
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (1, 1)])

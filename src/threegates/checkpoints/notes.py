@@ -32,9 +32,10 @@ def _rounded(base: Checkpoint, tuned: Checkpoint) -> list[str]:
             notes.append(f"weights of the {side} are codes that are read as floats: {kinds}")
     if notes:
         notes.append(
-            "rounding to codes moves nearly every weight by more than bf16 can hide: sparsity, masks, angles "
-            "and overlaps of these tensors show rounding before they show training. `norm_floor` and "
-            "`changed_beyond` of `threegates measure` say how much rounding alone explains"
+            "where the other side stems from weights that were never rounded to codes, rounding moves most "
+            "of them by more than bf16 can hide: sparsity, masks, angles and overlaps show that before they "
+            "show training. Where it was trained from these codes read as floats, nothing is lost. "
+            "`norm_floor` of `threegates measure` tells which"
         )
     return notes
 

@@ -30,6 +30,8 @@ _BUFFERS = ("BOOL", "I64")
 _CONFIG = "quantization_config"
 #: Types of codes that are floats of few bits, of which a weight is one times a scale.
 FP8 = ("F8_E4M3", "F8_E5M2")
+#: Type of scales that are powers of two.
+POWERS = "F8_E8M0"
 # After the name of such a tensor: what it is multiplied with, as DeepSeek and as compressed-tensors call it.
 _SCALES = ("_scale_inv", "_scale")
 
@@ -40,7 +42,7 @@ def dequantises() -> bool:
 
 
 def scales_of(infos: Iterable[TensorInfo]) -> dict[str, str]:
-    """Names of FP8 tensors that have a scale of floats beside them, and the scale's."""
+    """Names of FP8 tensors that have scales beside them, and the scales'."""
     known = {info.name: info for info in infos}
     found = {
         name: name + end
@@ -48,7 +50,7 @@ def scales_of(infos: Iterable[TensorInfo]) -> dict[str, str]:
         for end in _SCALES
         if info.dtype in FP8 and len(info.shape) > 1 and name + end in known
     }
-    return {name: scale for name, scale in found.items() if known[scale].dtype in COMPARABLE}
+    return {name: scale for name, scale in found.items() if known[scale].dtype in (*COMPARABLE, POWERS)}
 
 
 def is_code(info: TensorInfo) -> bool:

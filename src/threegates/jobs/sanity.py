@@ -16,8 +16,9 @@ from threegates.measures.tensor_table import MEASURED
 _AS_CLOSE = 3.0
 #: Shift of singular values below which they are the same, where there is no other matrix to compare with.
 _SAME = 1e-6
-#: A difference of so many times the norm of rounding is no larger than it: that spreads little.
-_AS_LARGE = 1.05
+#: Between these, as multiples of the norm of rounding, a difference is what rounding makes it: that is a sum
+#: over very many entries, and spreads little.
+_LESS, _AS_LARGE = 0.9, 1.05
 
 
 def sanity(tensor: pd.DataFrame) -> list[str]:
@@ -35,17 +36,21 @@ def floors(tensor: pd.DataFrame) -> list[str]:
         return []
     floor, delta, base = (math.hypot(*rows[name]) for name in ("norm_floor", "norm_delta", "norm_base"))
     size, beyond = int(rows["size"].sum()), int(rows["changed_beyond"].sum())
-    told = [
+    return [
         f"floor: {len(rows)} tensors are read from codes, whose rounding alone gives ‖ΔW‖ / ‖W‖ = "
-        f"{floor / (base or 1):.2e}; theirs is {delta / (base or 1):.2e}",
+        f"{floor / (base or 1):.2e}; theirs is {delta / (base or 1):.2e}, {_beside(delta / (floor or 1))}",
         f"floor: {beyond} of their {size} weights moved further than rounding explains "
-        f"({beyond / max(size, 1):.2%}); what is changed in bf16, angles and overlaps are rounding's too",
+        f"({beyond / max(size, 1):.2%})",
     ]
-    if delta <= _AS_LARGE * floor:
-        told.append(
-            "floor: their difference is no larger than rounding makes it: its norm says nothing of training"
-        )
-    return told
+
+
+def _beside(ratio: float) -> str:
+    """What a difference is, so many times as long as rounding makes it."""
+    if ratio < _LESS:
+        return "which is less: the other side stems from these very codes, and what differs is no rounding"
+    if ratio <= _AS_LARGE:
+        return "which is no more: sparsity, masks, angles and overlaps of these say nothing of training"
+    return "which is more: sparsity, masks, angles and overlaps of these are rounding's in part"
 
 
 def coverage(tensor: pd.DataFrame, sides: Mapping[str, Checkpoint]) -> list[str]:
