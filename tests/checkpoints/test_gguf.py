@@ -115,22 +115,36 @@ def test_what_phi_3_fuses_is_cut_by_its_sizes(tmp_path):
     assert torch.equal(found.stored("model.layers.0.mlp.up_proj.weight"), dequantised(up, "Q8_0"))
 
 
-def test_stacked_experts_are_those_of_the_other_side(tmp_path):
-    front = "model.layers.0.mlp.experts."
+@pytest.mark.parametrize(
+    ("architecture", "family", "stored"),
+    [
+        ("qwen3moe", "qwen3_moe", "mlp.experts.{n}.{kind}"),
+        ("llama", "mixtral", "block_sparse_moe.experts.{n}.{kind}"),
+    ],
+)
+def test_stacked_experts_are_those_of_the_other_side(tmp_path, architecture, family, stored):
     shapes = {"gate_proj": (96, 64), "up_proj": (96, 64), "down_proj": (64, 96)}
-    single = {
-        f"{front}{n}.{kind}.weight": values(f"{n} {kind}", shapes[kind]) for n in range(3) for kind in shapes
-    }
+    called = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"} if family == "mixtral" else {}
+    experts = {(n, kind): values(f"{n} {kind}", shapes[kind]) for n in range(3) for kind in shapes}
+    front = "model.layers.0."
     stacked = {
-        f"{front}{kind}.weight": torch.stack([single[f"{front}{n}.{kind}.weight"] for n in range(3)])
+        f"{front}mlp.experts.{kind}.weight": torch.stack([experts[n, kind] for n in range(3)])
         for kind in shapes
     }
-    base = open_gguf(write_gguf(tmp_path / "m.gguf", stacked, SIZES | {"experts": 3}, "qwen3moe", "Q8_0"))
-    tuned = written(tmp_path / "tuned", single, model_type="qwen3_moe")
+    single = {
+        front + stored.format(n=n, kind=called.get(kind, kind)) + ".weight": one
+        for (n, kind), one in experts.items()
+    }
+    path = write_gguf(tmp_path / "m.gguf", stacked, SIZES | {"experts": 3}, architecture, "Q8_0")
+    base = open_gguf(path)
+    assert base.config["model_type"] == family
+    tuned = written(tmp_path / "tuned", single, model_type=family)
     seen, other = brought_together(canonical(base), canonical(tuned))
     assert {row.status for row in align(seen, other)} == {Status.compared}
-    for name, weight in single.items():
+    for (n, kind), weight in experts.items():
+        name = f"{front}mlp.experts.{n}.{kind}.weight"
         assert torch.equal(seen.stored(name), dequantised(weight, "Q8_0"))
+        assert torch.equal(other.stored(name), weight)
 
 
 # Codes
