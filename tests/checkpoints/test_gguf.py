@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -66,10 +67,13 @@ def llama() -> dict[str, Tensor]:
 
 
 def test_q_and_k_are_turned_back_and_all_is_as_it_was_converted_from(llama, tmp_path):
-    found = open_local(write_gguf(tmp_path / "m.gguf", llama, SIZES))
-    assert not torch.equal(converted(Q, llama[Q], SIZES, "llama"), llama[Q])
-    assert found.infos.keys() == llama.keys()
-    for name, weight in llama.items():
+    biases = {name: Q.replace("q_proj.weight", f"{name}_proj.bias") for name in "qk"}
+    tensors = llama | {biases["q"]: values("q", (64,)), biases["k"]: values("k", (32,))}
+    found = open_local(write_gguf(tmp_path / "m.gguf", tensors, SIZES))
+    for name in (Q, K, *biases.values()):
+        assert not torch.equal(converted(name, tensors[name], SIZES, "llama"), tensors[name])
+    assert found.infos.keys() == tensors.keys()
+    for name, weight in tensors.items():
         assert torch.equal(found.stored(name), weight), name
         assert found.info(name).shape == tuple(weight.shape)
     assert torch.equal(rows_of(found, K, 3, 20), llama[K][3:20])
@@ -209,6 +213,9 @@ def test_a_place_opens_the_file_anew_and_its_bytes_are_its_digest(llama, tmp_pat
     assert torch.equal(place.open().stored(Q), found.stored(Q))
     other = open_gguf(write_gguf(tmp_path / "n.gguf", llama, SIZES, kind="Q4_1"))
     assert place.open().digest() == found.digest() != other.digest()
+    copy = tmp_path / "another name.gguf"
+    copy.write_bytes(path.read_bytes())
+    assert open_gguf(copy).digest() == found.digest()
     assert found.files() == [path] and is_gguf(path) and not is_gguf(tmp_path)
 
 
@@ -236,21 +243,46 @@ def test_a_file_that_is_cut_short_is_refused(llama, tmp_path, cut):
         open_gguf(tmp_path / "cut.gguf")
 
 
-def test_codes_without_equal_gaps_are_refused_by_their_types(llama, tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
-    writer.add_block_count(2)
-    writer.add_tensor(
-        "blk.0.attn_v.weight", np.zeros((4, 18), np.uint8), raw_dtype=gguf.GGMLQuantizationType.IQ4_NL
-    )
+def bare(path: Path, **numbers: int) -> gguf.GGUFWriter:
+    """A writer of a file with these numbers and no tensor."""
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, number in numbers.items():
+        writer.add_uint32(name.replace("__", "."), number)
+    return writer
+
+
+def finished(writer: gguf.GGUFWriter) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def test_codes_without_equal_gaps_are_refused_by_their_types(tmp_path):
+    writer = bare(tmp_path / "m.gguf", llama__block_count=2)
+    kind = gguf.GGMLQuantizationType.IQ4_NL
+    writer.add_tensor("blk.0.attn_v.weight", np.zeros((4, 18), np.uint8), raw_dtype=kind)
+    finished(writer)
     with pytest.raises(CheckpointError, match="types of codes that are not read here") as caught:
         open_gguf(tmp_path / "m.gguf")
     assert "IQ4_NL" in str(caught.value)
 
 
-def test_one_of_several_files_and_heads_that_are_not_told_are_refused(llama, tmp_path):
+@pytest.mark.parametrize(
+    ("numbers", "told"),
+    [
+        ({"llama__block_count": 2, "split__count": 3}, "m.gguf is one of 3 files"),
+        ({}, "how many blocks its model has"),
+    ],
+)
+def test_a_file_that_is_not_all_of_a_model_is_refused(tmp_path, numbers, told):
+    writer = bare(tmp_path / "m.gguf", **numbers)
+    writer.add_tensor("blk.0.attn_v.weight", np.zeros((4, 32), np.float32))
+    finished(writer)
+    with pytest.raises(CheckpointError, match=told):
+        open_gguf(tmp_path / "m.gguf")
+
+
+def test_heads_that_do_not_fit_the_rows_are_refused(llama, tmp_path):
     with pytest.raises(CheckpointError, match="grouped into heads"):
         open_gguf(write_gguf(tmp_path / "m.gguf", llama, SIZES | {"told_key_heads": 3}))

@@ -81,8 +81,8 @@ class Gguf(Coded):
         return [self.folder]
 
     def digest(self) -> str:
-        """sha256 over the file's name and its sha256."""
-        return hashlib.sha256(f"{self.folder.name} {sha256_of(self.folder)}\n".encode()).hexdigest()
+        """sha256 over the file's sha256; its name, which anyone may choose, is no part of it."""
+        return hashlib.sha256(f"gguf {sha256_of(self.folder)}\n".encode()).hexdigest()
 
 
 def is_gguf(path: str | Path) -> bool:
@@ -117,7 +117,7 @@ def _opened(path: Path, _: tuple[int, int, int]) -> Gguf:
     name = str(told("general.architecture"))
     if name not in ARCHITECTURES or int(told("split.count") or 1) > 1:
         raise _not_read(path, name, told("split.count"))
-    known, config = ARCHITECTURES[name], _config(name, told)
+    known, config = ARCHITECTURES[name], _config(path, name, told)
     named = _named(gguf, path, name, reader.tensors, int(config["num_hidden_layers"]))
     config |= {
         "model_type": "mixtral" if config.get("num_experts") and name == "llama" else known.model_type,
@@ -186,9 +186,9 @@ def _reader(gguf: ModuleType, path: Path) -> Any:
         raise CheckpointError(
             f"{path.name} cannot be read",
             where=path,
-            expected="a GGUF file of version 2 or 3",
+            expected="a GGUF file of version 2 or 3, of types that the package knows",
             found=f"{type(error).__name__}: {error}",
-            remedy=GET_AGAIN,
+            remedy=GET_AGAIN + "; if it is newer than the package `gguf`, take the safetensors",
         ) from None
     if reader.byte_order == "S":
         raise CheckpointError(
@@ -207,8 +207,17 @@ def _metadata(reader: Any) -> Callable[[str], Any]:
     return told
 
 
-def _config(name: str, told: Callable[[str], Any]) -> dict[str, Any]:
+def _config(path: Path, name: str, told: Callable[[str], Any]) -> dict[str, Any]:
+    """Sizes as a config has them, those that the file tells."""
     found = {key: told(f"{name}.{where}") for key, where in SIZES.items()}
+    if not isinstance(found["num_hidden_layers"], int):
+        raise CheckpointError(
+            "the file does not say how many blocks its model has",
+            where=path,
+            expected=f"{name}.{SIZES['num_hidden_layers']}, a number",
+            found=found["num_hidden_layers"],
+            remedy="take the original repository's safetensors",
+        )
     return {key: value for key, value in found.items() if value is not None}
 
 
