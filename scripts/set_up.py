@@ -19,7 +19,7 @@ import time
 
 TORCH = "2.13.0"
 OLDEST, TOO_NEW = (3, 11), (3, 15)
-EXTRAS = "rl,cluster,encoder,dev"
+EXTRAS = "rl,cluster,encoder,gguf,dev"
 LOCK_FILE = "requirements.lock"
 OURS = ".made-by-setup"
 STAMP = ".ready"

@@ -18,6 +18,7 @@ from threegates.cli_options import (
     Base,
     BookProfile,
     Commit,
+    Dequantise,
     Device,
     Diagnostics,
     Draws,
@@ -120,6 +121,7 @@ def measure(
     backend: Backend = None,
     scheduler: Scheduler = None,
     adapter_start: AdapterStart = None,
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Compare two checkpoints tensor by tensor: what changed, how far spectra moved, on which weights.
@@ -146,6 +148,7 @@ def measure(
         memory=memory,
         licences=accept_licence,
         start=adapter_start,
+        dequantise=dequantise,
     )
     _refuse_draws(draws)
     target = out or default_output(pair)
@@ -190,6 +193,7 @@ def preflight(
     time: Annotated[bool, typer.Option(help="Estimate minutes, which takes some seconds.")] = True,
     json: Annotated[Path | None, typer.Option(help="Also write what was found as JSON.")] = None,
     adapter_start: AdapterStart = None,
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Look at a pair before it is measured: what can be compared, bytes to fetch, memory, minutes.
@@ -199,7 +203,7 @@ def preflight(
     from threegates.jobs.settings import export
     from threegates.preflight import preflight_of
 
-    export(device=device, licences=accept_licence, start=adapter_start)
+    export(device=device, licences=accept_licence, start=adapter_start, dequantise=dequantise)
     found = preflight_of(
         (pair, base, tuned),
         _choice(layers, matrices),
@@ -222,6 +226,7 @@ def nearest(
         list[str] | None, typer.Option(help="A base that it may come from, as --tuned; repeat it for each.")
     ] = None,
     ranged: Ranged = False,
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Say which of several bases a tuned checkpoint was trained from: how far it lies from each.
@@ -232,7 +237,7 @@ def nearest(
     from threegates.jobs.nearest import told
     from threegates.jobs.settings import export
 
-    export(ranged=ranged, licences=accept_licence)
+    export(ranged=ranged, licences=accept_licence, dequantise=dequantise)
     typer.echo(told(nearest_of(tuned or "", base or [])))
 
 
@@ -252,6 +257,7 @@ def run(
     backend: Backend = None,
     scheduler: Scheduler = None,
     adapter_start: AdapterStart = None,
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Run a chapter's notebook, on the study's pairs or on a pair of your own.
@@ -271,6 +277,7 @@ def run(
         memory=memory,
         licences=accept_licence,
         start=adapter_start,
+        dequantise=dequantise,
     )
     texts = dict(_key_value(text) for text in parameter or ())
     choice = _choice(layers, matrices)
@@ -340,6 +347,7 @@ def fetch(
     names: Annotated[
         list[str], typer.Argument(help="Entries of a manifest, or ORG/REPO or ORG/REPO@COMMIT on the Hub.")
     ],
+    dequantise: Dequantise = False,
     accept_licence: Licences = None,
 ) -> None:
     """Download checkpoints whole into the Hub's cache, and check every file's sha256.
@@ -349,7 +357,7 @@ def fetch(
     from threegates.jobs.settings import DOWNLOAD, export
     from threegates.jobs.sources import known_manifests, open_source
 
-    export(licences=accept_licence)
+    export(licences=accept_licence, dequantise=dequantise)
     for name in names:
         source = open_source(name, known_manifests(), way=DOWNLOAD)
         at = f" at {source.checkpoint.revision}" if source.checkpoint.revision else ""

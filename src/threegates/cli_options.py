@@ -39,6 +39,13 @@ Ranged = Annotated[
         help="Read checkpoints of the Hub tensor by tensor, without ever having them on disk.",
     ),
 ]
+Dequantise = Annotated[
+    bool,
+    typer.Option(
+        "--dequantise",
+        help="Read FP8 codes as floats, each times its scale, and say how much of a change that explains.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="Device to measure on: cpu, cuda or cuda:N.")]
 Backend = Annotated[
     str | None, typer.Option(help="Where tensors are measured: processes of this machine, or dask.")
@@ -67,7 +74,9 @@ AdapterStart = Annotated[
         help="Folder that an adapter was saved to before its training, where it did not start from zero."
     ),
 ]
-_CHECKPOINT = "A folder in Hugging Face format, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
+_CHECKPOINT = (
+    "A folder in Hugging Face format, a GGUF file, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
+)
 Base = Annotated[str | None, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)]
 Pair = Annotated[str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")]
 Tuned = Annotated[

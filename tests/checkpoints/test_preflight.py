@@ -14,7 +14,6 @@ from threegates.checkpoints.preflight import (
     file_bytes,
     look_at,
     side,
-    stored_bytes,
     stored_tensors,
 )
 from threegates.checkpoints.tensors import SINGLE, Checkpoint
@@ -63,7 +62,7 @@ def test_the_bytes_of_the_files_are_those_on_disk(untied, tied, llama, qwen2):
 
 
 def test_only_what_is_elsewhere_has_to_be_fetched(untied):
-    whole, chosen = file_bytes(untied), sum(map(stored_bytes, stored_tensors(untied)))
+    whole, chosen = file_bytes(untied), sum(info.stored_bytes for info in stored_tensors(untied))
     assert chosen < whole
     for here, sides in (((True, True), 0), ((True, False), 1), ((False, False), 2)):
         found = findings(untied, untied, here)

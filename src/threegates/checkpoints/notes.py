@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from threegates.checkpoints.adapters.notes import adapter_notes, adapter_of
+from threegates.checkpoints.coded import rounded_kinds
 from threegates.checkpoints.matching import matching_notes
 from threegates.checkpoints.pairs import row_ranges
 from threegates.checkpoints.quantised import leftover
@@ -18,11 +19,28 @@ def pair_notes(base: Checkpoint, tuned: Checkpoint, read: bool = False) -> list[
     """
     on_it = adapter_of(tuned)
     sides = {"base": base} if on_it else {"base": base, "tuned": tuned}
-    notes = adapter_notes(on_it) if on_it else matching_notes(base, tuned)
+    notes = adapter_notes(on_it) if on_it else [*matching_notes(base, tuned), *_rounded(base, tuned)]
     for side, one in sides.items():
         notes += [f"the {side}'s {note}" for note in (*_leftover(one), *_ties(one, read))]
         notes += [f"in the {side}'s folder: {note}" for note in folder_notes(one)]
     return list(dict.fromkeys(notes))
+
+
+def _rounded(base: Checkpoint, tuned: Checkpoint) -> list[str]:
+    """Which sides are read from codes of few bits, and what that does to every number of the pair."""
+    notes = []
+    for side, one in (("base", base), ("tuned", tuned)):
+        if found := rounded_kinds(one):
+            kinds = ", ".join(f"{count} in {kind}" for kind, count in sorted(found.items()))
+            notes.append(f"weights of the {side} are codes that are read as floats: {kinds}")
+    if notes:
+        notes.append(
+            "where the other side stems from weights that were never rounded to codes, rounding moves most "
+            "of them by more than bf16 can hide: sparsity, masks, angles and overlaps show that before they "
+            "show training. Where it was trained from these codes read as floats, nothing is lost. "
+            "`norm_floor` of `threegates measure` tells which"
+        )
+    return notes
 
 
 def folder_notes(checkpoint: Checkpoint) -> tuple[str, ...]:

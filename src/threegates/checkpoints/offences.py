@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from threegates.checkpoints.quantised import COMPARABLE, PACKED, is_code, quantised
+from threegates.checkpoints.quantised import COMPARABLE, PACKED, is_code, or_dequantised, quantised
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
 
 LISTED = 10
+_UNQUANTISED = "take the unquantised checkpoints: packed codes are no weights"
 #: Words of the names of what peft trains beside a weight.
 ADAPTER = ("lora_A", "lora_B", "lora_embedding_A", "lora_magnitude_vector")
 
@@ -92,10 +93,11 @@ def _remedy(base: Checkpoint, tuned: Checkpoint, offences: Sequence[Offence]) ->
     """What to do next, by the kind of what is in the way."""
     if _unmerged(offences):
         return "the weights of an adapter lie beside those of its base, unmerged: merge it and save the model"
-    infos = [info for side in (base, tuned) for info in side.infos.values()]
+    infos = [list(side.infos.values()) for side in (base, tuned)]
     packed = any(word in PACKED for one in offences for word in one.name.split("."))
-    if packed or any(is_code(info) for info in infos):
-        return "take the unquantised checkpoints: packed codes are no weights"
+    if packed or any(is_code(info) for side in infos for info in side):
+        told = (or_dequantised(_UNQUANTISED, side) for side in infos)
+        return next((one for one in told if one != _UNQUANTISED), _UNQUANTISED)
     if any(str(one.status) == "empty" for one in offences):
         return (
             "tensors without entries were saved before they were gathered (ZeRO-3, FSDP): gather them, as "

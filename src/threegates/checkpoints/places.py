@@ -9,7 +9,9 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from threegates.checkpoints.adapters.adapted import AdaptedView, adapted
+from threegates.checkpoints.dequantised import Dequantised, dequantised
 from threegates.checkpoints.formats.roles import layer, role
+from threegates.checkpoints.gguf import open_local
 from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged
 from threegates.checkpoints.hub.repository import COMMIT
 from threegates.checkpoints.matched import Rule, is_rule, matched, rules_of
@@ -43,6 +45,7 @@ class Place:
     device : where tensors come to lie, such as cuda:0.
     rules : how names are brought together with the other side's, as in `threegates.checkpoints.matched`.
     adapter, start : folder of an adapter that is put on it, and of the factors that this started from.
+    dequantised : whether FP8 codes are read as floats. A GGUF file is a folder here, and needs no word.
     """
 
     folder: str = ""
@@ -54,6 +57,7 @@ class Place:
     rules: tuple[Rule, ...] = ()
     adapter: str = ""
     start: str = ""
+    dequantised: bool = False
 
     def __post_init__(self) -> None:
         whole = bool(self.folder) != bool(self.repo) and bool(self.repo) == bool(self.revision)
@@ -100,17 +104,25 @@ class Place:
         CheckpointError : it is not there, damaged or unsafe; or it has no such layers, roles or device, or
             its rules do not fit it.
         """
-        raw = open_ranged(self.repo, self.revision) if self.repo else Checkpoint.open(self.folder)
-        named = matched(canonical(raw), self.rules)
+        named = matched(canonical(self._raw()), self.rules)
         if self.adapter:
             named = adapted(named, Path(self.adapter), Path(self.start) if self.start else None)[1]
         return on_device(chosen(named, self.layers, self.matrices), self.device)
+
+    def _raw(self) -> Checkpoint:
+        """The checkpoint as it is stored, or its codes as floats."""
+        if not self.repo:
+            raw = open_local(self.folder)
+        else:
+            raw = open_ranged(self.repo, self.revision, dequantise=self.dequantised)
+        return dequantised(raw) if self.dequantised else raw
 
     def _is_typed(self) -> bool:
         texts = (self.folder, self.repo, self.revision, self.device, *(self.matrices or ()))
         texts = (*texts, self.adapter, self.start)
         return (
             all(type(text) is str for text in texts)
+            and type(self.dequantised) is bool
             and all(type(number) is int for number in self.layers or ())
             and all(is_rule(rule) for rule in self.rules)
         )
@@ -138,10 +150,14 @@ def place_of(checkpoint: Checkpoint) -> Place:
         named = named.inner
     layers, matrices = _selection(checkpoint, on_it or named, choices)
     raw = named.inner if isinstance(named, CanonicalView) else named
-    rest = (layers, matrices, device, rules_of(named), *_folders(on_it))
-    if isinstance(raw, RangedCheckpoint):
-        return Place("", raw.repo, str(raw.revision), *rest)
-    return Place(str(raw.folder.absolute()), "", "", *rest)
+    floats = isinstance(raw, Dequantised)
+    raw = raw.source if isinstance(raw, Dequantised) else raw
+    where = ("", raw.repo, str(raw.revision)) if isinstance(raw, RangedCheckpoint) else (_path(raw), "", "")
+    return Place(*where, layers, matrices, device, rules_of(named), *_folders(on_it), floats)
+
+
+def _path(raw: Checkpoint) -> str:
+    return str(raw.folder.absolute())
 
 
 def _folders(on_it: AdaptedView | None) -> tuple[str, str]:

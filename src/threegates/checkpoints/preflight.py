@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from threegates.checkpoints.formats.headers import BITS, TensorInfo
+from threegates.checkpoints.dequantised import Dequantised
+from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.formats.roles import block, is_matrix, role
 from threegates.checkpoints.notes import pair_notes
 from threegates.checkpoints.pairs import AlignedTensor, Status, align
-from threegates.checkpoints.quantised import quantised
+from threegates.checkpoints.quantised import or_dequantised, quantised
 from threegates.checkpoints.tensors import EMBEDDING, HEAD, Checkpoint
+from threegates.checkpoints.views import as_stored
 from threegates.errors import PairError
 
 #: Keys of config.json under which families keep the number of experts.
@@ -97,7 +99,7 @@ def side(checkpoint: Checkpoint, here: bool) -> Side:
     own = stored_tensors(checkpoint)
     dtypes: Counter[str] = Counter()
     for info in own:
-        dtypes[info.dtype] += stored_bytes(info)
+        dtypes[info.stored_as] += info.stored_bytes
     config = _text_config(checkpoint)
     return Side(
         kind=str(checkpoint.config.get("model_type", "unknown")),
@@ -122,7 +124,7 @@ def look_at(base: Checkpoint, tuned: Checkpoint, here: tuple[bool, bool], whole:
     sides = (side(base, here[0]), side(tuned, here[1]))
     aligned, problems = _aligned(base, tuned)
     problems += [problem for one in (base, tuned) for problem in _quantised(one)]
-    chosen = [sum(map(stored_bytes, stored_tensors(one))) for one in (base, tuned)]
+    chosen = [sum(info.stored_bytes for info in stored_tensors(one)) for one in (base, tuned)]
     found = Findings(
         *sides,
         aligned,
@@ -141,13 +143,10 @@ def stored_tensors(checkpoint: Checkpoint) -> list[TensorInfo]:
     return [info for info in checkpoint.infos.values() if info.alias_of is None]
 
 
-def stored_bytes(info: TensorInfo) -> int:
-    """Bytes of a tensor as stored."""
-    return info.size * BITS[info.dtype] // 8
-
-
 def file_bytes(checkpoint: Checkpoint) -> int:
     """Bytes of the weight files, headers included, from where their last tensors end."""
+    if isinstance(raw := as_stored(checkpoint), Dequantised):
+        return file_bytes(raw.source)
     ends: dict[Path, int] = {}
     for info in stored_tensors(checkpoint):
         ends[info.file] = max(ends.get(info.file, 0), info.offsets[1])
@@ -164,7 +163,8 @@ def _aligned(base: Checkpoint, tuned: Checkpoint) -> tuple[list[AlignedTensor], 
 def _quantised(checkpoint: Checkpoint) -> list[Problem]:
     told = quantised(checkpoint.config, checkpoint.infos.values())
     what = f"{checkpoint.folder.name} is quantised ({told}), so that its weights are not those of training"
-    return [Problem(what, "take the unquantised checkpoint")] if told else []
+    remedy = or_dequantised("take the unquantised checkpoint", checkpoint.infos.values())
+    return [Problem(what, remedy)] if told else []
 
 
 def _text_config(checkpoint: Checkpoint) -> dict:

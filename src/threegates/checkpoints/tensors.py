@@ -37,11 +37,12 @@ DTYPES = {
     "BOOL": torch.bool,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }
 # Formats that need code to run, or that hold something else than the model's weights.
 REFUSED = {
     "adapter_model.safetensors": "an adapter: merge it into its base model and save that as safetensors",
-    "*.gguf": "a quantised GGUF file: take the original repository's safetensors",
+    "*.gguf": "a quantised GGUF file: take the original repository's safetensors, or give that file's path",
     "*.bin": "pickle, which can run code when read: convert it to safetensors first",
     "*.pt": "pickle, which can run code when read: convert it to safetensors first",
     "*.pth": "pickle, which can run code when read: convert it to safetensors first",
@@ -86,7 +87,7 @@ class Checkpoint:
         infos = _read_tensors(folder)
         config = _read_config(folder)
         notes = (*_stale_index(folder, infos), *beside(folder, {info.file for info in infos.values()}))
-        return cls(folder, config, dict(sorted(_with_tied_head(config, infos).items())), notes=notes)
+        return cls(folder, config, dict(sorted(with_tied_head(config, infos).items())), notes=notes)
 
     def info(self, name: str) -> TensorInfo:
         """What the header says of a tensor."""
@@ -335,7 +336,8 @@ def _which_is_meant(name: str, file: str, weight_map: dict[str, str]) -> str:
     )
 
 
-def _with_tied_head(config: dict[str, Any], infos: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+def with_tied_head(config: dict[str, Any], infos: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+    """The tensors, and the head as an alias of the embedding where the config ties it and none is stored."""
     embeddings = [name for name in infos if name == EMBEDDING or name.endswith("." + EMBEDDING)]
     # transformers leaves the key out where it has its default, and the default is to tie.
     tied = config.get("tie_word_embeddings", True) is True

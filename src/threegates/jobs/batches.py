@@ -148,7 +148,12 @@ def _files(jobs: Iterable[Job]) -> list[Path]:
     """The files of the checkpoints that lie in folders."""
     places = [Place.parse(text) for job in jobs for text in job.arguments["places"].values()]
     folders = {folder for place in places for folder in (place.folder, place.adapter, place.start) if folder}
-    return sorted(file for folder in folders for file in Path(folder).glob("*.safetensors"))
+    return sorted(file for folder in folders for file in _weights(Path(folder)))
+
+
+def _weights(place: Path) -> Iterable[Path]:
+    """The weight files of a folder; of a file itself, that file."""
+    return [place] if place.is_file() else place.glob("*.safetensors")
 
 
 def _arrive(places: Mapping[Job, Parts]) -> None:

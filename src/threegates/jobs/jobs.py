@@ -128,7 +128,7 @@ class Kind:
             "parameters": cut.options,
         }
         places = {place: place_of(one) for place, one in checkpoints.items()}
-        inputs |= _narrowed(places) | _renamed(checkpoints)
+        inputs |= _narrowed(places) | _renamed(checkpoints) | _as_floats(places)
         digest = record_digest(self.name, inputs, *_decides(self.reach_of(cut.options), code_digest))
         arguments = {"places": {place: where.text() for place, where in places.items()}, **cut.options}
         return Job(self.name, cut.name, digest, tuple(self.tables), arguments, cut.facts, inputs)
@@ -167,6 +167,12 @@ def _renamed(checkpoints: Mapping[str, Checkpoint]) -> dict[str, object]:
     """What decides the names of tensors that are not looked at under those they are stored under."""
     found = {place: digest for place, one in checkpoints.items() if (digest := naming_digest(one))}
     return {"names": found} if found else {}
+
+
+def _as_floats(places: Mapping[str, Place]) -> dict[str, object]:
+    """The sides whose codes are read as floats."""
+    found = [place for place, one in places.items() if one.dequantised]
+    return {"dequantised": found} if found else {}
 
 
 @cache

@@ -14,8 +14,9 @@ from threegates.checkpoints.preflight import stored_tensors
 from threegates.errors import NotFiniteError, PairError
 from threegates.jobs.sources import StudyPair, own_pair
 from threegates.measures.changes import count
+from threegates.measures.floors import floor_of
 
-_COLUMNS = ("base", "distance", "unchanged", "compared", "tensors", "why_not")
+_COLUMNS = ("base", "distance", "floor", "unchanged", "compared", "tensors", "why_not")
 
 
 def nearest(tuned: str, bases: Sequence[str]) -> pd.DataFrame:
@@ -27,9 +28,10 @@ def nearest(tuned: str, bases: Sequence[str]) -> pd.DataFrame:
 
     Returns
     -------
-    One row a base. distance : ‖ΔW‖ / ‖W‖ over all compared weights, as stored. unchanged : share of these
-    that are equal in bf16. compared : share of the tuned side's weights that could be compared. tensors : how
-    many were. why_not : why a base cannot be compared, else empty; such bases stand last.
+    One row a base. distance : ‖ΔW‖ / ‖W‖ over all compared weights, as stored. floor : what rounding alone
+    gives of it, where weights are stored as codes, else 0. unchanged : share of these that are equal in bf16.
+    compared : share of the tuned side's weights that could be compared. tensors : how many were. why_not :
+    why a base cannot be compared, else empty; such bases stand last.
 
     Raises
     ------
@@ -64,19 +66,21 @@ def _row(name: str, pair: StudyPair) -> dict:
         compared = [row for row in align(base, tuned) if row.status is Status.compared]
     except PairError as error:
         return {"base": name, "distance": math.nan, "why_not": error.what}
-    counted = []
+    counted, floors = [], []
     for row in compared:
         try:
             counted.append(count(load_rows(base, tuned, row.name)))
+            floors.append(floor_of(base, tuned, row.name))
         except NotFiniteError:
             # One such tensor says nothing of the others.
             continue
     size = sum(one.counts.size for one in counted)
     stored = sum(info.size for info in stored_tensors(tuned))
+    norm = _length(one.norm_base for one in counted) or 1
     return {
         "base": name,
-        "distance": _length(one.norm_delta for one in counted)
-        / (_length(one.norm_base for one in counted) or 1),
+        "distance": _length(one.norm_delta for one in counted) / norm,
+        "floor": _length(one.norm for one in floors if one is not None) / norm,
         "unchanged": 1 - sum(one.counts.changed for one in counted) / max(size, 1),
         "compared": size / max(stored, 1),
         "tensors": len(counted),
@@ -96,6 +100,7 @@ def told(found: pd.DataFrame) -> str:
             lines.append(f"{row['base']}: not compared: {row['why_not']}")
             continue
         far, same = f"‖ΔW‖ / ‖W‖ {row['distance']:.3g}", f"unchanged in bf16 {row['unchanged']:.4f}"
+        far += f" (rounding to codes alone gives {row['floor']:.3g})" if row["floor"] else ""
         over = f"over {row['tensors']:.0f} tensors with {row['compared']:.2%} of the weights"
         lines.append(f"{row['base']}: {far}, {same}, {over}")
     known = found[found["why_not"] == ""]

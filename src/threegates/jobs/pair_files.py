@@ -22,7 +22,7 @@ from threegates.jobs.kinds.known import job_provenance
 from threegates.jobs.kinds.table import table_job
 from threegates.jobs.nulls import FOUNDING, asked_for
 from threegates.jobs.partial import parts_folder
-from threegates.jobs.sanity import coverage, sanity
+from threegates.jobs.sanity import coverage, floors, sanity
 from threegates.jobs.sources import StudyPair
 from threegates.measures.by_tensor import Parts, as_tables
 from threegates.measures.changes import write_masks
@@ -66,9 +66,8 @@ class Written:
             lines.append(f"sparsity of Gaussian noise of the same norm {row.sparsity_storage_norm:.4f}")
         odd = [f"look twice: {told}" for told in (*sanity(self.tensor), *adapter_sanity(self.adapter))]
         written = (f"written: {file}" for file in self.files)
-        return "\n".join(
-            [*lines, *self._spectra(), *merging_told(self.adapter), *self.uncovered, *odd, *written]
-        )
+        told = (*self._spectra(), *floors(self.tensor), *merging_told(self.adapter))
+        return "\n".join([*lines, *told, *self.uncovered, *odd, *written])
 
     def _spectra(self) -> list[str]:
         of_matrices = self.tensor[self.tensor["spectra"] == MEASURED]

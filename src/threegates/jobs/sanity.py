@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 
 import pandas as pd
@@ -15,6 +16,9 @@ from threegates.measures.tensor_table import MEASURED
 _AS_CLOSE = 3.0
 #: Shift of singular values below which they are the same, where there is no other matrix to compare with.
 _SAME = 1e-6
+#: Between these, as multiples of the norm of rounding, a difference is what rounding makes it: that is a sum
+#: over very many entries, and spreads little.
+_LESS, _AS_LARGE = 0.9, 1.05
 
 
 def sanity(tensor: pd.DataFrame) -> list[str]:
@@ -23,6 +27,30 @@ def sanity(tensor: pd.DataFrame) -> list[str]:
     if compared.empty:
         return ["no weight is compared"]
     return [*_unchanged(compared), *_unrelated(compared)]
+
+
+def floors(tensor: pd.DataFrame) -> list[str]:
+    """What of the difference rounding to codes explains, where a side is stored as codes."""
+    rows = tensor[tensor["norm_floor"].notna()] if "norm_floor" in tensor else tensor.head(0)
+    if rows.empty:
+        return []
+    floor, delta, base = (math.hypot(*rows[name]) for name in ("norm_floor", "norm_delta", "norm_base"))
+    size, beyond = int(rows["size"].sum()), int(rows["changed_beyond"].sum())
+    return [
+        f"floor: {len(rows)} tensors are read from codes, whose rounding alone gives ‖ΔW‖ / ‖W‖ = "
+        f"{floor / (base or 1):.2e}; theirs is {delta / (base or 1):.2e}, {_beside(delta / (floor or 1))}",
+        f"floor: {beyond} of their {size} weights moved further than rounding explains "
+        f"({beyond / max(size, 1):.2%})",
+    ]
+
+
+def _beside(ratio: float) -> str:
+    """What a difference is, so many times as long as rounding makes it."""
+    if ratio < _LESS:
+        return "which is less: the other side stems from these very codes, and what differs is no rounding"
+    if ratio <= _AS_LARGE:
+        return "which is no more: sparsity, masks, angles and overlaps of these say nothing of training"
+    return "which is more: sparsity, masks, angles and overlaps of these are rounding's in part"
 
 
 def coverage(tensor: pd.DataFrame, sides: Mapping[str, Checkpoint]) -> list[str]:

@@ -2,7 +2,8 @@
 
 A command's options come before the environment's variables (`threegates.environment`); notebooks get both.
 Options of the backend are `threegates.backends`'s, accepted licences those of
-`threegates.checkpoints.manifests.licences`.
+`threegates.checkpoints.manifests.licences`; whether codes are read as floats asks
+`threegates.checkpoints.quantised`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from threegates.backends import choose_backend
 from threegates.checkpoints.manifests.licences import accept_licences
+from threegates.checkpoints.quantised import DEQUANTISE
 from threegates.environment import keep, variable
 from threegates.errors import ThreeGatesError
 from threegates.records.sizes import parse_size
@@ -93,6 +95,7 @@ def export(
     memory: str | None = None,
     licences: Sequence[str] | None = None,
     start: Path | None = None,
+    dequantise: bool = False,
 ) -> None:
     """Let what a command was given count for its process and all that it starts; the rest stays as it is.
 
@@ -107,4 +110,5 @@ def export(
     accept_licences(licences or ())
     given = {READS: RANGED if ranged else None, DEVICE: device, MEMORY: memory}
     given |= {ADAPTER_START: str(start.absolute()) if start else None}
+    given |= {DEQUANTISE: "1" if dequantise else None}
     keep({name: value for name, value in given.items() if value})

@@ -11,11 +11,14 @@ from pathlib import Path
 from threegates.checkpoints.adapters.adapted import adapted
 from threegates.checkpoints.adapters.config import is_adapter, read_config
 from threegates.checkpoints.adapters.deltas import adapter_digest
+from threegates.checkpoints.dequantised import dequantised
+from threegates.checkpoints.gguf import is_gguf, open_local
 from threegates.checkpoints.hub.snapshots import open_entry, open_named
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
 from threegates.checkpoints.matching import brought_together
+from threegates.checkpoints.quantised import dequantises
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
@@ -121,7 +124,7 @@ def open_source(
     way: str | None = None,
     folders: Mapping[str, str] | None = None,
 ) -> Source:
-    """Open what a name stands for: a folder, else an entry of a manifest, else ORG/REPO or ORG/REPO@COMMIT.
+    """Open what a name stands for: a folder or GGUF file, a manifest's entry, ORG/REPO or ORG/REPO@COMMIT.
 
     way : how weights of the Hub are read, as `threegates.jobs.settings` has it by default.
     folders : by the labels that they may be called by.
@@ -131,8 +134,8 @@ def open_source(
     CheckpointError, ManifestError : it stands for nothing, or what it stands for cannot be opened.
     """
     folder = (folders or {}).get(name, name)
-    if Path(folder).is_dir():
-        return Source(Path(name).resolve().name, seen(Checkpoint.open(folder)))
+    if is_local(folder):
+        return Source(Path(name).resolve().name, seen(open_local(folder)))
     known = list(known)
     for manifest in known:
         for entry in manifest.checkpoints:
@@ -149,12 +152,18 @@ def open_source(
 def folder_digest(folder: str) -> str:
     """Digest of the checkpoint or the adapter in a folder."""
     path = Path(folder)
-    return adapter_digest(path) if is_adapter(path) else Checkpoint.open(path).digest()
+    return adapter_digest(path) if is_adapter(path) else open_local(folder).digest()
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is the path of a folder or of a GGUF file."""
+    return Path(name).is_dir() or is_gguf(name)
 
 
 def seen(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint as it is measured: under canonical names, on the chosen device."""
-    return on_device(canonical(checkpoint), device())
+    """A checkpoint as it is measured: codes as floats if asked, canonical names, on the chosen device."""
+    floats = dequantised(checkpoint) if dequantises() else checkpoint
+    return on_device(canonical(floats), device())
 
 
 def narrowed(
@@ -226,7 +235,7 @@ def _by(way: str | None, opening: Callable[..., Checkpoint]) -> Checkpoint:
 
 def folder_labels(names: Iterable[str]) -> dict[str, str]:
     """Path of each name that is a folder, by a label: its last parts, as many as keep the folders apart."""
-    folders = {Path(name).resolve() for name in names if Path(name).is_dir()}
+    folders = {Path(name).resolve() for name in names if is_local(name)}
     depth = 1
     while len({_tail(path, depth) for path in folders}) < len(folders):
         depth += 1

@@ -45,6 +45,7 @@ from threegates.measures.changes import (
     observed_axis,
 )
 from threegates.measures.drift import DRIFT_COLUMNS, drift_numbers, moved_from
+from threegates.measures.floors import FLOOR_COLUMNS, floor_numbers
 from threegates.measures.merging import ADAPTER_COLUMNS, adapter_rows
 from threegates.measures.null_laws import MaskBeside, beside, law_columns
 
@@ -98,7 +99,7 @@ def table_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
     """Columns of the table and their types, with those of the nulls that it is measured with."""
     stems = [f"overlap_{target}_{null.name}" for target in TARGETS for null in nulls]
     beside = {name: kind for stem in stems for name, kind in law_columns(stem).items()}
-    return {**_FACT_COLUMNS, **TENSOR_COLUMNS, **_SPECTRA_COLUMNS, **beside}
+    return {**_FACT_COLUMNS, **TENSOR_COLUMNS, **FLOOR_COLUMNS, **_SPECTRA_COLUMNS, **beside}
 
 
 def axis_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
@@ -143,7 +144,9 @@ class PairTable:
         """What the headers say of a tensor, with the stack and the number of the block that it lies in."""
         found = block(tensor)
         stack, number = found if found is not None else ("", None)
-        return self.tensors.facts(tensor) | {"stack": stack, "layer": number}
+        sides = {"stored_dtype_base": self.base, "stored_dtype_tuned": self.tuned}
+        stored = {name: one.infos[tensor].stored_as for name, one in sides.items() if tensor in one.infos}
+        return self.tensors.facts(tensor) | stored | {"stack": stack, "layer": number}
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
         """The row of one tensor, the axis table's two if they are asked for, and an adapter's."""
@@ -157,13 +160,15 @@ class PairTable:
             return {"tensor": [facts | {"spectra": f"not compared: {facts['status']}"}], "axis": []}
         why, axes = self._why_not(facts), self.axes and is_block_matrix(facts)
         if why and not axes:
-            return {"tensor": [facts | self._streamed(tensor) | {"spectra": why}], "axis": []}
+            floor = floor_numbers(self.base, self.tuned, tensor)
+            return {"tensor": [facts | self._streamed(tensor) | floor | {"spectra": why}], "axis": []}
         pair = load_pair(self.base, self.tuned, tensor)
         counted = count(rows_of_pair(pair))
         matrix = _Matrix(pair, self, counted, shared)
         spectra = {"spectra": why} if why else matrix.spectra()
         axis = matrix.axis_rows(facts) if axes else []
-        return {"tensor": [facts | matrix.numbers() | spectra], "axis": axis}
+        floor = floor_numbers(self.base, self.tuned, tensor)
+        return {"tensor": [facts | matrix.numbers() | floor | spectra], "axis": axis}
 
     def _streamed(self, tensor: str) -> dict:
         """What a tensor has of which only a block is held at a time."""

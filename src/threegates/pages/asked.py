@@ -12,7 +12,7 @@ import pandas as pd
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
 from threegates.estimates.rows import MissingRecordError
-from threegates.jobs.sources import folder_digest, folder_labels, manifest_of
+from threegates.jobs.sources import folder_digest, folder_labels, is_local, manifest_of
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
 from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited, refuse_without_matrices
@@ -116,7 +116,7 @@ def _told(error: ThreeGatesError) -> str:
 
 
 def _labelled(name: str, labels: Mapping[str, str]) -> str:
-    return labels.get(str(Path(name).resolve()), name) if Path(name).is_dir() else name
+    return labels.get(str(Path(name).resolve()), name) if is_local(name) else name
 
 
 def _output(opened: Opened) -> Path:

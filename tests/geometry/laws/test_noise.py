@@ -70,6 +70,17 @@ def test_the_scale_of_a_norm_is_the_sampler_s(name):
         assert abs(np.mean(squares) - norm**2) < 4.5 * error
 
 
+def test_a_norm_far_below_every_gap_has_a_scale():
+    """As of a tensor of which float16 has lost the last digits of a few small weights, and else nothing."""
+    codes = count_codes(torch.full((64, 8), 0.75, dtype=torch.bfloat16))
+    scale = scale_of_norm(codes, 1e-8)
+    found = float(codes.counts @ expected_squares(codes.values, scale))
+    assert math.sqrt(found) == pytest.approx(1e-8, rel=1e-9)
+    # By hand: up or down by a gap, at half a gap.
+    gap = 2.0**-8
+    assert found == pytest.approx(512 * gap**2 * math.erfc(gap / 2 / scale / math.sqrt(2)), rel=1e-6)
+
+
 def test_rates_are_the_sampler_s_probabilities_and_their_slopes():
     base = tensors.family("power-law")
     codes = count_codes(base)

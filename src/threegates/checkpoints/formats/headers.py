@@ -25,8 +25,26 @@ GET_AGAIN = "the file is damaged or cut short: download or copy it again"
 
 
 @dataclass(frozen=True)
+class Codes:
+    """What a tensor that is read as floats is stored as.
+
+    kind : such as ``F8_E4M3`` or ``Q8_0``. name : of the stored tensor. bits : of one entry, its share of the
+    scales included. rounds : whether values were rounded to a grid of few bits for it.
+    """
+
+    kind: str
+    name: str
+    bits: float
+    rounds: bool = True
+
+
+@dataclass(frozen=True)
 class TensorInfo:
-    """What a header says of one tensor; `offsets` are bytes from the start of the file."""
+    """What a header says of one tensor; `offsets` are bytes from the start of the file.
+
+    codes : what it is stored as, where it is not stored as `dtype`. Its offsets are then those that it would
+    have in a file of its own.
+    """
 
     name: str
     dtype: str
@@ -34,11 +52,22 @@ class TensorInfo:
     file: Path
     offsets: tuple[int, int]
     alias_of: str | None = None
+    codes: Codes | None = None
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def stored_as(self) -> str:
+        """Type of its bytes."""
+        return self.codes.kind if self.codes else self.dtype
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes that it takes in its file."""
+        return math.ceil(self.size * (self.codes.bits if self.codes else BITS[self.dtype]) / 8)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -149,6 +149,7 @@ def open_ranged(
     endpoint: str | None = None,
     cache: RangeCache | str | os.PathLike | None = None,
     offline: bool = False,
+    dequantise: bool = False,
 ) -> RangedCheckpoint:
     """Open ORG/REPO at a commit by its config and headers; the second time at a commit without a request.
 
@@ -156,6 +157,7 @@ def open_ranged(
     endpoint : address of the Hub, where it is not HF_ENDPOINT's.
     cache : what keeps ranges, or its folder; None takes the one that the environment names.
     offline : make no request, as HF_HUB_OFFLINE=1 does.
+    dequantise : whether what is quantised is opened too, for its codes to be read as floats.
 
     Raises
     ------
@@ -173,7 +175,8 @@ def open_ranged(
         try:
             _lay_out(skeleton, known)
             opened = Checkpoint.open(skeleton)
-            refuse_quantised(skeleton, opened.config, opened.infos.values())
+            if not dequantise:
+                refuse_quantised(skeleton, opened.config, opened.infos.values())
         except CheckpointError as error:
             raise renamed(error, str(skeleton), str(known.folder)) from None
     return _ranged(opened, skeleton, known)

@@ -101,6 +101,8 @@ FINE = 256.0
 _DEGREE = 64
 _SUBNORMAL_GAP, _LEAST_NORMAL = 2.0**-133, 2.0**-126
 _BINADES = 16
+# In place of the logarithm of nothing.
+_FAR = 1e3
 
 
 def expected_squares(values: np.ndarray, scale: Real) -> np.ndarray:
@@ -256,7 +258,9 @@ def scale_of_norm(codes: CodeCounts, norm: Real) -> float:
         return 0.0
 
     def excess(scale: Real) -> float:
-        return math.log(float(codes.counts @ expected_squares(codes.values, scale)) / norm**2)
+        # Noise that is small beside every gap moves no weight, to the last digit: that is less than any norm.
+        share = float(codes.counts @ expected_squares(codes.values, scale)) / norm**2
+        return math.log(share) if share > 0 else -_FAR
 
     return _widened_root(excess, norm / math.sqrt(codes.size))
 
