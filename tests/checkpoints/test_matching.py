@@ -184,11 +184,12 @@ def test_heads_that_one_side_lacks_keep_their_names(sides):
     assert_same(base, tuned, 4)
 
 
-def test_a_moved_embedding_with_more_rows_is_resized_and_new_blocks_get_the_prefix_too(sides):
+def test_a_moved_embedding_with_more_rows_has_common_ones_and_new_blocks_get_the_prefix_too(sides):
     tuned = decoder(blocks=4) | {"model.embed_tokens.weight": torch.ones(ROWS + 2, HIDDEN)}
     base, tuned = sides(decoder(blocks=3), moved(tuned, "model.", "transformer."))
     found = statuses(base, tuned)
-    assert found["model.embed_tokens.weight"] == "resized"
+    assert found["model.embed_tokens.weight"] == "compared"
+    assert tuned.infos["model.embed_tokens.weight"].shape == (ROWS, HIDDEN)
     assert found["model.layers.3.mlp.up_proj.weight"] == "only-in-tuned"
     assert not [name for name in found if name.startswith("transformer.")]
 
@@ -657,3 +658,46 @@ def test_a_part_is_not_matched_and_a_changed_checkpoint_is_refused(tmp_path):
             written(tmp_path / "b", {"model.layers.0.x": torch.ones(1), "x": torch.ones(1)}),
             [("prefix", "", "model.layers.0.", "x")],
         )
+
+
+# Vocabularies of two sizes
+
+
+@pytest.mark.parametrize("larger", ["base", "tuned"])
+@pytest.mark.parametrize("name", ["embed_tokens", "shared", "tok_embeddings"])
+def test_of_a_padded_vocabulary_the_common_rows_are_compared(tmp_path, larger, name):
+    """Under whatever name, where the config says how many tokens there are; a tied head as well."""
+    body = {key: value for key, value in decoder(head=False).items() if "embed" not in key}
+    few = {**body, f"{name}.weight": values(name, (ROWS, HIDDEN))}
+    many = few | {f"{name}.weight": torch.cat([few[f"{name}.weight"], torch.ones(5, HIDDEN)])}
+    told = {"vocab_size": ROWS, "tie_word_embeddings": name == "embed_tokens"}
+    small, large = written(tmp_path / "small", few, **told), written(tmp_path / "large", many, **told)
+    left, right = brought_together(*((large, small) if larger == "base" else (small, large)))
+    assert set(statuses(left, right).values()) == {"compared"}
+    for side in (left, right):
+        opened = Place.parse(place_of(side).text()).open()
+        for key in (f"{name}.weight", *(["lm_head.weight"] if name == "embed_tokens" else [])):
+            assert torch.equal(side.stored(key), few[f"{name}.weight"])
+            assert torch.equal(opened.stored(key), few[f"{name}.weight"])
+            assert side.infos[key].shape == (ROWS, HIDDEN)
+    assert [rule[0] for side in (left, right) for rule in rules_of(side)] == ["rows"]
+    (said,) = matching_notes(left, right)
+    assert f"{name}.weight stands for its first {ROWS} rows, which both sides have" in said
+
+
+def test_heads_of_other_labels_and_tables_of_other_lengths_have_no_common_rows(tmp_path):
+    """A class and another class have nothing in common; nor has a matrix in a block."""
+    block = "model.layers.0.mlp.up_proj.weight"
+    base = decoder() | {"score.weight": torch.ones(2, HIDDEN), "wpe.weight": torch.ones(9, HIDDEN)}
+    tuned = decoder() | {"score.weight": torch.ones(3, HIDDEN), "wpe.weight": torch.ones(8, HIDDEN)}
+    tuned[block] = tuned[block][:-1]
+    sides = [written(tmp_path / str(n), one, vocab_size=ROWS) for n, one in enumerate((base, tuned))]
+    found = statuses(*brought_together(*sides))
+    resized = {name for name, status in found.items() if status == "resized"}
+    assert resized == {"score.weight", "wpe.weight", block}
+
+
+def test_a_vocabulary_that_is_smaller_than_the_config_says_is_left_alone(tmp_path):
+    short = decoder() | {"model.embed_tokens.weight": torch.ones(ROWS - 3, HIDDEN)}
+    sides = [written(tmp_path / str(n), one, vocab_size=ROWS) for n, one in enumerate((decoder(), short))]
+    assert statuses(*brought_together(*sides))["model.embed_tokens.weight"] == "resized"

@@ -21,9 +21,10 @@ from threegates.errors import CheckpointError
 #: ("prefix", old, new, first segments after it …), none for all;
 #: ("cut", pattern, pattern of a part, its rows, …) with `*` for each number and `#` for the expert's;
 #: ("turn", …) as "cut" of a stack that holds its matrices transposed, so that parts are columns of it; or
-#: ("rename", pattern, pattern) for a whole tensor; ("family", its name, model_type), which comes first.
+#: ("rename", pattern, pattern) for a whole tensor; ("family", its name, model_type), which comes first;
+#: ("rows", name, how many) for the first rows of a tensor that has more.
 Rule = tuple[str | int, ...]
-PREFIX, CUT, TURN, RENAME, FAMILY = "prefix", "cut", "turn", "rename", "family"
+PREFIX, CUT, TURN, RENAME, FAMILY, ROWS = "prefix", "cut", "turn", "rename", "family", "rows"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def is_rule(rule: object) -> bool:
         return len(rule) % 2 == 0 and all(
             type(one) is (int if place % 2 else str) for place, one in enumerate(rule[1:], 1) if place > 1
         )
+    if rule[0] == ROWS:
+        return len(rule) == 3 and type(rule[1]) is str and type(rule[2]) is int
     return rule[0] in (PREFIX, RENAME, FAMILY) and all(type(one) is str for one in rule)
 
 
@@ -106,6 +109,8 @@ def told(rule: Rule) -> str:
         return f"taken for those of {first}, as the other side's are"
     if kind == RENAME:
         return f"{rest[0]} in place of {first}"
+    if kind == ROWS:
+        return f"{first} stands for its first {rest[0]} rows, which both sides have"
     turned = ", which it holds transposed" if kind == TURN else ""
     return f"{first} is cut into {', '.join(map(str, rest[::2]))}{turned}"
 
@@ -145,8 +150,9 @@ def _view(checkpoint: Checkpoint, rules: tuple[Rule, ...]) -> MatchedView:
             turned |= {name: part.columns} if part.columns is not None else {}
     for info in checkpoint.infos.values():
         if info.alias_of is not None and info.name not in infos:
-            infos[info.name] = replace(info, alias_of=renamed[info.alias_of])
-            found[info.name] = sources[info.name]
+            meant = renamed[info.alias_of]
+            infos[info.name] = replace(infos[meant], name=info.name, alias_of=meant)
+            found[info.name] = found[meant]
     reader = checkpoint.reader if isinstance(checkpoint, CanonicalView) else checkpoint
     return MatchedView(
         checkpoint.folder,
@@ -222,7 +228,21 @@ def _turn(info: TensorInfo, found: re.Match, rule: Rule) -> Iterator[_Part]:
             start += height
 
 
-_WAYS = {CUT: _cut, TURN: _turn}
+def _rows(info: TensorInfo, found: re.Match, rule: Rule) -> Iterator[_Part]:
+    stop = int(rule[2])
+    if len(info.shape) != 2 or not 0 < stop < info.shape[0]:
+        raise CheckpointError(
+            f"the tensor '{info.name}' is not of the shape that it was when the pair was matched",
+            where=f"{info.file}, tensor '{info.name}'",
+            expected=f"two axes, and more than {stop} rows",
+            found=list(info.shape),
+            remedy="give the command again: the checkpoint was changed meanwhile",
+        )
+    part = cut_rows(replace(info, shape=(stop, info.shape[1])), info, 0)[1]
+    yield _Part(part, (0, stop), part)
+
+
+_WAYS = {CUT: _cut, TURN: _turn, ROWS: _rows}
 
 
 def _targets(found: re.Match, rule: Rule, number: int) -> Iterator[tuple[str, int]]:

@@ -15,9 +15,20 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from threegates.checkpoints.experts import Cuts, Side, cuts, is_expert
-from threegates.checkpoints.formats.families import gate_first, hidden_size, known_family
+from threegates.checkpoints.formats.families import gate_first, hidden_size, known_family, vocabulary_size
 from threegates.checkpoints.formats.headers import BITS
-from threegates.checkpoints.matched import FAMILY, PREFIX, RENAME, Rule, matched, renamed, rules_of, told
+from threegates.checkpoints.formats.roles import block, role
+from threegates.checkpoints.matched import (
+    FAMILY,
+    PREFIX,
+    RENAME,
+    ROWS,
+    Rule,
+    matched,
+    renamed,
+    rules_of,
+    told,
+)
 from threegates.checkpoints.quantised import COMPARABLE
 from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
@@ -34,6 +45,8 @@ HEADS = 16
 #: Names that end alike are looked at no further where this many do.
 _ALIKE = 8
 _GENERIC = {"weight", "bias"}
+#: Roles of matrices with a row for each token.
+_PER_TOKEN = ("embedding", "head")
 #: Words of a path that say to which of a model's stacks a tensor belongs.
 _STACKS = {
     "encoder": ("encoder",),
@@ -83,7 +96,8 @@ def match(base: Checkpoint, tuned: Checkpoint) -> Matching:
         renames = _prefixes(left, right)
         renames += _nested(left, {_renamed(name, renames): shape for name, shape in right.items()})
     found = _experts(base, tuned, renames)
-    return Matching(found.base, (*renames, *found.tuned), found.undecided)
+    rows = _common_rows(base, tuned, renames)
+    return Matching((*found.base, *rows[0]), (*renames, *found.tuned, *rows[1]), found.undecided)
 
 
 def brought_together(base: Checkpoint, tuned: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
@@ -140,6 +154,33 @@ def _side(checkpoint: Checkpoint, renames: Sequence[Rule]) -> Side:
         return values.double()
 
     return Side(shapes, hidden_size(checkpoint.config), read, gate_first(checkpoint.config))
+
+
+def _common_rows(
+    base: Checkpoint, tuned: Checkpoint, renames: Sequence[Rule]
+) -> tuple[tuple[Rule, ...], tuple[Rule, ...]]:
+    """Embeddings and heads of which one side has more rows, padded or with tokens added at the end."""
+    left, right = _vocabularies(base, ()), _vocabularies(tuned, renames)
+    rules: tuple[list[Rule], list[Rule]] = ([], [])
+    for name in sorted(left.keys() & right.keys()):
+        (rows, *width), (others, *other_width) = left[name], right[name]
+        if rows != others and width == other_width:
+            rules[rows < others].append((ROWS, name, min(rows, others)))
+    return tuple(rules[0]), tuple(rules[1])
+
+
+def _vocabularies(checkpoint: Checkpoint, renames: Sequence[Rule]) -> Shapes:
+    """Matrices outside of blocks with a row for every token of the config; by role where it tells of none."""
+    tokens = vocabulary_size(checkpoint.config)
+    found = {}
+    for info in checkpoint.infos.values():
+        name = _renamed(info.name, renames)
+        matrix = len(info.shape) == 2 and info.size and block(name) is None and info.dtype in COMPARABLE
+        if not matrix or info.alias_of is not None:
+            continue
+        if info.shape[0] >= tokens if tokens is not None else role(name, info.shape) in _PER_TOKEN:
+            found[name] = info.shape
+    return found
 
 
 def _without(shapes: Shapes, others: Shapes) -> Shapes:

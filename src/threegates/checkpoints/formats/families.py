@@ -186,6 +186,12 @@ def hidden_size(config: Mapping[str, Any]) -> int | None:
     return size if type(size) is int else None
 
 
+def vocabulary_size(config: Mapping[str, Any]) -> int | None:
+    """Number of tokens of a config's text model, if it says."""
+    size = _configs(config)[-1].get("vocab_size")
+    return size if type(size) is int else None
+
+
 def _kind(config: Mapping[str, Any]) -> tuple[str, str | None]:
     """model_type of a config and its family. A config of no family is asked for its text_config's."""
     known = {kind: name for name, entry in table().families.items() for kind in entry.model_types}
