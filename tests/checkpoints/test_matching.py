@@ -513,6 +513,25 @@ def test_single_experts_under_other_names_are_the_same_experts(sides):
     assert_same(base, tuned, len(decoder()) + 18)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("make", [experts, stacked])
+def test_a_router_moves_with_the_experts_that_it_lies_beside(sides, make, turned):
+    """Mixtral's holder by its two names, in a family that is not known."""
+
+    def with_router(tensors: Mapping[str, Tensor], holder: str) -> dict[str, Tensor]:
+        router = {f"{block}.gate.weight": values(block + "gate", (3, HIDDEN)) for block in BLOCKS}
+        both = {**tensors, **router}
+        return {name.replace(".mlp.", f".{holder}."): value for name, value in both.items()}
+
+    pair = (
+        decoder() | with_router(of_all(experts, names=("w1", "w3", "w2")), "block_sparse_moe"),
+        decoder() | with_router(of_all(make), "mlp2"),
+    )
+    base, tuned = sides(*(pair[::-1] if turned else pair))
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert_same(base, tuned, len(pair[0]))
+
+
 # A word more in a block
 
 
