@@ -142,7 +142,7 @@ UNKNOWN = {"bert", "falcon", "gpt2", "mamba2", "modernbert", "opt", "roberta", "
 OTHERS = {
     *("gate", "router", "layer", "shared_expert_gate"),
     *("q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj"),
-    *("in_proj_a", "in_proj_b", "in_proj_ba", "in_proj_qkv", "in_proj_qkvz", "in_proj_z"),
+    *("in_proj_a", "in_proj_b", "in_proj_ba", "in_proj_qkvz", "in_proj_z"),
     *("in_proj", "x_proj", "dt_proj"),
     *("correction_coefs", "modality_router", "prediction_coefs", "linear_left", "linear_right"),
     *("per_layer_input_gate", "per_layer_projection"),
