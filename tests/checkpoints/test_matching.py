@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.checkpoints.made import HIDDEN, INNER, ROWS, decoder, values, written
@@ -480,6 +482,34 @@ def test_stacks_under_other_names_meet_in_single_experts(sides, first, second, t
     base, tuned = sides(*(pair[::-1] if turned else pair), hidden_size=HIDDEN)
     assert set(statuses(base, tuned).values()) == {"compared"}
     assert_same(base, tuned, len(decoder()) + 18)
+
+
+LAYOUTS = st.sampled_from(
+    [("single", {})]
+    + [
+        ("stack", {"apart": apart, "transposed": transposed} | more)
+        for apart in (False, True)
+        for transposed in (False, True)
+        for more in ({}, {"holder": "switch_mlp", "end": ".weight"})
+    ]
+)
+
+
+@given(LAYOUTS, LAYOUTS, st.integers(1, 3), st.sampled_from([3, 4, 6, 12]), st.booleans())
+@settings(max_examples=60)
+def test_whatever_the_two_layouts_the_same_experts_meet(tmp_path_factory, first, second, count, inner, told):
+    """Square sizes are among them, and configs that say nothing of the model's width."""
+    folder = tmp_path_factory.mktemp("layouts")
+    sizes = {"inner": inner, "count": count}
+    pair = []
+    for name, (form, options) in zip("ab", (first, second), strict=True):
+        made = of_all(experts, **sizes) if form == "single" else of_all(stacked, **sizes, **options)
+        tensors = made if name == "a" else tuned_a_little(made)
+        pair.append(written(folder / name, tensors, **({"hidden_size": HIDDEN} if told else {})))
+    base, tuned = brought_together(*pair)
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert distance(base, tuned) < 0.2
+    assert all(len(info.shape) == 2 for info in base.infos.values())
 
 
 def test_stacks_of_other_sizes_or_counts_stay_whole(tmp_path):
