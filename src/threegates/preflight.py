@@ -266,10 +266,11 @@ def _side_line(label: str, named: tuple[str, Side]) -> tuple[str, str]:
     stored = ", ".join(f"{dtype} {size_text(size)}" for dtype, size in one.dtypes.items())
     at = f" at {one.revision[:12]}" if one.revision else ""
     place = "on this machine" if one.here else "on the Hub"
+    others = "".join(f" and {count} of {stack}" for stack, count in one.others.items())
     experts = f", {one.experts} experts a block" if one.experts else ""
     return label, (
         f"{name}{at} ({one.kind}), {place}: {_count(one.parameters)} parameters in {one.tensors} "
-        f"tensors, {one.blocks} blocks{experts}, head {one.head}; stored in {one.files} "
+        f"tensors, {one.blocks} blocks{others}{experts}, head {one.head}; stored in {one.files} "
         f"file{'s' * (one.files != 1)}: {stored}"
     )
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.checkpoints.made import HIDDEN, INNER, ROWS, decoder, values, written
@@ -483,6 +485,34 @@ def test_stacks_under_other_names_meet_in_single_experts(sides, first, second, t
     assert_same(base, tuned, len(decoder()) + 18)
 
 
+LAYOUTS = st.sampled_from(
+    [("single", {})]
+    + [
+        ("stack", {"apart": apart, "transposed": transposed} | more)
+        for apart in (False, True)
+        for transposed in (False, True)
+        for more in ({}, {"holder": "switch_mlp", "end": ".weight"})
+    ]
+)
+
+
+@given(LAYOUTS, LAYOUTS, st.integers(1, 3), st.sampled_from([3, 4, 6, 12]), st.booleans())
+@settings(max_examples=60)
+def test_whatever_the_two_layouts_the_same_experts_meet(tmp_path_factory, first, second, count, inner, told):
+    """Square sizes are among them, and configs that say nothing of the model's width."""
+    folder = tmp_path_factory.mktemp("layouts")
+    sizes = {"inner": inner, "count": count}
+    pair = []
+    for name, (form, options) in zip("ab", (first, second), strict=True):
+        made = of_all(experts, **sizes) if form == "single" else of_all(stacked, **sizes, **options)
+        tensors = made if name == "a" else tuned_a_little(made)
+        pair.append(written(folder / name, tensors, **({"hidden_size": HIDDEN} if told else {})))
+    base, tuned = brought_together(*pair)
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert distance(base, tuned) < 0.2
+    assert all(len(info.shape) == 2 for info in base.infos.values())
+
+
 def test_stacks_of_other_sizes_or_counts_stay_whole(tmp_path):
     for number, options in enumerate(({"inner": 5, "transposed": True}, {"inner": 4, "count": 2})):
         pair = (
@@ -512,6 +542,25 @@ def test_single_experts_under_other_names_are_the_same_experts(sides):
     base, tuned = sides(decoder() | of_all(experts), decoder() | other)
     assert set(statuses(base, tuned).values()) == {"compared"}
     assert_same(base, tuned, len(decoder()) + 18)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("make", [experts, stacked])
+def test_a_router_moves_with_the_experts_that_it_lies_beside(sides, make, turned):
+    """Mixtral's holder by its two names, in a family that is not known."""
+
+    def with_router(tensors: Mapping[str, Tensor], holder: str) -> dict[str, Tensor]:
+        router = {f"{block}.gate.weight": values(block + "gate", (3, HIDDEN)) for block in BLOCKS}
+        both = {**tensors, **router}
+        return {name.replace(".mlp.", f".{holder}."): value for name, value in both.items()}
+
+    pair = (
+        decoder() | with_router(of_all(experts, names=("w1", "w3", "w2")), "block_sparse_moe"),
+        decoder() | with_router(of_all(make), "mlp2"),
+    )
+    base, tuned = sides(*(pair[::-1] if turned else pair))
+    assert set(statuses(base, tuned).values()) == {"compared"}
+    assert_same(base, tuned, len(pair[0]))
 
 
 # A word more in a block

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.checkpoints.family_tables import family
+from tests.checkpoints.made import written
 from threegates.checkpoints.preflight import (
     Findings,
     by_role,
@@ -54,6 +56,16 @@ def test_a_side_is_counted_as_its_own_model_counts_itself(untied, tied, llama, q
     assert (side(untied, True).blocks, side(tied, True).blocks) == (2, 1)
     assert side(untied, True).files == len(list(llama[0].glob("model-*.safetensors"))) > 1
     assert list(side(tied, True).dtypes) == ["F32"]
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks", "others"),
+    [("llama", 2, {}), ("t5", 4, {}), ("llava", 2, {"vision": 2}), ("qwen3_vl_moe", 2, {"vision": 2})],
+)
+def test_blocks_of_towers_are_counted_apart_from_the_text_model_s(tmp_path, name, blocks, others):
+    one = family(name)
+    found = side(written(tmp_path / "base", one.built("4.57.6", one.values()), **one.config), True)
+    assert (found.blocks, found.others) == (blocks, others)
 
 
 def test_the_bytes_of_the_files_are_those_on_disk(untied, tied, llama, qwen2):

@@ -91,7 +91,7 @@ def test_the_summary_of_a_measurement_says_so(tmp_path, change, told):
 
 
 def test_what_is_not_covered_is_counted_in_weights(tmp_path):
-    """Of the tuned side: a head that is new, a vocabulary with more rows, a tower that is left out."""
+    """Of the tuned side: a head that is new, a vocabulary with more rows, a tower that the base lacks."""
     base, tuned = decoder(), decoder()
     tuned |= {"score.weight": torch.ones(2, HIDDEN), "vision_tower.x": torch.ones(50)}
     tuned["lm_head.weight"] = torch.ones(20, HIDDEN)

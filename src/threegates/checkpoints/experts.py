@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -85,8 +85,10 @@ class _Rules:
     side: Side
     ways: dict[str, Rule] = field(default_factory=dict)
     undecided: list[str] = field(default_factory=list)
-    #: Which way round a pattern of square matrices lies, by contents: the first block decides for all.
+    #: Which way round patterns of square matrices lie, by contents: the first block decides for all. Beside a
+    #: base whose own way round is open, each of its ways is a case of its own.
     seen: dict[str, str | None] = field(default_factory=dict)
+    case: str = ""
 
     def rules(self) -> tuple[Rule, ...]:
         """One rule a pattern; one a name where they differ, or others of that pattern have another shape."""
@@ -190,11 +192,11 @@ def _kinds(leaf: str, wanted: Mapping[str, _Single]) -> tuple[str, ...]:
     return (TOGETHER,) if len(kinds) > 1 and TOGETHER in wanted else kinds
 
 
-def _ways(shape: tuple[int, ...], parts: Iterable[_Single | None]) -> set[str]:
+def _ways(shape: tuple[int, ...], parts: Sequence[_Single | None]) -> set[str]:
     """Which layouts a stack's shape allows: rows as those of single experts, or transposed."""
     known = [part for part in parts if part is not None and part.count == shape[0]]
     rows, columns = sum(one.shape[0] for one in known), {one.shape[1] for one in known}
-    if len(known) != len(list(parts)) or len(columns) != 1:
+    if len(known) != len(parts) or len(columns) != 1:
         return set()
     (width,) = columns
     found = {ROWS} if shape[1:] == (rows, width) else set()
@@ -203,10 +205,10 @@ def _ways(shape: tuple[int, ...], parts: Iterable[_Single | None]) -> set[str]:
 
 def _by_contents(found: _Rules, name: str, parts: Iterable[_Single]) -> str | None:
     """Which way round square matrices lie, where one way is far nearer to the other side's."""
-    pattern = _pattern(name)
-    if pattern not in found.seen:
-        found.seen[pattern] = _nearer(found.side.read(name), parts)
-    return found.seen[pattern]
+    key = f"{found.case} {_pattern(name)}"
+    if key not in found.seen:
+        found.seen[key] = _nearer(found.side.read(name), parts)
+    return found.seen[key]
 
 
 def _nearer(stack: Tensor | None, parts: Iterable[_Single]) -> str | None:
@@ -238,21 +240,64 @@ def _cut_both(left: _Rules, right: _Rules, base: Mapping[str, str], tuned: Mappi
     if flat[0] != flat[1] or len(set(flat[0])) != len(flat[0]):
         return
     apart = kinds[0] != kinds[1] or (left.side.gate_first and right.side.gate_first)
-    wanted = dict(_of_stacks(left.side, base, apart))
-    trial = _Rules(right.side, seen=right.seen)
-    _cut(trial, tuned, wanted, _own_way(right.side, tuned))
-    right.undecided += trial.undecided
-    if trial.ways:
-        right.ways |= trial.ways
-        way = _own_way(left.side, base)
-        for name, leaf in base.items():
-            parts = [wanted[kind] for kind in _kinds(leaf, wanted)]
-            left.ways[name] = _rule(name, way, parts)
+    tries = [_try(left, right, base, tuned, way, apart) for way in _own_ways(left.side, base)]
+    able = [one for one in tries if one.found.ways]
+    if not able:
+        right.undecided += tries[0].found.undecided
+        return
+    key = " ".join(sorted(map(_pattern, base)))
+    if len(able) > 1 and key not in left.seen:
+        left.seen[key] = _nearest(able)
+    one = next((one for one in able if one.way == left.seen.get(key)), able[0])
+    right.ways |= one.found.ways
+    for name, leaf in base.items():
+        parts = [one.wanted[kind] for kind in _kinds(leaf, one.wanted)]
+        left.ways[name] = _rule(name, one.way, parts)
 
 
-def _of_stacks(side: Side, stacks: Mapping[str, str], apart: bool) -> Iterator[tuple[str, _Single]]:
-    """The experts that a side's stacks hold, as if they were held one by one."""
-    way = _own_way(side, stacks)
+@dataclass(frozen=True)
+class _Try:
+    """One way round of the base's stacks, the experts that they hold then, and how the tuned ones are cut."""
+
+    way: str
+    wanted: dict[str, _Single]
+    found: _Rules
+    tuned: Mapping[str, str]
+
+    def distance(self) -> float:
+        """Squared distance of the first experts of both sides, where the tuned stacks are cut so."""
+        total = 0.0
+        for name, leaf in self.tuned.items():
+            stack = self.found.side.read(name)
+            if stack is None:
+                return 0.0
+            upright = stack if self.found.ways[name][0] == CUT else stack.T
+            start = 0
+            for part in (self.wanted[kind] for kind in _kinds(leaf, self.wanted)):
+                one = part.first()
+                rows = upright[start : start + part.shape[0]]
+                total += 0.0 if one is None else float((rows - one).square().sum())
+                start += part.shape[0]
+        return total
+
+
+def _try(
+    left: _Rules, right: _Rules, base: Mapping[str, str], tuned: Mapping[str, str], way: str, apart: bool
+) -> _Try:
+    wanted = dict(_of_stacks(left.side, base, way, apart))
+    found = _Rules(right.side, seen=right.seen, case=way)
+    _cut(found, tuned, wanted, _own_ways(right.side, tuned)[0])
+    return _Try(way, wanted, found, tuned)
+
+
+def _nearest(able: Sequence[_Try]) -> str | None:
+    """The way round of the base's stacks that contents tell, if they do."""
+    near, far = sorted(able, key=_Try.distance)
+    return near.way if near.distance() < NEARER**2 * far.distance() else None
+
+
+def _of_stacks(side: Side, stacks: Mapping[str, str], way: str, apart: bool) -> Iterator[tuple[str, _Single]]:
+    """The experts that a side's stacks hold this way round, as if they were held one by one."""
     for name, leaf in stacks.items():
         count, *sizes = side.shapes[name]
         height, width = sizes if way == ROWS else sizes[::-1]
@@ -274,12 +319,12 @@ def _reads_part(side: Side, name: str, way: str, rows: slice) -> Callable[[], Te
     return first
 
 
-def _own_way(side: Side, stacks: Mapping[str, str]) -> str:
-    """Which way round a side's stacks are, by its hidden size, or by how their sizes fit together."""
+def _own_ways(side: Side, stacks: Mapping[str, str]) -> list[str]:
+    """Which way round a side's stacks are, by its hidden size or by how their sizes fit together; or both."""
     shapes = {STACKS[leaf][0]: (side.shapes[name][1:], len(STACKS[leaf])) for name, leaf in stacks.items()}
     turned = {kind: (shape[::-1], count) for kind, (shape, count) in shapes.items()}
     fits = [way for way, one in ((ROWS, shapes), (TRANSPOSED, turned)) if _is_upright(one, side.hidden)]
-    return fits[0] if len(fits) == 1 else ROWS
+    return fits if len(fits) == 1 else [ROWS, TRANSPOSED]
 
 
 def _is_upright(shapes: Mapping[str, tuple[tuple[int, ...], int]], hidden: int | None) -> bool:

@@ -97,7 +97,10 @@ def match(base: Checkpoint, tuned: Checkpoint) -> Matching:
         renames += _nested(left, {_renamed(name, renames): shape for name, shape in right.items()})
     found = _experts(base, tuned, renames)
     rows = _common_rows(base, tuned, renames)
-    return Matching((*found.base, *rows[0]), (*renames, *found.tuned, *rows[1]), found.undecided)
+    now = {_renamed(name, renames): shape for name, shape in right.items()}
+    beside = tuple(_beside(found, _patterns(_without(left, now)), _patterns(_without(now, left))))
+    of_tuned = (*renames, *beside, *found.tuned, *rows[1])
+    return Matching((*found.base, *rows[0]), of_tuned, found.undecided)
 
 
 def brought_together(base: Checkpoint, tuned: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
@@ -137,6 +140,23 @@ def _shapes(checkpoint: Checkpoint) -> dict[str, tuple[int, ...]]:
 def _experts(base: Checkpoint, tuned: Checkpoint, renames: Sequence[Rule]) -> Cuts:
     """What becomes of experts on either side, after the tuned side's names were replaced."""
     return cuts(_side(base, ()), _side(tuned, renames))
+
+
+def _beside(found: Cuts, base: Mapping[str, Mapping], tuned: Mapping[str, Mapping]) -> Iterator[Rule]:
+    """What lies beside experts, such as their router, under the module that holds them on the other side."""
+    holders = {_holder(str(rule[1])): _holder(str(rule[2])) for rule in found.tuned}
+    holders |= {_holder(str(rule[2])): _holder(str(rule[1])) for rule in found.base}
+    for old, new in holders.items():
+        for name in tuned if old != new and old and new else ():
+            other = new + name.removeprefix(old)
+            if name.startswith(old) and base.get(other) == tuned[name]:
+                yield (RENAME, name, other)
+
+
+def _holder(name: str) -> str:
+    """The path of what holds a block's experts."""
+    found = re.match(r"(.*\.)(?:experts|switch_mlp)\.", name)
+    return found[1] if found else ""
 
 
 def _side(checkpoint: Checkpoint, renames: Sequence[Rule]) -> Side:

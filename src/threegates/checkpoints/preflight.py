@@ -10,7 +10,7 @@ from pathlib import Path
 
 from threegates.checkpoints.dequantised import Dequantised
 from threegates.checkpoints.formats.headers import TensorInfo
-from threegates.checkpoints.formats.roles import block, is_matrix, role
+from threegates.checkpoints.formats.roles import TEXT, block, is_matrix, role
 from threegates.checkpoints.notes import pair_notes
 from threegates.checkpoints.pairs import AlignedTensor, Status, align
 from threegates.checkpoints.quantised import or_dequantised, quantised
@@ -28,6 +28,7 @@ class Side:
 
     kind : `model_type` of its config. dtypes : bytes of the tensors stored in each type. head : tied, stored
     or none. vocabulary : rows of the embedding, and what config.json says. here : it lies on this machine.
+    blocks : of the text model. others : blocks of other stacks, such as a vision tower's.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Side:
     head: str
     vocabulary: tuple[int | None, int | None]
     here: bool
+    others: dict[str, int] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
@@ -101,6 +103,7 @@ def side(checkpoint: Checkpoint, here: bool) -> Side:
     for info in own:
         dtypes[info.stored_as] += info.stored_bytes
     config = _text_config(checkpoint)
+    stacks = Counter(found[0] for found in {block(info.name) for info in own} if found is not None)
     return Side(
         kind=str(checkpoint.config.get("model_type", "unknown")),
         revision=checkpoint.revision,
@@ -108,11 +111,12 @@ def side(checkpoint: Checkpoint, here: bool) -> Side:
         parameters=sum(info.size for info in own),
         dtypes=dict(sorted(dtypes.items())),
         files=len({info.file for info in own}),
-        blocks=len({found for info in own if (found := block(info.name)) is not None}),
+        blocks=sum(count for stack, count in stacks.items() if stack in TEXT),
         experts=next((int(config[key]) for key in _EXPERTS if config.get(key)), 0),
         head=_head(checkpoint),
         vocabulary=(_embedding_rows(own), config.get("vocab_size")),
         here=here,
+        others={stack: count for stack, count in sorted(stacks.items()) if stack not in TEXT},
     )
 
 

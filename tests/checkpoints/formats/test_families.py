@@ -318,6 +318,30 @@ def test_an_expert_computes_what_the_model_s_expert_computes(saved, kind):
         assert torch.allclose(linear(view, f"{expert}.down_proj", inner), theirs, rtol=0, atol=1e-4)
 
 
+def test_qwen_3_5_s_linear_attention_is_cut_where_the_model_cuts_it(tmp_path):
+    linear_attention = {
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 4,
+        "linear_value_head_dim": 6,
+    }
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = {key: value for key, value in TINY.items() if key != "attn_implementation"}
+    config = AutoConfig.for_model("qwen3_5_text", **settings, **linear_attention)
+    model = drawn(AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval())
+    model.save_pretrained(tmp_path)
+    view = canonical(Checkpoint.open(tmp_path))
+    ((module, (x, y)),) = calls_of(model, "in_proj_qkv").items()
+    attention = model.get_submodule(module.removesuffix(".in_proj_qkv"))
+    parts = y.split([attention.key_dim, attention.key_dim, attention.value_dim], dim=-1)
+    for letter, theirs in zip("qkv", parts, strict=True):
+        name = module.replace("in_proj_qkv", f"{letter}_proj")
+        assert role(f"{name}.weight", (1, 1)) == letter
+        assert torch.allclose(linear(view, name, x), theirs, rtol=0, atol=1e-5)
+
+
 # The text part of a model of text and images
 
 
