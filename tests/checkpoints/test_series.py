@@ -1,9 +1,10 @@
-"""Series of checkpoints: held against bash's own braces, then ordered, bounded and cut into runs and steps."""
+"""Series of checkpoints: held against bash's own braces; ordered, bounded, cut into runs and steps."""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -48,7 +49,7 @@ def test_a_range_has_both_ends_that_its_step_reaches_in_the_order_of_numbers(fir
     assert steps == sorted(steps) and first in steps
     low, high = sorted((first, last))
     assert len(steps) == (high - low) // step + 1 and min(steps) >= low and max(steps) <= high
-    assert {b - a for a, b in zip(steps, steps[1:], strict=False)} <= {step}
+    assert {b - a for a, b in pairwise(steps)} <= {step}
     assert [one.text for one in found] == [f"r@step_{number}" for number in steps]
 
 

@@ -36,7 +36,7 @@ class Place:
     them.
 
     folder : an absolute path, or
-    repo, revision : ORG/REPO and the 40 digits of a commit.
+    repo, revision, subfolder : ORG/REPO, the 40 digits of a commit, and which folder in it, "" for itself.
     layers, matrices : numbers of blocks, roles of tensors; None takes all of them.
     device : where tensors come to lie, such as cuda:0.
     rules : how names are brought together with the other side's, as in `threegates.checkpoints.matched`.
@@ -49,6 +49,7 @@ class Place:
     matrices: tuple[str, ...] | None = None
     device: str = "cpu"
     rules: tuple[Rule, ...] = ()
+    subfolder: str = ""
 
     def __post_init__(self) -> None:
         whole = bool(self.folder) != bool(self.repo) and bool(self.repo) == bool(self.revision)
@@ -95,12 +96,16 @@ class Place:
         CheckpointError : it is not there, damaged or unsafe; or it has no such layers, roles or device, or
             its rules do not fit it.
         """
-        raw = open_ranged(self.repo, self.revision) if self.repo else Checkpoint.open(self.folder)
+        raw = (
+            open_ranged(self.repo, self.revision, subfolder=self.subfolder)
+            if self.repo
+            else Checkpoint.open(self.folder)
+        )
         named = matched(canonical(raw), self.rules)
         return on_device(chosen(named, self.layers, self.matrices), self.device)
 
     def _is_typed(self) -> bool:
-        texts = (self.folder, self.repo, self.revision, self.device, *(self.matrices or ()))
+        texts = (self.folder, self.repo, self.revision, self.subfolder, self.device, *(self.matrices or ()))
         return (
             all(type(text) is str for text in texts)
             and all(type(number) is int for number in self.layers or ())
@@ -129,7 +134,8 @@ def place_of(checkpoint: Checkpoint) -> Place:
     layers, matrices = _selection(checkpoint, named, choices)
     raw = named.inner if isinstance(named, CanonicalView) else named
     if isinstance(raw, RangedCheckpoint):
-        return Place("", raw.repo, str(raw.revision), layers, matrices, device, rules_of(named))
+        chosen_of = (layers, matrices, device, rules_of(named), raw.subfolder)
+        return Place("", raw.repo, str(raw.revision), *chosen_of)
     return Place(str(raw.folder.absolute()), "", "", layers, matrices, device, rules_of(named))
 
 

@@ -6,11 +6,10 @@ those before it tell runs apart.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import product, takewhile
 
 from threegates.errors import CheckpointError
 
@@ -92,11 +91,18 @@ def as_one(texts: Sequence[str]) -> str:
             remedy="write all of them into one series",
         )
     # No number is cut in two.
-    start = re.sub(r"\d+$", "", os.path.commonprefix(texts))
+    start = re.sub(r"\d+$", "", _alike(texts))
     rest = [text[len(start) :] for text in texts]
-    end = re.sub(r"^\d+", "", os.path.commonprefix([text[::-1] for text in rest])[::-1])
+    end = re.sub(r"^\d+", "", _alike([text[::-1] for text in rest])[::-1])
     cut = [text[: len(text) - len(end)] for text in rest]
     return f"{start}{{{','.join(cut)}}}{end}" if all(cut) else f"{{{','.join(texts)}}}"
+
+
+def _alike(texts: Sequence[str]) -> str:
+    """What all texts begin with, letter by letter."""
+    first, last = min(texts), max(texts)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in same)
 
 
 def natural(text: str) -> tuple:

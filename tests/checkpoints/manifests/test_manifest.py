@@ -80,7 +80,11 @@ def test_reads_entries_pairs_and_folders(tmp_path, quoted):
             "methud: rl",
             ["line 12, checkpoints[1].methud", "the unknown key 'methud'", "'method'?"],
         ),
-        ("hub: org/tuned", "repo: org/tuned", ["line 9, checkpoints[1].source.repo", "keys hub, revision"]),
+        (
+            "hub: org/tuned",
+            "repo: org/tuned",
+            ["line 9, checkpoints[1].source.repo", "keys hub, ref, subfolder, revision"],
+        ),
         ("folder: runs/base", "folder: runs/base, x: 1", ["line 5, checkpoints[0].source.x", "keys folder"]),
         ("{folder: runs/base}", "runs/base", ["line 5, checkpoints[0].source", "{folder: PATH} or {hub:"]),
         ("    base: base\n", "    base: bsae\n", ["line 11, checkpoints[1].base", "there is no 'bsae'"]),

@@ -1,4 +1,4 @@
-"""How a checkpoint of the Hub is written: ``ORG/REPO``, ``ORG/REPO@REVISION``, ``ORG/REPO@REVISION:SUBFOLDER``."""
+"""How a checkpoint of the Hub is written: ``ORG/REPO@REVISION:SUBFOLDER``, or less of it."""
 
 from __future__ import annotations
 

@@ -47,6 +47,13 @@ class Repository:
         files = {name: {"size": file.size, "blob": file.blob} for name, file in sorted(self.files.items())}
         return json.dumps({"repo": self.repo, "revision": self.revision, "files": files})
 
+    def below(self, subfolder: str = "") -> dict[str, RemoteFile]:
+        """The files of one of its folders by their names in there; all of them without one."""
+        prefix = f"{subfolder}/" if subfolder else ""
+        return {
+            name.removeprefix(prefix): file for name, file in self.files.items() if name.startswith(prefix)
+        }
+
     @classmethod
     def parse(cls, text: str | bytes, endpoint: str | None = None) -> Repository:
         """The repository that `text` wrote."""
@@ -134,7 +141,7 @@ def unknown_revision(repo: str, revision: str | None, endpoint: str | None = Non
 
 
 def nearest_names(wanted: str, names: Sequence[str]) -> str:
-    """The names that are nearest to one, the first by number where they count something, and how many more."""
+    """The names that are nearest to one, by letters and then by numbers, and how many more there are."""
     own = [int(number) for number in re.findall(r"\d+", wanted)]
 
     def far(name: str) -> tuple:

@@ -51,6 +51,7 @@ RelativePath = Annotated[str, AfterValidator(_inside)]
 Name = Annotated[str, _matching(r"[^\s/\\]+", "a name without spaces or slashes")]
 Repository = Annotated[str, _matching(r"[\w.-]+/[\w.-]+", "a Hub id, ORG/REPO")]
 Revision = Annotated[str, _matching(r"[0-9a-f]{40}", "a full commit, 40 hexadecimal digits")]
+Ref = Annotated[str, _matching(r"[^\s:~^?*\[\]\\]+", "a branch or a tag")]
 Sha256 = Annotated[str, _matching(r"[0-9a-f]{64}", "a sha256, 64 hexadecimal digits")]
 
 
@@ -65,9 +66,15 @@ class Folder(_Strict):
 
 
 class Hub(_Strict):
-    """A checkpoint in a Hugging Face Hub repository; without a revision it is not locked yet."""
+    """A checkpoint in a Hugging Face Hub repository; without a revision it is not locked yet.
+
+    ref : the branch or tag whose newest commit is meant, main without. subfolder : where in the repository it
+    lies.
+    """
 
     repo: Repository = Field(validation_alias="hub", serialization_alias="hub")
+    ref: Ref | None = None
+    subfolder: RelativePath | None = None
     revision: Revision | None = None
 
 
