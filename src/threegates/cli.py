@@ -30,6 +30,7 @@ from threegates.cli_options import (
     NewTuned,
     Notebook,
     NullNames,
+    OneTuned,
     Pair,
     Pairs,
     Parameters,
@@ -48,6 +49,7 @@ from threegates.cli_options import (
     Tuned,
     Unreleased,
     Workers,
+    gathered,
 )
 from threegates.errors import ThreeGatesError
 
@@ -130,9 +132,9 @@ def measure(
     checkpoints cannot be compared, the reason is printed and no file is written.
     """
     from threegates.jobs.nulls import asked_for
-    from threegates.jobs.pair_files import default_output, measure_to_files
+    from threegates.jobs.pair_files import default_output, measure_series, measure_to_files
     from threegates.jobs.settings import export
-    from threegates.jobs.sources import narrowed, one_pair
+    from threegates.jobs.sources import asked_pairs, narrowed
 
     export(
         ranged=ranged,
@@ -143,19 +145,16 @@ def measure(
         licences=accept_licence,
     )
     _refuse_draws(draws)
-    target = out or default_output(pair)
-    (chosen,) = narrowed([one_pair(pair, base, tuned)], *_choice(layers, matrices))
-    written = measure_to_files(
-        chosen,
-        target,
-        masks=masks,
-        axis=axis,
-        seed=seed,
-        nulls=asked_for(null),
-        spectra=spectra,
-        workers=workers,
-    )
-    typer.echo(written.summary())
+    pairs = narrowed(asked_pairs(pair, base, _one(tuned)), *_choice(layers, matrices))
+    options = {"seed": seed, "nulls": asked_for(null), "spectra": spectra, "workers": workers}
+    if len(pairs) == 1:
+        written = measure_to_files(pairs[0], out or default_output(pair), masks=masks, axis=axis, **options)
+        typer.echo(written.summary())
+        return
+    if out is None and not pair:
+        default_output(None)
+    tables = measure_series(pairs, out, masks=masks, axis=axis, progress=typer.echo, **options)
+    typer.echo(f"written: {len(tables)} tables in {tables[0].parent}")
 
 
 def _refuse_draws(draws: int | None) -> None:
@@ -194,7 +193,7 @@ def preflight(
 
     export(device=device, licences=accept_licence)
     found = preflight_of(
-        (pair, base, tuned),
+        (pair, base, _one(tuned)),
         _choice(layers, matrices),
         diagnostics=diagnostic or ["measure"],
         draws=draws,
@@ -210,7 +209,7 @@ def preflight(
 
 @app.command()
 def nearest(
-    tuned: Tuned = None,
+    tuned: OneTuned = None,
     base: Annotated[
         list[str] | None, typer.Option(help="A base that it may come from, as --tuned; repeat it for each.")
     ] = None,
@@ -251,6 +250,7 @@ def run(
     Unknown parameters and values of a wrong type are refused before anything runs. Nothing runs when
     nothing has changed. Ends by saying where the page, the records and the verdicts are.
     """
+    from threegates.jobs.series import told_pinned
     from threegates.jobs.settings import export
     from threegates.pages.asked import run_chapter
     from threegates.pages.runner import results_text
@@ -265,7 +265,8 @@ def run(
     )
     texts = dict(_key_value(text) for text in parameter or ())
     choice = _choice(layers, matrices)
-    typer.echo(results_text(run_chapter(notebook, texts, pair or (), base, tuned, workers, choice)))
+    done = run_chapter(notebook, texts, pair or (), base, _one(tuned), workers, choice)
+    typer.echo("\n".join([*told_pinned(), results_text(done)]))
 
 
 @app.command()
@@ -503,6 +504,13 @@ def _choice(
     )
 
 
+def _one(names: list[str] | None) -> str | None:
+    """The tuned side as one name, a series where it was given several times."""
+    from threegates.checkpoints.series import as_one
+
+    return as_one(names) if names else None
+
+
 def _key_value(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator or not key:
@@ -515,7 +523,7 @@ def _key_value(text: str) -> tuple[str, str]:
 def main() -> None:
     """Run the command; errors that a user can act on are printed without a traceback."""
     try:
-        app()
+        app(gathered(sys.argv[1:]))
     except ThreeGatesError as error:
         if os.environ.get("THREEGATES_DEBUG") == "1":
             raise

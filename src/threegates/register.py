@@ -84,7 +84,8 @@ _CHAPTERS = (
         jobs=("run",),
         follows_steps=True,
         shows=Shows.runs,
-        why_not="it follows a run over its training and needs the names of that run's step checkpoints",
+        why_not="it follows a run over its training and needs several of its steps: a series as --tuned, or "
+        "the names of that run's step checkpoints",
         estimates=emergence.ESTIMATES,
         sweeps={"emergence": "emergence_sweep"},
     ),

@@ -72,6 +72,11 @@ def members(text: str, matching: Callable[[str], Iterable[str]] | None = None) -
     return sorted(found.values(), key=_order)
 
 
+def patterns(text: str) -> list[str]:
+    """The names that braces stand for, with the stars that they have; raises as `members`."""
+    return list(dict.fromkeys(one.text for one in _spelled(text)))
+
+
 def as_one(texts: Sequence[str]) -> str:
     """One name for several: what they begin and end with alike, and braces for the rest.
 

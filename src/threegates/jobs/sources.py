@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+from threegates.checkpoints.hub.addresses import Address, parse_address
 from threegates.checkpoints.hub.snapshots import open_entry, open_named
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
 from threegates.checkpoints.matching import brought_together
+from threegates.checkpoints.series import Member, is_series, members
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
+from threegates.jobs.series import local_members, remote_members, settled
 from threegates.jobs.settings import DOWNLOAD, HEADERS, device, reads
 from threegates.jobs.subjects import LAB, SUBJECTS, subject_of
 from threegates.records.places import Places, labelled_folders
@@ -27,11 +31,18 @@ PAPER = "paper"
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint, the label it goes by, and the manifest's entry if it has one."""
+    """An opened checkpoint, the label it goes by, and the manifest's entry if it has one.
+
+    asked : of a repository that was named, how it was named. run, step : of a member of a series, what of its
+    name stands before the number, and that number.
+    """
 
     label: str
     checkpoint: Checkpoint
     entry: Entry | None = None
+    asked: str = ""
+    run: str = ""
+    step: int | None = None
 
     @property
     def run_folder(self) -> Path | None:
@@ -42,11 +53,12 @@ class Source:
 
 @dataclass(frozen=True)
 class StudyPair:
-    """A tuned checkpoint and its base."""
+    """A tuned checkpoint and its base; `final` says that it is not one of a run's earlier steps."""
 
     name: str
     base: Source
     tuned: Source
+    final: bool = True
 
     def facts(self) -> dict:
         """What the manifest knows of the tuned checkpoint's training, and its labels."""
@@ -55,9 +67,10 @@ class StudyPair:
             return {
                 "pair": self.name,
                 "base": self.base.label,
-                "run": self.name,
+                "run": self.tuned.run or self.name,
                 "method": "unknown",
-                "final": True,
+                "final": self.final,
+                **({} if self.tuned.step is None else {"step": self.tuned.step}),
             }
         known = entry.model_dump(
             include={"method", "data", "step", "updates", "learning_rate", "seed", "final"}
@@ -118,7 +131,7 @@ def open_source(
     way: str | None = None,
     folders: Mapping[str, str] | None = None,
 ) -> Source:
-    """Open what a name stands for: a folder, else an entry of a manifest, else ORG/REPO or ORG/REPO@COMMIT.
+    """Open what a name stands for: a folder, else an entry of a manifest, else ORG/REPO@REVISION:SUBFOLDER.
 
     way : how weights of the Hub are read, as `threegates.jobs.settings` has it by default.
     folders : by the labels that they may be called by.
@@ -137,7 +150,7 @@ def open_source(
                 return Source(name, _of_entry(manifest, entry, way), entry)
     if "/" in name or not known:
         try:
-            return Source(name.replace("/", "--").replace("@", "-"), _of_hub(name, known, way))
+            return Source(_safe(name), _of_hub(name, known, way), asked=name)
         except CheckpointError as error:
             raise _perhaps_a_folder(name, error) from None
     raise _nothing(name, known)
@@ -201,9 +214,24 @@ def _check_all(manifest: Manifest, entries: Iterable[Entry], way: str | None) ->
         )
 
 
+def _safe(name: str) -> str:
+    """A repository's name, revision and folder as one name that a file may have."""
+    return re.sub(r"[^\w.+-]", "-", name.replace("/", "--"))
+
+
 def _of_hub(text: str, known: Iterable[Manifest], way: str | None = None) -> Checkpoint:
-    check_repository(text.partition("@")[0], known, accepted=accepted_licences())
-    return _by(way, partial(open_named, text))
+    """A checkpoint of the Hub at the commit that its branch or tag stands for now."""
+    check_repository(parse_address(text).repo, known, accepted=accepted_licences())
+    try:
+        (address,) = settled([text]).values()
+    except CheckpointError:
+        if way != HEADERS:
+            raise
+        # Who only looks is shown what was fetched before, where there is no network to ask.
+        with suppress(CheckpointError):
+            return seen(open_named(text, offline=True))
+        raise
+    return _by(way, partial(open_named, str(address)))
 
 
 def _by(way: str | None, opening: Callable[..., Checkpoint]) -> Checkpoint:
@@ -216,12 +244,20 @@ def _by(way: str | None, opening: Callable[..., Checkpoint]) -> Checkpoint:
 
 
 def folder_labels(names: Iterable[str]) -> dict[str, str]:
-    """Path of each name that is a folder, by a label: its last parts, as many as keep the folders apart."""
-    folders = {Path(name).resolve() for name in names if Path(name).is_dir()}
+    """Path of each name of a folder or a series of folders, by a label: its last parts, as many as it takes.
+
+    Labels are short, and still keep the folders apart.
+    """
+    folders = {Path(name).resolve() for name in names if is_local(name)}
     depth = 1
     while len({_tail(path, depth) for path in folders}) < len(folders):
         depth += 1
     return {_tail(path, depth): str(path) for path in sorted(folders)}
+
+
+def is_local(name: str) -> bool:
+    """Whether a name stands for a folder of this machine, or for a series of folders."""
+    return Path(name).is_dir() or bool(local_members(name))
 
 
 def chapter_pairs(
@@ -256,6 +292,71 @@ def named_pairs(names: Sequence[str], manifest: Manifest, way: str | None = None
                 "that entry is no pair: it names no base", where=name, remedy="choose an entry with a base"
             )
     return _open_pairs(manifest, [pairs[name] for name in dict.fromkeys(names)], way)
+
+
+def own_pairs(
+    base: str | None, tuned: str | None, way: str | None = None, places: Places | None = None
+) -> list[StudyPair]:
+    """Pairs of one base and each checkpoint of a series, in the order of its steps; one of what is no series.
+
+    All members are found, and tied to commits, before any is opened. way, places : as for `own_pair`.
+
+    Raises
+    ------
+    PairError : one side is not given. CheckpointError, ManifestError : a side stands for nothing that can be
+        opened, the base for several, or members of the series are not there.
+    """
+    folders = labelled_folders() if places is None else places.sources
+    named = folders.get(tuned or "", tuned or "")
+    if not base or not is_series(named) or Path(named).is_dir():
+        return [own_pair(base, tuned, way, places)]
+    found = local_members(named) or remote_members(named)
+    _check_licences(found, places)
+    at = settled([one.text for one in found if not Path(one.text).is_dir()])
+    left = open_source(base, _read_when_asked(places), way, folders)
+    labels = {path: label for label, path in folder_labels([one.text for one in found]).items()}
+    ends = {one.run: one.step for one in found}
+    rights = (_member(one, at.get(one.text), labels, way, places) for one in found)
+    return [
+        _matched(StudyPair(right.label, left, right, final=one.step == ends[one.run]))
+        for one, right in zip(found, rights, strict=True)
+    ]
+
+
+def settle(names: Iterable[str]) -> None:
+    """Tie what is named of the Hub, series too, to the commits of this moment, for all that is started later.
+
+    Raises
+    ------
+    CheckpointError, LicenceError : as `own_pairs`.
+    """
+    entries = {entry.name for manifest in known_manifests() for entry in manifest.checkpoints}
+    for name in names:
+        if name in entries or is_local(name) or "/" not in name:
+            continue
+        found = remote_members(name) if is_series(name) else [Member(name, "", None)]
+        _check_licences(found, None)
+        settled([one.text for one in found], keep=True)
+
+
+def _check_licences(found: Sequence[Member], places: Places | None) -> None:
+    known = list(_read_when_asked(places)) if any("/" in one.text for one in found) else []
+    repos = {parse_address(one.text).repo for one in found if "/" in one.text and not Path(one.text).is_dir()}
+    for repo in sorted(repos):
+        check_repository(repo, known, accepted=accepted_licences())
+
+
+def _member(
+    one: Member, at: Address | None, labels: Mapping[str, str], way: str | None, places: Places | None
+) -> Source:
+    """A checkpoint of a series, opened at its commit, labelled as it was asked for."""
+    source = open_source(str(at) if at else one.text, _read_when_asked(places), way, {})
+    if at is not None:
+        return replace(source, label=_safe(one.text), asked=one.text, run=_safe(one.run), step=one.step)
+    if source.entry is not None:
+        return source
+    label = labels[str(Path(one.text).resolve())]
+    return replace(source, label=label, run=Path(one.run).resolve().name, step=one.step)
 
 
 def own_pair(
@@ -294,10 +395,12 @@ def _read_when_asked(places: Places | None) -> Iterator[Manifest]:
     yield from known_manifests(places)
 
 
-def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | None = None) -> StudyPair:
+def asked_pairs(
+    pair: str | None, base: str | None, tuned: str | None, way: str | None = None
+) -> list[StudyPair]:
     """A pair by the name of its tuned entry in a manifest that is known here, or by its two checkpoints.
 
-    way : as in `open_source`.
+    Several, where the entry's or the tuned checkpoint's name is a series. way : as in `open_source`.
 
     Raises
     ------
@@ -305,10 +408,16 @@ def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | N
         half a pair.
     """
     if not pair:
-        return own_pair(base, tuned, way)
+        return own_pairs(base, tuned, way)
     if base or tuned:
         raise PairError("give either --pair, or --base and --tuned", found="both")
-    return named_pairs([pair], manifest_of([pair]), way)[0]
+    names = spelled([pair])
+    return named_pairs(names, manifest_of(names), way)
+
+
+def spelled(names: Iterable[str]) -> list[str]:
+    """Names of entries, series of them one by one; raises as `threegates.checkpoints.series.members`."""
+    return [one for name in names for one in ([m.text for m in members(name)] if is_series(name) else [name])]
 
 
 def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None = None) -> list[StudyPair]:
@@ -345,6 +454,7 @@ def _nothing(name: str, known: Iterable[Manifest], limit: int = 20) -> ManifestE
     return ManifestError(
         "there is neither a folder nor a manifest's entry of that name",
         where=name,
-        expected=f"a folder, ORG/REPO[@COMMIT] on the Hub, or one of: {', '.join(names[:limit])}{more}",
+        expected="a folder, ORG/REPO[@REVISION][:SUBFOLDER] on the Hub, or one of: "
+        f"{', '.join(names[:limit])}{more}",
         remedy="check the spelling; `threegates train` makes the lab's checkpoints",
     )

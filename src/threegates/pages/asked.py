@@ -13,7 +13,8 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
 from threegates.estimates.rows import MissingRecordError
-from threegates.jobs.sources import folder_labels, manifest_of
+from threegates.jobs.series import local_members
+from threegates.jobs.sources import folder_labels, is_local, manifest_of, settle, spelled
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
 from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited, refuse_without_matrices
@@ -48,6 +49,8 @@ def run_chapter(
     """Run a notebook with parameters as they were typed.
 
     choice : blocks and roles of tensors that alone are looked at; None takes all.
+    pairs, tuned : entries of a manifest, or a checkpoint; a name of either may be a series. Repositories are
+    tied to commits at once, which stand for the page's kernel too.
 
     A page of the book, by its name or by its notebook and parameters, lands in build/notebooks; with any
     other parameters it lands in a folder of its own below build/runs, so that the book keeps its page.
@@ -64,7 +67,9 @@ def run_chapter(
         raise NotebookError("give either --pair, or --base and --tuned", found="both")
     if bool(base) != bool(tuned):
         raise NotebookError("a pair of your own needs both sides", found=f"--base {base}, --tuned {tuned}")
+    pairs = spelled(pairs)
     sources = folder_labels([name for name in (base, tuned) if name])
+    settle([name for name in (base, tuned) if name])
     labels = {place: label for label, place in sources.items()}
     values = {**(listed.parameters if listed else {}), **parsed(known, texts, chapter)}
     values |= {"pairs": list(pairs)} if pairs else {}
@@ -117,11 +122,18 @@ def _told(error: ThreeGatesError) -> str:
 
 
 def _labelled(name: str, labels: Mapping[str, str]) -> str:
-    return labels.get(str(Path(name).resolve()), name) if Path(name).is_dir() else name
+    return labels.get(str(Path(name).resolve()), name) if is_local(name) else name
+
+
+def _held(name: str) -> object:
+    """Digest of a folder's checkpoint, or of each of a series."""
+    folders = [name] if Path(name).is_dir() else [one.text for one in local_members(name)]
+    digests = [Checkpoint.open(folder).digest() for folder in folders]
+    return digests[0] if Path(name).is_dir() else digests
 
 
 def _output(opened: Opened) -> Path:
     """A folder for its parameters; folders of one name, such as checkpoint-500, hold different models."""
-    held = {label: Checkpoint.open(folder).digest() for label, folder in opened.places.sources.items()}
+    held = {label: _held(folder) for label, folder in opened.places.sources.items()}
     digest = value_digest([dict(opened.given), held])
     return opened.places.build / "runs" / f"{opened.chapter}-{digest[:8]}"

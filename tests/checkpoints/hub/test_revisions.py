@@ -1,4 +1,4 @@
-"""Branches, tags and sub-folders of a repository, by download and by ranges; the client's own is the oracle."""
+"""Branches, tags and sub-folders, by download and by ranges; what the client takes is the oracle."""
 
 from __future__ import annotations
 

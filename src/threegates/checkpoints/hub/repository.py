@@ -74,9 +74,7 @@ def commit_of(repo: str, revision: str | None = None, endpoint: str | None = Non
     CheckpointError : there is no such repository; no such revision, with the names that are nearest; or the
         Hub cannot be asked.
     """
-    if revision is not None and COMMIT.fullmatch(revision):
-        return revision
-    if known := _pinned().get(_at(repo, revision)):
+    if known := known_commit(repo, revision):
         return known
     where = f"{repo} at {revision or 'its newest commit'}"
     api = HfApi(endpoint=endpoint)
@@ -87,18 +85,26 @@ def commit_of(repo: str, revision: str | None = None, endpoint: str | None = Non
     return str(info.sha)
 
 
+def known_commit(repo: str, revision: str | None = None) -> str | None:
+    """The commit of a revision that needs no question: 40 digits, or one that was pinned."""
+    if revision is not None and COMMIT.fullmatch(revision):
+        return revision
+    return pinned().get(_at(repo, revision))
+
+
 def pin(commits: Mapping[tuple[str, str | None], str]) -> None:
     """Let revisions of repositories stand for these commits, here and in processes that are started later.
 
     What a command asks the Hub for once stays what it is, though a branch moves meanwhile.
     """
-    found = {_at(*place): commit for place, commit in commits.items()}
-    told = json.dumps({**_pinned(), **found})
+    found = {_at(*place): commit for place, commit in commits.items() if place[1] != commit}
+    told = json.dumps({**pinned(), **found})
     if len(told) <= _LONGEST_PINNED:
         keep({PINNED: told})
 
 
-def _pinned() -> dict[str, str]:
+def pinned() -> dict[str, str]:
+    """Commits that were pinned, by ORG/REPO or ORG/REPO@REVISION."""
     return json.loads(variable(PINNED) or "{}")
 
 
