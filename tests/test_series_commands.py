@@ -45,6 +45,7 @@ def here(project, monkeypatch):
         monkeypatch.setenv(f"THREEGATES_{name}", "")
     monkeypatch.setenv("THREEGATES_SOURCES", "{}")
     monkeypatch.chdir(project)
+    return project
 
 
 @pytest.fixture
@@ -216,6 +217,34 @@ def test_emergence_follows_the_branches_of_a_repository_and_says_which_commits(h
     found = dict(zip(rows["step"], rows["density"] * size, strict=True))
     assert found == pytest.approx({5: 100, 10: 200, 20: 400})
     assert set(table["run"]) == {"org--run"}
+
+
+@pytest.mark.usefixtures("without_a_kernel")
+def test_a_series_of_the_manifest_is_taken_by_name_and_locked_by_name(hub, command, here):
+    (here / "data_manifest.yaml").write_text(
+        "version: 1\nprofile: paper\ncheckpoints:\n"
+        f"  - {{name: start, source: {{hub: {BASE}}}, method: pretrain}}\n"
+        f"  - {{name: 'RUN-step_{{5,10,20}}', source: {{hub: {RUN}, ref: 'step_{{5,10,20}}'}}, base: start, "
+        "method: rl}\n"
+    )
+    named = ("--pair", "RUN-step_{5,20}", *MATRICES)
+    status, out = command("preflight", *named, "--no-time")
+    assert status == 0 and "2 of 2 can be measured" in out, out
+    status, out = command("measure", *named)
+    assert status == 1 and "threegates lock" in out and not (here / "build" / "pairs").exists()
+    assert command("lock", "start", "RUN-step_{5,20}")[0] == 0
+    status, out = command("measure", *named, "--ranged", "--no-spectra")
+    assert status == 0 and "2 tables in" in out, out
+    assert {path.stem for path in (here / "build" / "pairs").glob("*.parquet")} == {
+        "RUN-step_5",
+        "RUN-step_20",
+    }
+    status, out = command("run", _source("emergence"), *named, "--ranged", "-p", "draws=2")
+    assert status == 0, out
+    table = Study.open(
+        "emergence", pairs=["RUN-step_5", "RUN-step_20"], matrices=["q", "k", "v", "o"], draws=2
+    )
+    assert set(table.unmeasured().table("emergence")["step"]) == {5, 20}
 
 
 @pytest.mark.usefixtures("without_a_kernel")

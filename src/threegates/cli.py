@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -146,7 +146,7 @@ def measure(
     )
     _refuse_draws(draws)
     pairs = narrowed(asked_pairs(pair, base, _one(tuned)), *_choice(layers, matrices))
-    options = {"seed": seed, "nulls": asked_for(null), "spectra": spectra, "workers": workers}
+    options: dict[str, Any] = {"seed": seed, "nulls": asked_for(null), "spectra": spectra, "workers": workers}
     if len(pairs) == 1:
         written = measure_to_files(pairs[0], out or default_output(pair), masks=masks, axis=axis, **options)
         typer.echo(written.summary())
@@ -330,7 +330,10 @@ def release(
 @app.command()
 def fetch(
     names: Annotated[
-        list[str], typer.Argument(help="Entries of a manifest, or ORG/REPO or ORG/REPO@COMMIT on the Hub.")
+        list[str],
+        typer.Argument(
+            help="Entries of a manifest, or ORG/REPO[@REVISION][:SUBFOLDER] on the Hub; series too."
+        ),
     ],
     accept_licence: Licences = None,
 ) -> None:
@@ -339,10 +342,10 @@ def fetch(
     The disk's free space is looked at first. A download that was killed goes on where it was.
     """
     from threegates.jobs.settings import DOWNLOAD, export
-    from threegates.jobs.sources import known_manifests, open_source
+    from threegates.jobs.sources import each_named, known_manifests, open_source
 
     export(licences=accept_licence)
-    for name in names:
+    for name in each_named(names):
         source = open_source(name, known_manifests(), way=DOWNLOAD)
         at = f" at {source.checkpoint.revision}" if source.checkpoint.revision else ""
         typer.echo(f"here and whole: {name}{at}, {len(source.checkpoint.infos)} tensors")

@@ -159,9 +159,9 @@ ManifestFile = Annotated[
 Entries = Annotated[list[str] | None, typer.Argument(help="Entries of the manifest; all of them by default.")]
 NewBase = Annotated[
     str,
-    typer.Option("--base", help="Where training started: an entry's name, ORG/REPO[@COMMIT], or a folder."),
+    typer.Option("--base", help="Where training started: an entry's name, ORG/REPO[@REVISION], or a folder."),
 ]
-NewTuned = Annotated[str, typer.Option("--tuned", help="Where it ended: ORG/REPO[@COMMIT], or a folder.")]
+NewTuned = Annotated[str, typer.Option("--tuned", help="Where it ended: ORG/REPO[@REVISION], or a folder.")]
 
 
 #: Commands that take several tuned checkpoints.

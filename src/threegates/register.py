@@ -34,7 +34,7 @@ class Shows(Enum):
 
     any_pair = "any pair, chosen by name or given as two checkpoints"
     by_name = "pairs chosen by name, each for itself"
-    runs = "runs chosen by name, with what else it compares them to"
+    runs = "runs, chosen by name or given as a base and a series of checkpoints"
     runs_of_lab = "runs as only the lab has them, with their logs, recipes or weights"
     nothing = "no pair"
 

@@ -72,6 +72,15 @@ def members(text: str, matching: Callable[[str], Iterable[str]] | None = None) -
     return sorted(found.values(), key=_order)
 
 
+def spelled(names: Iterable[str]) -> list[str]:
+    """Names one by one, each of a series in its place; raises as `members`. Stars are no part of a name."""
+    return [one for name in names for one in (map(_text, members(name)) if is_series(name) else [name])]
+
+
+def _text(member: Member) -> str:
+    return member.text
+
+
 def patterns(text: str) -> list[str]:
     """The names that braces stand for, with the stars that they have; raises as `members`."""
     return list(dict.fromkeys(one.text for one in _spelled(text)))

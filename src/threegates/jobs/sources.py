@@ -15,7 +15,7 @@ from threegates.checkpoints.manifests.licences import accepted_licences, check_a
 from threegates.checkpoints.manifests.locking import check_usable
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
 from threegates.checkpoints.matching import brought_together
-from threegates.checkpoints.series import Member, is_series, members
+from threegates.checkpoints.series import Member, is_series, spelled
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
@@ -109,11 +109,10 @@ def manifest_of(names: Sequence[str], path: Path | None = None, places: Places |
     if path or places.manifest:
         return lab_manifest(path, places)
     known = known_manifests(places)
-    entries = [{entry.name for entry in manifest.checkpoints} for manifest in known]
-    for manifest, held in zip(known, entries, strict=True):
-        if set(names) <= held:
+    for manifest in known:
+        if all(map(manifest.holds, names)):
             return manifest
-    missing = [name for name in names if not any(name in held for held in entries)]
+    missing = [name for name in names if not any(manifest.holds(name) for manifest in known)]
     if not known:
         return lab_manifest(places=places)
     if missing:
@@ -145,9 +144,9 @@ def open_source(
         return Source(Path(name).resolve().name, seen(Checkpoint.open(folder)))
     known = list(known)
     for manifest in known:
-        for entry in manifest.checkpoints:
-            if entry.name == name:
-                return Source(name, _of_entry(manifest, entry, way), entry)
+        if manifest.holds(name):
+            entry = manifest.entry(name)
+            return Source(name, _of_entry(manifest, entry, way), entry)
     if "/" in name or not known:
         try:
             return Source(_safe(name), _of_hub(name, known, way), asked=name)
@@ -285,13 +284,7 @@ def named_pairs(names: Sequence[str], manifest: Manifest, way: str | None = None
     ------
     ManifestError : there is no such entry, or it names no base.
     """
-    pairs = {pair.name: pair for pair in manifest.pairs()}
-    for name in names:
-        if manifest.entry(name).base is None:
-            raise ManifestError(
-                "that entry is no pair: it names no base", where=name, remedy="choose an entry with a base"
-            )
-    return _open_pairs(manifest, [pairs[name] for name in dict.fromkeys(names)], way)
+    return _open_pairs(manifest, [manifest.pair(name) for name in dict.fromkeys(names)], way)
 
 
 def own_pairs(
@@ -330,13 +323,28 @@ def settle(names: Iterable[str]) -> None:
     ------
     CheckpointError, LicenceError : as `own_pairs`.
     """
-    entries = {entry.name for manifest in known_manifests() for entry in manifest.checkpoints}
     for name in names:
-        if name in entries or is_local(name) or "/" not in name:
+        if "/" not in name or is_local(name):
             continue
-        found = remote_members(name) if is_series(name) else [Member(name, "", None)]
-        _check_licences(found, None)
-        settled([one.text for one in found], keep=True)
+        try:
+            found = remote_members(name) if is_series(name) else [Member(name, "", None)]
+            _check_licences(found, None)
+            settled([one.text for one in found], keep=True)
+        except CheckpointError as error:
+            raise _perhaps_a_folder(name, error) from None
+
+
+def each_named(names: Iterable[str]) -> list[str]:
+    """Checkpoints that are named, series one by one, tied to their commits; errors as of `settle`."""
+    found = [one for name in names for one in _each(name)]
+    settle(found)
+    return found
+
+
+def _each(name: str) -> list[str]:
+    if not is_series(name) or Path(name).is_dir():
+        return [name]
+    return [one.text for one in local_members(name) or remote_members(name)]
 
 
 def _check_licences(found: Sequence[Member], places: Places | None) -> None:
@@ -413,11 +421,6 @@ def asked_pairs(
         raise PairError("give either --pair, or --base and --tuned", found="both")
     names = spelled([pair])
     return named_pairs(names, manifest_of(names), way)
-
-
-def spelled(names: Iterable[str]) -> list[str]:
-    """Names of entries, series of them one by one; raises as `threegates.checkpoints.series.members`."""
-    return [one for name in names for one in ([m.text for m in members(name)] if is_series(name) else [name])]
 
 
 def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None = None) -> list[StudyPair]:

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
+from threegates.checkpoints.series import spelled
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
 from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.series import local_members
-from threegates.jobs.sources import folder_labels, is_local, manifest_of, settle, spelled
+from threegates.jobs.sources import folder_labels, is_local, manifest_of, settle
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
 from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited, refuse_without_matrices
