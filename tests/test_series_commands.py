@@ -17,6 +17,7 @@ from threegates.cli_options import gathered
 from threegates.errors import CheckpointError, NotebookError, PairError
 from threegates.jobs.sources import own_pairs
 from threegates.pages.asked import run_chapter
+from threegates.preflight import preflight_of
 from threegates.records.sizes import size_text
 from threegates.records.store import read_provenance
 from threegates.study import Study
@@ -196,6 +197,19 @@ def test_preflight_shows_each_of_a_series_and_the_sums(hub, command, run):
     assert f"to fetch downloaded {size_text(4 * size)}," in text
 
 
+def test_of_a_long_series_the_first_and_all_that_have_a_problem_are_shown(run, monkeypatch):
+    monkeypatch.setattr("threegates.preflight._SHOWN", 1)
+    planted.write(run / "RUN" / "checkpoint-20", {"other.weight": planted.base_tensors(layers=1)[Q]})
+    named = (None, str(run / "base"), str(run / "RUN" / "checkpoint-*"))
+    found = preflight_of(named, (None, None), draws=9, workers=1, timed=False)
+    lines = found.text().splitlines()
+    assert [line for line in lines if line.startswith(("1 ", "2 ", "3 ", "…"))] == [
+        "1          checkpoint-5: can be measured",
+        next(line for line in lines if line.startswith("3 ") and "checkpoint-20: PROBLEM" in line),
+        "…          1 more can be measured",
+    ]
+
+
 def test_a_series_with_one_that_does_not_fit_says_which(hub, command, run):
     planted.write(run / "RUN" / "checkpoint-10", {"other.weight": planted.base_tensors(layers=1)[Q]})
     status, out = command("preflight", "--base", BASE, "--tuned", f"{RUN}@step_*", "--no-time")
@@ -281,7 +295,19 @@ def test_a_chapter_that_follows_runs_says_what_a_pair_lacks(run, here):
         run_chapter(_source("emergence"), {}, base=own["base"], tuned=str(run / "RUN" / "checkpoint-*"))
 
 
+def test_more_names_than_a_file_name_has_letters_are_one_series(run, monkeypatch):
+    monkeypatch.chdir(run)
+    told = ",".join(["5", "10", "20", *(str(number) for number in range(1000, 1300, 7))])
+    assert len(told) > 200
+    with pytest.raises(CheckpointError, match="43 of the series' 46 checkpoints are not there"):
+        own_pairs("base", f"RUN/checkpoint-{{{told}}}")
+    with pytest.raises(CheckpointError, match="44 of the series' 47 checkpoints are not there"):
+        own_pairs("base", f"RUN/checkpoint-{{{told},{'9' * 300}}}")
+
+
 def test_a_pair_needs_both_sides_also_where_one_is_a_series():
+    with pytest.raises(PairError, match="a base is one checkpoint"):
+        own_pairs("org/base@step_{1,2}", "org/run")
     with pytest.raises(PairError, match="needs both sides"):
         own_pairs(None, "RUN/checkpoint-*")
 

@@ -41,6 +41,8 @@ from threegates.register import WITH_JOBS
 MEASURE = "measure"
 _WIDTH, _INDENT = 88, 11
 _SIDES = ("base", "tuned")
+#: Checkpoints of a series that have a line each, whether or not they have a problem.
+_SHOWN = 20
 #: A line that many have, in bytes a second: 100 Mbit/s.
 LINE = 100e6 / 8
 
@@ -158,7 +160,7 @@ class Series:
         first, count = self.each[0], len(self.each)
         lines = [
             ("of all", f"{count} checkpoints on one base, in order"),
-            *((str(number), _member_line(one)) for number, one in enumerate(self.each, 1)),
+            *self._members(),
             ("to fetch", self._fetch()),
         ]
         lines += [
@@ -168,6 +170,14 @@ class Series:
         lines.append(("verdict", f"{sum(one.possible for one in self.each)} of {count} can be measured"))
         told = (_wrapped(label, text) for label, text in lines)
         return "\n".join([_wrapped("series", f"the first of {count}"), first.text(), *told])
+
+    def _members(self) -> list[tuple[str, str]]:
+        """A line for each of the first, and for each of the others that has a problem."""
+        numbered = list(enumerate(self.each, 1))
+        shown = numbered[:_SHOWN] + [one for one in numbered[_SHOWN:] if not one[1].possible]
+        lines = [(str(number), _member_line(one)) for number, one in shown]
+        more = len(numbered) - len(shown)
+        return [*lines, *([("…", f"{more} more can be measured")] if more else [])]
 
     def record(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""

@@ -137,6 +137,13 @@ def test_several_names_are_one_series_of_the_same_names_and_steps(numbers, end):
         assert [one.step for one in found] == sorted(numbers)
 
 
+def test_evenly_spaced_numbers_are_a_range_again():
+    assert as_one([f"a/c-{number}" for number in (30, 10, 20)]) == "a/c-{10..30..10}"
+    assert as_one([f"o/r@s{number}" for number in range(3)]) == "o/r@s{0..2}"
+    assert as_one(["c-1", "c-2", "c-4"]) == "c-{1,2,4}" and as_one(["c-1", "c-2"]) == "c-{1,2}"
+    assert as_one(["c-01", "c-02", "c-03"]) == "c-{01,02,03}"
+
+
 def test_names_that_have_nothing_in_common_and_names_that_are_series():
     assert [one.text for one in members(as_one(["a", "b"]))] == ["a", "b"]
     assert {one.text for one in members(as_one(["run", "run-2"]))} == {"run", "run-2"}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import product, takewhile
+from itertools import pairwise, product, takewhile
 
 from threegates.errors import CheckpointError
 
@@ -109,7 +109,16 @@ def as_one(texts: Sequence[str]) -> str:
     rest = [text[len(start) :] for text in texts]
     end = re.sub(r"^\d+", "", _alike([text[::-1] for text in rest])[::-1])
     cut = [text[: len(text) - len(end)] for text in rest]
-    return f"{start}{{{','.join(cut)}}}{end}" if all(cut) else f"{{{','.join(texts)}}}"
+    return f"{start}{{{_range(cut) or ','.join(cut)}}}{end}" if all(cut) else f"{{{','.join(texts)}}}"
+
+
+def _range(pieces: Sequence[str]) -> str:
+    """Pieces that are evenly spaced numbers, as braces hold them; nothing for any others."""
+    if len(pieces) < 3 or not all(re.fullmatch(r"0|[1-9]\d{0,17}", piece) for piece in pieces):
+        return ""
+    numbers = sorted(map(int, pieces))
+    (step, *others) = {b - a for a, b in pairwise(numbers)}
+    return "" if others else f"{numbers[0]}..{numbers[-1]}" + (f"..{step}" if step > 1 else "")
 
 
 def _alike(texts: Sequence[str]) -> str:

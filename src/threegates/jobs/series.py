@@ -29,6 +29,14 @@ _LISTED = 10
 _SHOWN = 20
 
 
+def is_folder(name: str) -> bool:
+    """Whether a folder of this machine has that name, which may be too long to be one."""
+    try:
+        return Path(name).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
 def local_members(text: str) -> list[Member]:
     """Members of a series of folders; none where no folder of this machine is meant by it.
 
@@ -36,12 +44,12 @@ def local_members(text: str) -> list[Member]:
     ------
     CheckpointError : braces are wrong, or some of the folders are there and others are not.
     """
-    if not is_series(text) or Path(text).is_dir():
+    if not is_series(text) or is_folder(text):
         return []
     if "*" in text and not any(map(_folders, patterns(text))):
         return []
     found = members(text, _folders)
-    missing = [one.text for one in found if not Path(one.text).is_dir()]
+    missing = [one.text for one in found if not is_folder(one.text)]
     if len(missing) == len(found):
         return []
     _refuse_missing(text, missing, [one.text for one in found if one.text not in missing], len(found))
@@ -129,7 +137,7 @@ def _refuse_missing(where: str, missing: Sequence[str], there: Sequence[str], co
 
 
 def _folders(pattern: str) -> list[str]:
-    return [found for found in glob("*".join(map(escape, pattern.split("*")))) if Path(found).is_dir()]
+    return [found for found in glob("*".join(map(escape, pattern.split("*")))) if is_folder(found)]
 
 
 def _on_the_hub(pattern: str) -> list[str]:

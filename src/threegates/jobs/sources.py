@@ -19,7 +19,7 @@ from threegates.checkpoints.series import Member, is_series, spelled
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
-from threegates.jobs.series import local_members, remote_members, settled
+from threegates.jobs.series import is_folder, local_members, remote_members, settled
 from threegates.jobs.settings import DOWNLOAD, HEADERS, device, reads
 from threegates.jobs.subjects import LAB, SUBJECTS, subject_of
 from threegates.records.places import Places, labelled_folders
@@ -140,7 +140,7 @@ def open_source(
     CheckpointError, ManifestError : it stands for nothing, or what it stands for cannot be opened.
     """
     folder = (folders or {}).get(name, name)
-    if Path(folder).is_dir():
+    if is_folder(folder):
         return Source(Path(name).resolve().name, seen(Checkpoint.open(folder)))
     known = list(known)
     for manifest in known:
@@ -256,7 +256,7 @@ def folder_labels(names: Iterable[str]) -> dict[str, str]:
 
 def is_local(name: str) -> bool:
     """Whether a name stands for a folder of this machine, or for a series of folders."""
-    return Path(name).is_dir() or bool(local_members(name))
+    return is_folder(name) or bool(local_members(name))
 
 
 def chapter_pairs(
@@ -301,11 +301,15 @@ def own_pairs(
     """
     folders = labelled_folders() if places is None else places.sources
     named = folders.get(tuned or "", tuned or "")
-    if not base or not is_series(named) or Path(named).is_dir():
+    if base and is_series(base) and not is_folder(folders.get(base, base)):
+        raise PairError(
+            "a base is one checkpoint", where="base", found=base, remedy="give one; a series is for --tuned"
+        )
+    if not base or not is_series(named) or is_folder(named):
         return [own_pair(base, tuned, way, places)]
     found = local_members(named) or remote_members(named)
     _check_licences(found, places)
-    at = settled([one.text for one in found if not Path(one.text).is_dir()])
+    at = settled([one.text for one in found if not is_folder(one.text)])
     left = open_source(base, _read_when_asked(places), way, folders)
     labels = {path: label for label, path in folder_labels([one.text for one in found]).items()}
     ends = {one.run: one.step for one in found}
@@ -342,14 +346,14 @@ def each_named(names: Iterable[str]) -> list[str]:
 
 
 def _each(name: str) -> list[str]:
-    if not is_series(name) or Path(name).is_dir():
+    if not is_series(name) or is_folder(name):
         return [name]
     return [one.text for one in local_members(name) or remote_members(name)]
 
 
 def _check_licences(found: Sequence[Member], places: Places | None) -> None:
     known = list(_read_when_asked(places)) if any("/" in one.text for one in found) else []
-    repos = {parse_address(one.text).repo for one in found if "/" in one.text and not Path(one.text).is_dir()}
+    repos = {parse_address(one.text).repo for one in found if "/" in one.text and not is_folder(one.text)}
     for repo in sorted(repos):
         check_repository(repo, known, accepted=accepted_licences())
 

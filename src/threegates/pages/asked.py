@@ -14,7 +14,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
 from threegates.estimates.rows import MissingRecordError
-from threegates.jobs.series import local_members
+from threegates.jobs.series import is_folder, local_members
 from threegates.jobs.sources import folder_labels, is_local, manifest_of, settle
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
@@ -128,9 +128,9 @@ def _labelled(name: str, labels: Mapping[str, str]) -> str:
 
 def _held(name: str) -> object:
     """Digest of a folder's checkpoint, or of each of a series."""
-    folders = [name] if Path(name).is_dir() else [one.text for one in local_members(name)]
-    digests = [Checkpoint.open(folder).digest() for folder in folders]
-    return digests[0] if Path(name).is_dir() else digests
+    if is_folder(name):
+        return Checkpoint.open(name).digest()
+    return [Checkpoint.open(one.text).digest() for one in local_members(name)]
 
 
 def _output(opened: Opened) -> Path:

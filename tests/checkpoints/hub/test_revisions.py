@@ -120,7 +120,7 @@ def test_a_commit_that_was_pinned_stands_though_the_branch_moves(hub, tmp_path, 
 
 @pytest.mark.parametrize(
     ("wanted", "first"),
-    [("step_11", "step_10, step_9"), ("exp/long", "exp/long@v2"), ("V1", "v1"), ("mian", "main")],
+    [("step_11", "step_10, step_9"), ("exp/long", "exp/long@v2"), ("V1", "v1"), ("Main", "main")],
 )
 def test_a_revision_that_is_not_there_names_the_nearest_that_are(hub, tmp_path, wanted, first):
     told = refusal(f"{REPO}@{wanted}", tmp_path)
