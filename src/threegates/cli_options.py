@@ -65,7 +65,10 @@ _SERIES = (
     "or by repeating it."
 )
 Base = Annotated[str | None, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)]
-Pair = Annotated[str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")]
+Pair = Annotated[
+    str | None,
+    typer.Option(help="A pair of a manifest, by its tuned entry, in place of both; several by braces."),
+]
 OneTuned = Annotated[str | None, typer.Option("--tuned", help="The tuned checkpoint, given likewise.")]
 Tuned = Annotated[list[str] | None, typer.Option(help="The checkpoint that training ended with, " + _SERIES)]
 
@@ -113,7 +116,7 @@ Notebook = Annotated[
 ]
 Pairs = Annotated[
     list[str] | None,
-    typer.Option(help="Show this pair of the manifest, by its tuned entry; may be repeated."),
+    typer.Option(help="Show this pair of the manifest, by its tuned entry; several by braces, or repeated."),
 ]
 Parameters = Annotated[
     list[str] | None,

@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from threegates.checkpoints.hub.addresses import Address, parse_address
-from threegates.checkpoints.hub.snapshots import open_entry, open_named
+from threegates.checkpoints.hub.repository import COMMIT
+from threegates.checkpoints.hub.snapshots import address_of, open_entry, open_named
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
-from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
+from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest, PairEntry, read_manifest
 from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.series import Member, is_series, spelled
 from threegates.checkpoints.tensors import Checkpoint
@@ -431,10 +432,38 @@ def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None 
     sides = {entry.name: entry for pair in pairs for entry in (pair.base, pair.tuned)}
     _check_all(manifest, sides.values(), way)
     opened: dict[str, Source] = {}
+    tied = _tied(sides.values(), way)
     for name, entry in sides.items():
-        opened[name] = Source(name, _of_entry(manifest, entry, way), entry)
+        opened[name] = Source(name, _of_entry(manifest, tied.get(name, entry), way), entry)
     found = (StudyPair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs)
     return [_matched(pair) for pair in found]
+
+
+def _tied(entries: Iterable[Entry], way: str | None, keep: bool = False) -> dict[str, Entry]:
+    """Entries that no commit is written of, at the commits of this moment, before any is opened."""
+    open_ones = {one.name: one for one in entries if isinstance(one.source, Hub) and not one.source.revision}
+    at = {name: str(address_of(one.source)) for name, one in open_ones.items() if isinstance(one.source, Hub)}
+    try:
+        found = settled(list(dict.fromkeys(at.values())), keep)
+    except CheckpointError:
+        if way != HEADERS:
+            raise
+        return {}
+    return {
+        name: one.model_copy(
+            update={"source": one.source.model_copy(update={"revision": found[at[name]].revision})}
+        )
+        for name, one in open_ones.items()
+        if COMMIT.fullmatch(found[at[name]].revision or "")
+    }
+
+
+def settle_pairs(names: Sequence[str], manifest: Manifest) -> None:
+    """The same as `settle` for pairs of a manifest, of those sides that no commit is written of."""
+    pairs = [manifest.pair(name) for name in names if manifest.entry(name).base]
+    sides = [side for pair in pairs for side in (pair.base, pair.tuned)]
+    _check_all(manifest, sides, None)
+    _tied(sides, None, keep=True)
 
 
 def _tail(path: Path, depth: int) -> str:

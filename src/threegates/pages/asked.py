@@ -15,7 +15,7 @@ from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
 from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.series import is_folder, local_members
-from threegates.jobs.sources import folder_labels, is_local, manifest_of, settle
+from threegates.jobs.sources import folder_labels, is_local, manifest_of, settle, settle_pairs
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
 from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited, refuse_without_matrices
@@ -25,6 +25,7 @@ from threegates.pages.opened import Opened
 from threegates.pages.parameters import checked, parsed
 from threegates.pages.runner import NotebookRun, run_notebook
 from threegates.records.provenance import project_root
+from threegates.register import WITH_JOBS
 
 #: Parameters of a notebook that narrow its pairs.
 _CHOICE = ("layers", "matrices")
@@ -84,7 +85,11 @@ def run_chapter(
     page = page_of(project_root(), chapter, values)
     places = replace(asked.places, sources=sources)
     if pairs:
-        refuse_foreign(chapter, manifest_of(pairs, places=places))
+        known_pairs = manifest_of(pairs, places=places)
+        refuse_foreign(chapter, known_pairs)
+        # A chapter without jobs shows tables that there are, and opens no checkpoint.
+        if chapter in WITH_JOBS:
+            settle_pairs(pairs, known_pairs)
     try:
         opened = asked.with_values(values, name=page.name if page else chapter, places=places)
         return run_notebook(opened, output=None if page else _output(opened), workers=workers)

@@ -168,6 +168,7 @@ def test_what_is_no_repository_is_refused(manifest, text):
 
 
 def test_a_branch_and_a_folder_of_a_repository_are_written_and_tell_pairs_apart(manifest):
+    assert add_pair(manifest, "base", "b/c@exp/step_4:d/e", Facts("rl")).name == "c-exp-step_4-d-e"
     add_pair(manifest, "base", "b/c@step_5", Facts("rl"), name="five")
     add_pair(manifest, "base", f"b/c@{'0' * 40}:runs/1", Facts("rl"), name="one")
     add_pair(manifest, "base", "b/c@step_6", Facts("rl"), name="six")

@@ -99,6 +99,10 @@ def test_a_manifest_with_a_series_is_written_as_it_was_read(manifest, tmp_path):
         ("    data: math", "    files: {a: " + "b" * 64 + "}", "belongs to one checkpoint"),
         ('ref: "step_{9..11}", revision: null', f"revision: '{'0' * 40}'", "belongs to one checkpoint"),
         ("RUN-step_{9..11}", "RUN-step_*", "step_{1..500}"),
+        ("RUN-step_{9..11}", "RUN", "both count, or neither"),
+        ('ref: "step_{9..11}"', 'ref: "step_*"', "step_{1..500}"),
+        ('ref: "step_{9..11}"', 'ref: "../{a,b,c}"', "'../a' is none"),
+        ("{hub: org/run, revision: null}", "{hub: org/run, ref: ../../x}", "name of a branch or a tag"),
         ('{hub: org/run, ref: "step_{9..11}", revision: null}', "{folder: runs}", "step_{1..500}"),
     ],
 )

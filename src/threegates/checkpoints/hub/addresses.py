@@ -45,6 +45,11 @@ class Address:
         return replace(self, revision=commit)
 
 
+def is_ref(text: str) -> bool:
+    """Whether a branch, a tag or a commit may have that name; a file of the client's cache has it too."""
+    return bool(re.fullmatch(r"[^:\s]+", text)) and not _NO_REF.search(text)
+
+
 def parse_address(text: str) -> Address:
     """What a user typed for a checkpoint of the Hub.
 
@@ -54,11 +59,7 @@ def parse_address(text: str) -> Address:
     """
     found = _ADDRESS.fullmatch(text)
     revision, subfolder = (found["revision"], (found["subfolder"] or "").strip("/")) if found else (None, "")
-    if (
-        found is None
-        or (revision and _NO_REF.search(revision))
-        or (subfolder and not stays_inside(subfolder))
-    ):
+    if found is None or (revision and not is_ref(revision)) or (subfolder and not stays_inside(subfolder)):
         raise CheckpointError(
             f"'{text}' is neither a folder nor a Hub repository",
             where=Path(text).absolute(),

@@ -270,7 +270,9 @@ def _new_name(manifest: Manifest, name: str, taken: Sequence[str]) -> str:
 
 
 def _own_name(source: Mapping[str, Any]) -> str:
-    return str(source.get("hub") or source["folder"]).rsplit("/", 1)[-1]
+    own = str(source.get("hub") or source["folder"]).rsplit("/", 1)[-1]
+    inside = (str(source[key]) for key in ("ref", "subfolder") if source.get(key))
+    return "-".join([own, *(re.sub(r"[^\w.+-]", "-", name) for name in inside)])
 
 
 def _as_written(entry: Entry) -> dict[str, Any]:

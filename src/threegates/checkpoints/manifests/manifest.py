@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from threegates.atomic import write_text
+from threegates.checkpoints.hub.addresses import is_ref
 from threegates.checkpoints.manifests.members import fault_of, members_of
 from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.series import is_series
@@ -37,6 +38,13 @@ Method = Literal["pretrain", "sft", "rft", "rl", "dpo", "simpo", "mixed"]
 def _inside(name: str) -> str:
     if not stays_inside(name):
         raise PydanticCustomError("outside", "must be a relative path that stays inside the folder")
+    return name
+
+
+def _ref(name: str) -> str:
+    # Of a series every branch is looked at when it is spelled.
+    if not is_series(name) and not is_ref(name):
+        raise PydanticCustomError("ref", "must be the name of a branch or a tag")
     return name
 
 
@@ -53,7 +61,7 @@ RelativePath = Annotated[str, AfterValidator(_inside)]
 Name = Annotated[str, _matching(r"[^\s/\\]+", "a name without spaces or slashes")]
 Repository = Annotated[str, _matching(r"[\w.-]+/[\w.-]+", "a Hub id, ORG/REPO")]
 Revision = Annotated[str, _matching(r"[0-9a-f]{40}", "a full commit, 40 hexadecimal digits")]
-Ref = Annotated[str, _matching(r"[^\s:~^?*\[\]\\]+", "a branch or a tag")]
+Ref = Annotated[str, AfterValidator(_ref)]
 Sha256 = Annotated[str, _matching(r"[0-9a-f]{64}", "a sha256, 64 hexadecimal digits")]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from threegates.checkpoints.hub.addresses import is_ref
 from threegates.checkpoints.series import is_series, members
 from threegates.errors import CheckpointError
 
@@ -42,18 +43,26 @@ def members_of(entry: Entry) -> dict[str, Entry]:
 
 def fault_of(entry: Entry) -> tuple[str, str] | None:
     """What is wrong with an entry that is a series, and under which key; None where nothing is."""
+    told = [text for key in ("ref", "subfolder") if is_series(text := _text(entry, key))]
     if not is_series(entry.name):
-        return None
-    if "*" in entry.name or not hasattr(entry.source, "ref"):
+        return (
+            ("source", "has braces or a star, and the name has none: both count, or neither")
+            if told
+            else None
+        )
+    if "*" in "".join([entry.name, *told]) or not hasattr(entry.source, "ref"):
         return "name", "a series is of the Hub, and is written with braces such as step_{1..500}"
     if held := [key for key in (*_ALONE, "source") if _is_told(entry, key)]:
         return held[0], "belongs to one checkpoint: a member of a series gets it when it is locked"
     try:
         count = len(members(entry.name))
-        told = [len(members(text)) for key in ("ref", "subfolder") if is_series(text := _text(entry, key))]
+        counts = {len(members(text)) for text in told}
+        refs = [one.text for one in members(ref)] if is_series(ref := _text(entry, "ref")) else []
     except CheckpointError as error:
         return "name", f"must be a series: {error.found}"
-    if not told or set(told) != {count}:
+    if wrong := [name for name in refs if not is_ref(name)]:
+        return "source", f"must name branches or tags, and '{wrong[0]}' is none"
+    if counts != {count}:
         return "source", f"must count as the name does: {count} branches or sub-folders"
     return None
 
