@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,11 +12,11 @@ import pytest
 
 from tests.hub.loopback import LoopbackHub
 from tests.planted import planted
-from threegates import cli, environment
+from threegates import cli
 from threegates.checkpoints.series import members
 from threegates.cli_options import gathered
 from threegates.errors import CheckpointError, NotebookError, PairError
-from threegates.jobs.sources import own_pairs
+from threegates.jobs.sources import own_pairs, settle
 from threegates.pages.asked import run_chapter
 from threegates.preflight import preflight_of
 from threegates.records.sizes import size_text
@@ -168,6 +169,12 @@ def test_measure_writes_a_table_for_each_and_does_none_twice(hub, command, run):
     assert status == 1 and "several pairs have several tables" in out and not Path("more").exists()
 
 
+def test_fetch_takes_a_series_too(hub, command):
+    status, out = command("fetch", f"{RUN}@step_*")
+    assert status == 0 and out.count("here and whole") == 3, out
+    assert f"{RUN}@step_20 at {hub.refs(RUN)['branches']['step_20']}" in out
+
+
 def test_one_branch_is_one_table_that_says_which_commit_it_was(hub, command):
     words = ("--base", BASE, "--tuned", f"{RUN}@step_5", *MATRICES, "--no-spectra", "--out", "t.parquet")
     status, out = command("measure", *words)
@@ -271,19 +278,31 @@ def test_a_branch_that_moves_after_the_command_began_is_not_followed(hub, run):
     assert run_chapter(_source("update-sparsity"), {}, base=BASE, tuned=f"{RUN}@step_5").page.is_file()
     hub.branches[RUN]["step_5"] = run / "RUN" / "checkpoint-20"
     assert opened() == before
-    environment.forget()
+    # The next command asks again.
+    settle([f"{RUN}@step_5"])
     assert opened() != before
 
 
 @pytest.mark.usefixtures("without_a_kernel")
-@pytest.mark.parametrize("chapter", ["emergence", "update-sparsity", "precision-lens"])
-def test_a_chapter_shows_folders_of_a_run_and_no_path(run, here, chapter):
-    values = {"draws": "2"} if chapter == "emergence" else {}
+def test_a_page_on_folders_of_a_run_shows_no_path_and_is_made_once(run, here):
     own = {"base": str(run / "base"), "tuned": str(run / "RUN" / "checkpoint-*")}
-    made = run_chapter(_source(chapter), values, **own)
+    made = run_chapter(_source("update-sparsity"), {}, **own)
     page = made.page.read_text()
-    assert str(run) not in page and "checkpoint-*" in page
-    assert not run_chapter(_source(chapter), values, **own).executed
+    assert str(run) not in page and "checkpoint-* against base" in page
+    assert not run_chapter(_source("update-sparsity"), {}, **own).executed
+
+
+@pytest.mark.parametrize("chapter", ["emergence", "precision-lens"])
+def test_chapters_that_follow_runs_take_a_series_as_one_run(run, here, chapter):
+    for number in (1, 2):
+        shutil.copytree(run / "RUN", run / f"seed{number}" / "kept")
+    opened = Study.open(
+        chapter, base=str(run / "base"), tuned=str(run / "seed{1,2}" / "kept" / "checkpoint-*")
+    )
+    jobs = [(job.name, len(job.inputs["checkpoints"])) for job in opened.jobs]
+    assert jobs == [("seed1-kept", 4), ("seed2-kept", 4)]
+    assert [pair.facts()["step"] for pair in opened.pairs] == [*STEPS, *STEPS]
+    assert len({pair.name for pair in opened.pairs}) == 6
 
 
 def test_a_chapter_that_follows_runs_says_what_a_pair_lacks(run, here):

@@ -62,6 +62,7 @@ def test_a_range_has_both_ends_that_its_step_reaches_in_the_order_of_numbers(fir
         ("org/Qwen2.5-model-step{5,10}", "org/Qwen2.5-model", [5, 10]),
         ("r@{step10-tokens2B,step9-tokens7B}", "r", [9, 10]),
         ("r@{early,late}", "r", [None, None]),
+        ("checkpoint-{10,2}", "", [2, 10]),
     ],
 )
 def test_the_last_braces_count_steps_and_what_stands_before_them_is_the_run(text, run, steps):

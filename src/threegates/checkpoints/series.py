@@ -31,7 +31,7 @@ class Member:
     """A checkpoint of a series.
 
     text : its name, without braces and stars.
-    run : what of the name stands before the step's number.
+    run : what of the name stands before the step's number, without words such as step_ and checkpoint-.
     step : the first number in what the last braces or star stand for; None where that holds none.
     """
 
@@ -160,7 +160,7 @@ def _of(spelled: _Spelled, matching: Callable[[str], Iterable[str]]) -> Iterable
 
 def _member(name: str, at: int, piece: str) -> Member:
     number = _NUMBER.search(piece)
-    return Member(name, _COUNTER.sub("", name[:at], count=1) or name[:at], int(number[0]) if number else None)
+    return Member(name, _COUNTER.sub("", name[:at], count=1), int(number[0]) if number else None)
 
 
 def _fits(pattern: str, name: str) -> re.Match | None:

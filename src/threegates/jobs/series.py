@@ -18,6 +18,7 @@ from threegates.checkpoints.hub.repository import (
     pin,
     pinned,
     refs_of,
+    unpin,
 )
 from threegates.checkpoints.hub.subfolders import with_weights
 from threegates.checkpoints.series import Member, is_series, members, natural, patterns
@@ -71,7 +72,7 @@ def settled(texts: Sequence[str], keep: bool = False) -> dict[str, Address]:
 
     Branches and tags of one repository take one request together. Without network each stays as it is.
 
-    keep : whether these commits stand for this process and all that it starts.
+    keep : whether these commits stand for this process and all that it starts, until it asks so again.
 
     Raises
     ------
@@ -80,6 +81,8 @@ def settled(texts: Sequence[str], keep: bool = False) -> dict[str, Address]:
     addresses = {text: parse_address(text) for text in texts if "/" in text}
     if is_offline_mode():
         return addresses
+    if keep:
+        unpin((one.repo, one.revision) for one in addresses.values())
     commits = _commits(addresses.values())
     if keep:
         pin(commits)

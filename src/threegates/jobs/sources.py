@@ -248,11 +248,15 @@ def folder_labels(names: Iterable[str]) -> dict[str, str]:
 
     Labels are short, and still keep the folders apart.
     """
-    folders = {Path(name).resolve() for name in names if is_local(name)}
-    depth = 1
-    while len({_tail(path, depth) for path in folders}) < len(folders):
+    return _labels(Path(name).resolve() for name in names if is_local(name))
+
+
+def _labels(paths: Iterable[Path]) -> dict[str, str]:
+    """Absolute paths by as many of their last parts as keep them apart."""
+    apart, depth = set(paths), 1
+    while len({_tail(path, depth) for path in apart}) < len(apart):
         depth += 1
-    return {_tail(path, depth): str(path) for path in sorted(folders)}
+    return {_tail(path, depth): str(path) for path in sorted(apart)}
 
 
 def is_local(name: str) -> bool:
@@ -313,8 +317,9 @@ def own_pairs(
     at = settled([one.text for one in found if not is_folder(one.text)])
     left = open_source(base, _read_when_asked(places), way, folders)
     labels = {path: label for label, path in folder_labels([one.text for one in found]).items()}
+    runs = {path: label for label, path in _labels(Path(one.run).absolute() for one in found).items()}
     ends = {one.run: one.step for one in found}
-    rights = (_member(one, at.get(one.text), labels, way, places) for one in found)
+    rights = (_member(one, at.get(one.text), labels | runs, way, places) for one in found)
     return [
         _matched(StudyPair(right.label, left, right, final=one.step == ends[one.run]))
         for one, right in zip(found, rights, strict=True)
@@ -368,8 +373,8 @@ def _member(
         return replace(source, label=_safe(one.text), asked=one.text, run=_safe(one.run), step=one.step)
     if source.entry is not None:
         return source
-    label = labels[str(Path(one.text).resolve())]
-    return replace(source, label=label, run=Path(one.run).resolve().name, step=one.step)
+    label, run = labels[str(Path(one.text).resolve())], labels[str(Path(one.run).absolute())]
+    return replace(source, label=label, run=run, step=one.step)
 
 
 def own_pair(

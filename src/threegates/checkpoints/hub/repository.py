@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 from functools import partial
@@ -101,6 +101,13 @@ def pin(commits: Mapping[tuple[str, str | None], str]) -> None:
     told = json.dumps({**pinned(), **found})
     if len(told) <= _LONGEST_PINNED:
         keep({PINNED: told})
+
+
+def unpin(places: Iterable[tuple[str, str | None]]) -> None:
+    """Let the Hub be asked again for revisions that were pinned before."""
+    names = {_at(*place) for place in places}
+    if names & pinned().keys():
+        keep({PINNED: json.dumps({name: one for name, one in pinned().items() if name not in names})})
 
 
 def pinned() -> dict[str, str]:

@@ -32,7 +32,7 @@ def members_of(entry: Entry) -> dict[str, Entry]:
             update={
                 "name": one.text,
                 "source": entry.source.model_copy(update={key: each[at] for key, each in places.items()}),
-                "run": entry.run or one.run,
+                "run": entry.run or one.run or None,
                 "step": one.step,
                 "final": one.step == ends[one.run],
             }
