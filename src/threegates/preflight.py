@@ -161,7 +161,7 @@ class Series:
         lines = [
             ("of all", f"{count} checkpoints on one base, in order"),
             *self._members(),
-            ("to fetch", self._fetch()),
+            ("to fetch", _fetched(*self._bytes())),
         ]
         lines += [
             ("time", _minutes_text(name, None if minutes is None else minutes * count, first.workers))
@@ -181,17 +181,19 @@ class Series:
 
     def record(self) -> dict[str, Any]:
         """The same as plain values, for JSON."""
-        return {"possible": self.possible, "series": [one.record() for one in self.each]}
+        whole, ranges = self._bytes()
+        each = [one.record() for one in self.each]
+        return {"possible": self.possible, "fetch_whole": whole, "fetch_ranges": ranges, "series": each}
 
     def write(self, path: Path) -> None:
         """Write the record as JSON, whole or not at all."""
         write_json(path, self.record())
 
-    def _fetch(self) -> str:
-        """Bytes of the base once, and of each tuned checkpoint; shards that several share count for each."""
+    def _bytes(self) -> tuple[int, int]:
+        """To fetch, by download and by ranges: the base once; shards that several share count for each."""
         base, findings = self.each[0].fetch_base, [one.findings for one in self.each]
         whole = sum(one.fetch_whole - base[0] for one in findings) + base[0]
-        return _fetched(whole, sum(one.fetch_ranges - base[1] for one in findings) + base[1])
+        return whole, sum(one.fetch_ranges - base[1] for one in findings) + base[1]
 
 
 def preflight_of(
