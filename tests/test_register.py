@@ -39,7 +39,7 @@ CLAIMS = read_claims(ROOT / "claims.yaml").claims
 TAKES = {
     Shows.any_pair: {"pairs", "base", "tuned", "layers", "matrices"},
     Shows.by_name: {"pairs"},
-    Shows.runs: {"pairs"},
+    Shows.runs: {"pairs", "base", "tuned", "layers", "matrices"},
     Shows.runs_of_lab: {"pairs"},
     Shows.nothing: set(),
 }

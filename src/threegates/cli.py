@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -33,6 +33,7 @@ from threegates.cli_options import (
     NewTuned,
     Notebook,
     NullNames,
+    OneTuned,
     Pair,
     Pairs,
     Parameters,
@@ -51,6 +52,7 @@ from threegates.cli_options import (
     Tuned,
     Unreleased,
     Workers,
+    gathered,
 )
 from threegates.errors import ThreeGatesError
 
@@ -136,9 +138,9 @@ def measure(
     checkpoints cannot be compared, the reason is printed and no file is written.
     """
     from threegates.jobs.nulls import asked_for
-    from threegates.jobs.pair_files import default_output, measure_to_files
+    from threegates.jobs.pair_files import default_output, measure_series, measure_to_files
     from threegates.jobs.settings import export
-    from threegates.jobs.sources import narrowed, one_pair
+    from threegates.jobs.sources import asked_pairs, narrowed
 
     export(
         ranged=ranged,
@@ -151,20 +153,20 @@ def measure(
         dequantise=dequantise,
     )
     _refuse_draws(draws)
-    target = out or default_output(pair)
-    (chosen,) = narrowed([one_pair(pair, base, tuned)], *_choice(layers, matrices))
-    written = measure_to_files(
-        chosen,
-        target,
-        masks=masks,
-        axis=axis,
-        adapter=adapter,
-        seed=seed,
-        nulls=asked_for(null),
-        spectra=spectra,
-        workers=workers,
+    pairs = narrowed(asked_pairs(pair, base, _one(tuned)), *_choice(layers, matrices))
+    options: dict[str, Any] = {"seed": seed, "nulls": asked_for(null), "spectra": spectra, "workers": workers}
+    if len(pairs) == 1:
+        written = measure_to_files(
+            pairs[0], out or default_output(pair), masks=masks, axis=axis, adapter=adapter, **options
+        )
+        typer.echo(written.summary())
+        return
+    if out is None and not pair:
+        default_output(None)
+    tables = measure_series(
+        pairs, out, masks=masks, axis=axis, adapter=adapter, progress=typer.echo, **options
     )
-    typer.echo(written.summary())
+    typer.echo(f"written: {len(tables)} tables in {tables[0].parent}")
 
 
 def _refuse_draws(draws: int | None) -> None:
@@ -205,7 +207,7 @@ def preflight(
 
     export(device=device, licences=accept_licence, start=adapter_start, dequantise=dequantise)
     found = preflight_of(
-        (pair, base, tuned),
+        (pair, base, _one(tuned)),
         _choice(layers, matrices),
         diagnostics=diagnostic or ["measure"],
         draws=draws,
@@ -221,7 +223,7 @@ def preflight(
 
 @app.command()
 def nearest(
-    tuned: Tuned = None,
+    tuned: OneTuned = None,
     base: Annotated[
         list[str] | None, typer.Option(help="A base that it may come from, as --tuned; repeat it for each.")
     ] = None,
@@ -265,6 +267,7 @@ def run(
     Unknown parameters and values of a wrong type are refused before anything runs. Nothing runs when
     nothing has changed. Ends by saying where the page, the records and the verdicts are.
     """
+    from threegates.jobs.series import told_pinned
     from threegates.jobs.settings import export
     from threegates.pages.asked import run_chapter
     from threegates.pages.runner import results_text
@@ -281,7 +284,8 @@ def run(
     )
     texts = dict(_key_value(text) for text in parameter or ())
     choice = _choice(layers, matrices)
-    typer.echo(results_text(run_chapter(notebook, texts, pair or (), base, tuned, workers, choice)))
+    done = run_chapter(notebook, texts, pair or (), base, _one(tuned), workers, choice)
+    typer.echo("\n".join([*told_pinned(), results_text(done)]))
 
 
 @app.command()
@@ -345,7 +349,10 @@ def release(
 @app.command()
 def fetch(
     names: Annotated[
-        list[str], typer.Argument(help="Entries of a manifest, or ORG/REPO or ORG/REPO@COMMIT on the Hub.")
+        list[str],
+        typer.Argument(
+            help="Entries of a manifest, or ORG/REPO[@REVISION][:SUBFOLDER] on the Hub; series too."
+        ),
     ],
     dequantise: Dequantise = False,
     accept_licence: Licences = None,
@@ -355,10 +362,10 @@ def fetch(
     The disk's free space is looked at first. A download that was killed goes on where it was.
     """
     from threegates.jobs.settings import DOWNLOAD, export
-    from threegates.jobs.sources import known_manifests, open_source
+    from threegates.jobs.sources import each_named, known_manifests, open_source
 
     export(licences=accept_licence, dequantise=dequantise)
-    for name in names:
+    for name in each_named(names):
         source = open_source(name, known_manifests(), way=DOWNLOAD)
         at = f" at {source.checkpoint.revision}" if source.checkpoint.revision else ""
         typer.echo(f"here and whole: {name}{at}, {len(source.checkpoint.infos)} tensors")
@@ -520,6 +527,13 @@ def _choice(
     )
 
 
+def _one(names: list[str] | None) -> str | None:
+    """The tuned side as one name, a series where it was given several times."""
+    from threegates.checkpoints.series import as_one
+
+    return as_one(names) if names else None
+
+
 def _key_value(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator or not key:
@@ -532,7 +546,7 @@ def _key_value(text: str) -> tuple[str, str]:
 def main() -> None:
     """Run the command; errors that a user can act on are printed without a traceback."""
     try:
-        app()
+        app(gathered(sys.argv[1:]))
     except ThreeGatesError as error:
         if os.environ.get("THREEGATES_DEBUG") == "1":
             raise

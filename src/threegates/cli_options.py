@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -75,22 +77,32 @@ AdapterStart = Annotated[
     ),
 ]
 _CHECKPOINT = (
-    "A folder in Hugging Face format, a GGUF file, an entry of a manifest, or ORG/REPO[@COMMIT] on the Hub."
+    "A folder in Hugging Face format, a GGUF file, an entry of a manifest, or "
+    "ORG/REPO[@REVISION][:SUBFOLDER] on the Hub, REVISION being a branch, a tag or a commit."
+)
+_SERIES = (
+    "given likewise. Several of one run as a series, such as ORG/REPO@step_{1..500..50} or RUN/checkpoint-*, "
+    "or by repeating it."
 )
 Base = Annotated[str | None, typer.Option(help="The checkpoint that training started from. " + _CHECKPOINT)]
-Pair = Annotated[str | None, typer.Option(help="A pair of a manifest, by its tuned entry, in place of both.")]
-Tuned = Annotated[
+Pair = Annotated[
     str | None,
-    typer.Option(
-        help="The checkpoint that training ended with, given likewise; or a folder with a LoRA adapter."
-    ),
+    typer.Option(help="A pair of a manifest, by its tuned entry, in place of both; several by braces."),
+]
+OneTuned = Annotated[str | None, typer.Option("--tuned", help="The tuned checkpoint, given likewise.")]
+Tuned = Annotated[
+    list[str] | None,
+    typer.Option(help="What training ended with, a checkpoint or a folder with a LoRA adapter, " + _SERIES),
 ]
 
 # --- measuring
 
 Table = Annotated[
     Path | None,
-    typer.Option(help="Parquet file to write, one row a tensor; of --pair NAME build/pairs/NAME.parquet."),
+    typer.Option(
+        help="Parquet file to write, one row a tensor; of --pair NAME build/pairs/NAME.parquet. Of a series "
+        "a folder, with a file for each pair."
+    ),
 ]
 Masks = Annotated[Path | None, typer.Option(help="Also write the packed update masks, as safetensors.")]
 AxisTable = Annotated[Path | None, typer.Option(help="Also write row and column ratios beside their nulls.")]
@@ -127,7 +139,7 @@ Notebook = Annotated[
 ]
 Pairs = Annotated[
     list[str] | None,
-    typer.Option(help="Show this pair of the manifest, by its tuned entry; may be repeated."),
+    typer.Option(help="Show this pair of the manifest, by its tuned entry; several by braces, or repeated."),
 ]
 Parameters = Annotated[
     list[str] | None,
@@ -173,6 +185,38 @@ ManifestFile = Annotated[
 Entries = Annotated[list[str] | None, typer.Argument(help="Entries of the manifest; all of them by default.")]
 NewBase = Annotated[
     str,
-    typer.Option("--base", help="Where training started: an entry's name, ORG/REPO[@COMMIT], or a folder."),
+    typer.Option("--base", help="Where training started: an entry's name, ORG/REPO[@REVISION], or a folder."),
 ]
-NewTuned = Annotated[str, typer.Option("--tuned", help="Where it ended: ORG/REPO[@COMMIT], or a folder.")]
+NewTuned = Annotated[str, typer.Option("--tuned", help="Where it ended: ORG/REPO[@REVISION], or a folder.")]
+
+
+#: Commands that take several tuned checkpoints.
+_TAKE_SERIES = frozenset({"measure", "preflight", "run"})
+
+
+def gathered(words: Sequence[str]) -> list[str]:
+    """A command's words, with --tuned in front of each name that a shell has made of a series behind it.
+
+    Without quotes a shell turns ``--tuned RUN/checkpoint-*`` and ``--tuned ORG/REPO@step_{1..3}`` into the
+    names themselves. Those are taken that begin as the first one does, up to its @, : or last slash.
+    """
+    if not words or words[0] not in _TAKE_SERIES:
+        return list(words)
+    found: list[str] = []
+    stem = ""
+    for before, word in zip(("", *words), words, strict=False):
+        if before == "--tuned":
+            stem = _stem(word)
+        elif stem and not word.startswith("-") and _stem(word) == stem:
+            found.append("--tuned")
+        else:
+            stem = ""
+        found.append(word)
+    return found
+
+
+def _stem(word: str) -> str:
+    at = re.match(r"[^@:]*[@:]", word)
+    above = word[: word.rstrip("/").rfind("/") + 1]
+    # Of a bare name, such as checkpoint-10, all but its number.
+    return at[0] if at else above or (re.sub(r"\d+", "#", word) if re.search(r"\d", word) else "")

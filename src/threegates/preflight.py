@@ -15,7 +15,14 @@ from typing import Any
 from threegates.atomic import write_json
 from threegates.checkpoints.formats.families import family_of
 from threegates.checkpoints.places import place_of
-from threegates.checkpoints.preflight import Findings, Side, by_role, file_bytes, look_at
+from threegates.checkpoints.preflight import (
+    Findings,
+    Side,
+    by_role,
+    file_bytes,
+    look_at,
+    stored_tensors,
+)
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import NotebookError, PairError
 from threegates.jobs.costs import Costs, measured_costs
@@ -24,7 +31,7 @@ from threegates.jobs.kinds.pair import PAIR
 from threegates.jobs.memory import need_of, taken
 from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.settings import HEADERS, device
-from threegates.jobs.sources import narrowed, one_pair
+from threegates.jobs.sources import StudyPair, asked_pairs, narrowed
 from threegates.measures.tensor_table import PairTable
 from threegates.records.sizes import size_text
 from threegates.register import WITH_JOBS
@@ -33,6 +40,8 @@ from threegates.register import WITH_JOBS
 MEASURE = "measure"
 _WIDTH, _INDENT = 88, 11
 _SIDES = ("base", "tuned")
+#: Checkpoints of a series that have a line each, whether or not they have a problem.
+_SHOWN = 20
 #: A line that many have, in bytes a second: 100 Mbit/s.
 LINE = 100e6 / 8
 
@@ -52,6 +61,7 @@ class Preflight:
 
     stored : how many tensors base and tuned hold, of which `findings` may be of a choice alone.
     minutes : by diagnostic, on the chosen workers; None where it is not measured tensor by tensor.
+    fetch_base : bytes of `findings` that are the base's, of a download and of ranges.
     """
 
     names: tuple[str, str]
@@ -62,6 +72,7 @@ class Preflight:
     minutes: dict[str, float | None]
     workers: int
     draws: int
+    fetch_base: tuple[int, int] = (0, 0)
 
     @property
     def possible(self) -> bool:
@@ -102,8 +113,7 @@ class Preflight:
         found = asdict(self.findings)
         aligned = found.pop("aligned")
         return {
-            "base": self.names[0],
-            "tuned": self.names[1],
+            "names": list(self.names),
             "possible": self.possible,
             **found,
             "chosen": len(aligned),
@@ -133,29 +143,100 @@ class Preflight:
         return (self.names[0], self.findings.base), (self.names[1], self.findings.tuned)
 
 
+@dataclass(frozen=True)
+class Series:
+    """A base and several tuned checkpoints that may be measured, in order; the first alone was timed."""
+
+    each: tuple[Preflight, ...]
+
+    @property
+    def possible(self) -> bool:
+        """Whether nothing hinders the measurement of any."""
+        return all(one.possible for one in self.each)
+
+    def text(self) -> str:
+        """What a terminal shows: the first pair in full, a line for each of them, and the sums."""
+        first, count = self.each[0], len(self.each)
+        lines = [
+            ("of all", f"{count} checkpoints on one base, in order"),
+            *self._members(),
+            ("to fetch", _fetched(*self._bytes())),
+        ]
+        lines += [
+            ("time", _minutes_text(name, None if minutes is None else minutes * count, first.workers))
+            for name, minutes in first.minutes.items()
+        ]
+        lines.append(("verdict", f"{sum(one.possible for one in self.each)} of {count} can be measured"))
+        told = (_wrapped(label, text) for label, text in lines)
+        return "\n".join([_wrapped("series", f"the first of {count}"), first.text(), *told])
+
+    def _members(self) -> list[tuple[str, str]]:
+        """A line for each of the first, and for each of the others that has a problem."""
+        numbered = list(enumerate(self.each, 1))
+        shown = numbered[:_SHOWN] + [one for one in numbered[_SHOWN:] if not one[1].possible]
+        lines = [(str(number), _member_line(one)) for number, one in shown]
+        more = len(numbered) - len(shown)
+        return [*lines, *([("…", f"{more} more can be measured")] if more else [])]
+
+    def record(self) -> dict[str, Any]:
+        """The same as plain values, for JSON."""
+        whole, ranges = self._bytes()
+        each = [one.record() for one in self.each]
+        return {"possible": self.possible, "fetch_whole": whole, "fetch_ranges": ranges, "series": each}
+
+    def write(self, path: Path) -> None:
+        """Write the record as JSON, whole or not at all."""
+        write_json(path, self.record())
+
+    def _bytes(self) -> tuple[int, int]:
+        """To fetch, by download and by ranges: the base once; shards that several share count for each."""
+        base, findings = self.each[0].fetch_base, [one.findings for one in self.each]
+        whole = sum(one.fetch_whole - base[0] for one in findings) + base[0]
+        return whole, sum(one.fetch_ranges - base[1] for one in findings) + base[1]
+
+
 def preflight_of(
     named: tuple[str | None, str | None, str | None],
     choice: tuple[Sequence[int] | None, Sequence[str] | None],
     **options: Any,
-) -> Preflight:
+) -> Preflight | Series:
     """Look at a pair by its name in a manifest, or by its base and tuned checkpoint, as they were typed.
 
     choice : blocks and roles, None for all. options : as `preflight`.
+
+    Returns
+    -------
+    The pair, or where the tuned name is a series, all of its pairs.
 
     Raises
     ------
     ManifestError, CheckpointError : a name stands for nothing that can be measured. PairError : half a pair.
     """
-    pair = one_pair(*named, way=HEADERS)
+    pairs = asked_pairs(*named, way=HEADERS)
+    timed = options.pop("timed", True)
+    # All have the shapes of the first, or are refused.
+    each = [_look(pair, choice, timed=timed and pair is pairs[0], **options) for pair in pairs]
+    return each[0] if len(each) == 1 else Series(tuple(each))
+
+
+def _look(
+    pair: StudyPair, choice: tuple[Sequence[int] | None, Sequence[str] | None], **options: Any
+) -> Preflight:
     (chosen,) = narrowed([pair], *choice)
     sides, whole = (chosen.base, chosen.tuned), (pair.base, pair.tuned)
     return preflight(
-        (pair.base.label, pair.tuned.label),
+        (pair.base.asked or pair.base.label, pair.tuned.asked or pair.tuned.label),
         (sides[0].checkpoint, sides[1].checkpoint),
         (whole[0].checkpoint, whole[1].checkpoint),
-        (bool(place_of(whole[0].checkpoint).folder), bool(place_of(whole[1].checkpoint).folder)),
+        (_is_here(whole[0].checkpoint), _is_here(whole[1].checkpoint)),
         **options,
     )
+
+
+def _is_here(checkpoint: Checkpoint) -> bool:
+    """Whether nothing has to be fetched for a side; what an adapter is put on is the base's matter."""
+    place = place_of(checkpoint)
+    return bool(place.folder or place.adapter)
 
 
 def preflight(
@@ -193,7 +274,12 @@ def preflight(
     families = tuple(dict.fromkeys(family_of(one).note for one in whole))
     memory = _memory(pair, kinds, draws, workers) if findings.aligned else None
     base, tuned = (sum(info.alias_of is None for info in one.infos.values()) for one in whole)
-    return Preflight(names, (base, tuned), findings, families, memory, minutes, workers, draws)
+    of_base = (
+        (0, 0)
+        if here[0]
+        else (file_bytes(whole[0]), sum(info.stored_bytes for info in stored_tensors(pair[0])))
+    )
+    return Preflight(names, (base, tuned), findings, families, memory, minutes, workers, draws, of_base)
 
 
 def _kinds(diagnostics: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -264,7 +350,7 @@ def _count(number: int) -> str:
 def _side_line(label: str, named: tuple[str, Side]) -> tuple[str, str]:
     name, one = named
     stored = ", ".join(f"{dtype} {size_text(size)}" for dtype, size in one.dtypes.items())
-    at = f" at {one.revision[:12]}" if one.revision else ""
+    at = f" at commit {one.revision}" if one.revision else ""
     place = "on this machine" if one.here else "on the Hub"
     others = "".join(f" and {count} of {stack}" for stack, count in one.others.items())
     experts = f", {one.experts} experts a block" if one.experts else ""
@@ -283,10 +369,22 @@ def _tensor_lines(findings: Findings) -> list[tuple[str, str]]:
     return [("tensors", found), ("matrices", f"{len(findings.matrices)} in blocks, which have spectra")]
 
 
+def _member_line(one: Preflight) -> str:
+    """A checkpoint of a series: its commit, and whether it can be measured."""
+    side = one.findings.tuned
+    at = f" at {side.revision[:12]}" if side.revision else ""
+    why = "; ".join(problem.what.splitlines()[0] for problem in one.findings.problems)
+    return f"{one.names[1]}{at}: {'can be measured' if one.possible else f'PROBLEM: {why}'}"
+
+
 def _fetch_text(findings: Findings) -> str:
-    if findings.fetch_whole == 0:
+    return _fetched(findings.fetch_whole, findings.fetch_ranges)
+
+
+def _fetched(whole: int, ranges: int) -> str:
+    if whole == 0:
         return "nothing: both lie on this machine"
-    ways = (("downloaded", findings.fetch_whole), ("read by ranges", findings.fetch_ranges))
+    ways = (("downloaded", whole), ("read by ranges", ranges))
     return "; ".join(f"{way} {size_text(size)}, {_spell(size / LINE)} at 100 Mbit/s" for way, size in ways)
 
 

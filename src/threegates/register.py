@@ -34,7 +34,7 @@ class Shows(Enum):
 
     any_pair = "any pair, chosen by name or given as two checkpoints"
     by_name = "pairs chosen by name, each for itself"
-    runs = "runs chosen by name, with what else it compares them to"
+    runs = "runs, chosen by name or given as a base and a series of checkpoints"
     runs_of_lab = "runs as only the lab has them, with their logs, recipes or weights"
     nothing = "no pair"
 
@@ -84,7 +84,8 @@ _CHAPTERS = (
         jobs=("run",),
         follows_steps=True,
         shows=Shows.runs,
-        why_not="it follows a run over its training and needs the names of that run's step checkpoints",
+        why_not="it follows a run over its training and needs several of its steps: a series as --tuned, or "
+        "the names of that run's step checkpoints",
         estimates=emergence.ESTIMATES,
         sweeps={"emergence": "emergence_sweep"},
     ),

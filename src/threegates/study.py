@@ -33,7 +33,7 @@ from threegates.jobs.sources import (
     manifest_of,
     named_pairs,
     narrowed,
-    own_pair,
+    own_pairs,
 )
 from threegates.jobs.subjects import LAB, Subject, described, foreign, of_pairs
 from threegates.judging import claims
@@ -113,7 +113,8 @@ class Study:
         ----------
         manifest : the one that `places` have by default.
         pairs : names of tuned entries, instead of those the manifest has for the chapter.
-        base, tuned : two checkpoints of one's own, each a folder, an entry's name or ORG/REPO[@COMMIT].
+        base, tuned : two checkpoints of one's own, each a folder, an entry's name or
+            ORG/REPO[@REVISION][:SUBFOLDER]; tuned may be a series of them.
         subject : whose pairs of the manifest, by their label; nothing with pairs, base or tuned.
         layers, matrices : only these blocks, and only tensors of these roles; all of them by default.
         records : folder of the records, that of `places` by default.
@@ -381,7 +382,7 @@ class _Whose(NamedTuple):
 
 
 def _of_checkpoints(base: str | None, tuned: str | None, places: Places | None) -> _Whose:
-    pairs, about = [own_pair(base, tuned, places=places)], foreign(base, tuned)
+    pairs, about = own_pairs(base, tuned, places=places), foreign(base, tuned)
     return _Whose(pairs, about, about.short)
 
 

@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 # By name: a test that watches what the client waits must not see what the server does.
 from time import sleep
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import torch
 from huggingface_hub import close_session, constants
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     import pytest
 
 ROUTES = {
+    "refs": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/refs"),
     "info": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?"),
     "tree": re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)"),
     "file": re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)"),
@@ -47,7 +49,7 @@ class Fault:
         (another range than was asked for), redirect (to the server under another name), slow (`seconds`
         before every piece of `at` bytes), busy (429), broken (503), unauthorised (401), denied (403 without
         a code); and gated (the whole repository; `file` is ignored).
-    file : its name, or info or tree for what the API tells; empty for all files.
+    file : its name, or info, tree or refs for what the API tells; empty for all files.
     times : how many GET requests it still hits; None for all.
     wait : Retry-After of busy and broken.
     """
@@ -86,6 +88,7 @@ class LoopbackHub:
     requests : method and path of what was asked. served : bytes of bodies sent, by file.
     tokens : the Authorization header of each request, under the server's name.
     lfs : whether safetensors files are stored with LFS, as all but the smallest are.
+    branches, tags : folders by name, for each ORG/REPO that has others than main.
     """
 
     repos: Mapping[str, Path | Sequence[Path]]
@@ -94,6 +97,8 @@ class LoopbackHub:
     served: Counter[str] = field(default_factory=Counter)
     tokens: list[tuple[str, str | None]] = field(default_factory=list)
     lfs: bool = True
+    branches: dict[str, dict[str, Path]] = field(default_factory=dict)
+    tags: dict[str, dict[str, Path]] = field(default_factory=dict)
 
     def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Be the Hub that the clients ask, as HF_ENDPOINT would have it in a process that starts."""
@@ -128,14 +133,35 @@ class LoopbackHub:
             thread.join()
 
     def commits(self, repo: str) -> dict[str, Path]:
-        """Folders of a repository by commit, the newest last."""
+        """Folders of a repository by commit, those of main last, and its newest last of all."""
         held = self.repos[repo]
-        folders = [held] if isinstance(held, Path) else list(held)
-        return {_commit(repo, folder): folder for folder in folders}
+        others = [*self.branches.get(repo, {}).values(), *self.tags.get(repo, {}).values()]
+        folders = [*others, *([held] if isinstance(held, Path) else held)]
+        found: dict[str, Path] = {}
+        for commit, folder in ((_commit(repo, folder), folder) for folder in folders):
+            # One that main has as well belongs to main.
+            found.pop(commit, None)
+            found[commit] = folder
+        return found
+
+    def refs(self, repo: str) -> dict[str, dict[str, str]]:
+        """Commits by name, of branches and of tags."""
+        kinds = {"branches": self.branches, "tags": self.tags}
+        named = {
+            kind: {name: _commit(repo, folder) for name, folder in held.get(repo, {}).items()}
+            for kind, held in kinds.items()
+        }
+        return {**named, "branches": {"main": self.commit(repo), **named["branches"]}}
+
+    def resolved(self, repo: str, revision: str | None) -> str | None:
+        """The commit that a branch, a tag, a commit or none stands for; None if it stands for nothing."""
+        named = self.refs(repo)
+        known = {**{one: one for one in self.commits(repo)}, **named["tags"], **named["branches"]}
+        return known.get(revision or "main")
 
     def files(self, repo: str, revision: str | None = None) -> dict[str, Path]:
-        """Files of a repository at a commit by name; of the newest one without."""
-        return _files(self.commits(repo).get(revision or "", self.commits(repo)[self.commit(repo)]))
+        """Files of a repository at a revision by name; of the newest commit without."""
+        return _files(self.commits(repo)[self.resolved(repo, revision) or self.commit(repo)])
 
     def commit(self, repo: str) -> str:
         """The newest commit: forty digits that follow from the files' contents."""
@@ -240,7 +266,8 @@ class _Handler(BaseHTTPRequestHandler):
             match = route.fullmatch(path)
             if match is None:
                 continue
-            parts = match.groupdict()
+            # The clients quote what a path's part may not hold, a branch's slashes too.
+            parts = {name: part and unquote(part) for name, part in match.groupdict().items()}
             refusal = self._refusal(parts["repo"], parts.get("revision"))
             if refusal is not None:
                 return self._refuse(*refusal)
@@ -252,17 +279,29 @@ class _Handler(BaseHTTPRequestHandler):
             return 404, "RepoNotFound"
         if self.hub.struck("gated"):
             return 403, "GatedRepo"
-        known = revision in (None, "main", *self.hub.commits(repo))
-        return None if known else (404, "RevisionNotFound")
+        return None if self.hub.resolved(repo, revision) else (404, "RevisionNotFound")
 
     def _refuse(self, status: int, code: str, wait: str = "") -> None:
         headers = {"X-Error-Code": code, "Retry-After": wait, "Content-Type": "application/json"}
         self._send(status, [b"{}"], 2, {name: value for name, value in headers.items() if value})
 
+    def _refs(self, repo: str) -> None:
+        if self._struck_down("refs"):
+            return
+        kinds = {"branches": "heads", "tags": "tags"}
+        told = {
+            kind: [
+                {"name": name, "ref": f"refs/{kinds[kind]}/{name}", "targetCommit": commit}
+                for name, commit in named.items()
+            ]
+            for kind, named in self.hub.refs(repo).items()
+        }
+        self._send_json({**told, "converts": []})
+
     def _info(self, repo: str, revision: str | None) -> None:
         if self._struck_down("info"):
             return
-        commit = revision if revision in self.hub.commits(repo) else self.hub.commit(repo)
+        commit = self.hub.resolved(repo, revision)
         names = [{"rfilename": name} for name in self.hub.files(repo, commit)]
         self._send_json({"id": repo, "modelId": repo, "sha": commit, "siblings": names})
 
@@ -270,7 +309,11 @@ class _Handler(BaseHTTPRequestHandler):
         if self._struck_down("tree"):
             return
         files = self.hub.files(repo, revision)
-        self._send_json([_tree_entry(name, path, self.hub.is_large(name)) for name, path in files.items()])
+        folders = {above.as_posix() for name in files for above in PurePosixPath(name).parents} - {"."}
+        told = [{"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in sorted(folders)]
+        self._send_json(
+            told + [_tree_entry(name, path, self.hub.is_large(name)) for name, path in files.items()]
+        )
 
     def _struck_down(self, file: str) -> bool:
         """Whether a fault took the place of the answer; faults of any file spare the API."""
@@ -300,7 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _file_headers(self, repo: str, revision: str, file: str, path: Path) -> dict[str, str]:
         etag = _sha256(path) if self.hub.is_large(file) else _git_sha1(path)
-        commit = revision if revision in self.hub.commits(repo) else self.hub.commit(repo)
+        commit = str(self.hub.resolved(repo, revision))
         headers = {
             "ETag": f'"{etag}"',
             "X-Repo-Commit": commit,

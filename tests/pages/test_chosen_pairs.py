@@ -74,7 +74,6 @@ def test_a_part_of_the_layers_and_matrices_is_enough_for_a_chapter(chapter, proj
 @pytest.mark.parametrize(
     ("chapter", "options", "told"),
     [
-        ("emergence", {"base": "a", "tuned": "b"}, "step checkpoints"),
         ("curvature", {"base": "a", "tuned": "b"}, "trained on"),
         ("sensitivity", {"pairs": ["a"]}, "takes no pair"),
         ("errata", {"pairs": ["a"]}, "looks at no checkpoint"),

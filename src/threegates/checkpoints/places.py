@@ -40,7 +40,7 @@ class Place:
     them.
 
     folder : an absolute path, or
-    repo, revision : ORG/REPO and the 40 digits of a commit.
+    repo, revision, subfolder : ORG/REPO, the 40 digits of a commit, and which folder in it, "" for itself.
     layers, matrices : numbers of blocks, roles of tensors; None takes all of them.
     device : where tensors come to lie, such as cuda:0.
     rules : how names are brought together with the other side's, as in `threegates.checkpoints.matched`.
@@ -58,6 +58,7 @@ class Place:
     adapter: str = ""
     start: str = ""
     dequantised: bool = False
+    subfolder: str = ""
 
     def __post_init__(self) -> None:
         whole = bool(self.folder) != bool(self.repo) and bool(self.repo) == bool(self.revision)
@@ -114,11 +115,11 @@ class Place:
         if not self.repo:
             raw = open_local(self.folder)
         else:
-            raw = open_ranged(self.repo, self.revision, dequantise=self.dequantised)
+            raw = open_ranged(self.repo, self.revision, subfolder=self.subfolder, dequantise=self.dequantised)
         return dequantised(raw) if self.dequantised else raw
 
     def _is_typed(self) -> bool:
-        texts = (self.folder, self.repo, self.revision, self.device, *(self.matrices or ()))
+        texts = (self.folder, self.repo, self.revision, self.subfolder, self.device, *(self.matrices or ()))
         texts = (*texts, self.adapter, self.start)
         return (
             all(type(text) is str for text in texts)
@@ -153,7 +154,8 @@ def place_of(checkpoint: Checkpoint) -> Place:
     floats = isinstance(raw, Dequantised)
     raw = raw.source if isinstance(raw, Dequantised) else raw
     where = ("", raw.repo, str(raw.revision)) if isinstance(raw, RangedCheckpoint) else (_path(raw), "", "")
-    return Place(*where, layers, matrices, device, rules_of(named), *_folders(on_it), floats)
+    subfolder = raw.subfolder if isinstance(raw, RangedCheckpoint) else ""
+    return Place(*where, layers, matrices, device, rules_of(named), *_folders(on_it), floats, subfolder)
 
 
 def _path(raw: Checkpoint) -> str:

@@ -123,9 +123,8 @@ def found_pairs(
     ManifestError : no entry has such a name.
     """
     places = pair_folders() if folders is None else folders
-    chosen = {manifest.entry(name).name for name in names}
-    pairs = manifest.pairs(None if names else chapter)
-    return [_found(pair, places) for pair in pairs if not chosen or pair.name in chosen]
+    pairs = [manifest.pair(name) for name in names] if names else manifest.pairs(chapter)
+    return [_found(pair, places) for pair in pairs]
 
 
 def measured_tensors(found: Iterable[Found]) -> pd.DataFrame:

@@ -24,7 +24,8 @@ def nearest(tuned: str, bases: Sequence[str]) -> pd.DataFrame:
 
     Parameters
     ----------
-    tuned, bases : folders, entries of a manifest or ORG/REPO[@COMMIT], as `jobs.sources.own_pair` takes them.
+    tuned, bases : folders, entries of a manifest or ORG/REPO[@REVISION], as `own_pair` of jobs.sources has
+        them.
 
     Returns
     -------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ from threegates.jobs.kinds.table import table_job
 from threegates.jobs.nulls import FOUNDING, asked_for
 from threegates.jobs.partial import parts_folder
 from threegates.jobs.sanity import coverage, floors, sanity
-from threegates.jobs.sources import StudyPair
+from threegates.jobs.sources import Source, StudyPair
 from threegates.measures.by_tensor import Parts, as_tables
 from threegates.measures.changes import write_masks
 from threegates.measures.tensor_table import ADAPTER, MEASURED
 from threegates.measures.whole_models import pair_sparsity
 from threegates.records.provenance import build_folder, build_state
-from threegates.records.store import write_record
+from threegates.records.store import read_parquet, read_provenance, write_record
 
 #: Tensors that are named where many are left out for one reason.
 _LISTED = 10
@@ -131,7 +131,7 @@ def measure_to_files(
         compared = set(tensor.loc[tensor["status"] == "compared", "tensor"])
         write_masks(pair.base.checkpoint, pair.tuned.checkpoint, masks, compared)
     files = {"axis": axis, ADAPTER: adapter, "tensor": out}
-    _write(job, {table: path for table, path in files.items() if path}, tables)
+    _write(job, {table: path for table, path in files.items() if path}, tables, _asked(pair))
     parts.remove()
     sides = {"base": pair.base.checkpoint, "tuned": pair.tuned.checkpoint}
     uncovered = coverage(tables["tensor"], sides)
@@ -155,7 +155,91 @@ def _notes(pair: StudyPair) -> list[str]:
     families = {family_of(side) for side in sides}
     renamed = any(map(naming_digest, sides))
     told = sorted(family.note for family in families if renamed or not family.known)
-    return [*told, *pair_notes(*sides, read=True)]
+    asked = [
+        f"{side}: {named(source)}"
+        for side, source in (("base", pair.base), ("tuned", pair.tuned))
+        if source.asked
+    ]
+    return [*asked, *told, *pair_notes(*sides, read=True)]
+
+
+def _asked(pair: StudyPair) -> dict[str, Any]:
+    """How repositories were named; no folder of this machine is among what a table states."""
+    told = {
+        side: source.asked for side, source in (("base", pair.base), ("tuned", pair.tuned)) if source.asked
+    }
+    return {"asked": told} if told else {}
+
+
+def measure_series(
+    pairs: Sequence[StudyPair],
+    folder: Path | None,
+    *,
+    progress: Callable[[str], None] = print,
+    **options: Any,
+) -> list[Path]:
+    """Measure pairs one after the other, each into a table of its own; one that is measured already stays.
+
+    Parameters
+    ----------
+    folder : of the tables ``PAIR.parquet``; of pairs of a manifest build/pairs by default.
+    progress : called with a line about each pair, when it is done.
+    options : as `measure_to_files`, without masks and axis table.
+
+    Raises
+    ------
+    RecordError : an output is a file, or masks and an axis table are asked for. Otherwise as
+        `measure_to_files`; what was measured before stays.
+    """
+    _check_series(folder, options)
+    targets = [folder / f"{pair.name}.parquet" if folder else default_output(_entry(pair)) for pair in pairs]
+    for number, (pair, target) in enumerate(zip(pairs, targets, strict=True), 1):
+        there = _is_measured(pair, target, options)
+        if not there:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            measure_to_files(pair, target, masks=None, axis=None, **options)
+        told = _one_line(read_parquet(target))
+        progress(f"{number}/{len(pairs)} {named(pair.tuned)}: {told}{', there already' * there}")
+    return targets
+
+
+def _check_series(folder: Path | None, options: dict[str, Any]) -> None:
+    extra = [name for name in ("masks", "axis", "adapter") if options.pop(name, None)]
+    if extra or (folder is not None and (folder.suffix == ".parquet" or folder.is_file())):
+        raise RecordError(
+            "several pairs have several tables",
+            where=folder,
+            expected="--out FOLDER, without --masks, --axis and --adapter",
+            found=", ".join(f"--{name}" for name in extra) or "a file's name",
+            remedy="give a folder; masks and the other tables are written of one pair at a time",
+        )
+
+
+def _entry(pair: StudyPair) -> str | None:
+    return pair.name if pair.tuned.entry else None
+
+
+def _is_measured(pair: StudyPair, target: Path, options: Mapping[str, Any]) -> bool:
+    """Whether a table of exactly this measurement is there."""
+    asked = {"seed": options["seed"], "nulls": asked_for(options.get("nulls", FOUNDING))}
+    job = table_job(pair, {**asked, "axes": False, "spectra": options.get("spectra", True)})
+    try:
+        return read_provenance(target).get("digest") == job.digest
+    except RecordError:
+        return False
+
+
+def _one_line(tensor: pd.DataFrame) -> str:
+    (row,) = pair_sparsity(tensor).itertuples()
+    drift = tensor.loc[tensor["spectra"] == MEASURED, "nss"].median()
+    told = f", median NSS {drift:.2e}" if drift == drift else ""
+    return f"sparsity in bf16 {row.sparsity:.4f}, {(tensor['status'] == 'compared').sum()} tensors{told}"
+
+
+def named(source: Source) -> str:
+    """A checkpoint as it was asked for, with the commit that this was."""
+    at = f", commit {source.checkpoint.revision}" if source.checkpoint.revision else ""
+    return f"{source.asked or source.label}{at}"
 
 
 def default_output(pair: str | None) -> Path:
@@ -184,10 +268,12 @@ def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
         raise
 
 
-def _write(job: Job, paths: Mapping[str, Path], tables: Mapping[str, pd.DataFrame]) -> None:
+def _write(
+    job: Job, paths: Mapping[str, Path], tables: Mapping[str, pd.DataFrame], told: Mapping[str, Any]
+) -> None:
     """Write tables as records are written. They have no sidecar, so they state the code's commit too."""
     state = {key: value for key, value in build_state().items() if key != "time"}
-    provenance = job_provenance(job, **state)
+    provenance = job_provenance(job, **state, **told)
     for table, path in paths.items():
         write_record(path, tables[table], provenance, table=table, job=job.name, digest=job.digest)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -13,15 +14,19 @@ from threegates.checkpoints.adapters.config import is_adapter, read_config
 from threegates.checkpoints.adapters.deltas import adapter_digest
 from threegates.checkpoints.dequantised import dequantised
 from threegates.checkpoints.gguf import is_gguf, open_local
-from threegates.checkpoints.hub.snapshots import open_entry, open_named
+from threegates.checkpoints.hub.addresses import Address, parse_address
+from threegates.checkpoints.hub.repository import COMMIT
+from threegates.checkpoints.hub.snapshots import address_of, open_entry, open_named
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
-from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, PairEntry, read_manifest
+from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest, PairEntry, read_manifest
 from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.quantised import dequantises
+from threegates.checkpoints.series import Member, is_series, spelled
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
+from threegates.jobs.series import is_folder, local_members, remote_members, settled
 from threegates.jobs.settings import DOWNLOAD, HEADERS, adapter_start, device, reads
 from threegates.jobs.subjects import LAB, SUBJECTS, subject_of
 from threegates.records.places import Places, labelled_folders
@@ -33,11 +38,18 @@ PAPER = "paper"
 
 @dataclass(frozen=True)
 class Source:
-    """An opened checkpoint, the label it goes by, and the manifest's entry if it has one."""
+    """An opened checkpoint, the label it goes by, and the manifest's entry if it has one.
+
+    asked : of a repository that was named, how it was named. run, step : of a member of a series, what of its
+    name stands before the number, and that number.
+    """
 
     label: str
     checkpoint: Checkpoint
     entry: Entry | None = None
+    asked: str = ""
+    run: str = ""
+    step: int | None = None
 
     @property
     def run_folder(self) -> Path | None:
@@ -48,11 +60,12 @@ class Source:
 
 @dataclass(frozen=True)
 class StudyPair:
-    """A tuned checkpoint and its base."""
+    """A tuned checkpoint and its base; `final` says that it is not one of a run's earlier steps."""
 
     name: str
     base: Source
     tuned: Source
+    final: bool = True
 
     def facts(self) -> dict:
         """What the manifest knows of the tuned checkpoint's training, and its labels."""
@@ -61,9 +74,10 @@ class StudyPair:
             return {
                 "pair": self.name,
                 "base": self.base.label,
-                "run": self.name,
+                "run": self.tuned.run or self.name,
                 "method": "unknown",
-                "final": True,
+                "final": self.final,
+                **({} if self.tuned.step is None else {"step": self.tuned.step}),
             }
         known = entry.model_dump(
             include={"method", "data", "step", "updates", "learning_rate", "seed", "final"}
@@ -102,11 +116,10 @@ def manifest_of(names: Sequence[str], path: Path | None = None, places: Places |
     if path or places.manifest:
         return lab_manifest(path, places)
     known = known_manifests(places)
-    entries = [{entry.name for entry in manifest.checkpoints} for manifest in known]
-    for manifest, held in zip(known, entries, strict=True):
-        if set(names) <= held:
+    for manifest in known:
+        if all(map(manifest.holds, names)):
             return manifest
-    missing = [name for name in names if not any(name in held for held in entries)]
+    missing = [name for name in names if not any(manifest.holds(name) for manifest in known)]
     if not known:
         return lab_manifest(places=places)
     if missing:
@@ -124,7 +137,7 @@ def open_source(
     way: str | None = None,
     folders: Mapping[str, str] | None = None,
 ) -> Source:
-    """Open what a name stands for: a folder or GGUF file, a manifest's entry, ORG/REPO or ORG/REPO@COMMIT.
+    """Open what a name stands for: a folder or GGUF file, a manifest's entry, ORG/REPO@REVISION:SUBFOLDER.
 
     way : how weights of the Hub are read, as `threegates.jobs.settings` has it by default.
     folders : by the labels that they may be called by.
@@ -134,30 +147,25 @@ def open_source(
     CheckpointError, ManifestError : it stands for nothing, or what it stands for cannot be opened.
     """
     folder = (folders or {}).get(name, name)
-    if is_local(folder):
+    if _is_here(folder):
         return Source(Path(name).resolve().name, seen(open_local(folder)))
     known = list(known)
     for manifest in known:
-        for entry in manifest.checkpoints:
-            if entry.name == name:
-                return Source(name, _of_entry(manifest, entry, way), entry)
+        if manifest.holds(name):
+            entry = manifest.entry(name)
+            return Source(name, _of_entry(manifest, entry, way), entry)
     if "/" in name or not known:
         try:
-            return Source(name.replace("/", "--").replace("@", "-"), _of_hub(name, known, way))
+            return Source(_safe(name), _of_hub(name, known, way), asked=name)
         except CheckpointError as error:
             raise _perhaps_a_folder(name, error) from None
     raise _nothing(name, known)
 
 
 def folder_digest(folder: str) -> str:
-    """Digest of the checkpoint or the adapter in a folder."""
+    """Digest of the checkpoint or the adapter in a folder, or of a GGUF file."""
     path = Path(folder)
     return adapter_digest(path) if is_adapter(path) else open_local(folder).digest()
-
-
-def is_local(name: str) -> bool:
-    """Whether a name is the path of a folder or of a GGUF file."""
-    return Path(name).is_dir() or is_gguf(name)
 
 
 def seen(checkpoint: Checkpoint) -> Checkpoint:
@@ -219,9 +227,24 @@ def _check_all(manifest: Manifest, entries: Iterable[Entry], way: str | None) ->
         )
 
 
+def _safe(name: str) -> str:
+    """A repository's name, revision and folder as one name that a file may have."""
+    return re.sub(r"[^\w.+-]", "-", name.replace("/", "--"))
+
+
 def _of_hub(text: str, known: Iterable[Manifest], way: str | None = None) -> Checkpoint:
-    check_repository(text.partition("@")[0], known, accepted=accepted_licences())
-    return _by(way, partial(open_named, text))
+    """A checkpoint of the Hub at the commit that its branch or tag stands for now."""
+    check_repository(parse_address(text).repo, known, accepted=accepted_licences())
+    try:
+        (address,) = settled([text]).values()
+    except CheckpointError:
+        if way != HEADERS:
+            raise
+        # Who only looks is shown what was fetched before, where there is no network to ask.
+        with suppress(CheckpointError):
+            return seen(open_named(text, offline=True))
+        raise
+    return _by(way, partial(open_named, str(address)))
 
 
 def _by(way: str | None, opening: Callable[..., Checkpoint]) -> Checkpoint:
@@ -234,12 +257,28 @@ def _by(way: str | None, opening: Callable[..., Checkpoint]) -> Checkpoint:
 
 
 def folder_labels(names: Iterable[str]) -> dict[str, str]:
-    """Path of each name that is a folder, by a label: its last parts, as many as keep the folders apart."""
-    folders = {Path(name).resolve() for name in names if is_local(name)}
-    depth = 1
-    while len({_tail(path, depth) for path in folders}) < len(folders):
+    """Path of each name of a folder or a series of folders, by a label: its last parts, as many as it takes.
+
+    Labels are short, and still keep the folders apart.
+    """
+    return _labels(Path(name).resolve() for name in names if is_local(name))
+
+
+def _labels(paths: Iterable[Path]) -> dict[str, str]:
+    """Absolute paths by as many of their last parts as keep them apart."""
+    apart, depth = set(paths), 1
+    while len({_tail(path, depth) for path in apart}) < len(apart):
         depth += 1
-    return {_tail(path, depth): str(path) for path in sorted(folders)}
+    return {_tail(path, depth): str(path) for path in sorted(apart)}
+
+
+def is_local(name: str) -> bool:
+    """Whether a name stands for a folder or GGUF file of this machine, or for a series of folders."""
+    return _is_here(name) or bool(local_members(name))
+
+
+def _is_here(name: str) -> bool:
+    return is_folder(name) or is_gguf(name)
 
 
 def chapter_pairs(
@@ -267,13 +306,104 @@ def named_pairs(names: Sequence[str], manifest: Manifest, way: str | None = None
     ------
     ManifestError : there is no such entry, or it names no base.
     """
-    pairs = {pair.name: pair for pair in manifest.pairs()}
+    return _open_pairs(manifest, [manifest.pair(name) for name in dict.fromkeys(names)], way)
+
+
+def own_pairs(
+    base: str | None, tuned: str | None, way: str | None = None, places: Places | None = None
+) -> list[StudyPair]:
+    """Pairs of one base and each checkpoint of a series, in the order of its steps; one of what is no series.
+
+    All members are found, and tied to commits, before any is opened. way, places : as for `own_pair`.
+
+    Raises
+    ------
+    PairError : one side is not given. CheckpointError, ManifestError : a side stands for nothing that can be
+        opened, the base for several, or members of the series are not there.
+    """
+    folders = labelled_folders() if places is None else places.sources
+    named = folders.get(tuned or "", tuned or "")
+    if base and is_series(base) and not is_folder(folders.get(base, base)):
+        raise PairError(
+            "a base is one checkpoint", where="base", found=base, remedy="give one; a series is for --tuned"
+        )
+    if not base or not is_series(named) or is_folder(named):
+        return [own_pair(base, tuned, way, places)]
+    found = local_members(named) or remote_members(named)
+    _check_licences(found, places)
+    at = settled([one.text for one in found if not is_folder(one.text)])
+    left = open_source(base, _read_when_asked(places), way, folders)
+    labels = {path: label for label, path in folder_labels([one.text for one in found]).items()}
+    runs = {path: label for label, path in _labels(Path(one.run).absolute() for one in found).items()}
+    ends = {one.run: one.step for one in found}
+
+    def pair(one: Member) -> StudyPair:
+        final = one.step == ends[one.run]
+        if is_adapter(Path(one.text)):
+            return _adapter_of_series(left, one, labels | runs, final)
+        right = _member(one, at.get(one.text), labels | runs, way, places)
+        return _matched(StudyPair(right.label, left, right, final=final))
+
+    return [pair(one) for one in found]
+
+
+def _adapter_of_series(left: Source, one: Member, labels: Mapping[str, str], final: bool) -> StudyPair:
+    """A base with one adapter of a run on it, labelled as any member."""
+    found = _with_adapter(left, Path(one.text))
+    label, run = labels[str(Path(one.text).resolve())], labels[str(Path(one.run).absolute())]
+    tuned = replace(found.tuned, label=label, run=run, step=one.step)
+    return replace(found, name=label, tuned=tuned, final=final)
+
+
+def settle(names: Iterable[str]) -> None:
+    """Tie what is named of the Hub, series too, to the commits of this moment, for all that is started later.
+
+    Raises
+    ------
+    CheckpointError, LicenceError : as `own_pairs`.
+    """
     for name in names:
-        if manifest.entry(name).base is None:
-            raise ManifestError(
-                "that entry is no pair: it names no base", where=name, remedy="choose an entry with a base"
-            )
-    return _open_pairs(manifest, [pairs[name] for name in dict.fromkeys(names)], way)
+        if "/" not in name or is_local(name):
+            continue
+        try:
+            found = remote_members(name) if is_series(name) else [Member(name, "", None)]
+            _check_licences(found, None)
+            settled([one.text for one in found], keep=True)
+        except CheckpointError as error:
+            raise _perhaps_a_folder(name, error) from None
+
+
+def each_named(names: Iterable[str]) -> list[str]:
+    """Checkpoints that are named, series one by one, tied to their commits; errors as of `settle`."""
+    found = [one for name in names for one in _each(name)]
+    settle(found)
+    return found
+
+
+def _each(name: str) -> list[str]:
+    if not is_series(name) or is_folder(name):
+        return [name]
+    return [one.text for one in local_members(name) or remote_members(name)]
+
+
+def _check_licences(found: Sequence[Member], places: Places | None) -> None:
+    known = list(_read_when_asked(places)) if any("/" in one.text for one in found) else []
+    repos = {parse_address(one.text).repo for one in found if "/" in one.text and not is_folder(one.text)}
+    for repo in sorted(repos):
+        check_repository(repo, known, accepted=accepted_licences())
+
+
+def _member(
+    one: Member, at: Address | None, labels: Mapping[str, str], way: str | None, places: Places | None
+) -> Source:
+    """A checkpoint of a series, opened at its commit, labelled as it was asked for."""
+    source = open_source(str(at) if at else one.text, _read_when_asked(places), way, {})
+    if at is not None:
+        return replace(source, label=_safe(one.text), asked=one.text, run=_safe(one.run), step=one.step)
+    if source.entry is not None:
+        return source
+    label, run = labels[str(Path(one.text).resolve())], labels[str(Path(one.run).absolute())]
+    return replace(source, label=label, run=run, step=one.step)
 
 
 def own_pair(
@@ -338,10 +468,12 @@ def _read_when_asked(places: Places | None) -> Iterator[Manifest]:
     yield from known_manifests(places)
 
 
-def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | None = None) -> StudyPair:
+def asked_pairs(
+    pair: str | None, base: str | None, tuned: str | None, way: str | None = None
+) -> list[StudyPair]:
     """A pair by the name of its tuned entry in a manifest that is known here, or by its two checkpoints.
 
-    way : as in `open_source`.
+    Several, where the entry's or the tuned checkpoint's name is a series. way : as in `open_source`.
 
     Raises
     ------
@@ -349,20 +481,49 @@ def one_pair(pair: str | None, base: str | None, tuned: str | None, way: str | N
         half a pair.
     """
     if not pair:
-        return own_pair(base, tuned, way)
+        return own_pairs(base, tuned, way)
     if base or tuned:
         raise PairError("give either --pair, or --base and --tuned", found="both")
-    return named_pairs([pair], manifest_of([pair]), way)[0]
+    names = spelled([pair])
+    return named_pairs(names, manifest_of(names), way)
 
 
 def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None = None) -> list[StudyPair]:
     sides = {entry.name: entry for pair in pairs for entry in (pair.base, pair.tuned)}
     _check_all(manifest, sides.values(), way)
     opened: dict[str, Source] = {}
+    tied = _tied(sides.values(), way)
     for name, entry in sides.items():
-        opened[name] = Source(name, _of_entry(manifest, entry, way), entry)
+        opened[name] = Source(name, _of_entry(manifest, tied.get(name, entry), way), entry)
     found = (StudyPair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs)
     return [_matched(pair) for pair in found]
+
+
+def _tied(entries: Iterable[Entry], way: str | None, keep: bool = False) -> dict[str, Entry]:
+    """Entries that no commit is written of, at the commits of this moment, before any is opened."""
+    open_ones = {one.name: one for one in entries if isinstance(one.source, Hub) and not one.source.revision}
+    at = {name: str(address_of(one.source)) for name, one in open_ones.items() if isinstance(one.source, Hub)}
+    try:
+        found = settled(list(dict.fromkeys(at.values())), keep)
+    except CheckpointError:
+        if way != HEADERS:
+            raise
+        return {}
+    return {
+        name: one.model_copy(
+            update={"source": one.source.model_copy(update={"revision": found[at[name]].revision})}
+        )
+        for name, one in open_ones.items()
+        if COMMIT.fullmatch(found[at[name]].revision or "")
+    }
+
+
+def settle_pairs(names: Sequence[str], manifest: Manifest) -> None:
+    """The same as `settle` for pairs of a manifest, of those sides that no commit is written of."""
+    pairs = [manifest.pair(name) for name in names if manifest.entry(name).base]
+    sides = [side for pair in pairs for side in (pair.base, pair.tuned)]
+    _check_all(manifest, sides, None)
+    _tied(sides, None, keep=True)
 
 
 def _tail(path: Path, depth: int) -> str:
@@ -389,6 +550,7 @@ def _nothing(name: str, known: Iterable[Manifest], limit: int = 20) -> ManifestE
     return ManifestError(
         "there is neither a folder nor a manifest's entry of that name",
         where=name,
-        expected=f"a folder, ORG/REPO[@COMMIT] on the Hub, or one of: {', '.join(names[:limit])}{more}",
+        expected="a folder, ORG/REPO[@REVISION][:SUBFOLDER] on the Hub, or one of: "
+        f"{', '.join(names[:limit])}{more}",
         remedy="check the spelling; `threegates train` makes the lab's checkpoints",
     )

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from threegates.checkpoints.series import spelled
 from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
 from threegates.estimates.rows import MissingRecordError
-from threegates.jobs.sources import folder_digest, folder_labels, is_local, manifest_of
+from threegates.jobs.series import local_members
+from threegates.jobs.sources import folder_digest, folder_labels, is_local, manifest_of, settle, settle_pairs
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
 from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited, refuse_without_matrices
@@ -22,6 +24,7 @@ from threegates.pages.opened import Opened
 from threegates.pages.parameters import checked, parsed
 from threegates.pages.runner import NotebookRun, run_notebook
 from threegates.records.provenance import project_root
+from threegates.register import WITH_JOBS
 
 #: Parameters of a notebook that narrow its pairs.
 _CHOICE = ("layers", "matrices")
@@ -47,6 +50,8 @@ def run_chapter(
     """Run a notebook with parameters as they were typed.
 
     choice : blocks and roles of tensors that alone are looked at; None takes all.
+    pairs, tuned : entries of a manifest, or a checkpoint; a name of either may be a series. Repositories are
+    tied to commits at once, which stand for the page's kernel too.
 
     A page of the book, by its name or by its notebook and parameters, lands in build/notebooks; with any
     other parameters it lands in a folder of its own below build/runs, so that the book keeps its page.
@@ -63,7 +68,9 @@ def run_chapter(
         raise NotebookError("give either --pair, or --base and --tuned", found="both")
     if bool(base) != bool(tuned):
         raise NotebookError("a pair of your own needs both sides", found=f"--base {base}, --tuned {tuned}")
+    pairs = spelled(pairs)
     sources = folder_labels([name for name in (base, tuned) if name])
+    settle([name for name in (base, tuned) if name])
     labels = {place: label for label, place in sources.items()}
     values = {**(listed.parameters if listed else {}), **parsed(known, texts, chapter)}
     values |= {"pairs": list(pairs)} if pairs else {}
@@ -77,7 +84,11 @@ def run_chapter(
     page = page_of(project_root(), chapter, values)
     places = replace(asked.places, sources=sources)
     if pairs:
-        refuse_foreign(chapter, manifest_of(pairs, places=places))
+        known_pairs = manifest_of(pairs, places=places)
+        refuse_foreign(chapter, known_pairs)
+        # A chapter without jobs shows tables that there are, and opens no checkpoint.
+        if chapter in WITH_JOBS:
+            settle_pairs(pairs, known_pairs)
     try:
         opened = asked.with_values(values, name=page.name if page else chapter, places=places)
         return run_notebook(opened, output=None if page else _output(opened), workers=workers)
@@ -119,8 +130,14 @@ def _labelled(name: str, labels: Mapping[str, str]) -> str:
     return labels.get(str(Path(name).resolve()), name) if is_local(name) else name
 
 
+def _held(name: str) -> object:
+    """Digest of what lies in a folder, or in each of a series."""
+    members = local_members(name)
+    return [folder_digest(one.text) for one in members] if members else folder_digest(name)
+
+
 def _output(opened: Opened) -> Path:
     """A folder for its parameters; folders of one name, such as checkpoint-500, hold different models."""
-    held = {label: folder_digest(folder) for label, folder in opened.places.sources.items()}
+    held = {label: _held(folder) for label, folder in opened.places.sources.items()}
     digest = value_digest([dict(opened.given), held])
     return opened.places.build / "runs" / f"{opened.chapter}-{digest[:8]}"

@@ -254,9 +254,18 @@ def test_open_entry_takes_folders_and_repositories(hub, llama, copy_of, tmp_path
 def test_open_named_takes_what_a_user_types(hub, llama, tmp_path):
     assert open_named(str(llama[0])).folder == llama[0]
     commit = hub.commit(REPO)
-    for text in (REPO, f"{REPO}@{commit}"):
+    for text in (REPO, f"{REPO}@{commit}", f"{REPO}@main"):
         assert open_named(text, tmp_path, endpoint=hub.url).revision == commit
-    for text in ("nowhere", "a/b/c", f"{REPO}@main", "../x", "/a/b"):
+    for text in (
+        "nowhere",
+        "a/b/c",
+        f"{REPO}@a b",
+        f"{REPO}@a..b",
+        f"{REPO}:../x",
+        f"{REPO}:",
+        "../x",
+        "/a/b",
+    ):
         with pytest.raises(CheckpointError, match="is neither a folder nor a Hub repository"):
             open_named(text, tmp_path)
 

@@ -160,11 +160,23 @@ def test_folders_elsewhere_are_refused(manifest, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "b", "b/c/d", "../x/y", "b/c@main", "b/c d", "https://hub/b/c", "b/c\n", "-"]
+    "text", ["", "b", "b/c/d", "../x/y", "b/c@a..b", "b/c:../d", "b/c d", "https://hub/b/c", "b/c\n", "-"]
 )
 def test_what_is_no_repository_is_refused(manifest, text):
     assert "the tuned side is neither a repository" in refusal(manifest, "base", text)
     assert "the base side is neither a repository" in refusal(manifest, text, "b/c")
+
+
+def test_a_branch_and_a_folder_of_a_repository_are_written_and_tell_pairs_apart(manifest):
+    assert add_pair(manifest, "base", "b/c@exp/step_4:d/e", Facts("rl")).name == "c-exp-step_4-d-e"
+    add_pair(manifest, "base", "b/c@step_5", Facts("rl"), name="five")
+    add_pair(manifest, "base", f"b/c@{'0' * 40}:runs/1", Facts("rl"), name="one")
+    add_pair(manifest, "base", "b/c@step_6", Facts("rl"), name="six")
+    sources = {name: read_manifest(manifest).entry(name).source for name in ("five", "one", "six")}
+    assert sources["five"] == Hub(repo="b/c", ref="step_5")
+    assert sources["one"] == Hub(repo="b/c", revision="0" * 40, subfolder="runs/1")
+    assert "has that pair already, as 'six'" in refusal(manifest, "base", "b/c@step_6", name="again")
+    assert "are one checkpoint" in refusal(manifest, "b/d@main", "b/d@main", name="same", base_name="there")
 
 
 @pytest.mark.parametrize("name", ["tuned", "Tuned", "base"])

@@ -232,7 +232,8 @@ def test_a_kill_leaves_the_old_or_the_new_manifest(tmp_path, moment):
 
 def test_the_tracked_manifest_keeps_every_line_that_is_not_of_the_lock():
     text = TRACKED.read_text()
-    names = [entry.name for entry in read_manifest(TRACKED).checkpoints]
+    # A lock ties no series to one commit.
+    names = [entry.name for entry in read_manifest(TRACKED).checkpoints if "{" not in entry.name]
     assert edited(text, {}) == text
     changes = {name: {"source": {"revision": COMMIT}, "files": FILES, "checked": True} for name in names}
     new = edited(text, changes)

@@ -26,6 +26,7 @@ from threegates.checkpoints.manifests.locking import (
     lock,
 )
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, read_manifest
+from threegates.checkpoints.tensors import INDEX
 from threegates.errors import CheckpointError, ManifestError
 
 REPO, OLD = "org/llama", "old/llama"
@@ -318,8 +319,42 @@ def test_a_card_of_any_kind_is_read_or_left(hub, card, licence):
     assert read_card(REPO, endpoint=hub.url).licence == licence
 
 
+def with_shard(folder: Path, name: str) -> None:
+    """Adds a shard of another dtype, and names it in the index."""
+    save_file({"extra": torch.zeros(3, dtype=torch.float32)}, folder / name)
+    index = json.loads((folder / INDEX).read_text())
+    index["weight_map"]["extra"] = name
+    (folder / INDEX).write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("name", ["layers-0.safetensors", "shards/part_1.safetensors", "model-9.safetensors"])
+def test_shards_are_those_that_the_index_names_by_whatever_name(hub, manifest, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("THREEGATES_RANGES", str(tmp_path / "ranges"))
+    folder = hub.repos[REPO]
+    (folder / "shards").mkdir()
+    with_shard(folder, name)
+    stray = "model-00009-of-00009.safetensors"
+    save_file({"stray": torch.zeros(3)}, folder / stray)
+    assert lock(manifest, ["tuned"], endpoint=hub.url).ok
+    files = read_manifest(manifest).entry("tuned").files
+    assert files[name] == hashlib.sha256((folder / name).read_bytes()).hexdigest() and stray not in files
+    # Download and ranges read what was locked.
+    locked = read_manifest(manifest)
+    for ranged in (False, True):
+        opened = open_entry(
+            locked, locked.entry("tuned"), tmp_path / "cache", endpoint=hub.url, ranged=ranged
+        )
+        assert "extra" in opened.infos and "stray" not in opened.infos
+    # A second lock sees that nothing has changed, and one of other bytes is seen by ranges.
+    assert lock(manifest, endpoint=hub.url).kept.keys() >= {"tuned"}
+    manifest.write_text(manifest.read_text().replace(files[name], "a" * 64))
+    with pytest.raises(CheckpointError, match="is not the file that the manifest lists"):
+        other = read_manifest(manifest)
+        open_entry(other, other.entry("tuned"), endpoint=hub.url, ranged=True)
+
+
 def test_files_of_several_dtypes_are_told_and_none_is_written(hub, manifest):
-    save_file({"extra": torch.zeros(3, dtype=torch.float32)}, hub.repos[REPO] / "model-extra.safetensors")
+    with_shard(hub.repos[REPO], "model-extra.safetensors")
     summary = lock(manifest, endpoint=hub.url)
     assert read_manifest(manifest).entry("tuned").stored_dtype is None
     assert summary.remarks == {"tuned": ["its files hold several dtypes: bf16, fp32"]}

@@ -80,7 +80,11 @@ def test_reads_entries_pairs_and_folders(tmp_path, quoted):
             "methud: rl",
             ["line 12, checkpoints[1].methud", "the unknown key 'methud'", "'method'?"],
         ),
-        ("hub: org/tuned", "repo: org/tuned", ["line 9, checkpoints[1].source.repo", "keys hub, revision"]),
+        (
+            "hub: org/tuned",
+            "repo: org/tuned",
+            ["line 9, checkpoints[1].source.repo", "keys hub, ref, subfolder, revision"],
+        ),
         ("folder: runs/base", "folder: runs/base, x: 1", ["line 5, checkpoints[0].source.x", "keys folder"]),
         ("{folder: runs/base}", "runs/base", ["line 5, checkpoints[0].source", "{folder: PATH} or {hub:"]),
         ("    base: base\n", "    base: bsae\n", ["line 11, checkpoints[1].base", "there is no 'bsae'"]),
@@ -293,6 +297,26 @@ def test_a_guess_of_the_tracked_manifest_says_so():
     }
     manifest = read_manifest(TRACKED)
     assert [name for name in guessed if not (manifest.entry(name).checked or manifest.entry(name).note)] == []
+
+
+def test_runs_with_checkpoints_along_training_are_there_and_say_that_nobody_looked_them_up():
+    manifest = read_manifest(TRACKED)
+    runs: dict[str, list[int]] = {}
+    for one in manifest.members.values():
+        assert one.base is not None and not one.checked and "not checked" in one.note and not one.chapters
+        assert {one.source.ref, one.source.subfolder} & {f"step_{one.step}", one.source.subfolder} - {None}
+        runs.setdefault(one.source.repo + str(one.seed or ""), []).append(one.step)
+    relex = {name: steps for name, steps in runs.items() if name.startswith("relex-rlvr/")}
+    assert {name.split("RLVR-")[1]: steps for name, steps in relex.items()} == {
+        "Qwen2.5-Math-1.5B": list(range(1, 501)),
+        "Qwen3-4B-Base": list(range(1, 76)),
+        "Qwen3-8B-Base": list(range(1, 101)),
+    }
+    kinds = {name.rsplit("-", 1)[1] for name in runs if "RL-Zero" in name}
+    assert kinds == {"Math", "Code", "IF", "General"}
+    assert all(manifest.entry(f"Olmo-3-7B-RL-Zero-{kind}").final for kind in kinds)
+    last = manifest.entry("RLPO-seed43-step_500").source
+    assert last.subfolder == "checkpoints/rlpo_cosine/seed43/global_step_500"
 
 
 def test_nothing_in_the_tracked_manifest_claims_more_than_was_done():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
@@ -14,10 +14,14 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_raise_for_status, validate_repo_id
 
 from threegates.checkpoints.formats.headers import TensorInfo
+from threegates.checkpoints.hub.addresses import Address
+from threegates.checkpoints.hub.ranged import weight_files
 from threegates.checkpoints.hub.remote_headers import remote_header
-from threegates.checkpoints.hub.repository import COMMIT, TIMEOUT, listed
+from threegates.checkpoints.hub.repository import COMMIT, TIMEOUT, listed, unknown_revision
 from threegates.checkpoints.hub.snapshots import PATTERNS, no_weights
-from threegates.checkpoints.hub.transfer import TRANSIENT, RemoteFile, ask, git_sha1, read_whole
+from threegates.checkpoints.hub.subfolders import check_subfolder
+from threegates.checkpoints.hub.transfer import REVISION, TRANSIENT, RemoteFile, ask, git_sha1, read_whole
+from threegates.checkpoints.tensors import INDEX
 from threegates.errors import CheckpointError
 
 #: Most bytes of a file without a sha256 of the Hub's; those are small texts.
@@ -64,23 +68,45 @@ def read_card(repo: str, revision: str | None = None, endpoint: str | None = Non
     return Card(repo, commit, bool(told.get("gated")), _licence(card if isinstance(card, dict) else {}))
 
 
-def model_files(repo: str, commit: str, endpoint: str | None = None) -> dict[str, RemoteFile]:
+def model_files(
+    repo: str,
+    commit: str,
+    endpoint: str | None = None,
+    subfolder: str = "",
+    known: Collection[str] = (),
+) -> dict[str, RemoteFile]:
     """The files of a commit that belong to the model, by name: weights, config, tokenizer.
+
+    Weights are the files that the index names, whatever their names; the index is read for it, unless their
+    names are among those that are known, as of a commit that is looked at again. Of a sub-folder the names
+    are those in there.
 
     Raises
     ------
-    CheckpointError : the list cannot be had or trusted, or has no safetensors weights of a whole model.
+    CheckpointError : the list cannot be had or trusted, has no such sub-folder, or has no safetensors weights
+        of a whole model; or the index arrives damaged.
     """
     try:
         repository = listed(repo, commit, endpoint)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise _no_list(repo, commit, f"{type(error).__name__}: {error}") from None
-    kept = sorted(filter_repo_objects(repository.files, allow_patterns=list(PATTERNS)))
-    if not any(name.endswith(".safetensors") for name in kept):
-        raise no_weights(repository, repository.files)
-    if strange := [name for name in kept if not name.isprintable()]:
+    address = Address(repo, commit, subfolder)
+    check_subfolder(address, repository.files)
+    files = repository.below(subfolder)
+    weights = _weights(files, known)
+    others = set(filter_repo_objects(files, allow_patterns=list(PATTERNS)))
+    if strange := [name for name in sorted({*weights, *others}) if not name.isprintable()]:
         raise _no_list(repo, commit, repr(strange[0]))
-    return {name: repository.files[name] for name in kept}
+    if not weights:
+        raise no_weights(repository, repository.files)
+    kept = sorted({*weights, *(name for name in others if not name.endswith(".safetensors"))})
+    return {name: files[name] for name in kept}
+
+
+def _weights(files: Mapping[str, RemoteFile], known: Collection[str]) -> list[str]:
+    if known:
+        return [name for name in known if name in files and name.endswith(".safetensors")]
+    return weight_files(files, read_checked(files[INDEX]) if INDEX in files else None)
 
 
 def listed_sha256(file: RemoteFile) -> str:
@@ -102,18 +128,33 @@ def listed_sha256(file: RemoteFile) -> str:
             found=f"{file.size} bytes",
             remedy="take another upload of this model",
         )
+    return hashlib.sha256(read_checked(file)).hexdigest()
+
+
+def read_checked(file: RemoteFile) -> bytes:
+    """All of a small file, of the content that the Hub lists; one that arrives damaged is taken again.
+
+    Raises
+    ------
+    CheckpointError : it cannot be had, or arrives damaged each time.
+    """
+    digest = git_sha1 if file.sha256 is None else lambda content: hashlib.sha256(content).hexdigest()
     for _ in range(_TRIES):
         content = read_whole(file)
-        found = git_sha1(content)
+        found = digest(content)
         if found == file.blob:
-            return hashlib.sha256(content).hexdigest()
+            return content
     raise CheckpointError(
         f"{file.name} arrives damaged",
         where=file,
-        expected=f"git's sha1 {file.blob}",
-        found=f"git's sha1 {found}",
+        expected=f"{_kind(file)} {file.blob}",
+        found=f"{_kind(file)} {found}",
         remedy="check the network (a proxy may change files), then run again",
     )
+
+
+def _kind(file: RemoteFile) -> str:
+    return "git's sha1" if file.sha256 is None else "sha256"
 
 
 def stored_dtypes(files: Mapping[str, RemoteFile]) -> tuple[str, ...]:
@@ -165,7 +206,7 @@ def _told(repo: str, revision: str | None, endpoint: str | None) -> Any:
                 found=error.found,
                 remedy="check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then run again",
             ) from None
-        raise
+        raise unknown_revision(repo, revision, endpoint) if error.remedy == REVISION else error from None
 
 
 def _no_list(repo: str, commit: str, found: str) -> CheckpointError:

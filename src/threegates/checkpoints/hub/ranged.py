@@ -10,8 +10,9 @@ range that is read again has to have the same.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,10 +21,12 @@ from huggingface_hub import is_offline_mode
 from torch import Tensor
 
 from threegates.checkpoints.beside import whole_shards
-from threegates.checkpoints.formats.headers import TensorInfo, read_json
+from threegates.checkpoints.formats.headers import TensorInfo
+from threegates.checkpoints.hub.addresses import Address
 from threegates.checkpoints.hub.range_cache import RangeCache
 from threegates.checkpoints.hub.remote_headers import header_bytes, lay_out, renamed
 from threegates.checkpoints.hub.repository import COMMIT, Repository, commit_of, listed
+from threegates.checkpoints.hub.subfolders import check_subfolder
 from threegates.checkpoints.hub.transfer import RemoteFile, git_sha1, read_range, read_whole
 from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.quantised import refuse_quantised
@@ -43,14 +46,16 @@ _NAMED = (*REFUSED, "*.safetensors", "adapter_config.json")
 class RangedCheckpoint(Checkpoint):
     """A checkpoint whose tensors come over the network, each by one request for its range of bytes.
 
-    `folder` is no folder but ORG/REPO@COMMIT, and `infos` name files below it. `remote` holds config.json and
-    the files with tensors, `sha256` theirs. Without network (`offline`) it gives what the cache holds.
+    `folder` is no folder but ORG/REPO@COMMIT, with :SUBFOLDER where it lies in one, and `infos` name files
+    below it. `remote` holds config.json and the files with tensors, `sha256` theirs. Without network
+    (`offline`) it gives what the cache holds.
     """
 
     remote: Mapping[str, RemoteFile] = field(kw_only=True)
     sha256: Mapping[str, str] = field(kw_only=True)
     cache: RangeCache = field(kw_only=True)
     offline: bool = field(default=False, kw_only=True)
+    subfolder: str = field(default="", kw_only=True)
 
     @property
     def repo(self) -> str:
@@ -146,6 +151,7 @@ def open_ranged(
     repo: str,
     revision: str | None = None,
     *,
+    subfolder: str = "",
     endpoint: str | None = None,
     cache: RangeCache | str | os.PathLike | None = None,
     offline: bool = False,
@@ -154,6 +160,7 @@ def open_ranged(
     """Open ORG/REPO at a commit by its config and headers; the second time at a commit without a request.
 
     revision : 40 digits, a branch or tag, or None for the newest commit.
+    subfolder : the folder of the repository that the checkpoint lies in.
     endpoint : address of the Hub, where it is not HF_ENDPOINT's.
     cache : what keeps ranges, or its folder; None takes the one that the environment names.
     offline : make no request, as HF_HUB_OFFLINE=1 does.
@@ -161,15 +168,17 @@ def open_ranged(
 
     Raises
     ------
-    CheckpointError : the repository is not there, has no readable weights (adapters, quantised, GGUF and
-        pickle files among them), is damaged or unsafe; or something is missing and the network is off.
+    CheckpointError : repository, revision or sub-folder is not there, has no readable weights (adapters,
+        quantised, GGUF and pickle files among them), is damaged or unsafe; or something is missing and the
+        network is off.
     """
     if not isinstance(cache, RangeCache):
         cache = RangeCache.named() if cache is None else RangeCache(Path(cache), RangeCache.named().limit)
     offline = offline or is_offline_mode()
     if offline and not COMMIT.fullmatch(revision or ""):
         raise _no_commit(repo, revision, cache)
-    known = _Known(cache, repo, commit_of(repo, revision, endpoint), offline, endpoint)
+    address = Address(repo, commit_of(repo, revision, endpoint), subfolder)
+    known = _Known(cache, address, offline, endpoint)
     with TemporaryDirectory(prefix="threegates-") as temporary:
         skeleton = Path(temporary)
         try:
@@ -193,43 +202,51 @@ def _ranged(opened: Checkpoint, skeleton: Path, known: _Known) -> RangedCheckpoi
             name: replace(info, file=known.folder / info.file.relative_to(skeleton))
             for name, info in opened.infos.items()
         },
-        known.commit,
-        remote={name: known.repository.files[name] for name in names},
+        known.address.revision,
+        remote={name: known.files[name] for name in names},
         sha256=sha256,
         cache=known.cache,
         offline=known.offline,
+        subfolder=known.address.subfolder,
         notes=opened.notes,
     )
 
 
 class _Known:
-    """What is known of a repository at a commit besides its tensors; kept once it has proved to be whole."""
+    """What is known of a checkpoint at a commit besides its tensors; kept once it has proved to be whole.
 
-    def __init__(
-        self, cache: RangeCache, repo: str, commit: str, offline: bool, endpoint: str | None
-    ) -> None:
-        self.cache, self.repo, self.commit = cache, repo, commit
+    `files` are those of its folder by their names in there. What is kept has the names of the repository, so
+    that all its folders share one listing.
+    """
+
+    def __init__(self, cache: RangeCache, address: Address, offline: bool, endpoint: str | None) -> None:
+        self.cache, self.address = cache, address
         self.offline, self.endpoint = offline, endpoint
-        self.folder = Path(f"{repo}@{commit}")
+        self.folder = Path(str(address))
         self._fresh: dict[str, bytes] = {}
+        repo, commit = address.repo, str(address.revision)
         text = self._get(LISTING, lambda: listed(repo, commit, endpoint).text().encode())
-        self.repository = Repository.parse(text, endpoint)
+        repository = Repository.parse(text, endpoint)
+        check_subfolder(address, repository.files)
+        self.files = repository.below(address.subfolder)
 
     def whole(self, name: str) -> bytes:
         """All of a small file, of the content that the Hub lists."""
-        return self._get(name, lambda: _checked(self.repository.files[name]))
+        file = self.files[name]
+        return self._get(file.name, lambda: _checked(file))
 
     def header(self, name: str) -> bytes:
         """The beginning of a file of tensors, up to the end of its header."""
-        return self._get(name + _HEADER, lambda: header_bytes(self.repository.files[name]))
+        file = self.files[name]
+        return self._get(file.name + _HEADER, lambda: header_bytes(file))
 
     def sha256(self, name: str) -> str:
         """sha256 of a file; of one that git holds and the Hub does not tell, by reading it."""
-        file = self.repository.files[name]
+        file = self.files[name]
         if name == CONFIG:
             return hashlib.sha256(self.whole(name)).hexdigest()
         told = file.sha256
-        return told or self._get(name + ".sha256", lambda: _sha256_of(file).encode()).decode()
+        return told or self._get(file.name + ".sha256", lambda: _sha256_of(file).encode()).decode()
 
     def keep(self) -> None:
         """Keep what was fetched."""
@@ -238,7 +255,8 @@ class _Known:
 
     def _place(self, name: str) -> str:
         # A repository's names may hold slashes. The small files of one commit are kept in one flat folder.
-        return f"{self.repo.replace('/', '--')}/{self.commit}/{name.replace('%', '%25').replace('/', '%2F')}"
+        repo, flat = self.address.repo.replace("/", "--"), name.replace("%", "%25").replace("/", "%2F")
+        return f"{repo}/{self.address.revision}/{flat}"
 
     def _get(self, name: str, fetch: Callable[[], bytes]) -> bytes:
         found = self._fresh.get(name)
@@ -253,7 +271,7 @@ class _Known:
 
 def _lay_out(skeleton: Path, known: _Known) -> None:
     """Config, index and headers as a folder: every file has its size, and none holds a tensor."""
-    files = known.repository.files
+    files = known.files
     # Empty, for their names alone say why a repository without safetensors is refused, or what is not read.
     for name in files:
         if name.count("/") < 2 and any(Path(name).match(pattern) for pattern in _NAMED):
@@ -270,12 +288,31 @@ def _lay_out(skeleton: Path, known: _Known) -> None:
 
 def _shards(skeleton: Path, files: Mapping[str, RemoteFile]) -> list[str]:
     """Names of the listed files that hold tensors; opening finds what is wrong with the index."""
-    weight_map = read_json(skeleton / INDEX).get("weight_map") if INDEX in files else None
-    named = weight_map.values() if isinstance(weight_map, dict) else ()
-    held = {name for name in named if isinstance(name, str) and stays_inside(name)} & files.keys()
-    if SINGLE in files and not held:
+    return weight_files(files, (skeleton / INDEX).read_bytes() if INDEX in files else None)
+
+
+def weight_files(names: Iterable[str], index: bytes | None) -> list[str]:
+    """Which of a folder's files hold the model's tensors: those that its index names, whatever their names.
+
+    Where the index has outlived its shards, and where there is none, it is the single file, or shards that
+    count to their own number.
+    """
+    there = set(names)
+    held = there.intersection(index_files(index)) if index is not None else set()
+    if SINGLE in there and not held:
         return [SINGLE]
-    return sorted(held) if INDEX in files else whole_shards(files)
+    return sorted(held) if index is not None else whole_shards(there)
+
+
+def index_files(content: bytes) -> tuple[str, ...]:
+    """Files inside the folder that an index names, sorted; of what is no index none."""
+    try:
+        told = json.loads(content)
+    except ValueError:
+        return ()
+    weight_map = told.get("weight_map") if isinstance(told, dict) else None
+    named = weight_map.values() if isinstance(weight_map, dict) else ()
+    return tuple(sorted({file for file in named if isinstance(file, str) and stays_inside(file)}))
 
 
 def _checked(file: RemoteFile) -> bytes:
@@ -332,5 +369,5 @@ def _no_commit(repo: str, revision: str | None, cache: RangeCache) -> Checkpoint
         "which commit is meant can only be asked with the network on",
         where=f"{repo} at {revision or 'its newest commit'}",
         expected="a commit of 40 digits: " + (", ".join(kept[:5]) or "none is in the cache"),
-        remedy="name the commit, as ORG/REPO@COMMIT",
+        remedy="name the commit, as ORG/REPO@COMMIT: of a branch or tag `threegates preflight` shows it",
     )

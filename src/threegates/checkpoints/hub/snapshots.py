@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from tqdm.auto import tqdm
 
 from threegates.atomic import write_text
 from threegates.checkpoints.formats.headers import read_json
+from threegates.checkpoints.hub.addresses import Address, parse_address
 from threegates.checkpoints.hub.download import download, link, storage_of
-from threegates.checkpoints.hub.ranged import RangedCheckpoint, open_ranged
+from threegates.checkpoints.hub.ranged import RangedCheckpoint, index_files, open_ranged
 from threegates.checkpoints.hub.remote_headers import remote_header
-from threegates.checkpoints.hub.repository import commit_of, listed
+from threegates.checkpoints.hub.repository import COMMIT, commit_of, listed
+from threegates.checkpoints.hub.subfolders import check_subfolder
 from threegates.checkpoints.hub.transfer import RemoteFile, git_sha1, hub_error
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest
-from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.quantised import refuse_quantised
 from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
 from threegates.errors import CheckpointError
@@ -48,7 +50,7 @@ _FIRST = ("config.json", INDEX)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A repository's files on this machine, and the commit they are of."""
+    """A checkpoint's folder in a repository's files on this machine, and the commit they are of."""
 
     folder: Path
     revision: str
@@ -62,8 +64,9 @@ def resolve(
 ) -> Snapshot:
     """Download what is missing of a Hub entry, check it against the manifest, and say where it is.
 
-    An entry without a revision takes the newest commit; the snapshot says which one that was. Files that the
-    entry lists are checked by sha256 every time, because the client checks only their length.
+    An entry without a revision takes the newest commit, of its branch or tag where it names one; the snapshot
+    says which one that was. Files that the entry lists are checked by sha256 every time, because the client
+    checks only their length.
     """
     source = entry.source
     if not isinstance(source, Hub):
@@ -72,81 +75,106 @@ def resolve(
             where=source.path,
             remedy="open it with open_entry, which takes both",
         )
-    snapshot = fetch(source, cache_dir, offline, endpoint)
+    snapshot = fetch(address_of(source), cache_dir, offline, endpoint)
     verify_files(snapshot.folder, entry.files)
     return snapshot
 
 
+def address_of(source: Hub) -> Address:
+    """Where a manifest's checkpoint of the Hub is: at its commit, else where its branch or tag stands."""
+    return Address(source.repo, source.revision or source.ref, source.subfolder or "")
+
+
 def fetch(
-    source: Hub | str,
+    source: Address | str,
     cache_dir: str | os.PathLike | None = None,
     offline: bool = False,
     endpoint: str | None = None,
 ) -> Snapshot:
-    """Download what is missing of ORG/REPO or ORG/REPO@COMMIT into huggingface_hub's cache.
+    """Download what is missing of a checkpoint of the Hub into huggingface_hub's cache.
 
     Every file is checked against the sha256 that the Hub lists (git's sha1 where git holds it). After a kill
     the next call goes on where the last one was; what is whole at a fixed commit takes no request.
 
+    Parameters
+    ----------
+    source : a repository, its newest commit or a branch, tag or commit of it, and which folder in it; or that
+        as it is written, ORG/REPO@REVISION:SUBFOLDER. Of a sub-folder nothing else is fetched.
+
     Raises
     ------
     CheckpointError : the disk is too small, which is looked at before anything is fetched; the repository
-        cannot be had, has no safetensors weights, or holds a file that is not the one that is listed.
+        cannot be had, has no such revision or sub-folder, has no safetensors weights, or holds a file that is
+        not the one that is listed.
     """
-    source = _parsed(source) if isinstance(source, str) else source
+    source = parse_address(source) if isinstance(source, str) else source
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
     offline = offline or is_offline_mode()
-    folder = _in_cache(source, cache, offline) or _downloaded(source, cache, endpoint)
-    named = named_by_index(folder)
-    if not any(path for pattern in (*WEIGHTS, *named) for path in folder.glob(pattern)):
-        raise no_weights(_named(source), _names(source, folder.name, offline, endpoint))
-    _check_content(folder, (*PATTERNS, *named))
-    return Snapshot(folder, folder.name)
+    known = source if offline else source.at(commit_of(source.repo, source.revision, endpoint))
+    folder = _in_cache(known, cache, offline)
+    if folder is None:
+        folder = _downloaded(known, cache, endpoint)
+        _remember(source, str(known.revision), cache)
+    inside = folder / source.subfolder
+    named = named_by_index(inside)
+    if not any(path for pattern in (*WEIGHTS, *named) for path in inside.glob(pattern)):
+        raise no_weights(source.told, _names(source, folder.name, offline, endpoint))
+    _check_content(folder, _below(source, (*PATTERNS, *named)))
+    return Snapshot(inside, folder.name)
 
 
-def _in_cache(source: Hub, cache: Path | None, offline: bool) -> Path | None:
-    """The snapshot if all of it is in the cache; a newest commit is looked for there only without network."""
-    if source.revision is None and not offline:
-        return None
+def _below(source: Address, patterns: Sequence[str]) -> tuple[str, ...]:
+    """Patterns of names in a checkpoint's folder as patterns of names in its repository."""
+    prefix = f"{escape(source.subfolder)}/" if source.subfolder else ""
+    return tuple(prefix + pattern for pattern in patterns)
+
+
+def _in_cache(source: Address, cache: Path | None, offline: bool) -> Path | None:
+    """The snapshot if all of it is in the cache; without network a branch or tag is what it was at last."""
+    patterns = _below(source, PATTERNS)
     if offline:
-        return _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
+        return _client(source, cache, patterns, local_files_only=True)
     try:
         # Without the commit's listing the client cannot tell a whole snapshot from a part of one.
         get_cached_repo_tree(source.repo, revision=source.revision, cache_dir=cache)
-        folder = _client(source.repo, source.revision, cache, PATTERNS, local_files_only=True)
+        folder = _client(source, cache, patterns, local_files_only=True)
     except (CachedRepoTreeNotFoundError, CheckpointError):
         return None
-    return folder if all((folder / name).is_file() for name in named_by_index(folder)) else None
+    inside = folder / source.subfolder
+    return folder if all((inside / name).is_file() for name in named_by_index(inside)) else None
 
 
-def _downloaded(source: Hub, cache: Path | None, endpoint: str | None) -> Path:
-    repo, commit = source.repo, commit_of(source.repo, source.revision, endpoint)
-    repository = listed(repo, commit, endpoint)
-    storage = storage_of(repo, cache)
+def _downloaded(source: Address, cache: Path | None, endpoint: str | None) -> Path:
+    """The snapshot at a commit, with all that the checkpoint in it needs."""
+    repository = listed(source.repo, str(source.revision), endpoint)
+    check_subfolder(source, repository.files)
+    storage = storage_of(source.repo, cache)
     # First small files: the client keeps the listing with them, and so knows a snapshot that is not whole.
-    folder = _client(repo, commit, cache, _FIRST, endpoint=endpoint)
-    _check_content(folder, _FIRST)
-    patterns = (*PATTERNS, *named_by_index(folder))
+    first = _below(source, _FIRST)
+    folder = _client(source, cache, first, endpoint=endpoint)
+    _check_content(folder, first)
+    patterns = _below(source, (*PATTERNS, *named_by_index(folder / source.subfolder)))
     wanted = [file for name, file in repository.files.items() if any(fnmatch(name, p) for p in patterns)]
-    _refuse_quantised(folder, wanted)
+    _refuse_quantised(folder / source.subfolder, wanted)
     large = [file for file in wanted if file.sha256]
     download(large, storage)
     for file in large:
         link(file, storage)
-    folder = _client(repo, commit, cache, patterns, endpoint=endpoint)
-    if source.revision is None:
-        write_text(storage / "refs" / "main", commit)
-    return folder
+    return _client(source, cache, patterns, endpoint=endpoint)
+
+
+def _remember(asked: Address, commit: str, cache: Path | None) -> None:
+    """Keep what a branch or tag stood for, where the client looks for it when there is no network."""
+    if not COMMIT.fullmatch(asked.revision or ""):
+        write_text(storage_of(asked.repo, cache) / "refs" / (asked.revision or "main"), commit)
 
 
 def named_by_index(folder: Path) -> tuple[str, ...]:
     """The files that hold tensors by a folder's index, whatever their names; opening checks the index."""
     path = folder / INDEX
-    told = read_json(path).get("weight_map") if path.is_file() else None
-    named = told.values() if isinstance(told, dict) else ()
-    files = {file for file in named if isinstance(file, str) and stays_inside(file)}
     # Names become patterns of the client's: what it would take for another one is left to fail as missing.
-    return tuple(sorted(file for file in files if not set(file) & set("*?[")))
+    named = index_files(path.read_bytes()) if path.is_file() else ()
+    return tuple(file for file in named if not set(file) & set("*?["))
 
 
 def _refuse_quantised(folder: Path, wanted: Iterable[RemoteFile]) -> None:
@@ -158,15 +186,13 @@ def _refuse_quantised(folder: Path, wanted: Iterable[RemoteFile]) -> None:
         refuse_quantised(path, config, [info for file in files for info in remote_header(file).values()])
 
 
-def _client(
-    repo: str, revision: str | None, cache: Path | None, patterns: Sequence[str], **settings: Any
-) -> Path:
-    settings |= {"revision": revision, "cache_dir": cache, "allow_patterns": list(patterns)}
+def _client(source: Address, cache: Path | None, patterns: Sequence[str], **settings: Any) -> Path:
+    settings |= {"revision": source.revision, "cache_dir": cache, "allow_patterns": list(patterns)}
     try:
-        return Path(snapshot_download(repo, tqdm_class=_Silent, **settings))
+        return Path(snapshot_download(source.repo, tqdm_class=_Silent, **settings))
     except Exception as error:
         # The client lets its HTTP library's errors through, and that library changes between versions.
-        raise hub_error(repo, f"{repo} at {revision or 'its newest commit'}", error) from None
+        raise hub_error(source.repo, source.told, error) from None
 
 
 class _Silent(tqdm):
@@ -231,7 +257,7 @@ def open_entry(
         verify_files(folder, entry.files)
         return checkpoint
     if ranged:
-        return _opened_ranged(entry.source, entry.files, offline, endpoint)
+        return _opened_ranged(address_of(entry.source), entry.files, offline, endpoint)
     snapshot = resolve(entry, cache_dir, offline, endpoint)
     return replace(Checkpoint.open(snapshot.folder), revision=snapshot.revision)
 
@@ -243,13 +269,16 @@ def open_named(
     endpoint: str | None = None,
     ranged: bool = False,
 ) -> Checkpoint:
-    """Open what a user typed: a folder if there is one of that name, else ORG/REPO or ORG/REPO@COMMIT.
+    """Open what a user typed: a folder if there is one of that name, else ORG/REPO@REVISION:SUBFOLDER.
+
+    Revision and sub-folder may be left out; a branch or tag is resolved to a commit, which the checkpoint
+    knows.
 
     ranged : read a repository tensor by tensor, and download no file of it.
     """
     if Path(text).is_dir():
         return Checkpoint.open(text)
-    source = _parsed(text)
+    source = parse_address(text)
     if ranged:
         return _opened_ranged(source, {}, offline, endpoint)
     snapshot = fetch(source, cache_dir, offline, endpoint)
@@ -257,15 +286,15 @@ def open_named(
 
 
 def _opened_ranged(
-    source: Hub, files: Mapping[str, str], offline: bool, endpoint: str | None
+    source: Address, files: Mapping[str, str], offline: bool, endpoint: str | None
 ) -> RangedCheckpoint:
     """A checkpoint read by ranges, of whose files the Hub lists the sha256 that the manifest lists."""
-    checkpoint = open_ranged(source.repo, source.revision, endpoint=endpoint, offline=offline)
+    checkpoint = open_ranged(
+        source.repo, source.revision, subfolder=source.subfolder, endpoint=endpoint, offline=offline
+    )
     for name, expected in sorted(files.items()):
         found = checkpoint.sha256.get(name)
-        if found != expected and (
-            found is not None or any(fnmatch(name, pattern) for pattern in WEIGHTS[:-1])
-        ):
+        if found != expected and (found is not None or name.endswith(".safetensors")):
             raise CheckpointError(
                 f"{name} of the Hub is not the file that the manifest lists",
                 where=checkpoint.folder / name,
@@ -276,29 +305,13 @@ def _opened_ranged(
     return checkpoint
 
 
-def _parsed(text: str) -> Hub:
-    match = re.fullmatch(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([0-9a-f]{40}))?", text)
-    if match is None:
-        raise CheckpointError(
-            f"'{text}' is neither a folder nor a Hub repository",
-            where=Path(text).absolute(),
-            expected="an existing folder, ORG/REPO, or ORG/REPO@COMMIT with all 40 digits",
-            found="no such folder",
-            remedy="correct the path",
-        )
-    return Hub(repo=match[1], revision=match[2])
-
-
-def _named(source: Hub) -> str:
-    return f"{source.repo} at {source.revision or 'its newest commit'}"
-
-
-def _names(source: Hub, revision: str, offline: bool, endpoint: str | None) -> list[str]:
+def _names(source: Address, revision: str, offline: bool, endpoint: str | None) -> list[str]:
     """Files of a repository; none where the Hub does not tell, for they only make a message better."""
     try:
-        return [] if offline else HfApi(endpoint=endpoint).list_repo_files(source.repo, revision=revision)
+        names = [] if offline else HfApi(endpoint=endpoint).list_repo_files(source.repo, revision=revision)
     except Exception:
         return []
+    return [name for name in names if name.startswith(source.subfolder)]
 
 
 def no_weights(where: object, names: Iterable[str]) -> CheckpointError:

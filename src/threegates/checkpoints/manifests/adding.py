@@ -9,14 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
+from threegates.checkpoints.hub.addresses import WRITTEN, Address, parse_address
+from threegates.checkpoints.hub.repository import COMMIT
 from threegates.checkpoints.manifests.editing import edit_manifest
 from threegates.checkpoints.manifests.licences import is_noncommercial
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest, Method, read_manifest
 from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.errors import ManifestError
+from threegates.errors import CheckpointError, ManifestError
 
-_HUB_ID = re.compile(r"([\w-][\w.-]*/[\w-][\w.-]*)(?:@([0-9a-f]{40}))?")
 _NAME = re.compile(r"\w[\w.+-]{0,95}")
 _LABEL = re.compile(r"[a-z0-9]+(?:[-_][a-z0-9]+)*")
 # What a Hub's access token looks like: a manifest is published.
@@ -115,9 +116,9 @@ def add_pair(
     Parameters
     ----------
     manifest_path : the manifest, such as data_manifest.yaml.
-    base : the checkpoint that training started from: the name of an entry, ORG/REPO or ORG/REPO@COMMIT of the
-        Hub, or a folder inside the manifest's. One that is an entry already is not written again.
-    tuned : the checkpoint that training ended with: ORG/REPO, ORG/REPO@COMMIT, or such a folder.
+    base : the checkpoint that training started from: the name of an entry, ORG/REPO[@REVISION][:SUBFOLDER] of
+        the Hub, or a folder inside the manifest's. One that is an entry already is not written again.
+    tuned : the checkpoint that training ended with, given likewise but not by an entry.
     facts : what is known of the tuned checkpoint.
     name, base_name : names of the entries; the repositories' or folders' own names by default.
     base_method : how the base was trained, if it gets an entry; "mixed" says nothing certain.
@@ -182,16 +183,26 @@ def _source(manifest: Manifest, text: str, side: str) -> dict[str, Any]:
     inside = _inside(manifest, folder) if folder is not None else None
     if inside is not None:
         return {"folder": inside}
-    match = _HUB_ID.fullmatch(text)
-    if match is None or (folder is not None and folder.is_dir()):
+    address = _address(text)
+    if address is None or (folder is not None and folder.is_dir()):
         raise ManifestError(
             f"the {side} side is neither a repository of the Hub nor a folder inside the manifest's",
             where=manifest.folder,
-            expected="ORG/REPO, ORG/REPO@COMMIT with all 40 digits, or a folder in there",
+            expected=f"{WRITTEN}, or a folder in there",
             found=text[:_LONGEST],
             remedy="correct it; a folder elsewhere can be measured with --base and --tuned, without an entry",
         )
-    return {"hub": match[1], "revision": match[2]}
+    is_commit = bool(COMMIT.fullmatch(address.revision or ""))
+    named = {"ref": None if is_commit else address.revision, "subfolder": address.subfolder or None}
+    revision = address.revision if is_commit else None
+    return {"hub": address.repo, **_without_nones(named), "revision": revision}
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return parse_address(text)
+    except CheckpointError:
+        return None
 
 
 def _inside(manifest: Manifest, folder: Path) -> str | None:
@@ -209,13 +220,15 @@ def _same_place(source: Mapping[str, Any], entry: Entry) -> bool:
     wanted = source.get("revision")
     # Names of repositories are one whatever their capitals.
     same = entry.source.repo.casefold() == str(source.get("hub", "")).casefold()
-    return same and wanted in (None, entry.source.revision)
+    inside = all(getattr(entry.source, key) == source.get(key) for key in ("ref", "subfolder"))
+    return same and inside and wanted in (None, entry.source.revision)
 
 
 def _one_checkpoint(source: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     places = [str(one.get("hub") or one.get("folder")).casefold() for one in (source, other)]
     commits = {one.get("revision") for one in (source, other)} - {None}
-    return places[0] == places[1] and len(commits) < 2
+    inside = all(source.get(key) == other.get(key) for key in ("ref", "subfolder"))
+    return places[0] == places[1] and inside and len(commits) < 2
 
 
 def _check_new(manifest: Manifest, source: Mapping[str, Any], base: Mapping[str, Any]) -> None:
@@ -229,7 +242,7 @@ def _check_new(manifest: Manifest, source: Mapping[str, Any], base: Mapping[str,
                 f"the manifest has that pair already, as '{entry.name}'",
                 where=manifest.folder,
                 found=next(iter(source.values())),
-                remedy=f"use it: --pair {entry.name}; another revision of it is given as ORG/REPO@COMMIT",
+                remedy=f"use it: --pair {entry.name}; another revision of it is given as ORG/REPO@REVISION",
             )
 
 
@@ -257,12 +270,15 @@ def _new_name(manifest: Manifest, name: str, taken: Sequence[str]) -> str:
 
 
 def _own_name(source: Mapping[str, Any]) -> str:
-    return str(source.get("hub") or source["folder"]).rsplit("/", 1)[-1]
+    own = str(source.get("hub") or source["folder"]).rsplit("/", 1)[-1]
+    inside = (str(source[key]) for key in ("ref", "subfolder") if source.get(key))
+    return "-".join([own, *(re.sub(r"[^\w.+-]", "-", name) for name in inside)])
 
 
 def _as_written(entry: Entry) -> dict[str, Any]:
     if isinstance(entry.source, Hub):
-        return {"hub": entry.source.repo, "revision": entry.source.revision}
+        named = {"ref": entry.source.ref, "subfolder": entry.source.subfolder}
+        return {"hub": entry.source.repo, **_without_nones(named), "revision": entry.source.revision}
     return {"folder": entry.source.path}
 
 

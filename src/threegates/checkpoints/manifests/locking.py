@@ -23,6 +23,8 @@ from threegates.checkpoints.hub.transfer import REVISION, RemoteFile
 from threegates.checkpoints.manifests.editing import edit_manifest
 from threegates.checkpoints.manifests.licences import check_allowed, is_noncommercial, licence_name
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest, read_manifest
+from threegates.checkpoints.manifests.members import members_of
+from threegates.checkpoints.series import is_series, spelled
 from threegates.checkpoints.tensors import INDEX, Checkpoint, sha256_of
 from threegates.errors import CheckpointError, ManifestError, ThreeGatesError
 
@@ -100,8 +102,9 @@ def lock(
     Parameters
     ----------
     manifest_path : the manifest, such as data_manifest.yaml.
-    names : entries; none takes them all. A named one that is locked moves to the newest commit, or to the
-        files that its folder holds now.
+    names : entries, with braces several; none takes them all but series. A named one that is locked moves to
+        the newest commit, of its branch or tag where it has one, or to the files that its folder holds now. A
+        member of a series gets an entry of its own.
     update : move every entry to the newest commit, those too whose commit a person wrote.
     revision : branch, tag or commit in place of the newest, for the one entry that is named.
     endpoint : address of the Hub; HF_ENDPOINT or the public one by default.
@@ -135,8 +138,27 @@ def lock(
     changes = {name: _changes(one) for name, one in found.items() if name not in failed}
     failed |= _invalid(manifest, changes)
     changes = {name: keys for name, keys in changes.items() if keys and name not in failed}
-    changed = edit_manifest(path, changes, before=manifest)
-    return _summary(path, found, changes, failed, changed)
+    ours = {name: keys for name, keys in changes.items() if name not in manifest.members}
+    added = [_own_entry(manifest.entry(name), changes[name]) for name in changes if name not in ours]
+    changed = edit_manifest(path, ours, added, before=manifest)
+    summary = _summary(path, found, changes, failed, changed)
+    summary.remarks.update(_of_series(manifest) if names is None else {})
+    return summary
+
+
+def _own_entry(member: Entry, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """A member of a series as an entry by itself."""
+    told = member.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return {**told, **keys, "source": {**told["source"], **keys.get("source", {})}}
+
+
+def _of_series(manifest: Manifest) -> dict[str, list[str]]:
+    """What is said of entries that no lock can tie to one commit."""
+    return {
+        entry.name: [f"a series: its checkpoints are locked by name, such as {next(iter(members_of(entry)))}"]
+        for entry in manifest.checkpoints
+        if is_series(entry.name)
+    }
 
 
 def check_locked(entry: Entry) -> None:
@@ -195,9 +217,9 @@ def check_usable(entry: Entry, *, accepted: Collection[str]) -> None:
 
 def _chosen(manifest: Manifest, names: Sequence[str] | None, revision: str | None) -> list[Entry]:
     if names is None:
-        chosen = list(manifest.checkpoints)
+        chosen = [entry for entry in manifest.checkpoints if not is_series(entry.name)]
     else:
-        chosen = [manifest.entry(name) for name in dict.fromkeys(names)]
+        chosen = [manifest.entry(name) for name in dict.fromkeys(spelled(names))]
     if revision is not None and any(isinstance(entry.source, Folder) for entry in chosen if names):
         raise ManifestError(
             "a folder has no revisions",
@@ -239,13 +261,14 @@ def _of_folder(manifest: Manifest, entry: Entry, moves: bool) -> _Found:
 def _resolved(
     entry: Entry, source: Hub, named: bool, update: bool, revision: str | None, endpoint: str | None
 ) -> _Found:
-    card = read_card(source.repo, revision, endpoint)
+    card = read_card(source.repo, revision or source.ref, endpoint)
     whole = bool(source.revision and _weights(entry.files))
     # A commit without files was written by a person, and says which weights are meant.
     moves = revision is not None or update or source.revision is None or (named and whole)
     commit = card.commit if moves else str(source.revision)
-    listed = _at_commit(entry, source.repo, commit, endpoint)
-    if whole and not moves:
+    keeps = whole and not moves
+    listed = _at_commit(entry, source, commit, endpoint, entry.files if keeps else ())
+    if keeps:
         check_listed(entry, {name: file.sha256 for name, file in listed.items() if file.sha256})
         found = _Found(entry, dict(entry.files), moved=False, commit=commit)
     else:
@@ -257,10 +280,12 @@ def _resolved(
     return found
 
 
-def _at_commit(entry: Entry, repo: str, commit: str, endpoint: str | None) -> dict[str, RemoteFile]:
+def _at_commit(
+    entry: Entry, source: Hub, commit: str, endpoint: str | None, known: Collection[str]
+) -> dict[str, RemoteFile]:
     """The model's files at a commit; one that is gone is said with the way to take the newest."""
     try:
-        return model_files(repo, commit, endpoint)
+        return model_files(source.repo, commit, endpoint, source.subfolder or "", known)
     except CheckpointError as error:
         if error.remedy == REVISION:
             raise _changed(entry, f"commit {commit}", "no such commit") from error
@@ -320,8 +345,9 @@ def _impossible(manifest: Manifest, found: Mapping[str, _Found]) -> dict[str, Th
         entry.name: (
             entry.source.repo,
             found[entry.name].commit if entry.name in found else entry.source.revision,
+            entry.source.subfolder,
         )
-        for entry in manifest.checkpoints
+        for entry in [*manifest.checkpoints, *(one.entry for one in found.values())]
         if isinstance(entry.source, Hub)
     }
     failed: dict[str, ThreeGatesError] = {}

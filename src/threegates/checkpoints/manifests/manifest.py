@@ -26,7 +26,10 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from threegates.atomic import write_text
+from threegates.checkpoints.hub.addresses import is_ref
+from threegates.checkpoints.manifests.members import fault_of, members_of
 from threegates.checkpoints.paths import stays_inside
+from threegates.checkpoints.series import is_series
 from threegates.errors import ManifestError
 
 Method = Literal["pretrain", "sft", "rft", "rl", "dpo", "simpo", "mixed"]
@@ -35,6 +38,13 @@ Method = Literal["pretrain", "sft", "rft", "rl", "dpo", "simpo", "mixed"]
 def _inside(name: str) -> str:
     if not stays_inside(name):
         raise PydanticCustomError("outside", "must be a relative path that stays inside the folder")
+    return name
+
+
+def _ref(name: str) -> str:
+    # Of a series every branch is looked at when it is spelled.
+    if not is_series(name) and not is_ref(name):
+        raise PydanticCustomError("ref", "must be the name of a branch or a tag")
     return name
 
 
@@ -51,6 +61,7 @@ RelativePath = Annotated[str, AfterValidator(_inside)]
 Name = Annotated[str, _matching(r"[^\s/\\]+", "a name without spaces or slashes")]
 Repository = Annotated[str, _matching(r"[\w.-]+/[\w.-]+", "a Hub id, ORG/REPO")]
 Revision = Annotated[str, _matching(r"[0-9a-f]{40}", "a full commit, 40 hexadecimal digits")]
+Ref = Annotated[str, AfterValidator(_ref)]
 Sha256 = Annotated[str, _matching(r"[0-9a-f]{64}", "a sha256, 64 hexadecimal digits")]
 
 
@@ -65,9 +76,15 @@ class Folder(_Strict):
 
 
 class Hub(_Strict):
-    """A checkpoint in a Hugging Face Hub repository; without a revision it is not locked yet."""
+    """A checkpoint in a Hugging Face Hub repository; without a revision it is not locked yet.
+
+    ref : the branch or tag whose newest commit is meant, main without. subfolder : where in the repository it
+    lies.
+    """
 
     repo: Repository = Field(validation_alias="hub", serialization_alias="hub")
+    ref: Ref | None = None
+    subfolder: RelativePath | None = None
     revision: Revision | None = None
 
 
@@ -136,12 +153,13 @@ class PairEntry:
 
 
 class Manifest(_Strict):
-    """Every checkpoint of a study."""
+    """Every checkpoint of a study; an entry whose name has braces is a series, and stands for several."""
 
     version: Literal[1]
     profile: str | None = None
     checkpoints: list[Entry]
     _folder: Path | None = PrivateAttr(default=None)
+    _members: dict[str, Entry] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _check_names(self) -> Manifest:
@@ -151,6 +169,8 @@ class Manifest(_Strict):
                 raise _at((index, "name"), f"must be unique; '{entry.name}' is already an entry")
             seen[entry.name] = entry
         for index, entry in enumerate(self.checkpoints):
+            if fault := fault_of(entry):
+                raise _at((index, fault[0]), fault[1])
             if entry.base is not None and entry.base not in seen:
                 raise _at((index, "base"), f"must be the name of an entry; there is no '{entry.base}'")
             if entry.name in _ancestors(entry, seen):
@@ -167,11 +187,26 @@ class Manifest(_Strict):
             )
         return self._folder
 
+    @property
+    def members(self) -> dict[str, Entry]:
+        """What its series stand for, by name; what has an entry of its own is left out."""
+        if self._members is None:
+            own = {entry.name for entry in self.checkpoints}
+            each = (members_of(entry) for entry in self.checkpoints)
+            self._members = {name: one for found in each for name, one in found.items() if name not in own}
+        return self._members
+
+    def holds(self, name: str) -> bool:
+        """Whether there is an entry of that name, by itself or in a series."""
+        return any(entry.name == name for entry in self.checkpoints) or name in self.members
+
     def entry(self, name: str) -> Entry:
-        """The entry of that name."""
+        """The entry of that name, by itself or in a series."""
         for entry in self.checkpoints:
             if entry.name == name:
                 return entry
+        if name in self.members:
+            return self.members[name]
         names = [entry.name for entry in self.checkpoints]
         close = difflib.get_close_matches(name, names, n=3)
         more = f" and {len(names) - 20} more" if len(names) > 20 else ""
@@ -183,12 +218,27 @@ class Manifest(_Strict):
             remedy="give the name of an entry",
         )
 
+    def pair(self, name: str) -> PairEntry:
+        """The entry of that name, by itself or in a series, with its base.
+
+        Raises
+        ------
+        ManifestError : there is no such entry, or it names no base.
+        """
+        entry = self.entry(name)
+        if entry.base is None:
+            raise ManifestError(
+                "that entry is no pair: it names no base", where=name, remedy="choose an entry with a base"
+            )
+        return PairEntry(name, self.entry(entry.base), entry)
+
     def pairs(self, chapter: str | None = None) -> list[PairEntry]:
-        """Each entry that has a base, with that base; of one chapter if it is given."""
+        """Each entry that has a base, with that base; of one chapter if it is given. Series are left out."""
         return [
             PairEntry(entry.name, self.entry(entry.base), entry)
             for entry in self.checkpoints
             if entry.base is not None and (chapter is None or chapter in entry.chapters)
+            if not is_series(entry.name)
         ]
 
 

@@ -116,7 +116,7 @@ def _folder(manifest: Manifest, entry: Entry, cache: Path) -> Path | None:
     if entry.source.revision is None:
         return None
     place = repo_folder_name(repo_id=entry.source.repo, repo_type="model")
-    return cache / place / "snapshots" / entry.source.revision
+    return cache / place / "snapshots" / entry.source.revision / (entry.source.subfolder or "")
 
 
 def _verified(entry: Entry, folder: Path | None) -> Verified:

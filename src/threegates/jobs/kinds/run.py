@@ -26,10 +26,10 @@ def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
 
     for run, members in groupby(sorted(pairs, key=key), key=key):
         snapshots = list(members)
-        known = [pair.tuned.entry for pair in snapshots]
-        steps = [[entry.step, entry.updates] for entry in known if entry is not None and entry.step]
+        known = [pair.facts() for pair in snapshots]
+        steps = [[facts["step"], facts.get("updates")] for facts in known if facts.get("step")]
         if len(steps) < max(2, len(snapshots)):
-            raise _no_run(run)
+            raise _no_run(run, [facts["pair"] for facts in known if not facts.get("step")])
         sources = {f"{STEP}{number}": pair.tuned for number, pair in enumerate(snapshots)}
         yield Cut(run, {"base": snapshots[0].base, **sources}, {**options, "run": run, "steps": steps})
 
@@ -45,12 +45,15 @@ def _measure(
     return emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)
 
 
-def _no_run(run: str) -> PairError:
+def _no_run(run: str, without: Sequence[str]) -> PairError:
+    told = f"no number of a step above 0 in {', '.join(without[:5])}" if without else "one checkpoint"
     return PairError(
         "this chapter follows runs, and one has no checkpoints along its training",
         where=run,
-        expected="two checkpoints or more, with their steps, in the manifest",
-        remedy="choose entries of one run by --pair, or a chapter that looks at one pair",
+        expected="two checkpoints or more, with the numbers of their steps",
+        found=told,
+        remedy="give --base, and a series as --tuned, such as RUN/checkpoint-* or ORG/REPO@step_{1..500..50}"
+        "; or entries of one run by --pair; or take a chapter that looks at one pair",
     )
 
 
