@@ -86,7 +86,7 @@ def address_of(source: Hub) -> Address:
 
 
 def fetch(
-    source: Address | str,
+    source: Address | Hub | str,
     cache_dir: str | os.PathLike | None = None,
     offline: bool = False,
     endpoint: str | None = None,
@@ -99,7 +99,8 @@ def fetch(
     Parameters
     ----------
     source : a repository, its newest commit or a branch, tag or commit of it, and which folder in it; or that
-        as it is written, ORG/REPO@REVISION:SUBFOLDER. Of a sub-folder nothing else is fetched.
+        as it is written, ORG/REPO@REVISION:SUBFOLDER; or a manifest's. Of a sub-folder nothing else is
+        fetched.
 
     Raises
     ------
@@ -107,7 +108,8 @@ def fetch(
         cannot be had, has no such revision or sub-folder, has no safetensors weights, or holds a file that is
         not the one that is listed.
     """
-    source = parse_address(source) if isinstance(source, str) else source
+    if not isinstance(source, Address):
+        source = parse_address(source) if isinstance(source, str) else address_of(source)
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
     offline = offline or is_offline_mode()
     known = source if offline else source.at(commit_of(source.repo, source.revision, endpoint))
