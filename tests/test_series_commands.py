@@ -12,7 +12,7 @@ import pytest
 
 from tests.hub.loopback import LoopbackHub
 from tests.planted import planted
-from threegates import cli
+from threegates import cli, environment
 from threegates.checkpoints.series import members
 from threegates.cli_options import gathered
 from threegates.errors import CheckpointError, NotebookError, PairError
@@ -181,6 +181,17 @@ def test_fetch_takes_a_series_too(hub, command):
     status, out = command("fetch", f"{RUN}@step_*")
     assert status == 0 and out.count("here and whole") == 3, out
     assert f"{RUN}@step_20 at {hub.refs(RUN)['branches']['step_20']}" in out
+
+
+def test_what_was_fetched_is_measured_without_network(hub, command, monkeypatch):
+    assert command("fetch", BASE, f"{RUN}@step_5")[0] == 0
+    environment.forget()
+    hub.requests.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = ("--base", BASE, "--tuned", f"{RUN}@step_5", *MATRICES, "--no-spectra", "--out", "t.parquet")
+    status, out = command("measure", *words)
+    assert status == 0 and not hub.requests, out
+    assert f"{RUN}@step_5, commit {hub.refs(RUN)['branches']['step_5']}" in out
 
 
 def test_one_branch_is_one_table_that_says_which_commit_it_was(hub, command):
