@@ -12,11 +12,12 @@ import pytest
 
 from tests.hub.loopback import LoopbackHub
 from tests.planted import planted
-from threegates import cli
+from threegates import cli, environment
+from threegates.checkpoints.manifests.manifest import read_manifest
 from threegates.checkpoints.series import members
 from threegates.cli_options import gathered
 from threegates.errors import CheckpointError, NotebookError, PairError
-from threegates.jobs.sources import own_pairs, settle
+from threegates.jobs.sources import named_pairs, own_pairs, settle
 from threegates.pages.asked import run_chapter
 from threegates.preflight import preflight_of
 from threegates.records.sizes import size_text
@@ -181,6 +182,31 @@ def test_fetch_takes_a_series_too(hub, command):
     status, out = command("fetch", f"{RUN}@step_*")
     assert status == 0 and out.count("here and whole") == 3, out
     assert f"{RUN}@step_20 at {hub.refs(RUN)['branches']['step_20']}" in out
+
+
+def test_unlocked_members_of_a_manifest_are_all_found_before_any_is_fetched(hub, here):
+    (here / "own.yaml").write_text(
+        "version: 1\ncheckpoints:\n"
+        f"  - {{name: start, source: {{hub: {BASE}}}, method: pretrain}}\n"
+        f"  - {{name: 'RUN-{{5,6}}', source: {{hub: {RUN}, ref: 'step_{{5,6}}'}}, base: start, method: rl}}\n"
+    )
+    manifest = read_manifest(here / "own.yaml")
+    with pytest.raises(CheckpointError, match="not there: step_6"):
+        named_pairs(["RUN-5", "RUN-6"], manifest)
+    assert not files(hub)
+    (pair,) = named_pairs(["RUN-5"], manifest, "headers")
+    assert pair.tuned.checkpoint.revision == hub.refs(RUN)["branches"]["step_5"] and pair.facts()["step"] == 5
+
+
+def test_what_was_fetched_is_measured_without_network(hub, command, monkeypatch):
+    assert command("fetch", BASE, f"{RUN}@step_5")[0] == 0
+    environment.forget()
+    hub.requests.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = ("--base", BASE, "--tuned", f"{RUN}@step_5", *MATRICES, "--no-spectra", "--out", "t.parquet")
+    status, out = command("measure", *words)
+    assert status == 0 and not hub.requests, out
+    assert f"{RUN}@step_5, commit {hub.refs(RUN)['branches']['step_5']}" in out
 
 
 def test_one_branch_is_one_table_that_says_which_commit_it_was(hub, command):

@@ -15,7 +15,6 @@ from threegates.checkpoints.adapters.deltas import adapter_digest
 from threegates.checkpoints.dequantised import dequantised
 from threegates.checkpoints.gguf import is_gguf, open_local
 from threegates.checkpoints.hub.addresses import Address, parse_address
-from threegates.checkpoints.hub.repository import COMMIT
 from threegates.checkpoints.hub.snapshots import address_of, open_entry, open_named
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
@@ -244,7 +243,7 @@ def _of_hub(text: str, known: Iterable[Manifest], way: str | None = None) -> Che
         with suppress(CheckpointError):
             return seen(open_named(text, offline=True))
         raise
-    return _by(way, partial(open_named, str(address)))
+    return _by(way, partial(open_named, address))
 
 
 def _by(way: str | None, opening: Callable[..., Checkpoint]) -> Checkpoint:
@@ -397,9 +396,10 @@ def _member(
     one: Member, at: Address | None, labels: Mapping[str, str], way: str | None, places: Places | None
 ) -> Source:
     """A checkpoint of a series, opened at its commit, labelled as it was asked for."""
-    source = open_source(str(at) if at else one.text, _read_when_asked(places), way, {})
     if at is not None:
-        return replace(source, label=_safe(one.text), asked=one.text, run=_safe(one.run), step=one.step)
+        found = _by(way, partial(open_named, at))
+        return Source(_safe(one.text), found, asked=one.text, run=_safe(one.run), step=one.step)
+    source = open_source(one.text, _read_when_asked(places), way, {})
     if source.entry is not None:
         return source
     label, run = labels[str(Path(one.text).resolve())], labels[str(Path(one.run).absolute())]
@@ -492,30 +492,22 @@ def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None 
     sides = {entry.name: entry for pair in pairs for entry in (pair.base, pair.tuned)}
     _check_all(manifest, sides.values(), way)
     opened: dict[str, Source] = {}
-    tied = _tied(sides.values(), way)
+    _tie(sides.values(), way)
     for name, entry in sides.items():
-        opened[name] = Source(name, _of_entry(manifest, tied.get(name, entry), way), entry)
+        opened[name] = Source(name, _of_entry(manifest, entry, way), entry)
     found = (StudyPair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs)
     return [_matched(pair) for pair in found]
 
 
-def _tied(entries: Iterable[Entry], way: str | None, keep: bool = False) -> dict[str, Entry]:
-    """Entries that no commit is written of, at the commits of this moment, before any is opened."""
-    open_ones = {one.name: one for one in entries if isinstance(one.source, Hub) and not one.source.revision}
-    at = {name: str(address_of(one.source)) for name, one in open_ones.items() if isinstance(one.source, Hub)}
+def _tie(entries: Iterable[Entry], way: str | None) -> None:
+    """Pin what no commit is written of to the commits of this moment, before any of it is opened."""
+    sources = [one.source for one in entries if isinstance(one.source, Hub) and not one.source.revision]
     try:
-        found = settled(list(dict.fromkeys(at.values())), keep)
+        settled(list(dict.fromkeys(str(address_of(source)) for source in sources)), keep=True)
     except CheckpointError:
+        # Who only looks is shown what was fetched before, where there is no network to ask.
         if way != HEADERS:
             raise
-        return {}
-    return {
-        name: one.model_copy(
-            update={"source": one.source.model_copy(update={"revision": found[at[name]].revision})}
-        )
-        for name, one in open_ones.items()
-        if COMMIT.fullmatch(found[at[name]].revision or "")
-    }
 
 
 def settle_pairs(names: Sequence[str], manifest: Manifest) -> None:
@@ -523,7 +515,7 @@ def settle_pairs(names: Sequence[str], manifest: Manifest) -> None:
     pairs = [manifest.pair(name) for name in names if manifest.entry(name).base]
     sides = [side for pair in pairs for side in (pair.base, pair.tuned)]
     _check_all(manifest, sides, None)
-    _tied(sides, None, keep=True)
+    _tie(sides, None)
 
 
 def _tail(path: Path, depth: int) -> str:

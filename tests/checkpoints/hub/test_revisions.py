@@ -105,6 +105,17 @@ def test_a_branch_that_is_whole_in_the_cache_costs_one_question_and_is_there_wit
     )
 
 
+def test_what_was_fetched_by_its_commit_is_there_by_its_branch_once_it_was_asked_for(hub, tmp_path):
+    commit = hub.refs(REPO)["branches"]["step_9"]
+    first = fetch(f"{REPO}@{commit}", tmp_path)
+    with pytest.raises(CheckpointError, match="not whole in the cache"):
+        fetch(f"{REPO}@step_9", tmp_path, offline=True)
+    assert fetch(f"{REPO}@step_9", tmp_path) == fetch(f"{REPO}@step_9", tmp_path, offline=True) == first
+    # As commands have it: the commit is known, and by which name.
+    at = parse_address(f"{REPO}@step_10").at(hub.refs(REPO)["branches"]["step_10"])
+    assert fetch(at, tmp_path) == fetch(f"{REPO}@step_10", tmp_path, offline=True)
+
+
 def test_a_commit_that_was_pinned_stands_though_the_branch_moves(hub, tmp_path, copy_of, qwen2):
     before = commit_of(REPO, "step_9")
     pin({(REPO, "step_9"): before})

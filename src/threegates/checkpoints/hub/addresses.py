@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from threegates.checkpoints.paths import stays_inside
@@ -15,6 +15,7 @@ WRITTEN = "ORG/REPO, ORG/REPO@REVISION (branch, tag or commit), ORG/REPO@REVISIO
 _ADDRESS = re.compile(
     r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(?:@(?P<revision>[^:\s]+))?(?::(?P<subfolder>[^:]+))?"
 )
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 # What git refuses in the name of a branch or tag; braces and stars stand for several names here.
 _NO_REF = re.compile(r"[~^?*\[\]{}\\]|\.\.|@\{|//|^[/.-]|[/.]$|\.lock$")
 
@@ -23,12 +24,14 @@ _NO_REF = re.compile(r"[~^?*\[\]{}\\]|\.\.|@\{|//|^[/.-]|[/.]$|\.lock$")
 class Address:
     """A repository of the Hub, which revision of it, and which folder in it; without them the newest, whole.
 
-    revision : a branch, a tag, or the 40 digits of a commit. subfolder : without a slash at its ends.
+    revision : a branch, a tag, or the 40 digits of a commit. subfolder : without a slash at its ends. named :
+    of a commit, the branch or tag that it was found by.
     """
 
     repo: str
     revision: str | None = None
     subfolder: str = ""
+    named: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
@@ -41,8 +44,9 @@ class Address:
         return f"{self.repo} at {self.revision or 'its newest commit'}{inside}"
 
     def at(self, commit: str) -> Address:
-        """The same folder of the same repository at another revision."""
-        return replace(self, revision=commit)
+        """The same folder of the same repository at a commit, which keeps the name that it was found by."""
+        is_commit = bool(_COMMIT.fullmatch(self.revision or ""))
+        return replace(self, revision=commit, named=self.named if is_commit else self.revision or "main")
 
 
 def is_ref(text: str) -> bool:

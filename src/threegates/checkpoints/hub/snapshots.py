@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
+from functools import partial
 from glob import escape
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from threegates.checkpoints.hub.addresses import Address, parse_address
 from threegates.checkpoints.hub.download import download, link, storage_of
 from threegates.checkpoints.hub.ranged import RangedCheckpoint, index_files, open_ranged
 from threegates.checkpoints.hub.remote_headers import remote_header
-from threegates.checkpoints.hub.repository import COMMIT, commit_of, listed
+from threegates.checkpoints.hub.repository import commit_of, known_commit, listed
 from threegates.checkpoints.hub.subfolders import check_subfolder
 from threegates.checkpoints.hub.transfer import RemoteFile, git_sha1, hub_error
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest
@@ -86,7 +87,7 @@ def address_of(source: Hub) -> Address:
 
 
 def fetch(
-    source: Address | str,
+    source: Address | Hub | str,
     cache_dir: str | os.PathLike | None = None,
     offline: bool = False,
     endpoint: str | None = None,
@@ -99,7 +100,8 @@ def fetch(
     Parameters
     ----------
     source : a repository, its newest commit or a branch, tag or commit of it, and which folder in it; or that
-        as it is written, ORG/REPO@REVISION:SUBFOLDER. Of a sub-folder nothing else is fetched.
+        as it is written, ORG/REPO@REVISION:SUBFOLDER; or a manifest's. Of a sub-folder nothing else is
+        fetched.
 
     Raises
     ------
@@ -107,19 +109,22 @@ def fetch(
         cannot be had, has no such revision or sub-folder, has no safetensors weights, or holds a file that is
         not the one that is listed.
     """
-    source = parse_address(source) if isinstance(source, str) else source
+    if not isinstance(source, Address):
+        source = parse_address(source) if isinstance(source, str) else address_of(source)
     cache = Path(cache_dir).expanduser() if cache_dir is not None else None
     offline = offline or is_offline_mode()
-    known = source if offline else source.at(commit_of(source.repo, source.revision, endpoint))
-    folder = _in_cache(known, cache, offline)
-    if folder is None:
-        folder = _downloaded(known, cache, endpoint)
-        _remember(source, str(known.revision), cache)
+    # What a command asked for before stands without network too.
+    ask = known_commit if offline else partial(commit_of, endpoint=endpoint)
+    commit = ask(source.repo, source.revision)
+    source = source.at(commit) if commit else source
+    folder = _in_cache(source, cache, offline) or _downloaded(source, cache, endpoint)
     inside = folder / source.subfolder
     named = named_by_index(inside)
     if not any(path for pattern in (*WEIGHTS, *named) for path in inside.glob(pattern)):
         raise no_weights(source.told, _names(source, folder.name, offline, endpoint))
     _check_content(folder, _below(source, (*PATTERNS, *named)))
+    if not offline:
+        _remember(source, cache)
     return Snapshot(inside, folder.name)
 
 
@@ -163,10 +168,11 @@ def _downloaded(source: Address, cache: Path | None, endpoint: str | None) -> Pa
     return _client(source, cache, patterns, endpoint=endpoint)
 
 
-def _remember(asked: Address, commit: str, cache: Path | None) -> None:
+def _remember(source: Address, cache: Path | None) -> None:
     """Keep what a branch or tag stood for, where the client looks for it when there is no network."""
-    if not COMMIT.fullmatch(asked.revision or ""):
-        write_text(storage_of(asked.repo, cache) / "refs" / (asked.revision or "main"), commit)
+    path = storage_of(source.repo, cache) / "refs" / source.named
+    if source.named and not (path.is_file() and path.read_text() == source.revision):
+        write_text(path, str(source.revision))
 
 
 def named_by_index(folder: Path) -> tuple[str, ...]:
@@ -263,7 +269,7 @@ def open_entry(
 
 
 def open_named(
-    text: str,
+    text: str | Address,
     cache_dir: str | os.PathLike | None = None,
     offline: bool = False,
     endpoint: str | None = None,
@@ -276,9 +282,9 @@ def open_named(
 
     ranged : read a repository tensor by tensor, and download no file of it.
     """
-    if Path(text).is_dir():
+    if isinstance(text, str) and Path(text).is_dir():
         return Checkpoint.open(text)
-    source = parse_address(text)
+    source = parse_address(text) if isinstance(text, str) else text
     if ranged:
         return _opened_ranged(source, {}, offline, endpoint)
     snapshot = fetch(source, cache_dir, offline, endpoint)
