@@ -15,7 +15,12 @@ from threegates.checkpoints.adapters.deltas import adapter_digest
 from threegates.checkpoints.dequantised import dequantised
 from threegates.checkpoints.gguf import is_gguf, open_local
 from threegates.checkpoints.hub.addresses import Address, parse_address
-from threegates.checkpoints.hub.snapshots import address_of, open_entry, open_named
+from threegates.checkpoints.hub.snapshots import (
+    address_of,
+    fetch_adapter,
+    open_entry,
+    open_named,
+)
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Hub, Manifest, PairEntry, read_manifest
@@ -348,7 +353,7 @@ def own_pairs(
 
 def _adapter_of_series(left: Source, one: Member, labels: Mapping[str, str], final: bool) -> StudyPair:
     """A base with one adapter of a run on it, labelled as any member."""
-    found = _with_adapter(left, Path(one.text))
+    found = _with_adapter(left, _Adapter(Path(one.text).resolve(), one.text))
     label, run = labels[str(Path(one.text).resolve())], labels[str(Path(one.run).absolute())]
     tuned = replace(found.tuned, label=label, run=run, step=one.step)
     return replace(found, name=label, tuned=tuned, final=final)
@@ -421,17 +426,52 @@ def own_pair(
     CheckpointError, ManifestError : a side stands for nothing that can be opened.
     """
     folders = labelled_folders() if places is None else places.sources
-    adapter = Path(folders.get(tuned or "", tuned or ""))
-    if tuned and is_adapter(adapter):
-        base = base or read_config(adapter).base
-        return _with_adapter(
-            open_source(_named_base(base, adapter), _read_when_asked(places), way, folders), adapter
-        )
+    found = _adapter_of(tuned, folders)
+    if found is None and tuned and not base:
+        found = _adapter_on_hub(tuned, places)
+    if found is not None:
+        named = _named_base(base or read_config(found.folder).base, found.folder)
+        return _with_adapter(open_source(named, _read_when_asked(places), way, folders), found)
     if not (base and tuned):
-        found = f"base {base!r}, tuned {tuned!r}"
-        raise PairError("a pair of one's own needs both sides", found=found, remedy="give base and tuned")
-    left, right = (open_source(side, _read_when_asked(places), way, folders) for side in (base, tuned))
+        sides = f"base {base!r}, tuned {tuned!r}"
+        raise PairError("a pair of one's own needs both sides", found=sides, remedy="give base and tuned")
+    left = open_source(base, _read_when_asked(places), way, folders)
+    try:
+        right = open_source(tuned, _read_when_asked(places), way, folders)
+    except CheckpointError:
+        found = _adapter_on_hub(tuned, places)
+        if found is None:
+            raise
+        return _with_adapter(left, found)
     return _matched(StudyPair(right.label, left, right))
+
+
+@dataclass(frozen=True)
+class _Adapter:
+    """An adapter's folder and label; of one of the Hub its commit and what was asked for, and its entry."""
+
+    folder: Path
+    label: str
+    revision: str | None = None
+    asked: str = ""
+    entry: Entry | None = None
+
+
+def _adapter_of(name: str | None, folders: Mapping[str, str]) -> _Adapter | None:
+    """The adapter in a folder of this machine."""
+    path = Path(folders.get(name or "", name or ""))
+    return _Adapter(path.resolve(), path.resolve().name) if name and is_adapter(path) else None
+
+
+def _adapter_on_hub(name: str, places: Places | None) -> _Adapter | None:
+    """The adapter that a name of the Hub stands for; what has no weights of a model may be one."""
+    if "/" not in name or is_local(name):
+        return None
+    with suppress(CheckpointError):
+        check_repository(parse_address(name).repo, _read_when_asked(places), accepted=accepted_licences())
+        if snapshot := fetch_adapter(parse_address(name)):
+            return _Adapter(snapshot.folder, _safe(name), snapshot.revision, name)
+    return None
 
 
 def _named_base(base: str, adapter: Path) -> str:
@@ -445,11 +485,11 @@ def _named_base(base: str, adapter: Path) -> str:
     )
 
 
-def _with_adapter(source: Source, adapter: Path) -> StudyPair:
+def _with_adapter(source: Source, found: _Adapter) -> StudyPair:
     """A base, and the base with an adapter on it."""
-    label = adapter.resolve().name
-    base, tuned = adapted(source.checkpoint, adapter.resolve(), adapter_start())
-    return StudyPair(label, replace(source, checkpoint=base), Source(label, tuned))
+    base, tuned = adapted(source.checkpoint, found.folder, adapter_start(), found.revision)
+    right = Source(found.label, tuned, found.entry, asked=found.asked)
+    return StudyPair(found.label, replace(source, checkpoint=base), right)
 
 
 def _matched(pair: StudyPair) -> StudyPair:

@@ -217,11 +217,13 @@ class AdaptedView(View):
         return found
 
 
-def adapted(base: Checkpoint, folder: Path, begin: Path | None = None) -> tuple[Checkpoint, Checkpoint]:
+def adapted(
+    base: Checkpoint, folder: Path, begin: Path | None = None, revision: str | None = None
+) -> tuple[Checkpoint, Checkpoint]:
     """The base, and the base with the adapter of a folder on it, both under names that they have in common.
 
     base : under canonical names, whole. begin : folder of the factors that the adapter started from, where
-    these are not zero and do not follow from the base.
+    these are not zero and do not follow from the base. revision : the commit that the adapter is of.
 
     Raises
     ------
@@ -229,7 +231,7 @@ def adapted(base: Checkpoint, folder: Path, begin: Path | None = None) -> tuple[
         shape; or the start does not fit the adapter.
     """
     if isinstance(base, DeviceView):
-        sides = adapted(base.inner, folder, begin)
+        sides = adapted(base.inner, folder, begin, revision)
         return on_device(sides[0], base.device), on_device(sides[1], base.device)
     raw = as_stored(base)
     deltas = open_deltas(folder, base, raw)
@@ -238,7 +240,7 @@ def adapted(base: Checkpoint, folder: Path, begin: Path | None = None) -> tuple[
     _check_start(deltas, start)
     named, changes = _named(base, deltas)
     _check_fit(named, changes, folder)
-    return named, _view(named, changes, start)
+    return named, replace(_view(named, changes, start), revision=revision)
 
 
 def _named(base: Checkpoint, deltas: DeltaCheckpoint) -> tuple[Checkpoint, Checkpoint]:

@@ -13,6 +13,8 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_raise_for_status, validate_repo_id
 
+from threegates.checkpoints.adapters.config import CONFIG as ADAPTER_CONFIG
+from threegates.checkpoints.adapters.config import WEIGHTS as ADAPTER
 from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.hub.addresses import Address
 from threegates.checkpoints.hub.ranged import weight_files
@@ -106,7 +108,10 @@ def model_files(
 def _weights(files: Mapping[str, RemoteFile], known: Collection[str]) -> list[str]:
     if known:
         return [name for name in known if name in files and name.endswith(".safetensors")]
-    return weight_files(files, read_checked(files[INDEX]) if INDEX in files else None)
+    found = weight_files(files, read_checked(files[INDEX]) if INDEX in files else None)
+    # An adapter is one only where no model's weights lie beside it, as in a folder.
+    adapter = [ADAPTER] if ADAPTER_CONFIG in files and ADAPTER in files else []
+    return found or adapter
 
 
 def listed_sha256(file: RemoteFile) -> str:

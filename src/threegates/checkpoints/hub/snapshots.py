@@ -17,6 +17,8 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from tqdm.auto import tqdm
 
 from threegates.atomic import write_text
+from threegates.checkpoints.adapters.config import CONFIG as ADAPTER_CONFIG
+from threegates.checkpoints.adapters.config import WEIGHTS as ADAPTER
 from threegates.checkpoints.formats.headers import read_json
 from threegates.checkpoints.hub.addresses import Address, parse_address
 from threegates.checkpoints.hub.download import download, link, storage_of
@@ -79,6 +81,35 @@ def resolve(
     snapshot = fetch(address_of(source), cache_dir, offline, endpoint)
     verify_files(snapshot.folder, entry.files)
     return snapshot
+
+
+def fetch_adapter(
+    source: Address,
+    cache_dir: str | os.PathLike | None = None,
+    offline: bool = False,
+    endpoint: str | None = None,
+) -> Snapshot | None:
+    """Download the two files of an adapter, checked as `fetch` does; None where there is none.
+
+    Raises
+    ------
+    CheckpointError : the repository cannot be had, or holds a file that is not the one that is listed.
+    """
+    cache = Path(cache_dir).expanduser() if cache_dir is not None else None
+    offline = offline or is_offline_mode()
+    ask = known_commit if offline else partial(commit_of, endpoint=endpoint)
+    commit = ask(source.repo, source.revision)
+    source = source.at(commit) if commit else source
+    patterns = _below(source, (ADAPTER_CONFIG, ADAPTER))
+    way: dict[str, Any] = {"local_files_only": True} if offline else {"endpoint": endpoint}
+    folder = _client(source, cache, patterns, **way)
+    inside = folder / source.subfolder
+    if not all((inside / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER)):
+        return None
+    _check_content(folder, patterns)
+    if not offline:
+        _remember(source, cache)
+    return Snapshot(inside, folder.name)
 
 
 def address_of(source: Hub) -> Address:
