@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from threegates.checkpoints.adapters.adapted import adapted
+from threegates.checkpoints.adapters.config import FILES as ADAPTER_FILES
 from threegates.checkpoints.adapters.config import is_adapter, read_config
 from threegates.checkpoints.adapters.deltas import adapter_digest
 from threegates.checkpoints.dequantised import dequantised
@@ -20,6 +21,7 @@ from threegates.checkpoints.hub.snapshots import (
     fetch_adapter,
     open_entry,
     open_named,
+    verify_files,
 )
 from threegates.checkpoints.manifests.licences import accepted_licences, check_allowed, check_repository
 from threegates.checkpoints.manifests.locking import check_usable
@@ -531,12 +533,46 @@ def asked_pairs(
 def _open_pairs(manifest: Manifest, pairs: Sequence[PairEntry], way: str | None = None) -> list[StudyPair]:
     sides = {entry.name: entry for pair in pairs for entry in (pair.base, pair.tuned)}
     _check_all(manifest, sides.values(), way)
-    opened: dict[str, Source] = {}
+    opened: dict[str, Source | _Adapter] = {}
     _tie(sides.values(), way)
+    bases = {pair.base.name for pair in pairs}
     for name, entry in sides.items():
-        opened[name] = Source(name, _of_entry(manifest, entry, way), entry)
-    found = (StudyPair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs)
-    return [_matched(pair) for pair in found]
+        opened[name] = _side_of(manifest, entry, way, adapts=name not in bases)
+    return [_opened_pair(pair.name, opened[pair.base.name], opened[pair.tuned.name]) for pair in pairs]
+
+
+def _side_of(manifest: Manifest, entry: Entry, way: str | None, *, adapts: bool) -> Source | _Adapter:
+    """An entry's checkpoint, or the adapter that lies in its place."""
+    try:
+        return Source(entry.name, _of_entry(manifest, entry, way), entry)
+    except CheckpointError:
+        found = _adapter_of_entry(manifest, entry) if adapts else None
+        if found is None:
+            raise
+        return found
+
+
+def _adapter_of_entry(manifest: Manifest, entry: Entry) -> _Adapter | None:
+    if isinstance(entry.source, Folder):
+        folder = entry.folder(manifest)
+        return _Adapter(folder, entry.name, entry=entry) if is_adapter(folder) else None
+    try:
+        snapshot = fetch_adapter(address_of(entry.source))
+    except CheckpointError:
+        # What kept the checkpoint from being opened says more.
+        return None
+    if snapshot is None:
+        return None
+    listed = {name: entry.files[name] for name in ADAPTER_FILES if name in entry.files}
+    verify_files(snapshot.folder, listed)
+    return _Adapter(snapshot.folder, entry.name, snapshot.revision, entry=entry)
+
+
+def _opened_pair(name: str, left: Source | _Adapter, right: Source | _Adapter) -> StudyPair:
+    assert isinstance(left, Source)
+    if isinstance(right, _Adapter):
+        return replace(_with_adapter(left, right), name=name)
+    return _matched(StudyPair(name, left, right))
 
 
 def _tie(entries: Iterable[Entry], way: str | None) -> None:

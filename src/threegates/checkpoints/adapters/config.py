@@ -14,6 +14,8 @@ from threegates.checkpoints.formats.headers import read_json
 from threegates.errors import CheckpointError
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+#: What is read of an adapter.
+FILES = (CONFIG, WEIGHTS)
 #: Starts at which BA = 0, or the base's weights stay as they are: ΔW is s·BA.
 PLAIN = (True, False, "gaussian", "eva", "orthogonal", "mica")
 #: Starts that follow from the base's weights alone.
