@@ -171,6 +171,14 @@ def tokens_added(folder: Path) -> None:
     pair(folder, decoder(), decoder() | more)
 
 
+@situation
+def other_labels(folder: Path) -> None:
+    """Classifiers of two and of three classes."""
+    body = decoder(head=False)
+    sides = ({**body, "score.weight": values("score", (n, HIDDEN))} for n in (2, 3))
+    pair(folder, *sides, {"vocab_size": ROWS})
+
+
 # What is stored
 
 
@@ -334,6 +342,41 @@ def one_folder_down(folder: Path) -> None:
     """The folder above the one that holds the weights."""
     written(folder / "base", decoder())
     written(folder / "tuned" / "checkpoint-100", decoder())
+
+
+@situation
+def adapter(folder: Path) -> None:
+    """A LoRA's folder as the tuned side."""
+    written(folder / "base", decoder())
+    lora(folder / "tuned")
+
+
+@situation
+def adapter_of_chance(folder: Path) -> None:
+    """An adapter whose start chance decided, and nobody kept."""
+    written(folder / "base", decoder())
+    lora(folder / "tuned", init_lora_weights="pissa_niter_4")
+
+
+def lora(folder: Path, **settings: object) -> None:
+    """A LoRA of the queries of both blocks, as peft lays it down."""
+    folder.mkdir(parents=True)
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, **settings}
+    (folder / "adapter_config.json").write_text(json.dumps(told))
+    front = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
+    factors = {front.format(n, "A"): values(f"A{n}", (2, HIDDEN)) for n in range(2)}
+    factors |= {front.format(n, "B"): values(f"B{n}", (HIDDEN, 2)) for n in range(2)}
+    save_file(factors, folder / "adapter_model.safetensors")
+
+
+@situation
+def block_fp8(folder: Path) -> None:
+    """A base of block-FP8 codes with their scales, not asked to be read as floats."""
+    codes = {name: x.to(torch.float8_e4m3fn) if x.dim() == 2 else x for name, x in decoder().items()}
+    scales = {f"{name}_scale_inv": torch.ones(1, 1) for name, x in decoder().items() if x.dim() == 2}
+    told = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    written(folder / "base", codes | scales, quantization_config=told)
+    written(folder / "tuned", decoder())
 
 
 # Pairs that are none

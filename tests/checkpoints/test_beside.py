@@ -171,7 +171,7 @@ def test_an_index_of_which_one_shard_is_left_is_not(folder):
         ("weights.safetensors", "if weights.safetensors is the model, rename it"),
         ("checkpoint-500/model.safetensors", "weights lie below: give model/checkpoint-500"),
         ("snapshots/0123/model.safetensors", "weights lie below: give model/snapshots/0123"),
-        ("adapter_model.safetensors", "merge it into its base model"),
+        ("adapter_model.safetensors", "give it as the tuned side"),
         ("model.gguf", "a quantised GGUF file"),
     ],
 )

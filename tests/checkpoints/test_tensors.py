@@ -255,7 +255,7 @@ def test_a_config_that_is_no_json_object(llama, copy_of, text):
         ("model.pt", "pickle, which can run code"),
         ("consolidated.00.pth", "pickle, which can run code"),
         ("model-q4.gguf", "GGUF"),
-        ("adapter_model.safetensors", "merge it into its base model"),
+        ("adapter_model.safetensors", "give it as the tuned side"),
         ("tf_model.h5", "TensorFlow"),
         ("README.md", "save_pretrained"),
     ],

@@ -41,7 +41,7 @@ DTYPES = {
 }
 # Formats that need code to run, or that hold something else than the model's weights.
 REFUSED = {
-    "adapter_model.safetensors": "an adapter: merge it into its base model and save that as safetensors",
+    "adapter_model.safetensors": "an adapter: give it as the tuned side, and its model as the base",
     "*.gguf": "a quantised GGUF file: take the original repository's safetensors, or give that file's path",
     "*.bin": "pickle, which can run code when read: convert it to safetensors first",
     "*.pt": "pickle, which can run code when read: convert it to safetensors first",

@@ -714,7 +714,7 @@ def test_a_name_twice_in_the_index(llama, copy_of, cache):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (["adapter_model.safetensors", "adapter_config.json"], "merge it into its base model"),
+        (["adapter_model.safetensors", "adapter_config.json"], "give it as the tuned side"),
         (["model-q4.gguf"], "a quantised GGUF file"),
         (["pytorch_model.bin"], "can run code when read"),
         (["README.md"], "neither"),

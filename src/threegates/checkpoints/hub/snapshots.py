@@ -359,6 +359,6 @@ def no_weights(where: object, names: Iterable[str]) -> CheckpointError:
         where=where,
         expected=" or ".join(WEIGHTS),
         found=", ".join(heavy[:5]) or "none of them",
-        remedy="pickle and quantised files are not read, adapters must be merged first: "
+        remedy="pickle and quantised files are not read, and an adapter is a tuned side, on its base: "
         "take another upload of this model",
     )
