@@ -517,7 +517,7 @@ def _progress(line: str) -> None:
 
 def _choice(
     layers: str | None, matrices: str | None
-) -> tuple[tuple[int, ...] | None, tuple[str, ...] | None]:
+) -> tuple[tuple[int | str, ...] | None, tuple[str, ...] | None]:
     """Blocks and roles as they were typed."""
     from threegates.checkpoints.views import parse_layers, parse_matrices
 

@@ -25,7 +25,10 @@ BookProfile = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
 Layers = Annotated[
-    str | None, typer.Option(help="Only these blocks, such as 0,13,27 or 0-3,27; all of them by default.")
+    str | None,
+    typer.Option(
+        help="Only these blocks, such as 0,13,27 or 0-3,27, or vision:0-3 of another stack; all by default."
+    ),
 ]
 Matrices = Annotated[
     str | None,

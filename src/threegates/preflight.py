@@ -197,7 +197,7 @@ class Series:
 
 def preflight_of(
     named: tuple[str | None, str | None, str | None],
-    choice: tuple[Sequence[int] | None, Sequence[str] | None],
+    choice: tuple[Sequence[int | str] | None, Sequence[str] | None],
     **options: Any,
 ) -> Preflight | Series:
     """Look at a pair by its name in a manifest, or by its base and tuned checkpoint, as they were typed.
@@ -220,7 +220,7 @@ def preflight_of(
 
 
 def _look(
-    pair: StudyPair, choice: tuple[Sequence[int] | None, Sequence[str] | None], **options: Any
+    pair: StudyPair, choice: tuple[Sequence[int | str] | None, Sequence[str] | None], **options: Any
 ) -> Preflight:
     (chosen,) = narrowed([pair], *choice)
     sides, whole = (chosen.base, chosen.tuned), (pair.base, pair.tuned)

@@ -98,7 +98,7 @@ class Study:
         base: str | None = None,
         tuned: str | None = None,
         subject: str = LAB,
-        layers: Sequence[int] | None = None,
+        layers: Sequence[int | str] | None = None,
         matrices: Sequence[str] | None = None,
         records: Path | None = None,
         places: Places | None = None,
@@ -398,7 +398,7 @@ def _of_chapter(chapter: str, subject: str, known: Manifest) -> _Whose:
     return _Whose(pairs, about, f"{about.short}: {_checkpoints(pairs, known.profile, chosen=False)}")
 
 
-def _choice(layers: Sequence[int] | None, matrices: Sequence[str] | None) -> str:
+def _choice(layers: Sequence[int | str] | None, matrices: Sequence[str] | None) -> str:
     """Which part of the models a verdict rests on, if it is a part."""
     blocks = f", blocks {', '.join(map(str, layers))}" if layers else ""
     return blocks + (f", tensors {', '.join(matrices)}" if matrices else "")

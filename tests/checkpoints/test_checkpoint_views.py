@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from threegates.checkpoints.formats.roles import layer, role
 from threegates.checkpoints.pairs import align, load_pair
+from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import DTYPES, SINGLE, Checkpoint
 from threegates.checkpoints.views import (
@@ -434,3 +435,38 @@ def test_on_a_gpu_tensors_are_those_of_the_file(write):
     for name in view.infos:
         assert view.stored(name).is_cuda
         assert torch.equal(view.stored(name).cpu(), canonical(checkpoint).stored(name))
+
+
+# Blocks of a named stack
+
+TOWER = {
+    f"model.visual.blocks.{n}.mlp.down_proj.weight": torch.full((HIDDEN, HIDDEN), float(n)) for n in range(3)
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("vision:0-1", {"model.visual.blocks.0", "model.visual.blocks.1"}),
+        ("1, vision:2", {"model.layers.1", "model.visual.blocks.2"}),
+        ("decoder:0", {"model.layers.0"}),
+        ("0", {"model.layers.0"}),
+    ],
+)
+def test_a_stack_may_be_named_and_plain_numbers_are_the_text_models(write, text, expected):
+    view = chosen(canonical(write(phi_3(2) | TOWER)), parse_layers(text))
+    assert {
+        name.partition(".mlp.")[0].partition(".self_attn.")[0] for name in view.infos if "norm" not in name
+    } == expected
+    again = Place.parse(place_of(view).text()).open()
+    assert again.infos.keys() == view.infos.keys() and place_of(view).layers == parse_layers(text)
+
+
+def test_a_block_that_a_stack_lacks_is_refused_with_those_that_there_are(write):
+    message = refusal(chosen, canonical(write(phi_3(2) | TOWER)), parse_layers("vision:3"))
+    assert "vision:3" in message and "decoder:0-1, vision:0-2" in message
+
+
+@pytest.mark.parametrize("text", ["visual:0", "vision:", "vision:-1", "vision:0-", ":1"])
+def test_a_stack_has_one_of_five_names(text):
+    assert "does not name layers" in refusal(parse_layers, text)

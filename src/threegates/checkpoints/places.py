@@ -21,15 +21,17 @@ from threegates.checkpoints.views import (
     CanonicalView,
     ChosenView,
     DeviceView,
+    Layer,
     View,
     canonical,
     chosen,
+    is_layer,
     on_device,
 )
 from threegates.errors import CheckpointError
 
 #: Layers and roles of tensors, None for all.
-Choice = tuple[tuple[int, ...] | None, tuple[str, ...] | None]
+Choice = tuple[tuple[Layer, ...] | None, tuple[str, ...] | None]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Place:
     folder: str = ""
     repo: str = ""
     revision: str = ""
-    layers: tuple[int, ...] | None = None
+    layers: tuple[Layer, ...] | None = None
     matrices: tuple[str, ...] | None = None
     device: str = "cpu"
     rules: tuple[Rule, ...] = ()
@@ -124,7 +126,7 @@ class Place:
         return (
             all(type(text) is str for text in texts)
             and type(self.dequantised) is bool
-            and all(type(number) is int for number in self.layers or ())
+            and all(map(is_layer, self.layers or ()))
             and all(is_rule(rule) for rule in self.rules)
         )
 

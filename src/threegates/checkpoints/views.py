@@ -24,6 +24,10 @@ from threegates.errors import CheckpointError
 
 #: All that `matrices` can choose.
 ROLES = (*LINEAR, "embedding", "head", "norm", "bias", "state", "conv", "other")
+#: A block of the text model by its number, or one of a named stack, such as ``vision:3``.
+Layer = int | str
+STACKS = ("decoder", "encoder", "vision", "audio", "mtp")
+_NAMED = re.compile(rf"(?:{'|'.join(STACKS)}):[0-9]+")
 # Far beyond any model; a range up to a number with ten digits is a slip of the hand.
 MOST_LAYERS = 10_000
 
@@ -79,7 +83,7 @@ class CanonicalView(View):
 class ChosenView(View):
     """Some tensors of a checkpoint, those in `infos`, and what they were chosen by."""
 
-    layers: tuple[int, ...] | None = field(kw_only=True)
+    layers: tuple[Layer, ...] | None = field(kw_only=True)
     matrices: tuple[str, ...] | None = field(kw_only=True)
 
 
@@ -158,12 +162,13 @@ def naming_digest(checkpoint: Checkpoint) -> str:
 
 
 def chosen(
-    checkpoint: Checkpoint, layers: Sequence[int] | None = None, matrices: Sequence[str] | None = None
+    checkpoint: Checkpoint, layers: Sequence[Layer] | None = None, matrices: Sequence[str] | None = None
 ) -> Checkpoint:
     """Only the tensors of some layers and roles; the same object where all are.
 
-    layers : numbers of blocks, None for all. Tensors outside blocks (embedding, head, last norm) stay where
-        `layers` is None or `matrices` names their role.
+    layers : numbers of the text model's blocks, or ``STACK:NUMBER`` of those of any stack; None for all.
+        Tensors outside blocks (embedding, head, last norm) stay where `layers` is None or `matrices` names
+        their role.
     matrices : roles, see ROLES; None for all.
 
     Raises
@@ -174,8 +179,8 @@ def chosen(
     if layers is None and matrices is None:
         return checkpoint
     own = {name: info for name, info in checkpoint.infos.items() if info.alias_of is None}
-    known = {layer(name) for name in own} - {None}
-    _check_known(checkpoint, "layer", layers, sorted(number for number in known if number is not None))
+    known = {one for name in own for one in _layers_of(name)}
+    _check_known(checkpoint, "layer", layers, sorted(known, key=_order))
     present = {role(name, info.shape) for name, info in own.items()}
     _check_known(checkpoint, "role", matrices, [one for one in ROLES if one in present])
     kept = {name: info for name, info in own.items() if _is_chosen(info, layers, matrices)}
@@ -200,14 +205,31 @@ def chosen(
     )
 
 
-def _is_chosen(info: TensorInfo, layers: Sequence[int] | None, matrices: Sequence[str] | None) -> bool:
+def _is_chosen(info: TensorInfo, layers: Sequence[Layer] | None, matrices: Sequence[str] | None) -> bool:
     named = matrices is not None and role(info.name, info.shape) in matrices
-    number = layer(info.name)
-    if number is None:
-        # Blocks of another stack, such as a vision tower's, are no layers of the text model.
-        other = block(info.name) is not None and layers is not None
-        return not other and (named or (layers is None and matrices is None))
-    return (layers is None or number in layers) and (matrices is None or named)
+    if block(info.name) is None:
+        return named or (layers is None and matrices is None)
+    # Blocks of another stack, such as a vision tower's, are no layers of the text model.
+    inside = layers is None or any(one in layers for one in _layers_of(info.name))
+    return inside and (matrices is None or named)
+
+
+def _layers_of(name: str) -> list[Layer]:
+    """What the block of a tensor may be called."""
+    found, number = block(name), layer(name)
+    names: list[Layer] = [] if found is None else [f"{found[0]}:{found[1]}"]
+    return names if number is None else [number, *names]
+
+
+def is_layer(value: object) -> bool:
+    """Whether a value is the number of a block, or names one of a stack."""
+    return type(value) is int or (type(value) is str and bool(_NAMED.fullmatch(value)))
+
+
+def _order(one: Layer) -> tuple[str, int]:
+    """Numbers alone first, then stack by stack."""
+    stack, _, number = str(one).rpartition(":")
+    return stack, int(number)
 
 
 def _check_known(checkpoint: Checkpoint, what: str, asked: Iterable | None, known: Sequence) -> None:
@@ -231,37 +253,41 @@ def _listed(values: Iterable | None) -> str:
     return "all" if values is None else ", ".join(str(value) for value in values) or "none"
 
 
-def _ranges(numbers: Sequence[int]) -> str:
-    """Sorted numbers as '0-3, 27'."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][1] + 1:
-            runs[-1][1] = number
+def _ranges(layers: Sequence[Layer]) -> str:
+    """Sorted layers as '0-3, 27, vision:0-1'."""
+    runs: list[tuple[str, list[int]]] = []
+    for stack, number in map(_order, layers):
+        if runs and runs[-1][0] == stack and number == runs[-1][1][1] + 1:
+            runs[-1][1][1] = number
         else:
-            runs.append([number, number])
-    return _listed(f"{low}" if low == high else f"{low}-{high}" for low, high in runs)
+            runs.append((stack, [number, number]))
+    return _listed(
+        f"{f'{stack}:' * bool(stack)}{low}{f'-{high}' * (low != high)}" for stack, (low, high) in runs
+    )
 
 
-def parse_layers(text: str) -> tuple[int, ...]:
-    """Numbers of layers from text such as '0,13,27' or '0-3,27', sorted, each once.
+def parse_layers(text: str) -> tuple[Layer, ...]:
+    """Layers from text such as '0,13,27', '0-3,27' or 'vision:0-3', sorted, each once.
 
     Raises
     ------
     CheckpointError : the text is not of that form; a range runs backwards, or over more than any model has.
     """
-    numbers: set[int] = set()
+    layers: set[Layer] = set()
     for piece in text.split(","):
-        found = re.fullmatch(r"\s*([0-9]{1,10})\s*(?:-\s*([0-9]{1,10})\s*)?", piece)
-        low, high = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        stack = rf"(?:({'|'.join(STACKS)})\s*:)?"
+        found = re.fullmatch(rf"\s*{stack}\s*([0-9]{{1,10}})\s*(?:-\s*([0-9]{{1,10}})\s*)?", piece)
+        low, high = (int(found[2]), int(found[3] or found[2])) if found else (1, 0)
         if not 0 <= high - low < MOST_LAYERS:
             raise CheckpointError(
                 f"'{text}' does not name layers",
-                expected="numbers and ranges, such as 0,13,27 or 0-3,27",
+                expected="numbers and ranges, such as 0,13,27 or 0-3,27; of another stack vision:0-3",
                 found=f"'{piece.strip()}'",
                 remedy="write the numbers of the layers, the first being 0, without spaces",
             )
-        numbers |= set(range(low, high + 1))
-    return tuple(sorted(numbers))
+        name = found[1] if found else None
+        layers |= {f"{name}:{number}" if name else number for number in range(low, high + 1)}
+    return tuple(sorted(layers, key=_order))
 
 
 def parse_matrices(text: str) -> tuple[str, ...]:

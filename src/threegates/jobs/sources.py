@@ -30,7 +30,7 @@ from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.quantised import dequantises
 from threegates.checkpoints.series import Member, is_series, spelled
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.checkpoints.views import canonical, chosen, on_device
+from threegates.checkpoints.views import Layer, canonical, chosen, on_device
 from threegates.errors import CheckpointError, ManifestError, PairError, ThreeGatesError
 from threegates.jobs.series import is_folder, local_members, remote_members, settled
 from threegates.jobs.settings import DOWNLOAD, HEADERS, adapter_start, device, reads
@@ -181,7 +181,7 @@ def seen(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def narrowed(
-    pairs: Sequence[StudyPair], layers: Sequence[int] | None, matrices: Sequence[str] | None
+    pairs: Sequence[StudyPair], layers: Sequence[Layer] | None, matrices: Sequence[str] | None
 ) -> list[StudyPair]:
     """The same pairs with only those blocks and roles of tensors; None takes all.
 

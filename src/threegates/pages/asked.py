@@ -45,7 +45,7 @@ def run_chapter(
     base: str | None = None,
     tuned: str | None = None,
     workers: int = 1,
-    choice: tuple[Sequence[int] | None, Sequence[str] | None] = (None, None),
+    choice: tuple[Sequence[int | str] | None, Sequence[str] | None] = (None, None),
 ) -> NotebookRun:
     """Run a notebook with parameters as they were typed.
 
