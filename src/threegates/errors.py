@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class ThreeGatesError(Exception):
     """An error a user can act on.
@@ -61,6 +63,12 @@ class PairError(ThreeGatesError):
 
 class NotFiniteError(PairError):
     """A tensor of a pair holds values that are not finite, as stored or in bfloat16."""
+
+    @property
+    def tensor(self) -> str | None:
+        """Its name, if `where` says it as errors about tensors do."""
+        found = re.search(r"tensor '(.*)'$", str(self.where), re.DOTALL)
+        return found[1] if found else None
 
 
 class GeometryError(ThreeGatesError):

@@ -8,6 +8,7 @@ import sys
 
 import pandas as pd
 import pytest
+import torch
 
 from tests.planted import planted
 from tests.planted.planted_runs import planted_pairs
@@ -15,7 +16,7 @@ from threegates.digest import code_digest, digest_versions, value_digest
 from threegates.jobs.batches import opened, run_jobs
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS, jobs_of, run_job, tables_of, write_records
 from threegates.jobs.nulls import with_nulls
-from threegates.jobs.sources import StudyPair, narrowed, own_pair
+from threegates.jobs.sources import StudyPair, narrowed, own_pair, own_pairs
 from threegates.measures import curvature, fisher, losses, steepness
 from threegates.measures.by_tensor import measure_all, typed
 from threegates.records.store import Records
@@ -176,3 +177,26 @@ def test_what_a_folder_is_called_moves_no_number(kind, tmp_path, monkeypatch):
     for table, frame in found["one"].items():
         other = found["another"][table]
         pd.testing.assert_frame_equal(frame.drop(columns="pair"), other.drop(columns="pair"))
+
+
+@pytest.mark.parametrize("kind", ["group", "run", "lens"])
+def test_a_tensor_that_is_not_finite_costs_several_runs_its_own_rows_alone(kind, tmp_path, monkeypatch):
+    """Kinds that look at several checkpoints at once, as chapters on series of one's own do."""
+    monkeypatch.chdir(tmp_path)
+    base = planted.base_tensors()
+    planted.write(tmp_path / "base", base)
+    bad = "model.layers.0.self_attn.q_proj.weight"
+    for step in (1, 2):
+        tuned = planted.with_noise(base, 2e-3, seed=step)
+        planted.write(tmp_path / "whole" / f"checkpoint-{step}", tuned)
+        tuned[bad][0, 0] = torch.inf if step == 2 else 0
+        planted.write(tmp_path / "torn" / f"checkpoint-{step}", tuned)
+    found = {}
+    for name in ("whole", "torn"):
+        pairs = own_pairs(str(tmp_path / "base"), str(tmp_path / name / "checkpoint-*"))
+        records = Records(tmp_path / f"records-{name}")
+        jobs = jobs_of([kind], pairs, draws=DRAWS, seed=SEED)
+        run_jobs(jobs, records, 1)
+        tables = [records.read(table, job.name, job.digest) for job in jobs for table in job.tables]
+        found[name] = {one for table in tables if "tensor" in table for one in table["tensor"]}
+    assert bad in found["whole"] and found["torn"] == found["whole"] - {bad}

@@ -82,6 +82,8 @@ def test_a_page_on_a_pair_says_what_of_it_is_not_compared(project, tmp_path):
     base = planted.base_tensors()
     tuned = planted.with_noise(base, 2e-4, seed=3)
     tuned["v_head.summary.weight"] = torch.ones(1, 64)
+    norm = "model.layers.0.input_layernorm.weight"
+    tuned[norm] = tuned[norm] * torch.inf
     planted.write(tmp_path / "base", base)
     folder = planted.write(tmp_path / "tuned", tuned)
     (folder / "adapter_config.json").write_text("{}")
@@ -90,7 +92,9 @@ def test_a_page_on_a_pair_says_what_of_it_is_not_compared(project, tmp_path):
     told = nbformat.read(run.page, as_version=4).cells[1].source
     size = sum(weight.numel() for weight in base.values())
     assert "1 tensors are only-in-tuned and not compared" in told
-    assert f"not covered: 64 of the {size + 64} weights that the tuned side stores" in told
+    assert "1 tensors are not-finite and not compared" in told
+    rest = 64 + base[norm].numel()
+    assert f"not covered: {rest} of the {size + 64} weights that the tuned side stores" in told
     assert "adapter_config.json beside the weights" in told and str(tmp_path) not in told
 
 

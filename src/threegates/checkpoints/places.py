@@ -26,6 +26,7 @@ from threegates.checkpoints.views import (
     canonical,
     chosen,
     is_layer,
+    leaving,
     on_device,
 )
 from threegates.errors import CheckpointError
@@ -46,6 +47,7 @@ class Place:
     layers, matrices : numbers of blocks, roles of tensors; None takes all of them.
     device : where tensors come to lie, such as cuda:0.
     rules : how names are brought together with the other side's, as in `threegates.checkpoints.matched`.
+    without : names of tensors that are left out, for a side of theirs has values that are not finite.
     adapter, start : folder of an adapter that is put on it, and of the factors that this started from.
     dequantised : whether FP8 codes are read as floats. A GGUF file is a folder here, and needs no word.
     """
@@ -61,6 +63,7 @@ class Place:
     start: str = ""
     dequantised: bool = False
     subfolder: str = ""
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         whole = bool(self.folder) != bool(self.repo) and bool(self.repo) == bool(self.revision)
@@ -91,6 +94,7 @@ class Place:
             told = json.loads(text)
             for name in ("layers", "matrices"):
                 told |= {name: tuple(told[name])} if told.get(name) is not None else {}
+            told |= {"without": tuple(told["without"])} if told.get("without") else {}
             told |= {"rules": tuple(map(tuple, told["rules"]))} if told.get("rules") else {}
             place = cls(**told)
         except (ValueError, TypeError) as error:
@@ -110,7 +114,7 @@ class Place:
         named = matched(canonical(self._raw()), self.rules)
         if self.adapter:
             named = adapted(named, Path(self.adapter), Path(self.start) if self.start else None)[1]
-        return on_device(chosen(named, self.layers, self.matrices), self.device)
+        return on_device(chosen(leaving(named, self.without), self.layers, self.matrices), self.device)
 
     def _raw(self) -> Checkpoint:
         """The checkpoint as it is stored, or its codes as floats."""
@@ -122,7 +126,7 @@ class Place:
 
     def _is_typed(self) -> bool:
         texts = (self.folder, self.repo, self.revision, self.subfolder, self.device, *(self.matrices or ()))
-        texts = (*texts, self.adapter, self.start)
+        texts = (*texts, self.adapter, self.start, *self.without)
         return (
             all(type(text) is str for text in texts)
             and type(self.dequantised) is bool

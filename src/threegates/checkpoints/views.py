@@ -7,7 +7,7 @@ tensor is asked for. From the files outwards the order is `canonical`, `chosen`,
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -202,6 +202,22 @@ def chosen(
         inner=checkpoint,
         layers=None if layers is None else tuple(layers),
         matrices=None if matrices is None else tuple(matrices),
+    )
+
+
+def leaving(checkpoint: Checkpoint, names: Collection[str]) -> Checkpoint:
+    """A checkpoint without some of its tensors; the same object where it has none of them."""
+    left = set(names) & checkpoint.infos.keys()
+    if not left:
+        return checkpoint
+    kept = {name: one for name, one in checkpoint.infos.items() if not {name, one.alias_of} & left}
+    return View(
+        checkpoint.folder,
+        checkpoint.config,
+        kept,
+        checkpoint.revision,
+        checkpoint.kept_digest,
+        inner=checkpoint,
     )
 
 

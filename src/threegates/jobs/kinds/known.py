@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import pandas as pd
 
+from threegates.checkpoints.places import Place
+from threegates.errors import NotFiniteError
 from threegates.jobs.jobs import Job, Kind
 from threegates.jobs.kinds.curvature import CURVATURE
 from threegates.jobs.kinds.drift import DRIFT
@@ -54,10 +57,31 @@ def jobs_of(
 
 
 def run_job(job: Job, records: Records) -> None:
-    """Measure a job that is not measured by tensor, and write its records."""
+    """Measure a job that is not measured by tensor, and write its records.
+
+    A tensor of which a run has values that are not finite is left out of all of the job's runs, as it is out
+    of a pair that is measured tensor by tensor.
+    """
     measure = KINDS[job.kind].measure
     assert measure is not None
-    write_records(job, records, measure(**with_nulls(job.arguments)))
+    arguments = with_nulls(job.arguments)
+    without: list[str] = []
+    while True:
+        try:
+            tables = measure(**arguments | {"places": _without(arguments["places"], without)})
+            break
+        except NotFiniteError as error:
+            if error.tensor in (None, *without):
+                raise
+            without.append(str(error.tensor))
+    write_records(job, records, tables)
+
+
+def _without(places: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """The places of a job's checkpoints, each without these tensors."""
+    if not names:
+        return dict(places)
+    return {place: replace(Place.parse(text), without=tuple(names)).text() for place, text in places.items()}
 
 
 def write_records(job: Job, records: Records, tables: Mapping[str, pd.DataFrame]) -> None:
