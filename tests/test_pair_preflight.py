@@ -46,6 +46,7 @@ def test_a_pair_of_folders_can_be_measured_and_costs_nothing_to_fetch(pair):
     text = found.text()
     assert max(map(len, text.splitlines())) <= 88
     assert text.endswith("verdict    can be measured")
+    assert "unseen     values: whether they are finite" in text
     text = " ".join(text.split())
     assert "nothing: both lie on this machine" in text
     assert "0.63 million parameters in 5 tensors, 2 blocks, head tied" in text
@@ -68,7 +69,7 @@ def test_what_the_record_says_is_what_the_text_says(pair, tmp_path):
     found = looked(*pair)
     found.write(tmp_path / "out.json")
     told = json.loads((tmp_path / "out.json").read_text())
-    assert told["possible"] is True
+    assert told["possible"] is True and told["unseen"].startswith("values")
     assert (told["chosen"], told["compared"], told["matrices"]) == (5, 5, 4)
     assert told["memory"]["largest"] == found.memory.largest > 0
     assert told["memory"]["together"] > 2 * told["memory"]["largest"]

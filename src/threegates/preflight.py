@@ -38,6 +38,8 @@ from threegates.register import WITH_JOBS
 
 #: What `threegates measure` does, beside the chapters.
 MEASURE = "measure"
+#: What headers do not tell.
+UNSEEN = "values: whether they are finite, and whether anything changed at all, only measuring tells"
 _WIDTH, _INDENT = 88, 11
 _SIDES = ("base", "tuned")
 #: Checkpoints of a series that have a line each, whether or not they have a problem.
@@ -103,6 +105,7 @@ class Preflight:
         ]
         lines += [("memory", _memory_text(self.memory, self.workers))] if self.memory else []
         lines += [("time", _minutes_text(*item, self.workers)) for item in self.minutes.items()]
+        lines.append(("unseen", UNSEEN))
         for problem in self.findings.problems:
             lines += [("PROBLEM", problem.what), ("what to do", problem.remedy)]
         lines.append(("verdict", "can be measured" if self.possible else "cannot be measured as it is"))
@@ -115,6 +118,7 @@ class Preflight:
         return {
             "names": list(self.names),
             "possible": self.possible,
+            "unseen": UNSEEN,
             **found,
             "chosen": len(aligned),
             "compared": len(self.findings.compared),
