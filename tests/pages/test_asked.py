@@ -105,7 +105,7 @@ def test_a_chapter_runs_on_an_adapter_and_says_what_it_is(project, tmp_path):
     )
     by_peft.edited(saved.adapter, lambda config: config.update({"base_model_name_or_path": str(saved.base)}))
     source = planted.ROOT / "notebooks" / "update-sparsity.ipynb"
-    run = run_chapter(str(source), {}, base=str(saved.base), tuned=str(saved.adapter))
+    run = run_chapter(str(source), {}, tuned=str(saved.adapter))
     page = run.page.read_text()
     assert "the tuned side is an adapter (LoRA) on the base: rank 2 on 2 tensors" in page
     assert "the adapter names base as the base" in page and str(tmp_path) not in page

@@ -476,6 +476,12 @@ def _adapter_on_hub(name: str, places: Places | None) -> _Adapter | None:
     return None
 
 
+def base_of_adapter(tuned: str | None) -> str | None:
+    """What the config of an adapter in a folder names as its base; None of anything else."""
+    folder = Path(tuned or "")
+    return read_config(folder).base or None if tuned and is_adapter(folder) else None
+
+
 def _named_base(base: str, adapter: Path) -> str:
     if base:
         return base

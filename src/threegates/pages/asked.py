@@ -14,7 +14,15 @@ from threegates.digest import value_digest
 from threegates.errors import CheckpointError, NotebookError, PairError, ThreeGatesError
 from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.series import local_members
-from threegates.jobs.sources import folder_digest, folder_labels, is_local, manifest_of, settle, settle_pairs
+from threegates.jobs.sources import (
+    base_of_adapter,
+    folder_digest,
+    folder_labels,
+    is_local,
+    manifest_of,
+    settle,
+    settle_pairs,
+)
 from threegates.jobs.subjects import LAB
 from threegates.judging.claims import not_run, read_claims, verdict_table
 from threegates.pages.choices import explained, refuse_foreign, refuse_unsuited, refuse_without_matrices
@@ -66,6 +74,7 @@ def run_chapter(
     refuse_unsuited(chapter, known, pairs, base or tuned)
     if pairs and (base or tuned):
         raise NotebookError("give either --pair, or --base and --tuned", found="both")
+    base = base or base_of_adapter(tuned)
     if bool(base) != bool(tuned):
         raise NotebookError("a pair of your own needs both sides", found=f"--base {base}, --tuned {tuned}")
     pairs = spelled(pairs)
