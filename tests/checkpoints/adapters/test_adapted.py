@@ -12,12 +12,12 @@ from tests.checkpoints.adapters import by_peft
 from threegates.checkpoints.adapters.adapted import adapted
 from threegates.checkpoints.adapters.config import CONFIG, WEIGHTS, is_adapter
 from threegates.checkpoints.matching import brought_together
-from threegates.checkpoints.pairs import align
+from threegates.checkpoints.pairs import align, load_pair
 from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.rows import rows_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.views import canonical, chosen
-from threegates.errors import CheckpointError
+from threegates.errors import CheckpointError, NotFiniteError
 
 #: float32 rounding of weights of this size.
 CLOSE = {"rtol": 2e-7, "atol": 5e-8}
@@ -259,6 +259,48 @@ def test_half_an_adapter_is_refused(lora, change, what):
     rewritten(lora.adapter, change)
     with pytest.raises(CheckpointError, match=what):
         adapted(lora.opened, lora.adapter)
+
+
+E = "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta"
+
+
+@pytest.mark.parametrize(
+    ("rows", "shape"), [([1, 40], (2, 16)), ([1, 2], (2, 17))], ids=["beyond the rows", "of another width"]
+)
+def test_rows_that_the_base_does_not_have_are_refused(lora, rows, shape):
+    rewritten(lora.adapter, lambda found: found.update({E: torch.zeros(shape)}))
+    by_peft.edited(lora.adapter, lambda config: config.update({"trainable_token_indices": rows}))
+    with pytest.raises(CheckpointError, match="1 of the 5 tensors") as refused:
+        adapted(lora.opened, lora.adapter)
+    assert "model.embed_tokens.weight" in refused.value.found
+
+
+def test_rows_whose_numbers_are_not_told_and_rows_beside_factors_are_refused(lora):
+    rewritten(lora.adapter, lambda found: found.update({E: torch.zeros(2, 16)}))
+    with pytest.raises(CheckpointError, match="not said which rows"):
+        adapted(lora.opened, lora.adapter)
+    by_peft.edited(lora.adapter, lambda config: config.update({"trainable_token_indices": [1, 2]}))
+    embedding = E.rpartition(".token_adapter")[0]
+    factors = {
+        f"{embedding}.lora_embedding_A": torch.ones(2, 32),
+        f"{embedding}.lora_embedding_B": torch.ones(16, 2),
+    }
+    rewritten(lora.adapter, lambda found: found.update(factors))
+    with pytest.raises(CheckpointError, match="has factors for .* and replaces rows of it"):
+        adapted(lora.opened, lora.adapter)
+
+
+def test_a_factor_that_is_not_finite_costs_its_own_tensors_alone(lora):
+    def torn(found):
+        found[f"{Q}.lora_B.weight"][3, 0] = torch.nan
+
+    rewritten(lora.adapter, torn)
+    base, tuned = adapted(lora.opened, lora.adapter)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(NotFiniteError, match="of the tuned") as found:
+        load_pair(base, tuned, name)
+    assert WEIGHTS in str(found.value.where) and found.value.tensor == name
+    load_pair(base, tuned, name.replace("layers.0", "layers.1"))
 
 
 def test_pickled_factors_are_named_and_not_opened(lora):

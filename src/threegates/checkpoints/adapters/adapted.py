@@ -184,7 +184,7 @@ class AdaptedView(View):
             _, piece = located(self.deltas, name)
             mine = piece.target.name == target.name and (piece.expert in (None, expert) or not target.experts)
             if mine:
-                rows = self.inner.stored(name)
+                rows = self.before(name, 0, self.info(name).shape[0])
                 rows = rows[expert] if rows.dim() == 3 else rows
                 parts.append((piece.rows[0], piece.columns or (0, 0), rows.T if piece.columns else rows))
         parts.sort(key=lambda part: part[:2])
@@ -259,11 +259,7 @@ def _check_fit(base: Checkpoint, changes: Checkpoint, folder: Path) -> None:
     def shape(name: str) -> tuple[int, ...]:
         return changes.infos[name].shape
 
-    wrong = [
-        name
-        for name in changes.infos
-        if not _replaces(changes, name) and (name not in base.infos or base.infos[name].shape != shape(name))
-    ]
+    wrong = [name for name in changes.infos if not _fits(base, changes, name)]
     if not wrong:
         return
     lines = [
@@ -282,10 +278,15 @@ def _check_fit(base: Checkpoint, changes: Checkpoint, folder: Path) -> None:
     )
 
 
-def _replaces(changes: Checkpoint, name: str) -> bool:
-    """Whether a tensor takes another one's place, or some of its rows', so that sizes may differ."""
-    target = located(changes, name)[1].target
-    return bool(target.plain or target.tokens)
+def _fits(base: Checkpoint, changes: Checkpoint, name: str) -> bool:
+    """Whether a base has what the adapter changes; what takes another tensor's place may have any size."""
+    target, shape = located(changes, name)[1].target, changes.infos[name].shape
+    if target.plain:
+        return True
+    known = base.infos[name].shape if name in base.infos else None
+    if target.tokens:
+        return known is not None and known[1:] == shape[1:] and max(target.rows) < known[0]
+    return known == shape
 
 
 def _check_start(deltas: DeltaCheckpoint, start: DeltaCheckpoint | None) -> None:
@@ -328,4 +329,6 @@ def _info(base: Checkpoint, changes: Checkpoint, name: str, told: TensorInfo) ->
     known = base.infos[name]
     if piece.target.tokens:
         return replace(known, alias_of=None)
-    return replace(known, dtype="F64" if known.dtype == "F64" else "F32", alias_of=None)
+    dtype = "F64" if known.dtype == "F64" else "F32"
+    # Whoever finds a value that is not finite looks into the adapter first.
+    return replace(known, dtype=dtype, file=told.file, alias_of=None)

@@ -72,6 +72,15 @@ def targets(
     for module, depths in _modules(config, infos).items():
         for one in _of_module(config, infos, module, depths, stacks):
             found[one.name] = _merged(found.get(one.name), one)
+    for one in found.values():
+        if one.adapted and one.tokens:
+            raise CheckpointError(
+                f"the adapter has factors for {one.name} and replaces rows of it",
+                where=f"{config.folder / WEIGHTS}, '{one.tokens}'",
+                expected="one of the two",
+                found="both",
+                remedy="merge the adapter with peft (merge_and_unload), save the model, and give that folder",
+            )
     return found
 
 
