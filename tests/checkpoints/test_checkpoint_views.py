@@ -449,6 +449,8 @@ TOWER = {
     [
         ("vision:0-1", {"model.visual.blocks.0", "model.visual.blocks.1"}),
         ("1, vision:2", {"model.layers.1", "model.visual.blocks.2"}),
+        ("vision:0,1", {"model.visual.blocks.0", "model.visual.blocks.1"}),
+        ("vision:2, decoder:1", {"model.layers.1", "model.visual.blocks.2"}),
         ("decoder:0", {"model.layers.0"}),
         ("0", {"model.layers.0"}),
     ],

@@ -119,6 +119,9 @@ def test_what_has_no_answer_is_refused(outside):
             pair, outside / "a.parquet", masks=None, axis=None, adapter=outside / "b.parquet", seed=0
         )
     assert not list(outside.glob("*.parquet"))
+    export(start=saved.start)
+    with pytest.raises(PairError, match="no adapter, so that it has no start"):
+        own_pair(str(saved.base), str(saved.merged))
     export(start=outside / "nowhere")
     with pytest.raises(ThreeGatesError, match="no folder of an adapter's start"):
         own_pair(str(saved.base), str(saved.adapter))

@@ -283,13 +283,16 @@ def _ranges(layers: Sequence[Layer]) -> str:
 
 
 def parse_layers(text: str) -> tuple[Layer, ...]:
-    """Layers from text such as '0,13,27', '0-3,27' or 'vision:0-3', sorted, each once.
+    """Layers from text such as '0,13,27', '0-3,27' or 'vision:0,3', sorted, each once.
+
+    A stack's name is that of all numbers after it.
 
     Raises
     ------
     CheckpointError : the text is not of that form; a range runs backwards, or over more than any model has.
     """
     layers: set[Layer] = set()
+    name: str | None = None
     for piece in text.split(","):
         stack = rf"(?:({'|'.join(STACKS)})\s*:)?"
         found = re.fullmatch(rf"\s*{stack}\s*([0-9]{{1,10}})\s*(?:-\s*([0-9]{{1,10}})\s*)?", piece)
@@ -301,7 +304,8 @@ def parse_layers(text: str) -> tuple[Layer, ...]:
                 found=f"'{piece.strip()}'",
                 remedy="write the numbers of the layers, the first being 0, without spaces",
             )
-        name = found[1] if found else None
+        # A stack's name holds until the next one.
+        name = (found[1] if found else None) or name
         layers |= {f"{name}:{number}" if name else number for number in range(low, high + 1)}
     return tuple(sorted(layers, key=_order))
 

@@ -445,6 +445,13 @@ def own_pair(
         if found is None:
             raise
         return _with_adapter(left, found)
+    if adapter_start() is not None:
+        raise PairError(
+            "the tuned side is no adapter, so that it has no start",
+            where=tuned,
+            expected="a folder with adapter_config.json and no model's weights",
+            remedy="leave --adapter-start out",
+        )
     return _matched(StudyPair(right.label, left, right))
 
 

@@ -164,7 +164,7 @@ def _merged(weight: Tensor, made: Made, trained: Tensor) -> dict[str, Tensor]:
     held = weight.double() if made.start is None else weight.double() - made.start.dense()
     residual = round_to_bf16(held)
     once = residual.float() + trained.float()
-    safe = residual + round_to_bf16(trained)
     if scale is None:
-        return {ONCE: round_to_bf16(once), SAFE: safe}
-    return {ONCE: round_to_bf16(scale * once), SAFE: round_to_bf16(scale * safe.double())}
+        return {ONCE: round_to_bf16(once), SAFE: residual + round_to_bf16(trained)}
+    # Of magnitudes peft rounds the product alone, either way.
+    return dict.fromkeys(WAYS, round_to_bf16(scale * once))

@@ -63,22 +63,28 @@ def saved(
     safe: bool = False,
     dtype: torch.dtype = torch.float64,
     as_stored: bool = True,
+    rows: int = 0,
+    embedding_layers: bool = False,
     **settings: Any,
 ) -> Saved:
     """An adapter that noise has moved away from its start, and its merge.
 
-    dtype : that merging is done in. as_stored : experts one by one, as files have them; else as in memory.
+    rows : of the vocabulary, if it is resized after the base was saved. embedding_layers : whether peft saves
+    the embeddings that it adapts. dtype : that merging is done in. as_stored : experts one by one, as files
+    have them; else as in memory.
     """
     places = Saved(*(folder / name for name in ("base", "adapter", "start", "merged")))
     layout = {} if as_stored else {"save_original_format": False}
     base.save_pretrained(places.base, **layout)
+    if rows:
+        base.resize_token_embeddings(rows, mean_resizing=False)
     adapted = get_peft_model(base, LoraConfig(**settings))
     adapted.save_pretrained(places.start, save_embedding_layers=False)
     torch.manual_seed(1)
     for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data += trained * torch.randn_like(parameter)
-    adapted.save_pretrained(places.adapter, save_embedding_layers=False)
+    adapted.save_pretrained(places.adapter, save_embedding_layers=embedding_layers)
     merged = adapted.to(dtype).merge_and_unload(safe_merge=safe)
     merged.save_pretrained(places.merged, **layout)
     return places

@@ -12,6 +12,7 @@ from tests.checkpoints.adapters import by_peft
 from threegates.checkpoints.adapters.adapted import adapted
 from threegates.checkpoints.adapters.config import CONFIG, WEIGHTS, is_adapter
 from threegates.checkpoints.matching import brought_together
+from threegates.checkpoints.notes import pair_notes
 from threegates.checkpoints.pairs import align, load_pair
 from threegates.checkpoints.places import Place, place_of
 from threegates.checkpoints.rows import rows_of
@@ -124,6 +125,151 @@ def test_every_tensor_is_what_peft_merges(tmp_path, case, layout):
     assert moved == changed
 
 
+HEAD = {"target_modules": ["q_proj", "lm_head"]}
+PISSA, OLORA = {"init_lora_weights": "pissa"}, {"init_lora_weights": "olora"}
+UNTIED = {"tie_word_embeddings": False}
+#: What a hostile user found: model, its sizes, how it is saved, settings.
+FOUND = {
+    "PiSSA of a head, whose layer is saved": (
+        "llama",
+        {},
+        {"embedding_layers": True},
+        {**HEAD, "init_lora_weights": "pissa"},
+    ),
+    "OLoRA of a head, whose layer is saved": (
+        "llama",
+        {},
+        {"embedding_layers": True},
+        {**HEAD, "init_lora_weights": "olora"},
+    ),
+    "PiSSA of a head that was resized": (
+        "llama",
+        {},
+        {"embedding_layers": True, "rows": 40},
+        {**HEAD, "init_lora_weights": "pissa"},
+    ),
+    "PiSSA beside factors of an embedding": (
+        "llama",
+        {},
+        {},
+        {"target_modules": ["q_proj", "embed_tokens"], "init_lora_weights": "pissa"},
+    ),
+    "PiSSA of a rank above a side": (
+        "llama",
+        {},
+        {},
+        {"target_modules": ["k_proj"], "r": 12, "init_lora_weights": "pissa"},
+    ),
+    "a square Conv1D beside a linear layer": ("gpt2", UNTIED, {}, {"target_modules": ["c_proj", "lm_head"]}),
+    "Conv1Ds beside a linear layer": ("gpt2", UNTIED, {}, {"target_modules": ["c_attn", "lm_head"]}),
+    "OLoRA of a square Conv1D": (
+        "gpt2",
+        {},
+        {},
+        {"target_modules": r".*attn\.c_proj", "fan_in_fan_out": True, "init_lora_weights": "olora"},
+    ),
+    "DoRA of an embedding that was resized": (
+        "llama",
+        {},
+        {"embedding_layers": True, "rows": 40},
+        {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+    ),
+    "a vocabulary made smaller": (
+        "llama",
+        {},
+        {"embedding_layers": True, "rows": 28},
+        {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+    ),
+    "embedding and head in full, resized": (
+        "llama",
+        {},
+        {"embedding_layers": True, "rows": 40},
+        {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens", "lm_head"]},
+    ),
+    "new tokens alone": (
+        "llama",
+        {},
+        {"embedding_layers": True, "rows": 40},
+        {"target_modules": ["q_proj"], "trainable_token_indices": {"embed_tokens": [1, 35]}},
+    ),
+    "tokens as a list, of an embedding of another name": (
+        "gpt2",
+        {},
+        {},
+        {"target_modules": ["c_attn"], "fan_in_fan_out": True, "trainable_token_indices": [1, 5]},
+    ),
+    "experts in full": (
+        "mixtral",
+        {"num_local_experts": 3},
+        {},
+        {"target_modules": ["q_proj"], "modules_to_save": ["experts"]},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_a_hostile_user_found_is_what_peft_merges(tmp_path, case):
+    kind, sizes, saving, settings = FOUND[case]
+    saved = by_peft.saved(tmp_path, by_peft.model(kind, **sizes), **saving, **{"r": 2} | settings)
+    tuned = adapted(saved.opened, saved.adapter)[1]
+    base, merged = brought_together(saved.opened, canonical(Checkpoint.open(saved.merged)))
+    moved = 0
+    for name, info in tuned.infos.items():
+        found, wanted = tuned.stored(name), merged.stored(name)
+        assert found.shape == info.shape == wanted.shape
+        torch.testing.assert_close(found.double(), wanted.double(), rtol=1e-5, atol=2e-6)
+        moved += not torch.equal(found.float(), base.stored(name).float())
+    assert moved
+
+
+@pytest.mark.parametrize(
+    ("word", "pattern"),
+    [("_orig_mod.", "layers.0.self_attn.q_proj"), ("module.", "^model.layers.0.self_attn.q_proj")],
+)
+def test_patterns_hold_for_names_with_a_wrappers_words(tmp_path, word, pattern):
+    saved = by_peft.saved(
+        tmp_path, by_peft.model("llama"), r=2, target_modules=["q_proj"], alpha_pattern={pattern: 32}
+    )
+
+    def wrapped(found):
+        old = dict(found)
+        found.clear()
+        front = "base_model.model."
+        for key, value in old.items():
+            inside = key.replace(".self_attn.", f".{word}self_attn.") if word == "_orig_mod." else key
+            found[inside.replace(front, front + word) if word == "module." else inside] = value
+
+    before = adapted(saved.opened, saved.adapter)[1]
+    known = {name: before.stored(name).clone() for name in before.infos}
+    rewritten(saved.adapter, wrapped)
+    after = adapted(saved.opened, saved.adapter)[1]
+    assert all(torch.equal(after.stored(name), tensor) for name, tensor in known.items())
+    first, second = (f"model.layers.{n}.self_attn.q_proj.weight" for n in (0, 1))
+    assert (after.piece(first).target.scaling, after.piece(second).target.scaling) == (16, 4)
+
+
+def test_keys_may_hold_the_adapters_name(lora):
+    known = {name: adapted(lora.opened, lora.adapter)[1].stored(name).clone() for name in lora.opened.infos}
+
+    def named(found):
+        old = dict(found)
+        found.clear()
+        found.update({key.replace(".weight", ".default.weight"): value for key, value in old.items()})
+
+    rewritten(lora.adapter, named)
+    found = adapted(lora.opened, lora.adapter)[1]
+    assert all(torch.equal(found.stored(name), tensor) for name, tensor in known.items())
+    rewritten(lora.adapter, lambda held: held.update({f"{Q}.lora_A.other.weight": torch.zeros(2, 16)}))
+    with pytest.raises(CheckpointError, match="two adapters"):
+        adapted(lora.opened, lora.adapter)
+
+
+def test_a_head_of_a_tied_base_is_noted(tmp_path):
+    saved = by_peft.saved(tmp_path, by_peft.model("llama", tie_word_embeddings=True), r=2, **HEAD)
+    base, tuned = adapted(saved.opened, saved.adapter)
+    assert "the base ties its head to model.embed_tokens.weight" in " ".join(pair_notes(base, tuned))
+
+
 @pytest.mark.parametrize("case", ["LoRA", "DoRA of fused weights", "square experts, transposed", "PiSSA"])
 def test_rows_are_rows_of_the_whole_and_a_place_opens_the_same(tmp_path, case):
     kind, sizes, settings, _ = CASES[case]
@@ -228,7 +374,17 @@ def test_a_kind_that_is_no_sum_is_refused_with_a_way_out(lora, change, told):
     assert told in refused.value.found and "merge_and_unload" in refused.value.remedy
 
 
-@pytest.mark.parametrize("change", [{"r": None}, {"lora_alpha": "much"}, {"rank_pattern": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"r": None},
+        {"r": 0},
+        {"lora_alpha": "much"},
+        {"rank_pattern": 3},
+        {"alpha_pattern": {"q_proj(": 3}},
+        {"alpha_pattern": {"q_proj": "much"}},
+    ],
+)
 def test_a_config_without_meaning_is_refused(lora, change):
     by_peft.edited(lora.adapter, lambda config: config.update(change))
     with pytest.raises(CheckpointError, match="cannot be understood"):
@@ -253,6 +409,7 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj"
         (lambda found: found.update({f"{Q}.lora_A.weight": torch.zeros(0)}), "do not fit one another"),
         (lambda found: found.update({f"{Q}.lora_C.weight": torch.zeros(2)}), "not known here"),
         (lambda found: found.clear(), "holds no weights"),
+        (lambda found: found.update({f"{Q}.lora_A.weight": torch.ones(2, 16).char()}), "stored as I8"),
     ],
 )
 def test_half_an_adapter_is_refused(lora, change, what):
@@ -314,6 +471,17 @@ def test_a_start_of_another_adapter_is_refused(lora, tmp_path):
     other = by_peft.saved(tmp_path / "other", by_peft.model("llama"), r=2, target_modules=["k_proj"])
     with pytest.raises(CheckpointError, match="another adapter's"):
         adapted(lora.opened, lora.adapter, other.start)
+
+
+def test_magnitudes_that_are_told_have_to_be_there_and_a_start_has_them_too(lora, tmp_path):
+    dora = by_peft.saved(
+        tmp_path / "dora", by_peft.model("llama"), r=2, use_dora=True, target_modules=["q_proj", "v_proj"]
+    )
+    with pytest.raises(CheckpointError, match="another adapter's"):
+        adapted(lora.opened, lora.adapter, dora.start)
+    by_peft.edited(lora.adapter, lambda config: config.update({"use_dora": True}))
+    with pytest.raises(CheckpointError, match="no magnitudes for"):
+        adapted(lora.opened, lora.adapter)
 
 
 def test_full_weights_beside_an_adapter_are_no_adapter(lora):

@@ -16,7 +16,8 @@ from threegates.checkpoints.adapters.factors import Factors
 from threegates.checkpoints.adapters.starts import computed, needs_start
 from threegates.checkpoints.adapters.targets import Target
 from threegates.checkpoints.formats.headers import TensorInfo
-from threegates.checkpoints.matched import CUT, TURN, matched, rules_of
+from threegates.checkpoints.formats.roles import block, role
+from threegates.checkpoints.matched import CUT, ROWS, TURN, Rule, matched, rules_of
 from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.pairs import row_ranges
 from threegates.checkpoints.rows import rows_of
@@ -122,10 +123,25 @@ class AdaptedView(View):
         return self._made(piece)
 
     def before(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows of what the adapter is put on: the base's, or those that the adapter brings in their place."""
+        """Rows of what the adapter is put on: the base's, or those that the adapter brings in their place.
+
+        Under a start that is not zero the adapter brings what its factors were taken off. Of the base's size
+        that is no news, and the base itself is taken; of another size the start is off already.
+        """
         piece = self.piece(name)
-        plain = piece.target.plain if piece is not None and piece.target.adapted else ""
-        return self.changes.read(plain)[start:stop] if plain else rows_of(self.inner, name, start, stop)
+        if piece is None or not self._brings(piece.target):
+            return rows_of(self.inner, name, start, stop)
+        return self.changes.read(piece.target.plain)[start:stop]
+
+    def _brings(self, target: Target) -> bool:
+        if not (target.adapted and target.plain):
+            return False
+        size = self.changes.file.info(target.plain).shape
+        known = self.inner.infos.get(target.name)
+        return not self._started(target) or known is None or known.shape[:1] != size[:1]
+
+    def _started(self, target: Target) -> bool:
+        return target.starts and needs_start(self.changes.settings, self.begin is not None)
 
     def parts(self, name: str, start: int, stop: int) -> Iterator[tuple[Tensor, int | slice, Made]]:
         """What the adapter is put on, where among the rows that is, and what it makes of it.
@@ -166,16 +182,17 @@ class AdaptedView(View):
         return {}
 
     def _start(self, target: Target, expert: int) -> Factors | None:
-        if not needs_start(self.changes.settings, self.begin is not None):
+        if not self._started(target) or self._brings(target):
             return None
         if self.begin is not None:
             return self.begin.factors(self.begin.targets[target.name], expert)
         weight = self.weight_of(target, expert)
         rank = self.changes.factors(target, expert).left.shape[1]
-        found = computed(
-            str(self.changes.settings.start), weight.T if target.turned else weight, rank, target.scaling
-        )
-        return found.turned() if target.turned else found
+        kind = str(self.changes.settings.start)
+        # peft turns a weight for PiSSA's start, and takes it as it is stored for OLoRA's.
+        turned = target.turned and kind == "pissa"
+        found = computed(kind, weight.T if turned else weight, rank, target.scaling)
+        return found.turned() if turned else found
 
     def weight_of(self, target: Target, expert: int) -> Tensor:
         """A target's whole matrix as the base has it, put together from the parts that it is cut into."""
@@ -184,7 +201,8 @@ class AdaptedView(View):
             _, piece = located(self.deltas, name)
             mine = piece.target.name == target.name and (piece.expert in (None, expert) or not target.experts)
             if mine:
-                rows = self.before(name, 0, self.info(name).shape[0])
+                height = target.shape[0] if self._brings(target) else self.inner.info(name).shape[0]
+                rows = self.before(name, 0, height)
                 rows = rows[expert] if rows.dim() == 3 else rows
                 parts.append((piece.rows[0], piece.columns or (0, 0), rows.T if piece.columns else rows))
         parts.sort(key=lambda part: part[:2])
@@ -206,15 +224,23 @@ class AdaptedView(View):
         piece = self.piece(name)
         assert piece is not None
         target = piece.target
-        if target.plain:
-            return self.changes.read(target.plain)[piece.rows[0] : piece.rows[1]]
-        weight = self.inner.stored(name)
+        if target.plain and not target.tokens:
+            return self._plain(piece, self.info(name).shape)
+        weight = self.changes.read(target.plain) if target.plain else self.inner.stored(name)
         if target.bias:
             added = target.scaling * self.changes.read(target.bias).double()
             return (weight.double() + added[piece.rows[0] : piece.rows[1]]).to(DTYPES[self.info(name).dtype])
         found = weight.clone()
         found[list(target.rows)] = self.changes.read(target.tokens).to(found.dtype)
         return found
+
+    def _plain(self, piece: Piece, shape: tuple[int, ...]) -> Tensor:
+        """What stands in a tensor's place, or the part of it that the tensor is."""
+        whole = self.changes.read(piece.target.plain)
+        if whole.dim() < 2 or len(shape) > 2:
+            return whole[slice(*piece.rows)] if whole.dim() == 1 else whole
+        part = whole.reshape(-1, whole.shape[-1])[slice(*piece.rows)]
+        return part if piece.columns is None else part[:, slice(*piece.columns)].T
 
 
 def adapted(
@@ -240,6 +266,7 @@ def adapted(
     _check_start(deltas, start)
     named, changes = _named(base, deltas)
     _check_fit(named, changes, folder)
+    named = matched(named, _shorter(named, changes))
     return named, replace(_view(named, changes, start), revision=revision)
 
 
@@ -278,6 +305,32 @@ def _check_fit(base: Checkpoint, changes: Checkpoint, folder: Path) -> None:
     )
 
 
+def _per_token(base: Checkpoint, info: TensorInfo) -> bool:
+    """Whether a tensor is an embedding or head of the base's width, whose rows are tokens."""
+    known = base.infos.get(info.name)
+    rows = role(info.name, info.shape) in ("embedding", "head") and block(info.name) is None
+    return rows and known is not None and known.shape[1:] == info.shape[1:]
+
+
+def _shorter(base: Checkpoint, changes: Checkpoint) -> list[Rule]:
+    """Embeddings and heads of which the adapter has fewer rows than the base: the common ones count."""
+    told = [_info(base, changes, name, one) for name, one in changes.infos.items()]
+    return [
+        (ROWS, one.name, one.shape[0])
+        for one in told
+        if _per_token(base, one)
+        and base.infos[one.name].alias_of is None
+        and one.shape[0] < base.infos[one.name].shape[0]
+    ]
+
+
+def _common(base: Checkpoint, info: TensorInfo) -> TensorInfo:
+    """The rows of an embedding or head that both sides have, where the adapter has more."""
+    if not _per_token(base, info) or info.shape[0] <= base.infos[info.name].shape[0]:
+        return info
+    return replace(info, shape=base.infos[info.name].shape)
+
+
 def _fits(base: Checkpoint, changes: Checkpoint, name: str) -> bool:
     """Whether a base has what the adapter changes; what takes another tensor's place may have any size."""
     target, shape = located(changes, name)[1].target, changes.infos[name].shape
@@ -295,12 +348,15 @@ def _check_start(deltas: DeltaCheckpoint, start: DeltaCheckpoint | None) -> None
     own, begun = (
         {name: one.shape for name, one in side.targets.items() if one.adapted} for side in (deltas, start)
     )
-    if own != begun:
+    if own != begun or deltas.settings.magnitudes != start.settings.magnitudes:
         raise CheckpointError(
             "that start is another adapter's",
             where=f"adapter {deltas.folder}, start {start.folder}",
             expected=f"factors of the same {len(own)} tensors",
-            found=", ".join(sorted(set(own.items()) ^ set(begun.items()), key=str)[0][:1]) + " in one alone",
+            found=", ".join(name for name, _ in sorted(set(own.items()) ^ set(begun.items()), key=str)[:3])
+            + " in one alone"
+            if own != begun
+            else "one with magnitudes, one without",
             remedy="give the folder that this adapter was saved to before its training",
         )
 
@@ -308,7 +364,7 @@ def _check_start(deltas: DeltaCheckpoint, start: DeltaCheckpoint | None) -> None
 def _view(base: Checkpoint, changes: Checkpoint, begin: DeltaCheckpoint | None) -> AdaptedView:
     infos = dict(base.infos)
     for name, told in changes.infos.items():
-        infos[name] = _info(base, changes, name, told)
+        infos[name] = _common(base, _info(base, changes, name, told))
     return AdaptedView(
         base.folder,
         base.config,
@@ -324,8 +380,10 @@ def _view(base: Checkpoint, changes: Checkpoint, begin: DeltaCheckpoint | None) 
 def _info(base: Checkpoint, changes: Checkpoint, name: str, told: TensorInfo) -> TensorInfo:
     """What a header would say of a tensor with the adapter on it."""
     deltas, piece = located(changes, name)
-    if piece.target.plain and not piece.target.adapted:
-        return replace(told, dtype=deltas.file.info(piece.target.plain).dtype, file=told.file)
+    if piece.target.plain:
+        own = deltas.file.info(piece.target.plain)
+        shape = own.shape if piece.target.tokens else told.shape
+        return replace(told, dtype="F32" if piece.target.adapted else own.dtype, shape=shape)
     known = base.infos[name]
     if piece.target.tokens:
         return replace(known, alias_of=None)

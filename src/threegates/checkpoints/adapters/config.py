@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from threegates.checkpoints.beside import INDEX, SINGLE, whole_shards
+from threegates.checkpoints.formats.families import table
 from threegates.checkpoints.formats.headers import read_json
+from threegates.checkpoints.formats.wrappers import unwrapped
 from threegates.errors import CheckpointError
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -20,6 +22,9 @@ FILES = (CONFIG, WEIGHTS)
 PLAIN = (True, False, "gaussian", "eva", "orthogonal", "mica")
 #: Starts that follow from the base's weights alone.
 COMPUTED = ("pissa", "olora")
+#: Families whose linear layers of these names are stored (in, out): transformers' Conv1D.
+TURNED_KINDS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")
+TURNED = ("c_attn", "c_proj", "c_fc", "q_attn")
 #: Options of LoRA under which the weights are no longer W₀ + s·BA, and what each does.
 _OTHERWISE = {
     "use_qalora": "pools inputs before A",
@@ -37,9 +42,11 @@ class AdapterConfig:
     """A LoRA's settings.
 
     rank, alpha : r and α; patterns give some modules their own. scaled_by_root : rsLoRA, s = α/√r in place of
-    α/r. magnitudes : DoRA. turned : weights are stored (in, out), as GPT-2's. start : `init_lora_weights`.
+    α/r. magnitudes : DoRA. turned : weights are stored (in, out), as GPT-2's, by the config, which has one
+    word for all of its modules. start : `init_lora_weights`.
     parameters : names of adapted tensors that are no module's weight, such as stacks of experts. tokens :
-    rows that are replaced, by the end of the embedding's name. base : what the adapter was trained on.
+    rows that are replaced, by the end of the embedding's name, "" for whichever there is. base : what the
+    adapter was trained on.
     """
 
     folder: Path
@@ -61,7 +68,7 @@ class AdapterConfig:
 
         **Source** Hu et al. (2021), arXiv 2106.09685, §4.1; Kalajdzievski (2023), arXiv 2312.03732.
         """
-        alpha = _by_pattern(self.alpha_pattern, name, self.alpha)
+        alpha = float(_by_pattern(self.alpha_pattern, name, self.alpha))
         return alpha / math.sqrt(rank) if self.scaled_by_root else alpha / rank
 
     def declared(self, name: str) -> int:
@@ -98,10 +105,10 @@ def read_config(folder: Path) -> AdapterConfig:
     try:
         return AdapterConfig(
             folder,
-            int(told["r"]),
+            _positive(told["r"]),
             float(told["lora_alpha"]),
-            dict(told.get("rank_pattern") or {}),
-            dict(told.get("alpha_pattern") or {}),
+            {_pattern(key): _positive(value) for key, value in (told.get("rank_pattern") or {}).items()},
+            {_pattern(key): float(value) for key, value in (told.get("alpha_pattern") or {}).items()},
             bool(told.get("use_rslora")),
             bool(told.get("use_dora")),
             bool(told.get("fan_in_fan_out")),
@@ -111,7 +118,7 @@ def read_config(folder: Path) -> AdapterConfig:
             str(told.get("base_model_name_or_path") or ""),
             str(told.get("revision") or ""),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise CheckpointError(
             "the adapter's config cannot be understood",
             where=folder / CONFIG,
@@ -121,15 +128,26 @@ def read_config(folder: Path) -> AdapterConfig:
         ) from None
 
 
+def _positive(value: Any) -> int:
+    if int(value) < 1:
+        raise ValueError(f"a rank of {value}")
+    return int(value)
+
+
+def _pattern(key: str) -> str:
+    re.compile(key)
+    return key
+
+
 def _start(word: Any) -> bool | str:
     return word if isinstance(word, bool) else str(word).lower()
 
 
 def _tokens(told: Any) -> dict[str, tuple[int, ...]]:
-    """Rows by the end of the embedding's name, which is embed_tokens where none is given."""
+    """Rows by the end of the embedding's name; a list is of the input embedding, whatever its name."""
     if not told:
         return {}
-    named = told if isinstance(told, dict) else {"embed_tokens": told}
+    named = told if isinstance(told, dict) else {"": told}
     return {str(name): tuple(map(int, rows)) for name, rows in named.items()}
 
 
@@ -148,6 +166,13 @@ def _refuse_kinds(folder: Path, told: Mapping[str, Any]) -> None:
 
 
 def _by_pattern(patterns: Mapping[str, Any], name: str, otherwise: Any) -> Any:
-    """The value of the first pattern that a name ends in, as peft reads patterns."""
-    found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name))
-    return next(found, otherwise)
+    """The value of the first pattern that a name ends in, as peft reads patterns.
+
+    Patterns were written for the model that was trained: what wrapped it when it was saved is taken off.
+    """
+    bare = unwrapped([name], table().wrappers)[name]
+    for known in dict.fromkeys((bare, name)):
+        found = (value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", known))
+        if (value := next(found, None)) is not None:
+            return value
+    return otherwise

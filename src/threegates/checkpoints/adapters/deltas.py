@@ -122,7 +122,7 @@ def open_deltas(folder: Path, base: Checkpoint, raw: Checkpoint) -> DeltaCheckpo
             else "give the folder that save_pretrained made, with all its files",
         )
     shapes = {name: info.shape for side in (raw, base) for name, info in side.infos.items()}
-    found = targets(settings, read_header(path), shapes)
+    found = targets(settings, read_header(path), shapes, str(base.config.get("model_type", "")))
     if not found:
         raise CheckpointError(
             "the adapter holds no weights", where=path, expected="factors of a LoRA", found="no tensor"

@@ -8,7 +8,7 @@ from pathlib import Path
 from threegates.checkpoints.adapters.adapted import AdaptedView
 from threegates.checkpoints.adapters.deltas import located
 from threegates.checkpoints.matched import rules_of, told
-from threegates.checkpoints.tensors import Checkpoint
+from threegates.checkpoints.tensors import HEAD, Checkpoint
 from threegates.checkpoints.views import View
 
 
@@ -34,11 +34,17 @@ def adapter_notes(view: AdaptedView) -> list[str]:
         notes.append(f"the adapter names {named} as the base that it was trained on")
     notes += [f"names of the adapter: {told(rule)}" for rule in rules_of(view.deltas)]
     notes += [f"names of the base: {told(rule)}" for rule in rules_of(view.inner)]
-    tied = [info.alias_of for info in view.infos.values() if info.alias_of in view.deltas.infos]
-    if tied:
+    of_embedding = [info.alias_of for info in view.infos.values() if info.alias_of in view.deltas.infos]
+    if of_embedding:
         notes.append(
-            f"the head is tied to {tied[0]}, which the adapter changes: merged the head changes with it, "
-            "unmerged it stays the base's"
+            f"the head is tied to {of_embedding[0]}, which the adapter changes: merged the head changes with "
+            "it, unmerged it stays the base's"
+        )
+    tied = view.inner.infos.get(HEAD)
+    if HEAD in view.deltas.infos and tied is not None and tied.alias_of is not None:
+        notes.append(
+            f"the base ties its head to {tied.alias_of}, and the adapter changes the head: peft's merge "
+            "changes both, here the head alone is another one, as it is unmerged"
         )
     return notes
 

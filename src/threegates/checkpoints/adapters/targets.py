@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from threegates.checkpoints.adapters.config import WEIGHTS, AdapterConfig
+from threegates.checkpoints.adapters.config import COMPUTED, TURNED, TURNED_KINDS, WEIGHTS, AdapterConfig
+from threegates.checkpoints.formats.families import table
 from threegates.checkpoints.formats.headers import TensorInfo
+from threegates.checkpoints.formats.wrappers import unwrapped
+from threegates.checkpoints.quantised import COMPARABLE
 from threegates.errors import CheckpointError
 
 _PREFIX = "base_model.model."
-_WRAPPED = "base_layer"
+#: Words of what peft puts around a module; `original_module` is the copy that was not trained.
+_WRAPPED, _AROUND, _ASIDE = (
+    "base_layer",
+    ("base_layer", "token_adapter", "modules_to_save"),
+    "original_module",
+)
 _DOWN, _UP, _UP_BIAS = "lora_A.weight", "lora_B.weight", "lora_B.bias"
 _ROWS_DOWN, _ROWS_UP = "lora_embedding_A", "lora_embedding_B"
 _MAGNITUDES = ("lora_magnitude_vector", "lora_magnitude_vector.weight")
 _TOKENS = "token_adapter.trainable_tokens_delta"
+#: A factor's key where the adapter's name was left in it, `lora_A.default.weight`.
+_NAMED = re.compile(
+    r"(?P<path>.*)\.(?:(?P<side>lora_[AB])\.(?P<name>\w+)\.(?P<end>weight|bias)"
+    r"|(?P<rows>lora_embedding_[AB])\.(?P<of_rows>\w+))"
+)
 Shape = tuple[int, ...]
 
 
@@ -25,7 +39,7 @@ class Target:
     down, up : names of A and B in the adapter's file. turned : the tensor is (in, out). experts : matrices of
     a stack, 0 of a matrix. magnitudes : name of DoRA's m. plain : name of a tensor that takes the place of
     the model's. bias : name of what is added to it, times the scaling. tokens : name of rows that take the
-    place of the rows `rows`.
+    place of the rows `rows`. starts : whether the adapter's start, if it is not zero, is this tensor's too.
     """
 
     name: str
@@ -40,6 +54,7 @@ class Target:
     bias: str = ""
     tokens: str = ""
     rows: tuple[int, ...] = ()
+    starts: bool = True
 
     @property
     def adapted(self) -> bool:
@@ -56,12 +71,12 @@ class _Module:
 
 
 def targets(
-    config: AdapterConfig, infos: Mapping[str, TensorInfo], stacks: Mapping[str, Shape]
+    config: AdapterConfig, infos: Mapping[str, TensorInfo], stacks: Mapping[str, Shape], kind: str = ""
 ) -> dict[str, Target]:
     """What an adapter changes, by name.
 
     infos : the headers of the adapter's file. stacks : shapes of the base's tensors, which tell the way round
-    that a stack of experts is stored.
+    that a weight or a stack of experts is stored. kind : `model_type` of the base, for what is square.
 
     Raises
     ------
@@ -70,9 +85,17 @@ def targets(
     """
     found: dict[str, Target] = {}
     for module, depths in _modules(config, infos).items():
-        for one in _of_module(config, infos, module, depths, stacks):
+        for one in _of_module(config, infos, module, depths, (stacks, kind)):
             found[one.name] = _merged(found.get(one.name), one)
     for one in found.values():
+        if one.adapted and config.magnitudes and not (one.magnitudes or one.experts):
+            raise CheckpointError(
+                f"the adapter has no magnitudes for {one.name}",
+                where=f"{config.folder / WEIGHTS}, '{one.down}'",
+                expected="lora_magnitude_vector beside A and B, for the config says use_dora",
+                found="A and B alone",
+                remedy="give the adapter as peft saved it, config and weights of one save",
+            )
         if one.adapted and one.tokens:
             raise CheckpointError(
                 f"the adapter has factors for {one.name} and replaces rows of it",
@@ -90,33 +113,53 @@ def _merged(known: Target | None, one: Target) -> Target:
         return one
     first, second = (known, one) if known.adapted else (one, known)
     kept = {name: value for name, value in vars(second).items() if value and not vars(first)[name]}
-    return Target(**(vars(first) | kept))
+    return Target(**(vars(first) | kept | {"starts": first.starts}))
 
 
 def _modules(config: AdapterConfig, infos: Mapping[str, TensorInfo]) -> dict[str, list[_Module]]:
     """Modules by their path, each with one entry for every wrapper around it, the innermost first."""
     found: dict[str, dict[int, _Module]] = {}
-    for key in infos:
+    for key, info in infos.items():
         path, end = _split(config, key)
         words = path.split(".")
+        if _ASIDE in words:
+            continue
         depth = words.count(_WRAPPED)
-        plain = ".".join(word for word in words if word != _WRAPPED)
+        plain = ".".join(word for word in words if word not in _AROUND)
         module = found.setdefault(plain, {}).setdefault(depth, _Module(depth=depth))
-        module.ends[end] = key
+        if end in module.ends and end.startswith("lora_"):
+            raise CheckpointError(
+                f"the file holds two adapters of {plain}",
+                where=f"{config.folder / WEIGHTS}, tensor '{key}'",
+                expected="one",
+                found=f"{module.ends[end]} and {key}",
+                remedy="save the one that is meant with peft's save_pretrained(selected_adapters=[…])",
+            )
+        if info.dtype not in COMPARABLE:
+            raise CheckpointError(
+                f"the adapter's tensor '{key}' is stored as {info.dtype}",
+                where=f"{config.folder / WEIGHTS}, tensor '{key}'",
+                expected="one of " + ", ".join(COMPARABLE),
+                found=info.dtype,
+                remedy="save the adapter unquantised",
+            )
+        # A copy that was trained counts before one that its wrapper kept.
+        if end not in module.ends or "modules_to_save" in words:
+            module.ends[end] = key
     return {path: [depths[one] for one in sorted(depths, reverse=True)] for path, depths in found.items()}
 
 
 def _split(config: AdapterConfig, key: str) -> tuple[str, str]:
     """Path of a module and what its tensor is, from a key of the file."""
     name = key.removeprefix(_PREFIX)
+    if named := _NAMED.fullmatch(name):
+        return named["path"], f"{named['side']}.{named['end']}" if named["side"] else named["rows"]
     ends = (_DOWN, _UP, _UP_BIAS, _ROWS_DOWN, _ROWS_UP, *_MAGNITUDES, _TOKENS)
     for end in ends:
         if name.endswith(f".{end}"):
             return name.removesuffix(f".{end}"), end
     path, _, last = name.rpartition(".")
-    if not path or any(
-        word.startswith(("lora_", "token_adapter", "modules_to_save")) for word in name.split(".")
-    ):
+    if not path or any(word.startswith("lora_") for word in name.split(".")):
         raise CheckpointError(
             f"the adapter holds a tensor that is not known here: '{key}'",
             where=f"{config.folder / WEIGHTS}, tensor '{key}'",
@@ -132,15 +175,18 @@ def _of_module(
     infos: Mapping[str, TensorInfo],
     module: str,
     depths: Iterable[_Module],
-    stacks: Mapping[str, Shape],
+    base: tuple[Mapping[str, Shape], str],
 ) -> Iterator[Target]:
+    stacks, kind = base
     adapters = [one for one in depths if _DOWN in one.ends or _UP in one.ends]
     parameters = _parameters_of(config, module)
     if parameters:
         yield from _of_parameters(config, infos, module, adapters, stacks)
     else:
         for one in adapters:
-            yield _linear(config, infos, module, one)
+            target = _linear(config, infos, module, one)
+            turned = _turned(config, target, stacks, kind)
+            yield replace(target, shape=target.shape[::-1], turned=True) if turned else target
     for one in depths:
         yield from _others(config, infos, module, one)
 
@@ -164,17 +210,29 @@ def _others(
 
 def _linear(config: AdapterConfig, infos: Mapping[str, TensorInfo], module: str, one: _Module) -> Target:
     down, up = _factors(config, infos, module, one, (_DOWN, _UP))
-    rank = infos[down].shape[0]
+    # A start has no more rows than the weight has triplets, and is scaled by the rank that was asked for.
+    rank = config.declared(module) if config.start in COMPUTED else infos[down].shape[0]
     shape = (infos[up].shape[0], infos[down].shape[1])
-    return Target(
-        f"{module}.weight",
-        shape[::-1] if config.turned else shape,
-        down,
-        up,
-        config.scaling(module, rank),
-        config.turned,
-        magnitudes=_magnitudes(one),
-    )
+    scaling = config.scaling(module, rank)
+    return Target(f"{module}.weight", shape, down, up, scaling, magnitudes=_magnitudes(one))
+
+
+def _turned(config: AdapterConfig, target: Target, shapes: Mapping[str, Shape], kind: str) -> bool:
+    """Whether a weight (out, in) is stored (in, out): by the base's shape, of a square one by its family.
+
+    The config has one word for all modules, which is that of the last.
+    """
+    known = [
+        shape
+        for name, shape in shapes.items()
+        if len(shape) == 2 and (_ends_in(name, target.name) or _ends_in(target.name, name))
+    ]
+    straight, turned = target.shape in known, target.shape[::-1] in known
+    if straight != turned:
+        return turned
+    if kind in TURNED_KINDS:
+        return target.name.split(".")[-2] in TURNED
+    return config.turned
 
 
 def _embedding(config: AdapterConfig, infos: Mapping[str, TensorInfo], module: str, one: _Module) -> Target:
@@ -183,7 +241,10 @@ def _embedding(config: AdapterConfig, infos: Mapping[str, TensorInfo], module: s
     rank = infos[down].shape[0]
     shape = (infos[down].shape[1], infos[up].shape[0])
     scaling = config.scaling(module, rank)
-    return Target(f"{module}.weight", shape, down, up, scaling, True, magnitudes=_magnitudes(one))
+    # Whatever the others start from, factors of an embedding start at zero.
+    return Target(
+        f"{module}.weight", shape, down, up, scaling, True, magnitudes=_magnitudes(one), starts=False
+    )
 
 
 def _magnitudes(one: _Module) -> str:
@@ -191,7 +252,9 @@ def _magnitudes(one: _Module) -> str:
 
 
 def _tokens(config: AdapterConfig, infos: Mapping[str, TensorInfo], module: str, key: str) -> Target:
-    rows = next((rows for name, rows in config.tokens.items() if _ends_in(module, name)), ())
+    bare = unwrapped([module], table().wrappers)[module]
+    named = (rows for name, rows in config.tokens.items() if not name or _ends_in(bare, name))
+    rows = next(named, ())
     if len(rows) != infos[key].shape[0]:
         raise CheckpointError(
             f"it is not said which rows of {module} the adapter replaces",
