@@ -24,7 +24,7 @@ from threegates.measures.tensor_table import PairTable
 
 SHAPES = {"s": (1536, 1536), "m": (1536, 8960), "l": (4096, 4096)}
 RANK = 16
-#: Of the spectrum from factors, at size l; of the pair, where the adapter has to cost nothing worth a word.
+#: Of the spectrum from factors, at size l; of the pair, where the adapter has to cost nothing to speak of.
 GATE, PAIR_GATE = 500.0, 0.9
 #: Largest difference of a singular value from the dense one's, in units of the largest.
 CLOSE = 1e-10
@@ -79,8 +79,9 @@ def pair_row(label: str, base: Tensor, up: Tensor, down: Tensor) -> Row:
 
 
 def _row(sides: Sequence[Checkpoint]) -> dict:
+    # Spectra, angles and overlaps, which both sides have; what merging keeps is asked of adapters alone.
     table = PairTable(sides[0], sides[1], "pair", nulls=founding_nulls())
-    return table.rows(_NAME, Shared())["tensor"][0]
+    return table._measured(_NAME, Shared())["tensor"][0]
 
 
 def write_adapter(folder: Path, up: Tensor, down: Tensor) -> Path:
