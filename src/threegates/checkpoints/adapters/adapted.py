@@ -197,10 +197,8 @@ class AdaptedView(View):
     def weight_of(self, target: Target, expert: int) -> Tensor:
         """A target's whole matrix as the base has it, put together from the parts that it is cut into."""
         parts = []
-        for name in self.deltas.infos:
-            _, piece = located(self.deltas, name)
-            mine = piece.target.name == target.name and (piece.expert in (None, expert) or not target.experts)
-            if mine:
+        for name, piece in self._parts_of[target.name]:
+            if piece.expert in (None, expert) or not target.experts:
                 height = target.shape[0] if self._brings(target) else self.inner.info(name).shape[0]
                 rows = self.before(name, 0, height)
                 rows = rows[expert] if rows.dim() == 3 else rows
@@ -208,6 +206,15 @@ class AdaptedView(View):
         parts.sort(key=lambda part: part[:2])
         together = [part[2] for part in parts]
         return torch.cat(together, dim=1 if parts[0][1] != (0, 0) else 0)
+
+    @cached_property
+    def _parts_of(self) -> dict[str, list[tuple[str, Piece]]]:
+        """Names of the tensors that each target is cut into, and where in it they lie."""
+        found: dict[str, list[tuple[str, Piece]]] = {}
+        for name in self.deltas.infos:
+            piece = located(self.deltas, name)[1]
+            found.setdefault(piece.target.name, []).append((name, piece))
+        return found
 
     def _scale(self, target: Target, trained: Factors, start: Factors | None) -> Tensor:
         """DoRA's m/‖W₀ + ΔW‖, norms of the rows of the weight as (out, in).

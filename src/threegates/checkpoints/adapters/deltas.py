@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 
 from torch import Tensor
@@ -65,7 +66,7 @@ class DeltaCheckpoint(Checkpoint):
     def piece(self, info: TensorInfo) -> Piece:
         """The place that a name stands for."""
         start, stop = info.offsets
-        first, name = self.places[bisect_right([place for place, _ in self.places], start) - 1]
+        first, name = self.places[bisect_right(self.places, start, key=itemgetter(0)) - 1]
         target = self.targets[name]
         width = target.shape[-1] if len(target.shape) > 1 else 1
         rows = (start - first) // _BYTES // width, (stop - first) // _BYTES // width

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from threegates.checkpoints.adapters.config import COMPUTED, TURNED, TURNED_KINDS, WEIGHTS, AdapterConfig
 from threegates.checkpoints.formats.families import table
@@ -62,6 +63,39 @@ class Target:
         return bool(self.down)
 
 
+@dataclass(frozen=True)
+class _Base:
+    """What the base has: shapes by name, as stored and as canonical, and its `model_type`."""
+
+    shapes: Mapping[str, Shape]
+    kind: str
+
+    @cached_property
+    def stacks(self) -> dict[str, Shape]:
+        """Tensors of three axes."""
+        return {name: shape for name, shape in self.shapes.items() if len(shape) == 3}
+
+    @cached_property
+    def _by_end(self) -> dict[str, set[Shape]]:
+        """Shapes of matrices by every end of their names."""
+        found: dict[str, set[Shape]] = {}
+        for name, shape in self.shapes.items():
+            for end in _ends(name) if len(shape) == 2 else ():
+                found.setdefault(end, set()).add(shape)
+        return found
+
+    def of(self, name: str) -> set[Shape]:
+        """Shapes of the matrices that a name may mean, with more in front of it or less."""
+        shorter = {self.shapes[end] for end in _ends(name) if len(self.shapes.get(end, ())) == 2}
+        return self._by_end.get(name, set()) | shorter
+
+
+def _ends(name: str) -> Iterator[str]:
+    """A name, and what is left of it without its first words."""
+    words = name.split(".")
+    return (".".join(words[start:]) for start in range(len(words)))
+
+
 @dataclass
 class _Module:
     """What the file has of one module, by the end of the name; `depth` wrappers stand between."""
@@ -71,11 +105,11 @@ class _Module:
 
 
 def targets(
-    config: AdapterConfig, infos: Mapping[str, TensorInfo], stacks: Mapping[str, Shape], kind: str = ""
+    config: AdapterConfig, infos: Mapping[str, TensorInfo], shapes: Mapping[str, Shape], kind: str = ""
 ) -> dict[str, Target]:
     """What an adapter changes, by name.
 
-    infos : the headers of the adapter's file. stacks : shapes of the base's tensors, which tell the way round
+    infos : the headers of the adapter's file. shapes : those of the base's tensors, which tell the way round
     that a weight or a stack of experts is stored. kind : `model_type` of the base, for what is square.
 
     Raises
@@ -84,8 +118,9 @@ def targets(
         rank; or it cannot be told which stack of experts is meant.
     """
     found: dict[str, Target] = {}
+    base = _Base(shapes, kind)
     for module, depths in _modules(config, infos).items():
-        for one in _of_module(config, infos, module, depths, (stacks, kind)):
+        for one in _of_module(config, infos, module, depths, base):
             found[one.name] = _merged(found.get(one.name), one)
     for one in found.values():
         if one.adapted and config.magnitudes and not (one.magnitudes or one.experts):
@@ -175,17 +210,16 @@ def _of_module(
     infos: Mapping[str, TensorInfo],
     module: str,
     depths: Iterable[_Module],
-    base: tuple[Mapping[str, Shape], str],
+    base: _Base,
 ) -> Iterator[Target]:
-    stacks, kind = base
     adapters = [one for one in depths if _DOWN in one.ends or _UP in one.ends]
     parameters = _parameters_of(config, module)
     if parameters:
-        yield from _of_parameters(config, infos, module, adapters, stacks)
+        yield from _of_parameters(config, infos, module, adapters, base.stacks)
     else:
         for one in adapters:
             target = _linear(config, infos, module, one)
-            turned = _turned(config, target, stacks, kind)
+            turned = _turned(config, target, base)
             yield replace(target, shape=target.shape[::-1], turned=True) if turned else target
     for one in depths:
         yield from _others(config, infos, module, one)
@@ -217,20 +251,16 @@ def _linear(config: AdapterConfig, infos: Mapping[str, TensorInfo], module: str,
     return Target(f"{module}.weight", shape, down, up, scaling, magnitudes=_magnitudes(one))
 
 
-def _turned(config: AdapterConfig, target: Target, shapes: Mapping[str, Shape], kind: str) -> bool:
+def _turned(config: AdapterConfig, target: Target, base: _Base) -> bool:
     """Whether a weight (out, in) is stored (in, out): by the base's shape, of a square one by its family.
 
     The config has one word for all modules, which is that of the last.
     """
-    known = [
-        shape
-        for name, shape in shapes.items()
-        if len(shape) == 2 and (_ends_in(name, target.name) or _ends_in(target.name, name))
-    ]
+    known = base.of(target.name)
     straight, turned = target.shape in known, target.shape[::-1] in known
     if straight != turned:
         return turned
-    if kind in TURNED_KINDS:
+    if base.kind in TURNED_KINDS:
         return target.name.split(".")[-2] in TURNED
     return config.turned
 
@@ -360,7 +390,7 @@ def _stack(
             remedy="give the adapter as peft saved it, config and weights of one save",
         )
     sides = infos[up].shape[0], infos[down].shape[1]
-    if count == 1 and not any(len(shape) == 3 and _ends_in(other, name) for other, shape in stacks.items()):
+    if count == 1 and not any(_ends_in(other, name) for other in stacks):
         return Target(name, sides, down, up, config.scaling(name, rank))
     turned = _is_turned(config, name, (count, *sides), stacks)
     shape = (count, *(sides[::-1] if turned else sides))
@@ -373,7 +403,7 @@ def _is_turned(config: AdapterConfig, name: str, shape: Shape, stacks: Mapping[s
     A square one is as its neighbour is. A base that holds its experts one by one has them the usual way.
     """
     module = name.rpartition(".")[0].rpartition("layers.")[2]
-    known = {other: one for other, one in stacks.items() if len(one) == 3 and f"{module}." in other}
+    known = {other: one for other, one in stacks.items() if f"{module}." in other}
     own = [one for other, one in known.items() if _ends_in(other, name.rpartition(".")[2])]
     if not known:
         return False
