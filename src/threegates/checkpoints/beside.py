@@ -13,7 +13,10 @@ LISTED = 5
 _SHARD = re.compile(r"model-(\d{5})-of-(\d{5})\.safetensors")
 _VARIANT = re.compile(r"model\.(?!safetensors)[\w-]+(?:-\d+-of-\d+)?\.safetensors")
 _PICKLE = "pytorch_model*.bin"
-_ADAPTER = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+#: An adapter's files, as peft names them: its config, and its weights of either kind.
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS, ADAPTER_PICKLE = "adapter_model.safetensors", "adapter_model.bin"
+_ADAPTER = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE)
 
 
 def whole_shards(names: Iterable[str]) -> list[str]:

@@ -15,7 +15,15 @@ from torch import Tensor
 from threegates.checkpoints.formats.families import cut_rows, expression, filled
 from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.checkpoints.views import CanonicalView, DeviceView, View, as_stored, canonical, on_device
+from threegates.checkpoints.views import (
+    CanonicalView,
+    DeviceView,
+    View,
+    as_stored,
+    canonical,
+    on_device,
+    outermost,
+)
 from threegates.errors import CheckpointError
 
 #: ("prefix", old, new, first segments after it …), none for all;
@@ -92,11 +100,8 @@ def matched(checkpoint: Checkpoint, rules: Sequence[Rule]) -> Checkpoint:
 
 def rules_of(checkpoint: Checkpoint) -> tuple[Rule, ...]:
     """The rules by which a checkpoint has its names; views are looked through."""
-    while isinstance(checkpoint, View):
-        if isinstance(checkpoint, MatchedView):
-            return checkpoint.rules
-        checkpoint = checkpoint.inner
-    return ()
+    found = outermost(checkpoint, MatchedView)
+    return found.rules if found else ()
 
 
 def told(rule: Rule) -> str:

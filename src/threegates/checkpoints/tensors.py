@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threegates.checkpoints.beside import INDEX, SINGLE, beside, found_instead, whole_shards
+from threegates.checkpoints.beside import ADAPTER_WEIGHTS, INDEX, SINGLE, beside, found_instead, whole_shards
 from threegates.checkpoints.formats.headers import GET_AGAIN, TensorInfo, read_header, read_json
 from threegates.checkpoints.paths import stays_inside
 from threegates.checkpoints.rounding import round_to_bf16
@@ -41,7 +41,7 @@ DTYPES = {
 }
 # Formats that need code to run, or that hold something else than the model's weights.
 REFUSED = {
-    "adapter_model.safetensors": "an adapter: give it as the tuned side, and its model as the base",
+    ADAPTER_WEIGHTS: "an adapter: give it as the tuned side, and its model as the base",
     "*.gguf": "a quantised GGUF file: take the original repository's safetensors, or give that file's path",
     "*.bin": "pickle, which can run code when read: convert it to safetensors first",
     "*.pt": "pickle, which can run code when read: convert it to safetensors first",

@@ -10,6 +10,7 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +31,9 @@ STACKS = ("decoder", "encoder", "vision", "audio", "mtp")
 _NAMED = re.compile(rf"(?:{'|'.join(STACKS)}):[0-9]+")
 # Far beyond any model; a range up to a number with ten digits is a slip of the hand.
 MOST_LAYERS = 10_000
+
+
+V = TypeVar("V", bound="View")
 
 
 @dataclass(frozen=True)
@@ -148,17 +152,23 @@ def as_stored(checkpoint: Checkpoint) -> Checkpoint:
     return checkpoint
 
 
+def outermost(checkpoint: Checkpoint, kind: type[V]) -> V | None:
+    """The first view of a kind on the way from a checkpoint to its files; None where there is none."""
+    while isinstance(checkpoint, View):
+        if isinstance(checkpoint, kind):
+            return checkpoint
+        checkpoint = checkpoint.inner
+    return None
+
+
 def naming_digest(checkpoint: Checkpoint) -> str:
     """sha256 of what canonical names stand for, "" where nothing is renamed.
 
     The table of families is data that no digest of code covers: where it changes names, this belongs beside
     the checkpoint's digest among a job's inputs. Where it does not, a new family makes no record stale.
     """
-    while isinstance(checkpoint, View):
-        if isinstance(checkpoint, CanonicalView):
-            return value_digest({name: source[1:] for name, source in checkpoint.sources.items()})
-        checkpoint = checkpoint.inner
-    return ""
+    named = outermost(checkpoint, CanonicalView)
+    return value_digest({name: source[1:] for name, source in named.sources.items()}) if named else ""
 
 
 def chosen(

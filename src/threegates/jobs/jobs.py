@@ -49,8 +49,12 @@ class Job:
 
     def label(self, rows: Iterable[dict]) -> list[dict]:
         """Rows that call the pair by its name, where it was measured under another."""
-        name = self.arguments.get("name", self.name)
-        return [row | {"pair": self.name} if row.get("pair") == name else row for row in rows]
+        return [row | {"pair": self.name} if row.get("pair") == self.measured_as else row for row in rows]
+
+    @property
+    def measured_as(self) -> str:
+        """The name that its pair is measured under, which is in the seeds of what is drawn."""
+        return self.arguments.get("name", self.name)
 
     def is_done(self, records: Records) -> bool:
         """Whether all of its records are there."""

@@ -9,13 +9,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from threegates.checkpoints.beside import INDEX, SINGLE, whole_shards
+from threegates.checkpoints.beside import (
+    ADAPTER_CONFIG,
+    ADAPTER_PICKLE,
+    ADAPTER_WEIGHTS,
+    INDEX,
+    SINGLE,
+    whole_shards,
+)
 from threegates.checkpoints.formats.families import table
 from threegates.checkpoints.formats.headers import read_json
 from threegates.checkpoints.formats.wrappers import unwrapped
 from threegates.errors import CheckpointError
 
-CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
+CONFIG, WEIGHTS, PICKLE = ADAPTER_CONFIG, ADAPTER_WEIGHTS, ADAPTER_PICKLE
 #: What is read of an adapter.
 FILES = (CONFIG, WEIGHTS)
 #: Starts at which BA = 0, or the base's weights stay as they are: ΔW is s·BA.

@@ -9,16 +9,12 @@ from threegates.checkpoints.adapters.adapted import AdaptedView
 from threegates.checkpoints.adapters.deltas import located
 from threegates.checkpoints.matched import rules_of, told
 from threegates.checkpoints.tensors import HEAD, Checkpoint
-from threegates.checkpoints.views import View
+from threegates.checkpoints.views import outermost
 
 
 def adapter_of(checkpoint: Checkpoint) -> AdaptedView | None:
     """The base with an adapter on it that a checkpoint is a view of, None of any other."""
-    while isinstance(checkpoint, View):
-        if isinstance(checkpoint, AdaptedView):
-            return checkpoint
-        checkpoint = checkpoint.inner
-    return None
+    return outermost(checkpoint, AdaptedView)
 
 
 def adapter_notes(view: AdaptedView) -> list[str]:

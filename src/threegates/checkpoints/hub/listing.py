@@ -13,8 +13,7 @@ from huggingface_hub import constants, get_session
 from huggingface_hub.errors import OfflineModeIsEnabled
 from huggingface_hub.utils import build_hf_headers, filter_repo_objects, hf_raise_for_status, validate_repo_id
 
-from threegates.checkpoints.adapters.config import CONFIG as ADAPTER_CONFIG
-from threegates.checkpoints.adapters.config import WEIGHTS as ADAPTER
+from threegates.checkpoints.beside import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.hub.addresses import Address
 from threegates.checkpoints.hub.ranged import weight_files
@@ -110,7 +109,7 @@ def _weights(files: Mapping[str, RemoteFile], known: Collection[str]) -> list[st
         return [name for name in known if name in files and name.endswith(".safetensors")]
     found = weight_files(files, read_checked(files[INDEX]) if INDEX in files else None)
     # An adapter is one only where no model's weights lie beside it, as in a folder.
-    adapter = [ADAPTER] if ADAPTER_CONFIG in files and ADAPTER in files else []
+    adapter = [ADAPTER_WEIGHTS] if ADAPTER_CONFIG in files and ADAPTER_WEIGHTS in files else []
     return found or adapter
 
 

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import is_offline_mode
 from torch import Tensor
 
-from threegates.checkpoints.beside import whole_shards
+from threegates.checkpoints.beside import ADAPTER_CONFIG, whole_shards
 from threegates.checkpoints.formats.headers import TensorInfo
 from threegates.checkpoints.hub.addresses import Address
 from threegates.checkpoints.hub.range_cache import RangeCache
@@ -39,7 +39,7 @@ LISTING = "listing.json"
 LARGEST_SMALL = 100_000_000
 _HEADER = ".header"
 # What a folder is told apart by, without a look inside.
-_NAMED = (*REFUSED, "*.safetensors", "adapter_config.json")
+_NAMED = (*REFUSED, "*.safetensors", ADAPTER_CONFIG)
 
 
 @dataclass(frozen=True)

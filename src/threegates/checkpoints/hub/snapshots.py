@@ -17,8 +17,7 @@ from huggingface_hub.errors import CachedRepoTreeNotFoundError
 from tqdm.auto import tqdm
 
 from threegates.atomic import write_text
-from threegates.checkpoints.adapters.config import CONFIG as ADAPTER_CONFIG
-from threegates.checkpoints.adapters.config import WEIGHTS as ADAPTER
+from threegates.checkpoints.beside import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from threegates.checkpoints.formats.headers import read_json
 from threegates.checkpoints.hub.addresses import Address, parse_address
 from threegates.checkpoints.hub.download import download, link, storage_of
@@ -39,7 +38,7 @@ PATTERNS = (
     *WEIGHTS,
     "config.json",
     "generation_config.json",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -100,11 +99,11 @@ def fetch_adapter(
     ask = known_commit if offline else partial(commit_of, endpoint=endpoint)
     commit = ask(source.repo, source.revision)
     source = source.at(commit) if commit else source
-    patterns = _below(source, (ADAPTER_CONFIG, ADAPTER))
+    patterns = _below(source, (ADAPTER_CONFIG, ADAPTER_WEIGHTS))
     way: dict[str, Any] = {"local_files_only": True} if offline else {"endpoint": endpoint}
     folder = _client(source, cache, patterns, **way)
     inside = folder / source.subfolder
-    if not all((inside / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER)):
+    if not all((inside / name).is_file() for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS)):
         return None
     _check_content(folder, patterns)
     if not offline:

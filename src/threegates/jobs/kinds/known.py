@@ -93,10 +93,9 @@ def write_records(job: Job, records: Records, tables: Mapping[str, pd.DataFrame]
 
 def _labelled(job: Job, frame: pd.DataFrame) -> pd.DataFrame:
     """A table that calls the pair by its name, where it was measured under another."""
-    name = job.arguments.get("name", job.name)
-    if name == job.name or "pair" not in frame:
+    if job.measured_as == job.name or "pair" not in frame:
         return frame
-    return frame.assign(pair=frame["pair"].replace({name: job.name}).astype(frame["pair"].dtype))
+    return frame.assign(pair=frame["pair"].replace({job.measured_as: job.name}).astype(frame["pair"].dtype))
 
 
 def job_provenance(job: Job, **details: object) -> dict:
