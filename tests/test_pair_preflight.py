@@ -156,9 +156,8 @@ def test_minutes_are_given_for_each_diagnostic_that_is_measured_by_tensor(pair, 
 
 
 def test_memory_has_room_for_masks_only_where_a_chapter_draws_them(pair, monkeypatch):
-    # As of a matrix that is far too large to draw for where there is a law, and to be sampled.
+    # As of a matrix that is far too large to draw for where there is a law.
     monkeypatch.setattr("threegates.jobs.memory.DRAWABLE", 0)
-    monkeypatch.setattr("threegates.jobs.memory._NOISE", 0)
     law = looked(*pair, diagnostics=["measure"]).memory.largest
     assert looked(*pair, diagnostics=["measure"], draws=0).memory.largest == law
     assert looked(*pair, diagnostics=["principal-overlap"], draws=0).memory.largest == law

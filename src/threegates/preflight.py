@@ -27,7 +27,6 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import NotebookError, PairError
 from threegates.jobs.costs import Costs, measured_costs
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS
-from threegates.jobs.kinds.pair import PAIR
 from threegates.jobs.memory import need_of, taken
 from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.settings import HEADERS, device
@@ -322,8 +321,8 @@ def _memory(
 ) -> Memory:
     """What the largest tensor takes, as often as there are workers."""
     table = PairTable(*pair, name="preflight", spectra=_spectral(kinds), nulls=founding_nulls())
-    drawn, sampled = draws > 0 and _draws(kinds), any(PAIR.name in found for found in kinds.values())
-    needs = (need_of(table, tensor, drawn=drawn, sampled=sampled) for tensor in table.names)
+    drawn = draws > 0 and _draws(kinds)
+    needs = (need_of(table, tensor, drawn=drawn) for tensor in table.names)
     largest = max(needs, key=lambda need: need.size)
     return Memory(largest.tensor, largest.size, taken(largest.size, workers))
 

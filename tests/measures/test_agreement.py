@@ -17,8 +17,10 @@ from threegates.measures.agreement import (
     measure_agreement,
     rank_correlations,
 )
-from threegates.measures.changes import measure_pair
+from threegates.measures.by_tensor import measure_all
+from threegates.measures.changes import OBSERVED_AXIS_COLUMNS
 from threegates.measures.draws import COARSE_ETAS
+from threegates.measures.tensor_table import PairTable
 
 NULLS = founding_nulls()
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -88,12 +90,12 @@ def test_shared_stripes_beat_every_null(tmp_path):
     assert (rates.loc[rates["axis"] == along, "spearman"] > 0.5).all()
 
 
-def test_the_axis_rows_are_those_of_measure_pair(tmp_path):
+def test_the_axis_rows_are_those_of_the_table_of_a_pair(tmp_path):
     base = planted.base_tensors()
     checkpoint, runs = opened(tmp_path, base, {"r1": planted.with_noise(base, 2e-4, 1)})
-    alone = measure_pair(checkpoint, runs["r1"], name="r1", draws=4, nulls=NULLS, seed=2)["axis"]
+    alone = measure_all(PairTable(checkpoint, runs["r1"], "r1", axes=True, spectra=False))["axis"]
     group = measure_agreement(checkpoint, runs, of_layer=0, draws=4, nulls=NULLS, seed=2)["axis"]
-    assert alone.to_json() == group.to_json()
+    assert alone[list(OBSERVED_AXIS_COLUMNS)].to_json() == group[list(OBSERVED_AXIS_COLUMNS)].to_json()
 
 
 def test_rank_correlations_are_spearmans():
