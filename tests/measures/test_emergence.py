@@ -27,6 +27,7 @@ from threegates.measures.emergence import (
 def few_draws(monkeypatch):
     """A tenth of a second a matrix and step is much for a test that looks at tables."""
     monkeypatch.setattr(emergence, "DRAWS", 200)
+    monkeypatch.setattr(emergence, "SWEEP_DRAWS", 50)
 
 
 def snapshots(folder, base, states):

@@ -59,8 +59,10 @@ EMERGENCE_COLUMNS = {
 #: The same at tolerances coarser than the paper's.
 EMERGENCE_SWEEP_COLUMNS = {**EMERGENCE_COLUMNS, "eta": "float64"}
 
-#: Draws of counts along lines, and of walks where these are drawn instead.
+#: Draws of counts along lines, and of walks where these are drawn instead. At coarser tolerances the mean
+#: alone is looked at, over many matrices.
 DRAWS, WALKS = 1000, 200
+SWEEP_DRAWS = 200
 #: Fewer lines than these are drawn as walks.
 FEW_LINES = 8
 
@@ -131,10 +133,11 @@ def walk_correlations(
     times: tuple[float, float],
     generator: torch.Generator,
     eta: float = ETA,
+    draws: int = DRAWS,
 ) -> tuple[Law, Law]:
     """Laws of the rank correlation of row ratios, and of column ratios, at two times of a blind walk.
 
-    From `DRAWS` draws of counts along lines; from `WALKS` walks where fewer than `SMALL` weights change or
+    From draws of counts along lines; from `WALKS` walks where fewer than `SMALL` weights change or
     stay, or there are fewer than `FEW_LINES` lines, unless the tensor is large. Either is marked 'drawn'.
 
     Parameters
@@ -156,7 +159,7 @@ def walk_correlations(
         lines = _walked(base, changed, times, generator, eta)
     else:
         source = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
-        lines = walk_line_counts(base, codes, changed, times, DRAWS, source, eta)
+        lines = walk_line_counts(base, codes, changed, times, draws, source, eta)
     rows, columns = (correlation_law(*map(ranks_of, pair)) for pair in lines)
     return rows, columns
 
@@ -218,10 +221,11 @@ class _Matrix:
     def laws(self, masks: Sequence[Tensor], eta: float) -> list[tuple[Law, Law]]:
         """Laws of rows and columns for every step but the last."""
         counts, found = [int(mask.count_nonzero()) for mask in masks], []
+        draws = DRAWS if eta == ETA else SWEEP_DRAWS
         for number, step in enumerate(self.steps[:-1]):
             source = noise_generator(self.seed, NULL, self.run, self.name, f"step {step}", f"eta {eta}")
             changed, times = (counts[number], counts[-1]), (self.times[number], self.times[-1])
-            found.append(walk_correlations(self.base, self.codes, changed, times, source, eta))
+            found.append(walk_correlations(self.base, self.codes, changed, times, source, eta, draws))
         return found
 
 
