@@ -119,8 +119,7 @@ def _need_of_piece(piece: Piece) -> Need:
 
 def _draws_masks(job: Job) -> bool:
     """Whether a job holds masks of nulls, which takes more than their laws do."""
-    named = nulls_named(job.arguments.get("nulls", ()))
-    return bool(job.arguments.get("draws")) or any(null.law is None for null in named)
+    return any(null.law is None for null in nulls_named(job.arguments.get("nulls", ())))
 
 
 @lru_cache(maxsize=_OPEN)
