@@ -73,7 +73,7 @@ def test_nulls_are_parameters_of_the_kinds_that_draw_them_and_of_no_other(sides)
     found = {}
     for names in (FOUNDING, ("bernoulli",)):
         for chapter in ("stripe-masks", "principal-overlap", "spectral-drift"):
-            for job in jobs_of(CHAPTERS[chapter].jobs, [own_pair(*sides)], 3, 0, names):
+            for job in jobs_of(CHAPTERS[chapter].jobs, [own_pair(*sides)], 0, names):
                 found.setdefault(job.kind, {})[names] = (job.inputs["parameters"].get("nulls"), job.digest)
     assert found["pair"][FOUNDING] == found["pair"]["bernoulli",] and found["pair"][FOUNDING][0] is None
     assert found["drift"][FOUNDING] == found["drift"]["bernoulli",]

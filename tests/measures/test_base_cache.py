@@ -238,7 +238,7 @@ def test_all_runs_from_a_base_share_a_bounded_cache(tmp_path, project, monkeypat
         for name, value in {"THREEGATES_CACHE": str(tmp_path / cache), **environment}.items():
             monkeypatch.setenv(name, value)
         records = tmp_path / f"records of {cache}"
-        study = Study.open("principal-overlap", manifest=manifest, records=records, draws=3).ensure(workers)
+        study = Study.open("principal-overlap", manifest=manifest, records=records).ensure(workers)
         assert len(study.jobs) == 3 and not study.missing()
         return {path.name: path.read_bytes() for path in records.rglob("*.parquet")}
 

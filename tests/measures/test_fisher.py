@@ -110,9 +110,9 @@ def test_one_job_a_base_of_rl_and_none_for_pairs_of_ones_own(tmp_path, project):
         )
     }
     pairs = chapter_pairs("kl-leash", read_manifest(planted.write_study(tmp_path, base, runs)))
-    jobs = jobs_of(["fisher"], pairs, 1, 0)
+    jobs = jobs_of(["fisher"], pairs, 0)
     assert len(jobs) == 1 and set(jobs[0].arguments["places"]) == {"base"}
     assert jobs[0].arguments["responses"] == fisher.RESPONSES and jobs[0].arguments["data"] == "arith-4"
-    assert jobs_of(["fisher"], [p for p in pairs if p.name == "s"], 1, 0) == []
+    assert jobs_of(["fisher"], [p for p in pairs if p.name == "s"], 0) == []
     own = own_pair(str(tmp_path / "base"), str(tmp_path / "g"))
-    assert jobs_of(["fisher"], [own], 1, 0) == []
+    assert jobs_of(["fisher"], [own], 0) == []

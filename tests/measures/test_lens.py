@@ -145,9 +145,9 @@ def test_a_job_takes_a_runs_checkpoints_in_their_order_and_a_pair_of_ones_own_al
     pairs = chapter_pairs("precision-lens", manifest, every_step=True)
     assert {pair.name for pair in pairs} == set(runs)
     assert [pair.name for pair in chapter_pairs("precision-lens", manifest)] == ["r"]
-    job = next(iter(jobs_of(["lens"], pairs, 1, 0)))
+    job = next(iter(jobs_of(["lens"], pairs, 0)))
     assert job.arguments["named"] == [["r-step2", 8], ["r-step4", 16], ["r", 36]]
     assert job.arguments["rate"] == 1e-5
     own = own_pair(str(tmp_path / "base"), str(tmp_path / "r"))
-    alone = next(iter(jobs_of(["lens"], [own], 1, 0)))
+    alone = next(iter(jobs_of(["lens"], [own], 0)))
     assert alone.arguments["named"] == [[own.name, None]] and alone.arguments["rate"] is None

@@ -271,7 +271,7 @@ def study(project):
         write_manifest(
             folder / "manifest.yaml", Manifest(version=1, profile="planted", checkpoints=list(entries(seeds)))
         )
-        return Study.open(CHAPTER, draws=2, **options)
+        return Study.open(CHAPTER, **options)
 
     return opened
 
@@ -326,11 +326,11 @@ def test_another_frame_is_another_job_and_a_frame_that_changed_is_refused(study,
 def test_without_a_rotated_base_there_is_nothing_to_compare(study):
     untouched = [pair for pair in study().pairs if not pair.name.startswith("b")]
     with pytest.raises(PairError, match="other coordinates"):
-        jobs_of(KINDS, untouched, 2, 0)
+        jobs_of(KINDS, untouched, 0)
     rotated = [pair for pair in study().pairs if pair.name.startswith("b")]
     with pytest.raises(PairError, match="other coordinates"):
-        jobs_of(KINDS, rotated, 2, 0)
-    assert jobs_of(KINDS, [], 2, 0) == []
+        jobs_of(KINDS, rotated, 0)
+    assert jobs_of(KINDS, [], 0) == []
 
 
 def test_a_pair_of_ones_own_is_refused_in_words(study, project):
@@ -338,7 +338,7 @@ def test_a_pair_of_ones_own_is_refused_in_words(study, project):
     study()
     own = own_pair(str(folder / "rotated"), str(folder / "b1"))
     with pytest.raises(PairError, match="other coordinates"):
-        jobs_of(KINDS, [own], 2, 0)
+        jobs_of(KINDS, [own], 0)
     assert len(chapter_pairs(CHAPTER, lab_manifest())) == 2 * len(SEEDS) + 1
 
 

@@ -38,7 +38,7 @@ from threegates.measures.changes import axis_facts, matrices
 from threegates.measures.draws import COARSE_ETAS
 from threegates.measures.null_laws import DRAWABLE, beside, law_columns
 
-NULL = "storage_path"
+WALK = "storage_path"
 
 EMERGENCE_COLUMNS = {
     "run": "str",
@@ -54,7 +54,7 @@ EMERGENCE_COLUMNS = {
     "cosine_with_final": "float64",
     "walk_time": "float64",
     "spearman_with_final": "float64",
-    **law_columns(NULL),
+    **law_columns(WALK),
 }
 #: The same at tolerances coarser than the paper's.
 EMERGENCE_SWEEP_COLUMNS = {**EMERGENCE_COLUMNS, "eta": "float64"}
@@ -223,7 +223,7 @@ class _Matrix:
         counts, found = [int(mask.count_nonzero()) for mask in masks], []
         draws = DRAWS if eta == ETA else SWEEP_DRAWS
         for number, step in enumerate(self.steps[:-1]):
-            source = noise_generator(self.seed, NULL, self.run, self.name, f"step {step}", f"eta {eta}")
+            source = noise_generator(self.seed, WALK, self.run, self.name, f"step {step}", f"eta {eta}")
             changed, times = (counts[number], counts[-1]), (self.times[number], self.times[-1])
             found.append(walk_correlations(self.base, self.codes, changed, times, source, eta, draws))
         return found
@@ -246,7 +246,7 @@ def _rows(matrix: _Matrix, snapshots: Sequence[Snapshot], eta: float) -> list[di
         for number, one in enumerate(snapshots):
             row: dict = {**facts, "axis": axis, "step": one.step, "updates": one.updates}
             row |= _numbers(masks[number], axis, matrix.cosines[number], matrix.times[number], found[number])
-            rows.append(row | beside(NULL, found[number], of_axis[number], "upper"))
+            rows.append(row | beside(WALK, found[number], of_axis[number], "upper"))
     return rows
 
 

@@ -40,19 +40,19 @@ def test_a_run_takes_the_norms_of_the_rl_run_of_its_seed(pairs):
 
 
 def test_the_partner_is_part_of_what_decides_a_drift_job(pairs):
-    jobs = {job.name: job for job in jobs_of(["drift"], pairs, 1, 0)}
+    jobs = {job.name: job for job in jobs_of(["drift"], pairs, 0)}
     assert set(jobs) == set(RUNS)
     assert "partner" in jobs["sft-1"].inputs["checkpoints"]
     assert "partner" not in jobs["grpo-1"].inputs["checkpoints"]
     alone = [pair for pair in pairs if pair.name != "grpo-1"]
-    other = {job.name: job for job in jobs_of(["drift"], alone, 1, 0)}
+    other = {job.name: job for job in jobs_of(["drift"], alone, 0)}
     assert other["sft-1"].arguments["partner_name"] == "dapo-1"
     assert other["sft-1"].digest != jobs["sft-1"].digest
     assert other["dapo-2"].digest == jobs["dapo-2"].digest
 
 
 def test_overlaps_are_measured_with_the_same_partner(pairs):
-    jobs = {job.name: job for job in jobs_of(["overlap"], pairs, 1, 0)}
+    jobs = {job.name: job for job in jobs_of(["overlap"], pairs, 0)}
     assert jobs["sft-1"].arguments["partner_name"] == "grpo-1"
     assert "partner" in jobs["sft-1"].inputs["checkpoints"]
     assert jobs["grpo-1"].arguments["partner_name"] == "" == jobs["sft-3"].arguments["partner_name"]
@@ -62,5 +62,5 @@ def test_a_pair_of_ones_own_has_no_partner(pairs, project):
     base, tuned = pairs[0].base.checkpoint.folder, pairs[3].tuned.checkpoint.folder
     own = own_pair(str(base), str(tuned))
     assert norm_partner(own, [own, *pairs]) is None
-    job = next(iter(jobs_of(["drift"], [own], 1, 0)))
+    job = next(iter(jobs_of(["drift"], [own], 0)))
     assert set(job.arguments["places"]) == {"base", "tuned"}
