@@ -107,7 +107,7 @@ def _gaussian(cells: Cells, draws: int, generator: np.random.Generator) -> np.nd
     if cells.strata is not None:
         scaled = cells.strata.entries / np.sqrt(np.maximum(cells.own, _TINY))[:, None]
         frame, inner = np.linalg.qr(scaled * (cells.own > _TINY)[:, None])
-        values, turn = np.linalg.eigh(inner @ cells.strata.weights @ inner.T)
+        values, turn = np.linalg.eigh(cells.strata.within(inner))
         along = frame @ turn
         normal += along @ ((np.sqrt(np.maximum(1 + values, 0.0)) - 1)[:, None] * (along.T @ normal))
     return normal

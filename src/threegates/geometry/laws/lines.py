@@ -74,24 +74,28 @@ def _anywhere(bits: Tensor, tables: np.ndarray) -> LineSums:
 def stratum_counts(
     base: Shaped[Tensor, "m n"], codes: CodeCounts, strata: Strata
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many weights of each stratum lie in each row, (m, B), and in each column, (n, B).
+    """How many weights of each stratum lie in each row, (m, B), and in each column, (n, B); whole, in float32.
 
     **Source** this study.
     """
     m, n = base.shape
     if strata.number == 1:
-        return np.full((m, 1), float(n)), np.full((n, 1), float(m))
+        return np.full((m, 1), n, dtype=np.float32), np.full((n, 1), m, dtype=np.float32)
     table = np.zeros(PATTERNS, dtype=np.intp)
     table[codes.patterns] = strata.of_code
     table[0x8000] = table[0]
     words = base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
-    rows, columns = np.zeros((m, strata.number)), np.zeros(n * strata.number)
-    offset = np.arange(n, dtype=np.intp) * strata.number
-    height = max(1, TILE // max(n, 1))
+    return _of_each(words, table, strata.number), _of_each(words.T, table, strata.number)
+
+
+def _of_each(words: np.ndarray, table: np.ndarray, number: int) -> np.ndarray:
+    """Counts of each of `number` labels in every row, some rows at a time."""
+    m, n = words.shape
+    found = np.empty((m, number), dtype=np.float32)
+    height = max(1, TILE // max(n, number, 1))
     for top in range(0, m, height):
-        found = table[words[top : top + height]]
-        lines = np.arange(len(found), dtype=np.intp)[:, None] * strata.number
-        counted = np.bincount((found + lines).ravel(), minlength=len(found) * strata.number)
-        rows[top : top + height] = counted.reshape(len(found), strata.number)
-        columns += np.bincount((found + offset).ravel(), minlength=len(columns))
-    return rows, columns.reshape(n, strata.number)
+        labels = table[words[top : top + height]]
+        labels += np.arange(len(labels), dtype=np.intp)[:, None] * number
+        counted = np.bincount(labels.ravel(), minlength=len(labels) * number)
+        found[top : top + height] = counted.reshape(len(labels), number)
+    return found

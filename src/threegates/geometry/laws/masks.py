@@ -33,7 +33,7 @@ from threegates.geometry.laws.lines import line_sums, stratum_counts
 from threegates.geometry.laws.noise import Noise, noise_of, scale_of_norm
 from threegates.geometry.laws.ratio import overlap_at_scale
 from threegates.geometry.laws.stopped import SMALL, stopped_sum
-from threegates.geometry.laws.strata import Strata, one_stratum, quantile_strata
+from threegates.geometry.laws.strata import Strata, one_stratum, value_strata
 from threegates.geometry.nulls.noise import Real
 
 
@@ -143,7 +143,9 @@ def _share(law: Law, changed: int) -> Law:
     )
 
 
-def _of_strata(strata_of: Callable[[CodeCounts], Strata]) -> MaskLaw:
+def of_strata(strata_of: Callable[[CodeCounts], Strata]) -> MaskLaw:
+    """Laws of permutations within strata of the base's codes."""
+
     def overlap(seen: Seen, inside: np.ndarray) -> Law:
         strata = strata_of(seen.codes)
         counts = (strata.sums(one) for one in (seen.codes.counts, inside, seen.observed))
@@ -187,9 +189,9 @@ def _noise_cells(seen: Seen, base: Tensor, scale: Real, held: int | None) -> tup
 
 
 #: The paper's null: one stratum holds all weights.
-BERNOULLI = _of_strata(one_stratum)
-#: Permutations within quantile bins of |w|.
-MAGNITUDE = _of_strata(quantile_strata)
+BERNOULLI = of_strata(one_stratum)
+#: Permutations within values of |w|, rare ones joined.
+MAGNITUDE = of_strata(value_strata)
 #: Null 1a: noise stopped at the count.
 AT_COUNT = MaskLaw(
     lambda seen, inside: _share(
