@@ -219,7 +219,7 @@ class Draw:
         options = {"partner": partner, "partner_name": run.partner_name, "seed": self.number}
         if chapter == "spectral-drift":
             return PairDrift(self.base, own, run.name, **options)
-        return PairOverlap(self.base, own, run.name, draws=DRAWS, nulls=founding_nulls(), **options)
+        return PairOverlap(self.base, own, run.name, nulls=founding_nulls(), **options)
 
     @without_sweeps()
     def _stripes(self, plant: str) -> dict[str, pd.DataFrame]:

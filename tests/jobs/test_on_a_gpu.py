@@ -72,9 +72,7 @@ NULLS = founding_nulls()
 KINDS = {
     "measure": lambda base, tuned, partner: PairTensors(base, tuned, "run", 2, nulls=NULLS),
     "drift": lambda base, tuned, partner: PairDrift(base, tuned, "run", partner, "partner"),
-    "overlap": lambda base, tuned, partner: PairOverlap(
-        base, tuned, "run", partner, "partner", draws=2, nulls=NULLS
-    ),
+    "overlap": lambda base, tuned, partner: PairOverlap(base, tuned, "run", partner, "partner", nulls=NULLS),
     "table": lambda base, tuned, partner: PairTable(base, tuned, "run", axes=True, nulls=NULLS),
 }
 

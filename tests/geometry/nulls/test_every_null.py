@@ -154,7 +154,9 @@ def check_strata(observed: Observed, drawn: list[torch.Tensor]) -> None:
     strata = np.array([known[float(w) + 0.0] for w in observed.base.flatten().double()])
     binades = np.frexp(observed.base.abs().double().numpy())[1].ravel() + 200
     for labels in (strata, binades):
-        kept, *counts = (np.bincount(labels[mask.flatten().numpy()], minlength=400) for mask in (observed.mask, *drawn))
+        kept, *counts = (
+            np.bincount(labels[mask.flatten().numpy()], minlength=400) for mask in (observed.mask, *drawn)
+        )
         assert (kept > 0).sum() > 4 and all((kept == found).all() for found in counts)
 
 

@@ -33,7 +33,9 @@ def test_permutation_keeps_the_count_of_every_stratum(strata):
     labels = labels_of(w, strata)
     for out in itertools.islice(stratified_permutations(mask, w, strata, generator=generator), 3):
         assert out.shape == mask.shape
-        assert torch.equal(torch.bincount(labels[out], minlength=5000), torch.bincount(labels[mask], minlength=5000))
+        assert torch.equal(
+            torch.bincount(labels[out], minlength=5000), torch.bincount(labels[mask], minlength=5000)
+        )
 
 
 def test_permutation_is_uniform_within_a_bin_and_independent_between_bins():

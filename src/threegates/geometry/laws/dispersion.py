@@ -19,7 +19,6 @@ from threegates.geometry.laws.saddlepoint import increasing_root, log_tail
 from threegates.geometry.laws.stopped import inclusion
 from threegates.geometry.nulls.noise import Real
 
-
 # Lines whose squares are held at a time, and products of three sides up to which a Gram matrix is of float64.
 _LINES = 1 << 10
 _SMALL_WORK = 1 << 28
@@ -80,10 +79,16 @@ def _norm_of_product(lines: np.ndarray, weights: np.ndarray) -> float:
     It is of the order of Σ a²/m. In a large tensor float32 is enough for it; in a small one, where a count
     may be certain, what is left of tr C² has to vanish with it.
     """
-    work = lines.size * min(lines.shape)
-    scaled = lines.astype(np.float32 if work > _SMALL_WORK else np.float64)
-    scaled *= np.sqrt(np.abs(weights)).astype(scaled.dtype)
-    gram = scaled @ scaled.T if len(scaled) < scaled.shape[1] else scaled.T @ scaled
+    kind = np.float32 if lines.size * min(lines.shape) > _SMALL_WORK else np.float64
+    root = np.sqrt(np.abs(weights)).astype(kind)
+    if len(lines) <= lines.shape[1]:
+        scaled = lines.astype(kind) * root
+        gram = scaled @ scaled.T
+    else:
+        gram = np.zeros((len(root), len(root)), dtype=kind)
+        for part in np.split(lines, range(_LINES, len(lines), _LINES)):
+            scaled = part.astype(kind) * root
+            gram += scaled.T @ scaled
     return float(np.einsum("ij,ij->", gram, gram, dtype=np.float64))
 
 

@@ -74,7 +74,7 @@ def _anywhere(bits: Tensor, tables: np.ndarray) -> LineSums:
 def stratum_counts(
     base: Shaped[Tensor, "m n"], codes: CodeCounts, strata: Strata
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many weights of each stratum lie in each row, (m, B), and in each column, (n, B); whole, in float32.
+    """How many weights of each stratum lie in each row, (m, B), and in each column, (n, B); float32.
 
     **Source** this study.
     """

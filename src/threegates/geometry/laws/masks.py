@@ -32,7 +32,7 @@ from threegates.geometry.laws.law import FIRST_ORDER, Law, unknown
 from threegates.geometry.laws.lines import line_sums, stratum_counts
 from threegates.geometry.laws.noise import Noise, noise_of, scale_of_norm
 from threegates.geometry.laws.ratio import overlap_at_scale
-from threegates.geometry.laws.stopped import SMALL, stopped_sum
+from threegates.geometry.laws.stopped import SMALL, expected_sums, stopped_sum
 from threegates.geometry.laws.strata import Strata, one_stratum, value_strata
 from threegates.geometry.nulls.noise import Real
 
@@ -108,12 +108,14 @@ class MaskLaw:
     """A null's laws.
 
     overlap : of |mask ∩ A|/|mask|, from what is seen and A's weights by code.
+    means : (T,) its means alone, for T targets at once, from their weights by code (K, T).
     lines : what counts along rows and columns do, (rows, columns).
     cells : the same in two cells a line, which counts are drawn from, see `drawn_lines`.
     fixed_count : whether every mask has the observed count.
     """
 
     overlap: Callable[[Seen, np.ndarray], Law]
+    means: Callable[[Seen, np.ndarray], np.ndarray]
     lines: Callable[[Seen, Tensor], tuple[LineCounts, LineCounts]]
     cells: Callable[[Seen, Tensor], tuple[Cells, Cells]]
     fixed_count: bool = True
@@ -151,6 +153,12 @@ def of_strata(strata_of: Callable[[CodeCounts], Strata]) -> MaskLaw:
         counts = (strata.sums(one) for one in (seen.codes.counts, inside, seen.observed))
         return _share(sum_of_hypergeometrics(*counts), seen.changed)
 
+    def means(seen: Seen, insides: np.ndarray) -> np.ndarray:
+        strata = strata_of(seen.codes)
+        sizes, taken = strata.sums(seen.codes.counts), strata.sums(seen.observed)
+        share = np.divide(taken, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
+        return _over(share[strata.of_code] @ insides, seen.changed)
+
     def lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
         strata = strata_of(seen.codes)
         sizes, taken = strata.sums(seen.codes.counts), strata.sums(seen.observed)
@@ -164,7 +172,21 @@ def of_strata(strata_of: Callable[[CodeCounts], Strata]) -> MaskLaw:
         rows, columns = stratum_counts(base, seen.codes, strata)
         return cells_at_strata(rows, sizes, taken), cells_at_strata(columns, sizes, taken)
 
-    return MaskLaw(overlap, lines, cells)
+    return MaskLaw(overlap, means, lines, cells)
+
+
+def _over(sums: np.ndarray, count: Real) -> np.ndarray:
+    return sums / count if count else np.full(len(sums), np.nan)
+
+
+def _means_at_count(seen: Seen, insides: np.ndarray) -> np.ndarray:
+    return _over(expected_sums(seen.noise, insides, seen.changed, seen.generator()), seen.changed)
+
+
+def _means_at_norm(seen: Seen, insides: np.ndarray) -> np.ndarray:
+    """Ratios of expectations: what the count's own spread adds to a mean is of the order of 1/E|mask|."""
+    p = seen.noise.rates(seen.scale).p
+    return _over(p @ insides, float(seen.codes.counts @ p))
 
 
 def _scale_of_count(seen: Seen) -> float:
@@ -197,12 +219,14 @@ AT_COUNT = MaskLaw(
     lambda seen, inside: _share(
         stopped_sum(seen.noise, inside, seen.changed, seen.generator()), seen.changed
     ),
+    _means_at_count,
     _stopped_lines,
     lambda seen, base: _noise_cells(seen, base, _scale_of_count(seen), seen.changed),
 )
 #: Null 1b: noise of the update's norm.
 AT_NORM = MaskLaw(
     lambda seen, inside: overlap_at_scale(seen.noise, inside, seen.scale, seen.generator()),
+    _means_at_norm,
     _scaled_lines,
     lambda seen, base: _noise_cells(seen, base, seen.scale, None),
     fixed_count=False,
