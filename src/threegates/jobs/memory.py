@@ -22,6 +22,7 @@ from threegates.backends import run_parallel
 from threegates.checkpoints.formats.headers import BITS
 from threegates.checkpoints.pairs import BLOCK, Status
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.geometry.laws.strata import FEWEST
 from threegates.measures.bases import REFERENCE_SIDE
 from threegates.measures.changes import is_block_matrix
 from threegates.measures.draws import SAMPLE
@@ -38,6 +39,9 @@ LEAST = 16 * MIB
 # on a sample of one block, added and rounded in float64. Laws: a mask, its targets and their labels, a byte
 # each, and targets as they are unpacked. Null masks: sorted keys of the magnitude null.
 _COUNTING, _NOISE, _LAWS, _MASKS = 48, 136, 16, 76
+# Strata of |w| along lines: counts in float32, some lines at a time in float64, and a square of the strata.
+# Weights of a model have hardly more strata than these, whatever their number.
+_STRATA, _COUNTS, _SOME_LINES = 3000, 4, 24 << 10
 # The update in float64, beside which both sides are held in the type they are measured in.
 _DELTA = 8
 # Squares of the smaller side: Gram matrices, their eigenvectors, workspace; and thin matrices of the longer.
@@ -85,9 +89,18 @@ def estimate(
     if spectra:
         kept, peak = _of_spectra(tuple(shape), dtype_base, dtype_tuned)
         needs.append(peak)
+    if axes and nulls:
+        needs.append(kept + _of_strata(tuple(shape)))
     if nulls or drawn:
         needs.append(kept + _LAWS * size + _MASKS * (size if drawn else min(size, DRAWABLE)))
     return LEAST + held + max(needs)
+
+
+def _of_strata(shape: tuple[int, ...]) -> int:
+    """What row and column ratios take beside the magnitude null, with a mask and targets of a byte each."""
+    size = math.prod(shape)
+    strata = min(size // FEWEST + 1, _STRATA)
+    return 5 * size + _COUNTS * sum(shape) * strata + _SOME_LINES * strata + 8 * strata**2
 
 
 def _of_spectra(shape: tuple[int, ...], dtype_base: str, dtype_tuned: str) -> tuple[int, int]:

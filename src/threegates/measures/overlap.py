@@ -371,7 +371,7 @@ def _null_columns(
 
 @dataclass(frozen=True)
 class _Swept:
-    """A mask of the sweep: an update's own, or a draw of a null beside it. η is NaN where none plays a part."""
+    """A mask of the sweep, an update's own or a draw of a null; η is NaN where none plays a part."""
 
     view: str
     eta: float
