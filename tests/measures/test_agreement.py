@@ -35,7 +35,7 @@ def test_planted_masks_have_their_jaccard_and_consensus(tmp_path):
     base = planted.base_tensors()
     flips = {seed: planted.with_flips(base, {Q: 400}, seed) for seed in (1, 2, 3)}
     checkpoints = opened(tmp_path, base, {f"r{seed}": tuned for seed, (tuned, _) in flips.items()})
-    tables = measure_agreement(*checkpoints, of_layer=0, draws=3, nulls=NULLS)
+    tables = measure_agreement(*checkpoints, of_layer=0, nulls=NULLS)
     rows = tables["agreement"].set_index(["tensor", "run_a", "run_b"])
     masks = {f"r{seed}": masks[Q] for seed, (_, masks) in flips.items()}
     for a, b in (("r1", "r2"), ("r1", "r3"), ("r2", "r3")):
@@ -56,7 +56,7 @@ def test_planted_masks_have_their_jaccard_and_consensus(tmp_path):
 def test_tables_have_their_columns_and_rows(tmp_path):
     base = planted.base_tensors()
     checkpoints = opened(tmp_path, base, {f"r{s}": planted.with_noise(base, 2e-4, s) for s in (1, 2, 3)})
-    tables = measure_agreement(*checkpoints, of_layer=0, draws=2, nulls=NULLS)
+    tables = measure_agreement(*checkpoints, of_layer=0, nulls=NULLS)
     columns = columns_of(NULLS)
     assert {name: list(frame.columns) for name, frame in tables.items()} == {
         k: list(v) for k, v in columns.items()
@@ -68,7 +68,7 @@ def test_tables_have_their_columns_and_rows(tmp_path):
 def test_coordinate_blind_noise_beats_bernoulli_but_not_the_storage_nulls(tmp_path):
     base = planted.base_tensors(width=64)
     checkpoints = opened(tmp_path, base, {f"r{s}": planted.with_noise(base, 1.5e-4, s) for s in range(4)})
-    rows = measure_agreement(*checkpoints, of_layer=0, draws=19, nulls=NULLS, maps=False)["agreement"]
+    rows = measure_agreement(*checkpoints, of_layer=0, nulls=NULLS, maps=False)["agreement"]
     assert (rows["jaccard"] - rows["bernoulli"]).mean() > 0.05
     for null in ("storage_density", "storage_norm"):
         assert abs((rows["jaccard"] - rows[f"{null}_mean"]).mean()) < 0.01
@@ -80,7 +80,7 @@ def test_shared_stripes_beat_every_null(tmp_path):
     checkpoints = opened(
         tmp_path, base, {f"r{s}": planted.with_stripes(base, 5e-5, s, 8.0) for s in range(3)}
     )
-    tables = measure_agreement(*checkpoints, of_layer=0, draws=19, nulls=NULLS, maps=False)
+    tables = measure_agreement(*checkpoints, of_layer=0, nulls=NULLS, maps=False)
     rows, rates = tables["agreement"], tables["rates"]
     for null in ("storage_density", "magnitude"):
         assert (rows[f"{null}_p"] == 0.05).all()
@@ -91,8 +91,8 @@ def test_shared_stripes_beat_every_null(tmp_path):
 def test_the_axis_rows_are_those_of_measure_pair(tmp_path):
     base = planted.base_tensors()
     checkpoint, runs = opened(tmp_path, base, {"r1": planted.with_noise(base, 2e-4, 1)})
-    alone = measure_pair(checkpoint, runs["r1"], name="r1", draws=4, nulls=NULLS, seed=2)["axis"]
-    group = measure_agreement(checkpoint, runs, of_layer=0, draws=4, nulls=NULLS, seed=2)["axis"]
+    alone = measure_pair(checkpoint, runs["r1"], name="r1", nulls=NULLS, seed=2)["axis"]
+    group = measure_agreement(checkpoint, runs, of_layer=0, nulls=NULLS, seed=2)["axis"]
     assert alone.to_json() == group.to_json()
 
 
@@ -115,14 +115,14 @@ def test_long_sides_are_averaged_for_the_map(monkeypatch):
 def test_no_run_is_refused(tmp_path):
     checkpoint, _ = opened(tmp_path, planted.base_tensors(), {})
     with pytest.raises(PairError, match="at least one run"):
-        measure_agreement(checkpoint, {}, of_layer=0, draws=1, nulls=NULLS)
+        measure_agreement(checkpoint, {}, of_layer=0, nulls=NULLS)
 
 
 @pytest.mark.parametrize("eta", COARSE_ETAS)
 def test_at_a_coarser_tolerance_masks_and_nulls_are_those_of_definition_2_1(tmp_path, eta):
     base = planted.base_tensors()
     tuned = {f"r{s}": planted.with_noise(base, 1e-3, s) for s in (1, 2)}
-    tables = measure_agreement(*opened(tmp_path, base, tuned), of_layer=0, draws=6, nulls=NULLS)
+    tables = measure_agreement(*opened(tmp_path, base, tuned), of_layer=0, nulls=NULLS)
     rows = tables["agreement_sweep"].query("eta == @eta").set_index("tensor")
     for name, row in rows.iterrows():
         before = base[name].double()
