@@ -98,8 +98,8 @@ class Lab:
     def in_rotated(self, name, delta):
         return Run(name, self.rotated, self.opened(name, tuned(self.turned, delta)))
 
-    def measure(self, run, same, other, draws=4):
-        return rotation.measure_rotation(run, self.coordinates, same=same, other=other, draws=draws)
+    def measure(self, run, same, other):
+        return rotation.measure_rotation(run, self.coordinates, same=same, other=other)
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_what_was_touched_and_where_lines_lie(carried):
 
 def test_noise_agrees_as_storage_does_in_every_comparison(lab):
     runs = [lab.untouched(f"a{seed}", updates(lab.own, 3e-4, seed)) for seed in (1, 2)]
-    rows = lab.measure(lab.in_rotated("b", updates(lab.turned, 3e-4, 3)), *runs, draws=8)
+    rows = lab.measure(lab.in_rotated("b", updates(lab.turned, 3e-4, 3)), *runs)
     found = rows.groupby(["comparison", "touched"])["excess"].mean()
     assert found.abs().max() < 0.03, found
     # Between frames other weights are small: the null itself falls.

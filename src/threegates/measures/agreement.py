@@ -1,9 +1,9 @@
 """Whether the masks of several runs from one base agree, and how striped each of them is.
 
-Four tables. ``axis``: row and column ratios of each run. ``agreement``: one row for every two runs and matrix.
-``rates``: rank correlation of the two runs' row or column ratios. All stand beside nulls, as their laws. For
-``rates``, counts of rows and columns are drawn, without masks. ``map``: consensus maps of one block, observed
-and under each null: there a picture, of one mask that is drawn for each run.
+Four tables. ``axis``: row and column ratios of each run. ``agreement``: one row for every two runs and
+matrix. ``rates``: rank correlation of the two runs' row or column ratios. All stand beside the laws of nulls;
+for ``rates``, counts of rows and columns are drawn, without masks. ``map``: consensus maps of one block,
+observed and under each null, a picture there of one mask that is drawn for each run.
 
 Under every null each run's mask is its own, matched to that run, so that what two runs share there comes from
 the base's weights and from storage alone.
@@ -11,7 +11,7 @@ the base's weights and from storage alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np

@@ -17,7 +17,7 @@ from threegates.geometry.laws.masks import Seen, see
 from threegates.geometry.laws.rank_correlation import ranks_of
 from threegates.geometry.masks import jaccard, pack, unpack
 from threegates.geometry.nulls.noise import noise_generator
-from threegates.geometry.nulls.null import NullOfLaw, Observed
+from threegates.geometry.nulls.null import NullMasks, NullOfLaw, Observed
 from threegates.geometry.principal import overlap_draws
 from threegates.geometry.stripes import dispersion
 
@@ -61,8 +61,13 @@ class MaskBeside:
     @cached_property
     def seen(self) -> Seen:
         """Codes of the base, counted by mask and targets in one pass."""
-        known = {"norm": self.norm, "seed": self.seed, "known": self.scale}
-        return see(self.base, self.mask, self.targets, eta=self.eta, **known)
+        return see(
+            *(self.base, self.mask, self.targets),
+            norm=self.norm,
+            eta=self.eta,
+            seed=self.seed,
+            known=self.scale,
+        )
 
     def at(self, eta: float, mask: Tensor) -> MaskBeside:
         """The same run's mask at another tolerance; the noise of null 1b keeps its scale."""

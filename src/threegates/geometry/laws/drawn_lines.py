@@ -222,7 +222,9 @@ def _hold(counts: np.ndarray, cells: Cells, generator: np.random.Generator) -> N
         draw = np.repeat(np.arange(len(chance)), number)
         found = borders.ravel().searchsorted(draw + generator.random(len(draw)), side="right")
         cells = chance.shape[1]
-        return np.bincount(np.minimum(found, (draw + 1) * cells - 1), minlength=chance.size).reshape(-1, cells)
+        return np.bincount(np.minimum(found, (draw + 1) * cells - 1), minlength=chance.size).reshape(
+            -1, cells
+        )
 
     _bring(counts, cells, events)
 
@@ -249,9 +251,7 @@ def _hold_in_order(counts: np.ndarray, places: np.ndarray, cells: Cells) -> None
             found[nearest[: abs(missing)]] += np.sign(missing)
         return np.maximum(found, 0).astype(np.int64)
 
-    def events(
-        chance: np.ndarray, number: np.ndarray, draws: np.ndarray, coming: np.ndarray
-    ) -> np.ndarray:
+    def events(chance: np.ndarray, number: np.ndarray, draws: np.ndarray, coming: np.ndarray) -> np.ndarray:
         told = zip(chance, number.tolist(), draws.tolist(), coming.tolist(), strict=True)
         return np.stack([one(*of_one) for of_one in told])
 

@@ -74,7 +74,7 @@ class Seen:
 
     @cached_property
     def scale_of_count(self) -> float:
-        """Scale at which noise changes as many weights in expectation, for null 1a; half of one at the ends."""
+        """Scale of null 1a, at which as many weights are expected to change; of half a one at the ends."""
         return self.noise.scale_of_count(min(max(self.changed, 0.5), self.codes.size - 0.5))
 
     def inside(self, bit: int) -> np.ndarray:
