@@ -44,7 +44,7 @@ def measured(sides: dict[str, Checkpoint], nulls: tuple[Null, ...]) -> dict[str,
         "pair": measure_pair(base, runs["r1"], name="p", **drawn),
         "table": measure_all(PairTable(base, runs["r1"], "p", axes=True, nulls=nulls)),
         "overlap": measure_overlap(base, runs["r1"], name="p", nulls=nulls),
-        "group": measure_agreement(base, runs, of_layer=0, **drawn),
+        "group": measure_agreement(base, runs, of_layer=0, nulls=nulls),
     }
     return {f"{kind}/{name}": frame for kind, tables in found.items() for name, frame in tables.items()}
 

@@ -47,7 +47,7 @@ from threegates.measures.changes import (
 from threegates.measures.drift import DRIFT_COLUMNS, drift_numbers, moved_from
 from threegates.measures.floors import FLOOR_COLUMNS, floor_numbers
 from threegates.measures.merging import ADAPTER_COLUMNS, adapter_rows
-from threegates.measures.null_laws import MaskBeside, beside, law_columns
+from threegates.measures.null_laws import MaskBeside, axis_rows, beside, law_columns
 
 AXES = ("row", "column")
 #: Columns of the drift table that a row takes over.
@@ -271,7 +271,4 @@ class _Matrix:
     def axis_rows(self, facts: dict) -> list[dict]:
         """Both rows of the axis table."""
         rows = [observed_axis(facts, axis, self.counted.counts) for axis in AXES]
-        for null in self.table.nulls:
-            for row, law in zip(rows, self.beside.dispersions(null), strict=True):
-                row |= beside(null.name, row["dispersion"], law, "upper")
-        return rows
+        return axis_rows(rows, self.beside, self.table.nulls)

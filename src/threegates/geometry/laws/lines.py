@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from threegates.geometry.laws.codes import PATTERNS, CodeCounts
@@ -36,12 +36,32 @@ def line_sums(base: Shaped[Tensor, "m n"], codes: CodeCounts, functions: np.ndar
 
     **Source** this study.
     """
-    tables = np.zeros((len(functions), PATTERNS))
-    tables[:, codes.patterns] = functions
-    # −0 is counted as +0.
-    tables[:, 0x8000] = tables[:, 0]
+    tables = _by_pattern(codes, functions)
     bits = base.contiguous().view(torch.int16)
     return _on_cpu(bits, tables) if bits.device.type == "cpu" else _anywhere(bits, tables)
+
+
+def at_weights(
+    base: Shaped[Tensor, "m n"], codes: CodeCounts, functions: np.ndarray
+) -> Float64[Tensor, "t m n"]:
+    """Values of T functions of the code at every weight.
+
+    Parameters
+    ----------
+    base : finite bfloat16 matrix whose codes were counted; functions : (T, K) values by code, float64.
+
+    **Source** this study.
+    """
+    index = base.contiguous().view(torch.int16).to(torch.int64) & 0xFFFF
+    return torch.from_numpy(_by_pattern(codes, functions)).to(base.device)[:, index]
+
+
+def _by_pattern(codes: CodeCounts, functions: np.ndarray) -> np.ndarray:
+    """Functions of the code by its bit pattern; −0 is counted as +0."""
+    tables = np.zeros((len(functions), PATTERNS))
+    tables[:, codes.patterns] = functions
+    tables[:, 0x8000] = tables[:, 0]
+    return tables
 
 
 def _on_cpu(bits: Tensor, tables: np.ndarray) -> LineSums:

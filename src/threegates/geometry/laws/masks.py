@@ -34,6 +34,11 @@ from threegates.geometry.laws.noise import Noise, noise_of, scale_of_norm
 from threegates.geometry.laws.ratio import overlap_at_scale
 from threegates.geometry.laws.stopped import SMALL, expected_sums, stopped_sum
 from threegates.geometry.laws.strata import Strata, one_stratum, value_strata
+from threegates.geometry.laws.two_masks import (
+    jaccard_at_scales,
+    jaccard_of_intersection,
+    stopped_intersection,
+)
 from threegates.geometry.nulls.noise import Real
 
 
@@ -42,14 +47,15 @@ class Seen:
     """An observed mask and targets on a base, as counts of codes: all that a law asks of them.
 
     codes : counted by labels that add up: 1 for the mask, 2, 4, … for the targets in their order.
-    norm : ‖ΔW‖_F of the stored update, which null 1b's scale is found from. eta : of the mask, see `Noise`.
-    seed : of what has to be drawn after all.
+    norm : ‖ΔW‖_F of the stored update, which null 1b's scale is found from, unless that is `known`.
+    noise : at the mask's tolerance. seed : of what has to be drawn after all.
     """
 
     codes: CodeCounts
     noise: Noise
     norm: Real
     seed: int = 0
+    known: Real | None = None
 
     @cached_property
     def observed(self) -> np.ndarray:
@@ -64,7 +70,12 @@ class Seen:
     @cached_property
     def scale(self) -> float:
         """Scale of the noise of null 1b."""
-        return scale_of_norm(self.codes, self.norm)
+        return scale_of_norm(self.codes, self.norm) if self.known is None else self.known
+
+    @cached_property
+    def scale_of_count(self) -> float:
+        """Scale of null 1a, at which as many weights are expected to change; of half a one at the ends."""
+        return self.noise.scale_of_count(min(max(self.changed, 0.5), self.codes.size - 0.5))
 
     def inside(self, bit: int) -> np.ndarray:
         """(K,) weights of each code that lie in the mask (0), or in a target (1, 2, …)."""
@@ -84,6 +95,7 @@ def see(
     norm: Real,
     eta: float | None = None,
     seed: int = 0,
+    known: Real | None = None,
 ) -> Seen:
     """Count the codes of a base by mask and targets, in one pass.
 
@@ -91,6 +103,7 @@ def see(
     ----------
     base : finite bfloat16 tensor; mask, targets : of its shape; norm : ‖ΔW‖_F, as stored in bf16.
     eta : tolerance that the mask was taken at; the paper's own by default.
+    known : scale of null 1b, where it is known already.
 
     Raises
     ------
@@ -100,7 +113,7 @@ def see(
     for bit, target in enumerate(targets, 1):
         labels += target.to(torch.uint8) << bit
     codes = count_codes(base, labels, 2 << len(targets))
-    return Seen(codes, noise_of(codes) if eta is None else noise_of(codes, eta), norm, seed)
+    return Seen(codes, noise_of(codes) if eta is None else noise_of(codes, eta), norm, seed, known)
 
 
 @dataclass(frozen=True)
@@ -111,6 +124,7 @@ class MaskLaw:
     means : (T,) its means alone, for T targets at once, from their weights by code (K, T).
     lines : what counts along rows and columns do, (rows, columns).
     cells : the same in two cells a line, which counts are drawn from, see `drawn_lines`.
+    jaccard : of the Jaccard index of two independent masks, each matched to a mask that is seen on one base.
     fixed_count : whether every mask has the observed count.
     """
 
@@ -118,7 +132,13 @@ class MaskLaw:
     means: Callable[[Seen, np.ndarray], np.ndarray]
     lines: Callable[[Seen, Tensor], tuple[LineCounts, LineCounts]]
     cells: Callable[[Seen, Tensor], tuple[Cells, Cells]]
+    jaccard: Callable[[Seen, Seen], Law]
     fixed_count: bool = True
+
+    def is_rough(self, seen: Seen) -> bool:
+        """Whether too few weights change, or stay, for a law of lines to be more than of first order."""
+        changed = seen.changed if self.fixed_count else seen.noise.expected(seen.scale)
+        return min(changed, seen.codes.size - changed) < SMALL
 
     def dispersions(self, seen: Seen, base: Shaped[Tensor, "m n"]) -> tuple[Law, Law]:
         """Laws of row and column dispersion."""
@@ -127,8 +147,9 @@ class MaskLaw:
         rows, columns = (
             line_dispersion(lines, fixed_count=self.fixed_count) for lines in self.lines(seen, base)
         )
-        few = min(seen.changed, seen.codes.size - seen.changed) < SMALL
-        return (replace(rows, how=FIRST_ORDER), replace(columns, how=FIRST_ORDER)) if few else (rows, columns)
+        if self.is_rough(seen):
+            return replace(rows, how=FIRST_ORDER), replace(columns, how=FIRST_ORDER)
+        return rows, columns
 
 
 def _share(law: Law, changed: int) -> Law:
@@ -172,7 +193,12 @@ def of_strata(strata_of: Callable[[CodeCounts], Strata]) -> MaskLaw:
         rows, columns = stratum_counts(base, seen.codes, strata)
         return cells_at_strata(rows, sizes, taken), cells_at_strata(columns, sizes, taken)
 
-    return MaskLaw(overlap, means, lines, cells)
+    def jaccard(one: Seen, other: Seen) -> Law:
+        strata = strata_of(one.codes)
+        counts = (strata.sums(x) for x in (one.codes.counts, one.observed, other.observed))
+        return jaccard_of_intersection(sum_of_hypergeometrics(*counts), one.changed, other.changed)
+
+    return MaskLaw(overlap, means, lines, cells, jaccard)
 
 
 def _over(sums: np.ndarray, count: Real) -> np.ndarray:
@@ -189,12 +215,8 @@ def _means_at_norm(seen: Seen, insides: np.ndarray) -> np.ndarray:
     return _over(p @ insides, float(seen.codes.counts @ p))
 
 
-def _scale_of_count(seen: Seen) -> float:
-    return seen.noise.scale_of_count(min(max(seen.changed, 0.5), seen.codes.size - 0.5))
-
-
 def _stopped_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
-    scale = _scale_of_count(seen)
+    scale = seen.scale_of_count
     sums = line_sums(base, seen.codes, functions_of_noise(seen.noise, scale, stopped=True))
     rate = growth(seen.noise, scale)
     return at_count(sums.rows, base.shape[1], rate), at_count(sums.columns, base.shape[0], rate)
@@ -210,6 +232,11 @@ def _noise_cells(seen: Seen, base: Tensor, scale: Real, held: int | None) -> tup
     return cells_of_noise(sums.rows, n, held), cells_of_noise(sums.columns, m, held)
 
 
+def _stopped_jaccard(one: Seen, other: Seen) -> Law:
+    counts, scales = (one.changed, other.changed), (one.scale_of_count, other.scale_of_count)
+    return jaccard_of_intersection(stopped_intersection(one.noise, counts, scales), *counts)
+
+
 #: The paper's null: one stratum holds all weights.
 BERNOULLI = of_strata(one_stratum)
 #: Permutations within values of |w|, rare ones joined.
@@ -221,7 +248,8 @@ AT_COUNT = MaskLaw(
     ),
     _means_at_count,
     _stopped_lines,
-    lambda seen, base: _noise_cells(seen, base, _scale_of_count(seen), seen.changed),
+    lambda seen, base: _noise_cells(seen, base, seen.scale_of_count, seen.changed),
+    _stopped_jaccard,
 )
 #: Null 1b: noise of the update's norm.
 AT_NORM = MaskLaw(
@@ -229,5 +257,6 @@ AT_NORM = MaskLaw(
     _means_at_norm,
     _scaled_lines,
     lambda seen, base: _noise_cells(seen, base, seen.scale, None),
+    lambda one, other: jaccard_at_scales(one.noise, (one.scale, other.scale)),
     fixed_count=False,
 )
