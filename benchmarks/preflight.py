@@ -37,7 +37,7 @@ def _row(size: str, costs: Costs) -> Row:
     with tempfile.TemporaryDirectory(prefix="threegates-preflight-") as folder:
         base, tuned = _pair(Path(folder), SHAPES[size])
         (row,) = align(base, tuned)
-        estimated = costs.seconds(row, draws=0)
+        estimated = costs.seconds(row)
         start = time.perf_counter()
         PairTable(base, tuned, "pair", nulls=founding_nulls()).rows(NAME, Shared())
         taken = time.perf_counter() - start

@@ -54,7 +54,7 @@ _RUNS: dict[str, tuple[str, str, int, float, bool, torch.dtype]] = {
     "rl-3": ("rl", "dapo", 1, 1e-3, False, torch.bfloat16),
     "sft-1": ("sft", "teacher", 1, 3e-3, True, torch.float32),
 }
-# One block has every kind of matrix.
+# One block has every kind of matrix. Trees of before nulls were laws ask for a number of draws.
 _OPTIONS = {"draws": 5, "seed": 3, "layers": [1]}
 
 

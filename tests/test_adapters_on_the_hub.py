@@ -75,9 +75,7 @@ def test_the_base_is_the_one_that_the_adapter_names(hub):
 
 
 def test_preflight_fetches_the_adapter_and_of_the_base_headers_alone(hub):
-    found = preflight_of(
-        (None, BASE, ADAPTER), (None, None), diagnostics=["measure"], draws=0, workers=1, timed=False
-    )
+    found = preflight_of((None, BASE, ADAPTER), (None, None), diagnostics=["measure"], workers=1, timed=False)
     size = sum(info.stored_bytes for info in own_pair(BASE, ADAPTER).base.checkpoint.infos.values())
     assert found.possible and found.findings.fetch_ranges == size
     assert "the tuned side is an adapter (LoRA)" in " ".join(found.text().split())

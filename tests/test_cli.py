@@ -308,7 +308,7 @@ def test_what_stands_for_nothing_is_refused(command, tmp_path):
     ("options", "told"),
     [
         (["--out", "t.parquet", "--memory", "1MiB"], "memory"),
-        (["--out", "t.parquet", "--draws", 3], "nulls are not drawn any more"),
+        (["--out", "t.parquet", "--draws", 3], "nulls take no number of draws any more"),
         (["--out", "t.parquet", "--draws", 0], "leave --draws out"),
         (["--out", "t.csv"], "give t.parquet"),
         (["--out", "t.parquet", "--masks", "m.parquet"], "give m.safetensors"),
@@ -370,11 +370,11 @@ def test_a_killed_measurement_continues(command, models, tmp_path):
 
 def write_chapter(project: Path) -> None:
     parameters = (
-        "base: str = ''  # own base\ntuned: str = ''  # own tuned side\npairs: list[str] = []\ndraws: int = 3"
+        "base: str = ''  # own base\ntuned: str = ''  # own tuned side\npairs: list[str] = []\nseed: int = 3"
     )
     code = (
         "from threegates.study import Study\n"
-        "study = Study.open('update-sparsity', pairs=pairs, base=base, tuned=tuned, draws=draws)\n"
+        "study = Study.open('update-sparsity', pairs=pairs, base=base, tuned=tuned, seed=seed)\n"
         "print(study.subject, len(study.table('tensor')))"
     )
     cells = [
@@ -402,8 +402,10 @@ def test_a_chapter_runs_on_two_folders_and_says_where_everything_is(command, pro
     ("arguments", "message"),
     [
         (["-p", "drawn=3"], "has no parameter 'drawn'"),
-        (["-p", "draws=many"], "wrong type"),
-        (["-p", "draws"], "key=value"),
+        (["-p", "draws=19"], "nulls take no number of draws any more"),
+        (["-p", "draws=19"], "leave it out"),
+        (["-p", "seed=many"], "wrong type"),
+        (["-p", "seed"], "key=value"),
         (["--base", "x"], "needs both sides"),
         (["--pair", "a", "--base", "x", "--tuned", "y"], "either --pair"),
         (["--pair", "a"], "no manifest"),

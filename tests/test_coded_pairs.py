@@ -49,7 +49,7 @@ def measured(base: str, tuned: str, out: Path, way: str | None = None) -> Writte
 
 
 def looked(base: str, tuned: str):
-    return preflight_of((None, base, tuned), (None, None), draws=9, workers=1, timed=False)
+    return preflight_of((None, base, tuned), (None, None), workers=1, timed=False)
 
 
 def test_codes_are_refused_with_the_option_that_reads_them(folders, tmp_path):

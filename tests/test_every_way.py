@@ -49,7 +49,7 @@ def looked_at(base: str, tuned: str) -> dict[str, str] | None:
     """The same as preflight tells it."""
     try:
         found = preflight_of(
-            (None, base, tuned), (None, None), diagnostics=["measure"], draws=0, workers=1, timed=False
+            (None, base, tuned), (None, None), diagnostics=["measure"], workers=1, timed=False
         )
     except (CheckpointError, PairError):
         return None

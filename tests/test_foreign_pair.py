@@ -35,11 +35,8 @@ SHOWN = {
     "emergence": NAMED_STEPS,
     "agents-rlhf": PAIRS,
 }
-#: A few masks do for whether a chapter runs; paths of large steps end soon.
-QUICK = {
-    **{chapter: {"draws": "2"} for chapter in ("stripe-masks", "principal-overlap", "emergence")},
-    "precision-lens": {"rate": "1e-4"},
-}
+#: Paths of large steps end soon.
+QUICK = {"precision-lens": {"rate": "1e-4"}}
 #: Blocks that are enough of the chapter that takes longest for a matrix.
 PART = {"principal-overlap": [0, 3]}
 QUERY, ADAPTED_VALUE = (f"model.layers.2.self_attn.{name}_proj.weight" for name in ("q", "v"))

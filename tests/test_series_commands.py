@@ -243,7 +243,7 @@ def test_of_a_long_series_the_first_and_all_that_have_a_problem_are_shown(run, m
     monkeypatch.setattr("threegates.preflight._SHOWN", 1)
     planted.write(run / "RUN" / "checkpoint-20", {"other.weight": planted.base_tensors(layers=1)[Q]})
     named = (None, str(run / "base"), str(run / "RUN" / "checkpoint-*"))
-    found = preflight_of(named, (None, None), draws=9, workers=1, timed=False)
+    found = preflight_of(named, (None, None), workers=1, timed=False)
     lines = found.text().splitlines()
     assert [line for line in lines if line.startswith(("1 ", "2 ", "3 ", "…"))] == [
         "1          checkpoint-5: can be measured",
@@ -262,11 +262,11 @@ def test_a_series_with_one_that_does_not_fit_says_which(hub, command, run):
 @pytest.mark.usefixtures("without_a_kernel")
 def test_emergence_follows_the_branches_of_a_repository_and_says_which_commits(hub, command):
     own = ("--base", BASE, "--tuned", f"{RUN}@step_*", *MATRICES)
-    status, out = command("run", _source("emergence"), *own, "--ranged", "-p", "draws=2")
+    status, out = command("run", _source("emergence"), *own, "--ranged")
     assert status == 0, out
     for step in STEPS:
         assert f"commit:  {RUN}@step_{step} is {hub.refs(RUN)['branches'][f'step_{step}']}" in out
-    study = Study.open("emergence", base=BASE, tuned=f"{RUN}@step_*", matrices=["q", "k", "v", "o"], draws=2)
+    study = Study.open("emergence", base=BASE, tuned=f"{RUN}@step_*", matrices=["q", "k", "v", "o"])
     table = study.unmeasured().table("emergence")
     rows = table[(table["tensor"] == Q) & (table["axis"] == "row")]
     size = planted.base_tensors(layers=1)[Q].numel()
@@ -295,11 +295,9 @@ def test_a_series_of_the_manifest_is_taken_by_name_and_locked_by_name(hub, comma
         "RUN-step_5",
         "RUN-step_20",
     }
-    status, out = command("run", _source("emergence"), *named, "--ranged", "-p", "draws=2")
+    status, out = command("run", _source("emergence"), *named, "--ranged")
     assert status == 0, out
-    table = Study.open(
-        "emergence", pairs=["RUN-step_5", "RUN-step_20"], matrices=["q", "k", "v", "o"], draws=2
-    )
+    table = Study.open("emergence", pairs=["RUN-step_5", "RUN-step_20"], matrices=["q", "k", "v", "o"])
     assert set(table.unmeasured().table("emergence")["step"]) == {5, 20}
 
 

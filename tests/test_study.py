@@ -5,7 +5,7 @@ import pytest
 
 from tests.planted import planted
 from threegates.checkpoints.manifests.manifest import Folder
-from threegates.errors import CheckpointError, ManifestError, PairError, RecordError
+from threegates.errors import CheckpointError, ManifestError, NoDrawsError, PairError, RecordError
 from threegates.jobs import jobs
 from threegates.jobs.sources import folder_labels
 from threegates.records.store import read_provenance
@@ -26,7 +26,7 @@ def noisy_runs(base, number=5, chapter="stripe-masks", scale=2e-4):
 def stripes(project):
     base = planted.base_tensors()
     manifest = planted.write_study(project / "build" / "lab", base, noisy_runs(base))
-    return lambda **options: Study.open("stripe-masks", manifest=manifest, **{"draws": 5, **options})
+    return lambda **options: Study.open("stripe-masks", manifest=manifest, **options)
 
 
 def verdict_of(frame: pd.DataFrame, claim: str) -> str:
@@ -47,7 +47,7 @@ def test_shared_stripes_are_reproduced(project):
         for seed, (name, (_, entry)) in enumerate(noisy_runs(base).items())
     }
     manifest = planted.write_study(project / "lab", base, runs)
-    verdicts = Study.open("stripe-masks", manifest=manifest, draws=5).verdicts()
+    verdicts = Study.open("stripe-masks", manifest=manifest).verdicts()
     assert verdict_of(verdicts, "masks-are-striped") == "reproduced"
     assert verdict_of(verdicts, "rows-stand-out-in-qkv") == "reproduced"
     assert set(verdicts["subject"]) == {"the miniature lab: 5 checkpoints of profile planted, 5 seeds"}
@@ -75,15 +75,20 @@ def test_a_removed_record_alone_is_measured_again_and_is_the_same(stripes):
     assert path.read_bytes() == content
 
 
-def test_other_draws_other_weights_and_other_code_are_other_jobs(stripes, project, monkeypatch):
+def test_another_seed_other_weights_and_other_code_are_other_jobs(stripes, project, monkeypatch):
     digests = {job.name: job.digest for job in stripes().jobs}
-    other = {job.name: job.digest for job in stripes(draws=6).jobs}
+    other = {job.name: job.digest for job in stripes(seed=6).jobs}
     assert [name for name in digests if digests[name] != other[name]] == ["base-rl-layer00"]
     planted.write(project / "build" / "lab" / "grpo-s1", planted.with_noise(planted.base_tensors(), 1e-4, 9))
     other = {job.name: job.digest for job in stripes().jobs}
     assert [name for name in digests if digests[name] != other[name]] == ["grpo-s1", "base-rl-layer00"]
     monkeypatch.setattr(jobs, "code_digest", lambda *_, **__: "other code")
     assert not set(digests.values()) & {job.digest for job in stripes().jobs}
+
+
+def test_a_number_of_draws_is_refused_with_what_to_do(stripes):
+    with pytest.raises(NoDrawsError, match=r"(?s)laws are computed.*Study\.open.*found: 0.*leave draws out"):
+        stripes(draws=0)
 
 
 def test_two_processes_give_the_bytes_of_one(stripes, tmp_path):
@@ -149,7 +154,7 @@ def test_emergence_follows_steps_and_refuses_a_lone_checkpoint(project):
             tensors = planted.with_stripes(base, 1e-4 * step**0.5, seed)
             runs[name] = (tensors, planted.entry(name, "rl", ["emergence"], algorithm="grpo", **facts))
     manifest = planted.write_study(project / "lab", base, runs)
-    study = Study.open("emergence", manifest=manifest, draws=3)
+    study = Study.open("emergence", manifest=manifest)
     frame = study.table("emergence")
     assert set(frame["step"]) == {2, 4, 12} and set(frame["algorithm"]) == {"grpo"}
     # Two seeds leave the control's interval wide.

@@ -54,7 +54,7 @@ from threegates.cli_options import (
     Workers,
     gathered,
 )
-from threegates.errors import ThreeGatesError
+from threegates.errors import ThreeGatesError, refuse_draws
 
 # Heavy modules are imported inside the commands, so that --help comes at once.
 
@@ -152,7 +152,7 @@ def measure(
         start=adapter_start,
         dequantise=dequantise,
     )
-    _refuse_draws(draws)
+    refuse_draws(draws, "--draws", "--draws")
     pairs = narrowed(asked_pairs(pair, base, _one(tuned)), *_choice(layers, matrices))
     options: dict[str, Any] = {"seed": seed, "nulls": asked_for(null), "spectra": spectra, "workers": workers}
     if len(pairs) == 1:
@@ -169,16 +169,6 @@ def measure(
     typer.echo(f"written: {len(tables)} tables in {tables[0].parent}")
 
 
-def _refuse_draws(draws: int | None) -> None:
-    if draws is not None:
-        raise ThreeGatesError(
-            "nulls are not drawn any more: their laws are computed, exactly and sooner",
-            where="--draws",
-            found=draws,
-            remedy="leave --draws out; columns keep their names, but for _log10_p in place of _p",
-        )
-
-
 @app.command()
 def preflight(
     base: Base = None,
@@ -187,9 +177,7 @@ def preflight(
     diagnostic: Diagnostics = None,
     layers: Layers = None,
     matrices: Matrices = None,
-    draws: Annotated[
-        int, typer.Option(min=0, help="Masks under each null, in chapters that draw them.")
-    ] = 49,
+    draws: Draws = None,
     workers: Workers = 2,
     device: Device = None,
     time: Annotated[bool, typer.Option(help="Estimate minutes, which takes some seconds.")] = True,
@@ -205,12 +193,12 @@ def preflight(
     from threegates.jobs.settings import export
     from threegates.preflight import preflight_of
 
+    refuse_draws(draws, "--draws", "--draws")
     export(device=device, licences=accept_licence, start=adapter_start, dequantise=dequantise)
     found = preflight_of(
         (pair, base, _one(tuned)),
         _choice(layers, matrices),
         diagnostics=diagnostic or ["measure"],
-        draws=draws,
         workers=workers,
         timed=time,
     )
@@ -538,7 +526,7 @@ def _key_value(text: str) -> tuple[str, str]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ThreeGatesError(
-            "a parameter must be given as key=value", found=text, remedy="for instance -p draws=99"
+            "a parameter must be given as key=value", found=text, remedy="for instance -p seed=1"
         )
     return key, value
 

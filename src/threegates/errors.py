@@ -89,3 +89,28 @@ class ClaimError(ThreeGatesError):
 
 class NotebookError(ThreeGatesError):
     """A notebook got parameters it does not have, or a cell failed."""
+
+
+class NoDrawsError(ThreeGatesError):
+    """A number of draws was asked for, of nulls whose laws are computed."""
+
+
+def refuse_draws(draws: object, where: str, it: str = "it") -> None:
+    """Refuse a number of draws under nulls, which nothing takes any more; None is no number.
+
+    Parameters
+    ----------
+    where : the number was given. it : what has to be left out, as it was typed.
+
+    Raises
+    ------
+    NoDrawsError : there is a number.
+    """
+    if draws is None:
+        return
+    raise NoDrawsError(
+        "nulls take no number of draws any more: their laws are computed",
+        where=where,
+        found=draws,
+        remedy=f"leave {it} out; columns keep their names, but for _log10_p in place of _p",
+    )

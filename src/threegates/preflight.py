@@ -27,7 +27,6 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import NotebookError, PairError
 from threegates.jobs.costs import Costs, measured_costs
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS
-from threegates.jobs.kinds.pair import PAIR
 from threegates.jobs.memory import need_of, taken
 from threegates.jobs.nulls import founding_nulls
 from threegates.jobs.settings import HEADERS, device
@@ -73,7 +72,6 @@ class Preflight:
     memory: Memory | None
     minutes: dict[str, float | None]
     workers: int
-    draws: int
     fetch_base: tuple[int, int] = (0, 0)
 
     @property
@@ -127,7 +125,6 @@ class Preflight:
             "memory": asdict(self.memory) if self.memory else None,
             "minutes": self.minutes,
             "workers": self.workers,
-            "draws": self.draws,
         }
 
     def write(self, path: Path) -> None:
@@ -250,7 +247,6 @@ def preflight(
     here: tuple[bool, bool],
     *,
     diagnostics: Sequence[str] = (MEASURE,),
-    draws: int,
     workers: int,
     timed: bool = True,
 ) -> Preflight:
@@ -272,18 +268,16 @@ def preflight(
     kinds = _kinds(diagnostics)
     findings = look_at(*pair, here, (file_bytes(whole[0]), file_bytes(whole[1])))
     costs = measured_costs(_by_tensor(kinds), device()) if timed and findings.compared else {}
-    minutes = {
-        name: _minutes(findings, of_name, costs, draws, workers) for name, of_name in kinds.items() if costs
-    }
+    minutes = {name: _minutes(findings, of_name, costs, workers) for name, of_name in kinds.items() if costs}
     families = tuple(dict.fromkeys(family_of(one).note for one in whole))
-    memory = _memory(pair, kinds, draws, workers) if findings.aligned else None
+    memory = _memory(pair, kinds, workers) if findings.aligned else None
     base, tuned = (sum(info.alias_of is None for info in one.infos.values()) for one in whole)
     of_base = (
         (0, 0)
         if here[0]
         else (file_bytes(whole[0]), sum(info.stored_bytes for info in stored_tensors(pair[0])))
     )
-    return Preflight(names, (base, tuned), findings, families, memory, minutes, workers, draws, of_base)
+    return Preflight(names, (base, tuned), findings, families, memory, minutes, workers, of_base)
 
 
 def _kinds(diagnostics: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -302,28 +296,18 @@ def _spectral(kinds: dict[str, tuple[str, ...]]) -> bool:
     return any(KINDS[kind].spectra for found in kinds.values() for kind in found)
 
 
-def _draws(kinds: dict[str, tuple[str, ...]]) -> bool:
-    """Whether one of these kinds draws masks of nulls; where they are laws it does not."""
-    return any(KINDS[kind].nulls and not KINDS[kind].laws for found in kinds.values() for kind in found)
-
-
-def _minutes(
-    findings: Findings, kinds: Sequence[str], costs: dict[str, Costs], draws: int, workers: int
-) -> float | None:
+def _minutes(findings: Findings, kinds: Sequence[str], costs: dict[str, Costs], workers: int) -> float | None:
     """Minutes of one diagnostic; tensors are shared out evenly, but none ends before the longest one does."""
     if not set(kinds) <= set(costs):
         return None
-    seconds = [sum(costs[kind].seconds(row, draws) for kind in kinds) for row in findings.compared]
+    seconds = [sum(costs[kind].seconds(row) for kind in kinds) for row in findings.compared]
     return max(sum(seconds) / workers, max(seconds, default=0.0)) / 60
 
 
-def _memory(
-    pair: tuple[Checkpoint, Checkpoint], kinds: dict[str, tuple[str, ...]], draws: int, workers: int
-) -> Memory:
+def _memory(pair: tuple[Checkpoint, Checkpoint], kinds: dict[str, tuple[str, ...]], workers: int) -> Memory:
     """What the largest tensor takes, as often as there are workers."""
     table = PairTable(*pair, name="preflight", spectra=_spectral(kinds), nulls=founding_nulls())
-    drawn, sampled = draws > 0 and _draws(kinds), any(PAIR.name in found for found in kinds.values())
-    needs = (need_of(table, tensor, drawn=drawn, sampled=sampled) for tensor in table.names)
+    needs = (need_of(table, tensor) for tensor in table.names)
     largest = max(needs, key=lambda need: need.size)
     return Memory(largest.tensor, largest.size, taken(largest.size, workers))
 

@@ -19,7 +19,7 @@ import pandas as pd
 from threegates.checkpoints.manifests.manifest import Entry, Manifest
 from threegates.definitions import Reach
 from threegates.digest import file_digest, value_digest
-from threegates.errors import RecordError
+from threegates.errors import RecordError, refuse_draws
 from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.batches import run_jobs
 from threegates.jobs.jobs import Job
@@ -62,7 +62,6 @@ FACTS = {
 }
 _RUN_FACTS = ("base", "method", "algorithm", "data", "seed", "learning_rate", "rate")
 _LOGS = ("log", "evaluation")
-DRAWS = 49
 
 
 class Study:
@@ -74,7 +73,6 @@ class Study:
         pairs: Sequence[StudyPair],
         *,
         records: Records,
-        draws: int,
         seed: int,
         nulls: Sequence[str] = FOUNDING,
         about: Subject,
@@ -82,7 +80,7 @@ class Study:
         measure: bool = True,
     ) -> None:
         self.chapter, self.pairs, self.records = chapter, list(pairs), records
-        self.draws, self.seed, self.about, self.subject = draws, seed, about, subject
+        self.seed, self.about, self.subject = seed, about, subject
         self.nulls = nulls
         self.measure = measure
         # A page asks for its verdicts more than once; what they rest on is in the digest.
@@ -102,10 +100,10 @@ class Study:
         matrices: Sequence[str] | None = None,
         records: Path | None = None,
         places: Places | None = None,
-        draws: int = DRAWS,
         seed: int = 0,
         nulls: Sequence[str] | None = None,
         measure: bool = True,
+        draws: int | None = None,
     ) -> Study:
         """Open the study of a chapter on the pairs the lab's manifest has for it, or on pairs of one's own.
 
@@ -119,16 +117,18 @@ class Study:
         layers, matrices : only these blocks, and only tensors of these roles; all of them by default.
         records : folder of the records, that of `places` by default.
         places : where the lab's manifest and the records lie; those that the environment names by default.
-        draws : masks under each null.
-        seed : of the nulls.
-        nulls : names of those that masks are drawn under; the founding ones by default.
+        seed : of what is drawn beside the nulls' laws.
+        nulls : names of those that stand beside what was measured; the founding ones by default.
         measure : whether records that are missing are measured; if not, what needs one is not run.
+        draws : refused, for the nulls are laws.
 
         Raises
         ------
         ManifestError, CheckpointError, PairError : a name stands for nothing that can be opened.
         GeometryError : there is no null of such a name.
+        NoDrawsError : a number of draws is given.
         """
+        refuse_draws(draws, "Study.open(draws=…)", "draws")
         if base or tuned:
             whose = _of_checkpoints(base, tuned, places)
         elif pairs:
@@ -139,7 +139,6 @@ class Study:
             chapter,
             narrowed(whose.pairs, layers, matrices),
             records=Records(Path(records).absolute() if records else (places or Places.here()).records),
-            draws=draws,
             seed=seed,
             nulls=asked_for(nulls),
             about=whose.about,
@@ -165,7 +164,7 @@ class Study:
     @cached_property
     def jobs(self) -> list[Job]:
         """Everything that has to be measured for the chapter, done or not."""
-        jobs = jobs_of(chapter_of(self.chapter).jobs, self.pairs, self.draws, self.seed, self.nulls)
+        jobs = jobs_of(chapter_of(self.chapter).jobs, self.pairs, self.seed, self.nulls)
         return as_released(jobs, self.records)
 
     def missing(self) -> list[Job]:
@@ -309,7 +308,7 @@ class Study:
     def _verdict_provenance(self, module: str = "threegates.judging.claims") -> dict:
         own = self._claims().of(self.chapter, self.about.name)
         inputs = {"study": self.digest(), "claims": value_digest(own), "subject": self.subject}
-        return record_provenance(Reach((module,)), inputs=inputs, draws=self.draws, seed=self.seed)
+        return record_provenance(Reach((module,)), inputs=inputs, seed=self.seed)
 
     def _columns(self, name: str) -> Mapping[str, str]:
         tables = tables_of(chapter_of(self.chapter).jobs)

@@ -59,9 +59,7 @@ def test_notebooks_run_beside_each_other_each_in_a_folder_of_its_own(project):
     (project / "build").mkdir()
     names = ("one", "two")
     for name, other in zip(names, reversed(names), strict=True):
-        write_notebook(
-            project, name, f"name, other = {name!r}, {other!r}", MEETS, parameters="draws: int = 3"
-        )
+        write_notebook(project, name, f"name, other = {name!r}, {other!r}", MEETS, parameters="seed: int = 3")
     here = os.getcwd()
     runs = build._run_all([Opened.of_page(Page(name, name)) for name in names], 2)
     assert [page.name for page in runs] == list(names)
@@ -75,7 +73,7 @@ def test_pages_that_run_beside_each_other_parse_one_at_a_time(project, monkeypat
     (project / "build").mkdir()
     names = [f"page{number}" for number in range(6)]
     for name in names:
-        write_notebook(project, name, "draws", parameters="draws: int = 3")
+        write_notebook(project, name, "seed", parameters="seed: int = 3")
     inside, most, threads, parse = [], [], set(), ast.parse
 
     def slow(*arguments, **options):

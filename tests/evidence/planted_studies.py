@@ -214,7 +214,7 @@ class Draw:
     def _pair(self, chapter: str, run: Run) -> ByTensor:
         own = self.tuned(run.plant, run.name)
         if chapter == "update-sparsity":
-            return PairTensors(self.base, own, run.name, seed=self.number, axes=False)
+            return PairTensors(self.base, own, run.name)
         partner = self.tuned(run.partner, run.partner_name) if run.partner else None
         options = {"partner": partner, "partner_name": run.partner_name, "seed": self.number}
         if chapter == "spectral-drift":

@@ -20,7 +20,6 @@ from threegates.geometry.nulls.null import Null
 from threegates.jobs.nulls import founding_nulls
 from threegates.measures.agreement import measure_agreement
 from threegates.measures.by_tensor import measure_all
-from threegates.measures.changes import measure_pair
 from threegates.measures.overlap import measure_overlap
 from threegates.measures.tensor_table import PairTable
 
@@ -41,7 +40,6 @@ def measured(sides: dict[str, Checkpoint], nulls: tuple[Null, ...]) -> dict[str,
     base, runs = sides["base"], {name: one for name, one in sides.items() if name != "base"}
     drawn = {"draws": 3, "nulls": nulls}
     found = {
-        "pair": measure_pair(base, runs["r1"], name="p", **drawn),
         "table": measure_all(PairTable(base, runs["r1"], "p", axes=True, nulls=nulls)),
         "overlap": measure_overlap(base, runs["r1"], name="p", nulls=nulls),
         "group": measure_agreement(base, runs, of_layer=0, nulls=nulls),
@@ -69,7 +67,7 @@ def test_a_fifth_null_is_measured_beside_the_four_and_changes_none_of_their_numb
     four = measured(sides, FOUR)
     assert list(five) == list(four)
     of_nulls = {name for name, frame in four.items() if any("magnitude_mean" in column for column in frame)}
-    assert of_nulls == {name for name, frame in five.items() if of_fifth(frame)} and len(of_nulls) == 10
+    assert of_nulls == {name for name, frame in five.items() if of_fifth(frame)} and len(of_nulls) == 9
     for name, frame in five.items():
         rows = frame[frame["kind"] != FIFTH.name] if name == "group/map" else frame
         rest = rows.drop(columns=of_fifth(frame)).reset_index(drop=True)
@@ -84,13 +82,6 @@ def test_a_fifth_null_that_is_not_of_storage_is_drawn_in_both_views(five):
     assert (views[f"{FIFTH.name}_mean"] > 0).all() and views.loc["fp32", "storage_norm_mean"] == 0
     swept = five["overlap/sweep"].groupby("view")[f"{FIFTH.name}_mean"].count()
     assert (swept > 0).all()
-
-
-def test_rows_in_any_order_spread_as_the_run_s_rows_do(five):
-    rows = five["pair/axis"].query("axis == 'row'")
-    assert np.allclose(rows[f"{FIFTH.name}_mean"], rows["dispersion"]) and np.allclose(
-        rows[f"{FIFTH.name}_sd"], 0
-    )
 
 
 def test_in_the_table_of_a_pair_a_null_without_a_law_is_drawn_and_says_so(five):

@@ -99,7 +99,6 @@ def test_preflight_and_measuring_agree(outside):
         (None, str(saved.base), str(saved.adapter)),
         (None, None),
         diagnostics=["measure"],
-        draws=0,
         workers=1,
         timed=False,
     )

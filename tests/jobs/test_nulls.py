@@ -48,8 +48,8 @@ def test_the_founding_nulls_are_drawn_unless_others_are_asked_for():
 
 
 def test_names_become_nulls_where_a_job_is_measured():
-    nulls = with_nulls({"draws": 2, "nulls": ["magnitude"]})["nulls"]
-    assert nulls == (table.NULLS["magnitude"],) and with_nulls({"draws": 2}) == {"draws": 2}
+    nulls = with_nulls({"seed": 2, "nulls": ["magnitude"]})["nulls"]
+    assert nulls == (table.NULLS["magnitude"],) and with_nulls({"seed": 2}) == {"seed": 2}
 
 
 def test_a_fifth_null_in_the_table_changes_no_job(sides, monkeypatch):
@@ -59,9 +59,9 @@ def test_a_fifth_null_in_the_table_changes_no_job(sides, monkeypatch):
         jobs = [
             job
             for chapter in ("update-sparsity", "stripe-masks", "principal-overlap", "spectral-drift")
-            for job in jobs_of(CHAPTERS[chapter].jobs, [pair], draws=3, seed=0)
+            for job in jobs_of(CHAPTERS[chapter].jobs, [pair], seed=0)
         ]
-        whole = table_job(pair, {"draws": 3, "seed": 0, "nulls": asked_for(), "axes": True, "spectra": True})
+        whole = table_job(pair, {"seed": 0, "nulls": asked_for(), "axes": True, "spectra": True})
         return {f"{job.kind}/{job.name}": job.digest for job in [*jobs, whole]}
 
     before = digests()
@@ -141,7 +141,6 @@ def test_a_study_beside_one_null_has_the_others_columns_empty(sides, tmp_path, p
         base=sides[0],
         tuned=sides[1],
         records=tmp_path / "records",
-        draws=3,
         nulls=["magnitude"],
     )
     overlap = study.table("overlap")
@@ -152,5 +151,5 @@ def test_a_study_beside_one_null_has_the_others_columns_empty(sides, tmp_path, p
 
 def test_every_chapter_is_cut_without_its_caller_naming_nulls(sides):
     assert {name for name, chapter in CHAPTERS.items() if "group" in chapter.jobs} == {"stripe-masks"}
-    jobs = jobs_of(CHAPTERS["stripe-masks"].jobs, [own_pair(*sides)], 3, 0)
+    jobs = jobs_of(CHAPTERS["stripe-masks"].jobs, [own_pair(*sides)], 0)
     assert {tuple(job.arguments["nulls"]) for job in jobs if job.kind == "group"} == {FOUNDING}

@@ -116,30 +116,35 @@ def test_a_side_beyond_the_svds_is_certified_and_agrees_with_them(tmp_path, monk
     assert row["angle_bound"] < 1e-4 < row["angle_left_max"]
 
 
-#: What is computed from the codes of all weights here, and found on a sample with noise by `measure_pair`.
-OF_NOISE = ["storage_norm_scale", "sparsity_storage_norm", "sparsity_storage_norm_sd"]
 DRAWS = 300
 
 
 def test_the_numbers_are_those_of_the_other_tables(noisy):
     _, _, sides, table = noisy
     table = table.set_index("tensor")
-    tensors = measure_pair(*sides, name="p", axes=False)["tensor"].set_index("tensor")
-    counted = [name for name in tensors if name not in OF_NOISE]
-    pd.testing.assert_frame_equal(table[counted], tensors[counted])
+    tensors = measure_pair(*sides, name="p")["tensor"].set_index("tensor")
+    pd.testing.assert_frame_equal(table[list(tensors)], tensors)
     drift = measure_drift(*sides, name="p")["drift"].query("variant == 'raw'").set_index("tensor")
     for name in ("nss", "gap", "stable_rank", "energy", *ANGLES):
         assert (table.loc[drift.index, name] == drift[name]).all()
 
 
-def test_noise_of_the_stored_norm_is_as_sparse_as_the_sample_of_it_says(noisy):
-    _, _, sides, table = noisy
-    tensors = measure_pair(*sides, name="p", axes=False)["tensor"].set_index("tensor")
-    table, tensors = table.set_index("tensor").loc[tensors.index], tensors.loc[tensors.index]
-    blocks = table["spectra"] == MEASURED
-    assert np.allclose(table["storage_norm_scale"], tensors["storage_norm_scale"], rtol=0.02, atol=0)
-    assert np.allclose(table[blocks][OF_NOISE[1]], tensors[blocks][OF_NOISE[1]], atol=0.01)
-    assert np.allclose(table[blocks][OF_NOISE[2]], tensors[blocks][OF_NOISE[2]], rtol=0.02)
+def test_stripes_stand_out_from_every_null_and_noise_from_none(tmp_path):
+    base = planted.base_tensors(width=64)
+    planted.write(tmp_path / "base", base)
+    planted.write(tmp_path / "striped", planted.with_stripes(base, 1e-4, seed=1))
+    planted.write(tmp_path / "noisy", planted.with_noise(base, 2e-4, seed=2))
+    frames = {}
+    for name in ("striped", "noisy"):
+        pair = [Checkpoint.open(tmp_path / side) for side in ("base", name)]
+        table = PairTable(*pair, name, axes=True, spectra=False, nulls=NULLS)
+        axis = measure_all(table)["axis"]
+        along = np.where(axis["role"] == "o", "column", "row")
+        frames[name] = axis[axis["axis"] == along]
+    for null in ("bernoulli", "storage_density", "storage_norm", "magnitude"):
+        assert (frames["striped"][f"{null}_log10_p"] < -3).all()
+        assert (frames["striped"]["dispersion"] > 2 * frames["striped"][f"{null}_mean"]).all()
+        assert (frames["noisy"][f"{null}_log10_p"] > np.log10(0.05)).sum() >= 5
 
 
 @pytest.mark.parametrize("tensor", [Q, "model.layers.0.mlp.down_proj.weight"])

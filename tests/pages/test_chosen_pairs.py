@@ -20,7 +20,6 @@ from threegates.pages.opened import Opened
 from threegates.register import ANY_PAIR, CHAPTERS
 
 SECRET, PLACE = "hf_ThisIsNoToken0123456789", "someones-own-place"
-FEW = {"stripe-masks": {"draws": "3"}, "principal-overlap": {"draws": "3"}}
 
 
 def source(chapter):
@@ -49,7 +48,7 @@ def shown(page):
 @pytest.mark.parametrize("chapter", ANY_PAIR)
 def test_several_pairs_stand_beside_each_other_in_colours_of_their_own(chapter, project):
     names = lab(project)
-    run = run_chapter(source(chapter), FEW.get(chapter, {}), pairs=names)
+    run = run_chapter(source(chapter), {}, pairs=names)
     figures = list((run.page.parent / "figures" / chapter).glob("*.svg"))
     with_both = [
         path
@@ -66,7 +65,7 @@ def test_several_pairs_stand_beside_each_other_in_colours_of_their_own(chapter, 
 @pytest.mark.parametrize("chapter", ANY_PAIR)
 def test_a_part_of_the_layers_and_matrices_is_enough_for_a_chapter(chapter, project):
     names = lab(project)
-    run = run_chapter(source(chapter), FEW.get(chapter, {}), pairs=names, choice=([1], ["q", "o", "down"]))
+    run = run_chapter(source(chapter), {}, pairs=names, choice=([1], ["q", "o", "down"]))
     assert set(run.verdicts["verdict"]) <= {"cannot be tested here", "reproduced", "holds"}
     assert "blocks 1, tensors q, o, down" in run.verdicts["subject"].iloc[0]
 

@@ -9,7 +9,7 @@ from threegates.pages.figure_cards import card, text, with_cards
 
 FACTS = {
     "notebook": "notebooks/demo.ipynb",
-    "parameters": {"draws": 5, "label": "<x>"},
+    "parameters": {"seed": 5, "label": "<x>"},
     "seeds": {"of the nulls": 0, "of training": [101, 102]},
     "models": {f"run-{i}": f"{i:064d}" for i in range(12)},
     "versions": {f"package-{i}": f"{i}.0" for i in range(12)},
@@ -22,7 +22,7 @@ FACTS = {
 def test_a_card_is_folded_tells_short_lists_and_counts_long_ones():
     html = card("demo/one", FACTS)
     assert html.startswith("<details") and "<summary>" in html and "open" not in html.split(">")[0]
-    assert "draws: 5; label: &lt;x&gt;" in html and "101, 102" in html
+    assert "seed: 5; label: &lt;x&gt;" in html and "101, 102" in html
     assert "12, sha256 of all" in html and "run-7" not in html
     assert "package-11: 11.0" in html and "<dd>abababababab</dd>" in html
     assert "<dd>unknown</dd>" in html and "<dd>false</dd>" in html

@@ -37,9 +37,9 @@ def measured(project):
     write_notebook(
         project,
         "stripe-masks",
-        "from threegates.study import Study\nstudy = Study.open('stripe-masks', draws=draws)",
+        "from threegates.study import Study\nstudy = Study.open('stripe-masks', seed=seed)",
         SHOWN,
-        parameters="draws: int = 3  # masks",
+        parameters="seed: int = 3  # of the nulls",
     )
     return project
 
@@ -68,7 +68,7 @@ NEGATIVE = ("contradicted", "not reproduced", "no effect of the size asked for",
 
 
 def record(project, table):
-    study = Study.open("stripe-masks", draws=3, measure=False)
+    study = Study.open("stripe-masks", seed=3, measure=False)
     job = next(job for job in study.jobs if table in job.tables)
     return study.records, job, study.records.path(table, job.name, job.digest)
 
@@ -113,7 +113,7 @@ def test_a_changed_record_changes_verdict_prose_and_table(small_book, measured):
 
 def test_without_a_record_its_claims_are_not_run_and_the_others_are_as_before(small_book, measured, capsys):
     _, _, path = record(measured, "agreement")
-    before = Study.open("stripe-masks", draws=3).verdicts().set_index("claim")["verdict"]
+    before = Study.open("stripe-masks", seed=3).verdicts().set_index("claim")["verdict"]
     content = path.read_bytes()
     path.unlink()
     verdict, value, line = seen(small_book())
@@ -122,7 +122,7 @@ def test_without_a_record_its_claims_are_not_run_and_the_others_are_as_before(sm
     page = (measured / "build" / "book-src" / "stripe-masks.md").read_text()
     assert "Not run: a record is missing: agreement/" in page and f'id="verdict-{AGREE}"' in page
     assert not (measured / "build" / "book-src" / "stripe-masks.ipynb").exists()
-    verdicts = Study.open("stripe-masks", draws=3, measure=False).verdicts()
+    verdicts = Study.open("stripe-masks", seed=3, measure=False).verdicts()
     assert verdict_of(verdicts, STRIPED) == before[before.index == STRIPED].iloc[0] != "not run"
     lost = verdicts[(verdicts["claim"] == AGREE)]
     assert set(lost["holds"]) == {None} and lost["value"].isna().all() and lost["n"].eq(0).all()
@@ -132,11 +132,11 @@ def test_without_a_record_its_claims_are_not_run_and_the_others_are_as_before(sm
 
 
 def test_a_missing_record_is_named_with_its_table_and_pair(measured):
-    study = Study.open("stripe-masks", draws=3).ensure()
+    study = Study.open("stripe-masks", seed=3).ensure()
     first, second = [job for job in study.jobs if job.kind == "pair"][:2]
     for job in (first, second):
         study.records.path("tensor", job.name, job.digest).unlink()
-    bare = Study.open("stripe-masks", draws=3, measure=False)
+    bare = Study.open("stripe-masks", seed=3, measure=False)
     with pytest.raises(MissingRecordError, match="a record is missing") as failure:
         bare.table("tensor")
     assert failure.value.where == f"tensor/{first.name} and 1 more"
@@ -156,7 +156,7 @@ def test_without_a_checkpoint_the_page_is_not_run_and_says_which(measured):
 
 
 def test_a_claim_that_awaits_its_runs_says_that_before_it_looks_for_records(measured):
-    verdicts = Study.open("stripe-masks", draws=3, measure=False).verdicts()
+    verdicts = Study.open("stripe-masks", seed=3, measure=False).verdicts()
     awaiting = verdicts[verdicts["awaits"] != ""]
     assert not awaiting["reason"].str.contains("record").any()
     judged = verdicts[verdicts["awaits"] == ""]

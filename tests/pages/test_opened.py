@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import threading
-from dataclasses import replace
 
 import nbformat
 import pytest
@@ -30,8 +29,8 @@ from threegates.records.places import Places
 from threegates.study import Study
 
 CHAPTER = "stripe-masks"
-CELL = "from threegates.study import Study\nstudy = Study.open('stripe-masks', draws=draws)"
-PARAMETERS = "draws: int = 3  # masks\nseed: int = 0  # of the nulls\npairs: list = []  # chosen ones"
+CELL = "from threegates.study import Study\nstudy = Study.open('stripe-masks', seed=seed)"
+PARAMETERS = "seed: int = 0  # of the nulls\npairs: list = []  # chosen ones"
 LOOKS = "from threegates.pages.opened import studies_of\nstudies = studies_of(pages)"
 
 
@@ -104,27 +103,17 @@ def test_a_study_that_measures_nothing_shares_what_was_opened(book):
 
 def test_a_page_s_values_are_given_or_the_notebook_s_own_and_decide_its_study(book):
     page = Opened.of_page(Page("again", CHAPTER, {"seed": 5}))
-    assert page.given == {"seed": 5} and page.values == {"draws": 3, "seed": 5, "pairs": []}
-    assert (page.name, page.chapter, page.study.seed, page.study.draws) == ("again", CHAPTER, 5, 3)
-    chosen = page.with_values({"draws": 4, "pairs": ["grpo-s1"]}, name="chosen")
-    assert (chosen.study.draws, chosen.study.seed, chosen.name) == (4, 0, "chosen")
-    assert [pair.name for pair in chosen.study.pairs] == ["grpo-s1"] and page.study.draws == 3
+    assert page.given == {"seed": 5} and page.values == {"seed": 5, "pairs": []}
+    assert (page.name, page.chapter, page.study.seed) == ("again", CHAPTER, 5)
+    chosen = page.with_values({"seed": 4, "pairs": ["grpo-s1"]}, name="chosen")
+    assert (chosen.study.seed, chosen.name) == (4, "chosen")
+    assert [pair.name for pair in chosen.study.pairs] == ["grpo-s1"] and page.study.seed == 5
     with pytest.raises(NotebookError, match="has no parameter 'drawn'"):
         page.with_values({"drawn": 4})
 
 
-@pytest.mark.parametrize(("most", "drawn"), [(None, 3), (2, 2), (5, 3)])
-def test_a_page_of_the_book_draws_no_more_than_its_places_allow(book, most, drawn):
-    places = replace(Places.here(), most_draws=most)
-    page = Opened.of_page(Page("again", CHAPTER, {"seed": 5}), places=places)
-    assert (page.study.draws, page.study.seed) == (drawn, 5)
-    assert Opened.of_page(Page("more", CHAPTER, {"draws": 9}), places=places).values["draws"] == (most or 9)
-    # Whoever executes a notebook by itself is asked for its draws alone.
-    assert Opened.of_notebook(page.path, places=places).study.draws == 3
-
-
 def test_every_option_of_a_study_that_a_notebook_declares_is_handed_on(project, monkeypatch):
-    types = {"draws": "int", "seed": "int", "base": "str", "tuned": "str", "subject": "str"}
+    types = {"seed": "int", "base": "str", "tuned": "str", "subject": "str"}
     defaults = {"int": 7, "str": "x", "list": ["x"]}
     of = {name: types.get(name, "list") for name in STUDY_PARAMETERS}
     lines = [f"{name}: {kind} = {defaults[kind]!r}" for name, kind in of.items()]
@@ -147,7 +136,7 @@ def test_a_study_has_the_places_of_its_page_not_those_of_the_environment(book, t
 
 
 def test_what_opens_no_study_has_none_and_cells_say_which_figures_there_are(project):
-    figure = "publish(draw(draws), 'plain/one', alt='a', caption='c', data=d)"
+    figure = "publish(draw(x), 'plain/one', alt='a', caption='c', data=d)"
     path = write_notebook(project, "plain", "x = 1", figure, "y = 2")
     page = Opened.of_notebook(path)
     assert page.studies == [] and page.study is None and not page.looks_at_pages

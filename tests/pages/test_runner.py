@@ -8,13 +8,13 @@ import nbformat
 import pytest
 
 from tests.planted import planted
-from threegates.errors import ManifestError, NotebookError
+from threegates.errors import ManifestError, NoDrawsError, NotebookError
 from threegates.pages import notebooks, runner
 from threegates.pages.notebooks import read_notebook
 from threegates.pages.opened import Opened
 from threegates.pages.runner import results_text, run_notebook
 
-PARAMETERS = "draws: int = 5  # masks under each null\nlabel: str = 'x'  # shown"
+PARAMETERS = "seed: int = 5  # of the nulls\nlabel: str = 'x'  # shown"
 
 
 DRAWING = """\
@@ -23,7 +23,7 @@ pathlib.Path("figures/demo").mkdir(parents=True, exist_ok=True)
 pathlib.Path("figures/demo/one.svg").write_text(f"<svg>{label}</svg>")
 import sys
 print("to " + "stderr", file=sys.stderr)
-print(label, draws, len({"a", "b", "c"}))
+print(label, seed, len({"a", "b", "c"}))
 sorted({"a", "b", "c"}, key=hash)"""
 
 
@@ -101,14 +101,15 @@ def test_the_kernel_is_this_interpreter_on_one_thread(project):
     ("given", "message"),
     [
         ({"drawn": 3}, "has no parameter 'drawn'"),
-        ({"draws": "3"}, "wrong type"),
-        ({"draws": 3.0}, "expected: int"),
+        ({"seed": "3"}, "wrong type"),
+        ({"draws": 3}, "nulls take no number of draws any more"),
+        ({"seed": 3.0}, "expected: int"),
     ],
 )
 def test_unknown_and_wrong_parameters_are_refused_before_anything_runs(project, monkeypatch, given, message):
     runs = counting(monkeypatch)
     path = write_notebook(project, "demo", DRAWING)
-    with pytest.raises(NotebookError, match=message):
+    with pytest.raises((NotebookError, NoDrawsError), match=message):
         run(path, given)
     assert runs == [] and not (project / "build").exists()
 
@@ -152,7 +153,7 @@ def test_a_changed_page_or_a_lost_sidecar_runs_again(project, monkeypatch):
     assert len(runs) == 3 and page.read_bytes() == good
 
 
-SUBJECT = 'subject: str = "lab"  # whose pairs\ndraws: int = 1  # masks under each null'
+SUBJECT = 'subject: str = "lab"  # whose pairs\nseed: int = 1  # of the nulls'
 
 
 OPENED = """\
@@ -225,17 +226,17 @@ def test_a_chapter_reads_its_study_and_ends_with_page_records_and_verdict(projec
     path = write_notebook(
         project,
         "stripe-masks",
-        "from threegates.study import Study\nstudy = Study.open('stripe-masks', draws=draws)",
-        "assert not study.missing()\nprint(len(study.table('agreement')), draws)",
+        "from threegates.study import Study\nstudy = Study.open('stripe-masks', seed=seed)",
+        "assert not study.missing()\nprint(len(study.table('agreement')), seed)",
         "study.verdicts()[['claim', 'verdict']]",
     )
-    done = run(path, {"draws": 3})
+    done = run(path, {"seed": 3})
     assert "70 3" in done.page.read_text()
     text = results_text(done)
     assert "page:    build/notebooks/stripe-masks.ipynb  (made just now)" in text
     assert "records: build/records/agreement/" in text
     assert "verdict: masks-agree-across-runs: explained by storage" in text
-    assert not run(path, {"draws": 3}).executed
+    assert not run(path, {"seed": 3}).executed
     planted.write(project / "build" / "lab" / "grpo-s2", planted.with_noise(base, 1e-4, 9))
     monkeypatch.setattr(runner, "_execute", lambda opened, digest, page, alone: None)
-    assert run(path, {"draws": 3}).executed
+    assert run(path, {"seed": 3}).executed

@@ -17,7 +17,7 @@ LOGS = {"log", "evaluation"}
 
 
 def notebook(*cells: str) -> nbformat.NotebookNode:
-    first = nbformat.v4.new_code_cell("draws: int = 3", metadata={"tags": ["parameters"]})
+    first = nbformat.v4.new_code_cell("seed: int = 3", metadata={"tags": ["parameters"]})
     rest = [nbformat.v4.new_code_cell(cell) for cell in cells]
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# T"), first, *rest])
 
@@ -65,7 +65,7 @@ def test_a_figure_inside_a_condition_and_a_definition_count():
 
 def test_tables_are_named_by_the_chapter_of_their_study():
     planted = notebook(
-        "study = Study.open('emergence', draws=draws)\nother = Study.open('update-sparsity')",
+        "study = Study.open('emergence', seed=seed)\nother = Study.open('update-sparsity')",
         "rows = study.table('emergence')\nmore = other.table('tensor')",
         "publish(draw(rows), 'demo/one')",
     )

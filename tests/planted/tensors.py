@@ -56,16 +56,19 @@ def target(name):
     return mask & (torch.rand(base.shape, generator=noise_generator(0, "target", name)) < 0.8)
 
 
-def assert_agrees(law, drawn):
-    """A law's mean lies within 4.5 standard errors of draws, its sd within 5 % and four errors of its own."""
+def assert_agrees(law, drawn, own_draws=2000):
+    """A law's mean lies within 4.5 standard errors of draws, its sd within 5 % and four errors of its own.
+
+    own_draws : those that a drawn law is of.
+    """
     drawn = drawn[np.isfinite(drawn)]
     mean, sd = float(drawn.mean()), float(drawn.std(ddof=1))
     if sd < 1e-12:
         assert law.sd < 1e-12 and abs(law.mean - mean) <= 0.01 * max(1.0, abs(mean))
         return
-    own = law.sd / math.sqrt(2000) if law.how == "drawn" else 0.0
+    own = law.sd / math.sqrt(own_draws) if law.how == "drawn" else 0.0
     assert abs(law.mean - mean) <= 4.5 * math.hypot(sd / math.sqrt(len(drawn)), own), (law, mean, sd)
     fourth = float(((drawn - mean) ** 4).mean()) / sd**4
     error = math.sqrt(max(fourth - 1, 0.1) / (4 * len(drawn)))
-    spread = error * (math.sqrt(2) if law.how == "drawn" else 1)
+    spread = error * (math.sqrt(1 + len(drawn) / own_draws) if law.how == "drawn" else 1)
     assert abs(law.sd / sd - 1) <= 0.05 + 4 * spread, (law, mean, sd)

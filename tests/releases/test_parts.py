@@ -92,8 +92,8 @@ def book(project, lab):
         write_notebook(
             project,
             chapter,
-            f"from threegates.study import Study\nstudy = Study.open('{chapter}', draws=draws)",
-            parameters="draws: int = 2  # masks",
+            f"from threegates.study import Study\nstudy = Study.open('{chapter}', seed=seed)",
+            parameters="seed: int = 2  # of the nulls",
         )
     (project / "book").mkdir()
     contents = {"root": "intro", "parts": [{"chapters": [{"file": MASKS}, {"file": DRIFT}]}]}

@@ -87,9 +87,9 @@ def _lay_out(project):
     write_notebook(
         project,
         CHAPTER,
-        "from threegates.study import Study\nstudy = Study.open('stripe-masks', draws=draws)",
+        "from threegates.study import Study\nstudy = Study.open('stripe-masks', seed=seed)",
         "study.table('agreement')['jaccard'].mean()",
-        parameters="draws: int = 3  # masks",
+        parameters="seed: int = 3  # of the nulls",
     )
     (project / "book").mkdir()
     contents = {"root": "intro", "parts": [{"chapters": [{"file": CHAPTER}, {"file": "verdicts"}]}]}
@@ -103,13 +103,13 @@ def exact(study):
     return {f"{path.parent.name}/{path.name}": record_digest(path) for path in paths}
 
 
-def opened(build, monkeypatch, draws=3):
+def opened(build, monkeypatch, seed=3):
     monkeypatch.setenv("THREEGATES_BUILD", str(build))
-    return Study.open(CHAPTER, draws=draws, measure=False)
+    return Study.open(CHAPTER, seed=seed, measure=False)
 
 
 def test_unpacked_records_logs_and_headers_are_those_that_were_packed(trained, packed, monkeypatch):
-    before = Study.open(CHAPTER, draws=3)
+    before = Study.open(CHAPTER, seed=3)
     tables = {name: before.table(name) for name in TABLES}
     verdicts, models = before.verdicts(), [pair.tuned.checkpoint.digest() for pair in before.pairs]
     digests = exact(before)
@@ -163,7 +163,7 @@ def test_records_of_other_code_stand_in_and_are_marked(trained, packed, monkeypa
 
 def test_other_parameters_have_no_released_records(trained, packed, monkeypatch):
     unpack(packed, trained / "elsewhere")
-    study = opened(trained / "elsewhere", monkeypatch, draws=4)
+    study = opened(trained / "elsewhere", monkeypatch, seed=4)
     assert {job.kind for job in study.missing()} == {"group"}
     with pytest.raises(MissingRecordError):
         study.table("agreement")
@@ -234,7 +234,7 @@ def test_without_a_release_and_with_one_of_another_version_it_says_what_to_do(tr
 def test_a_release_that_fails_leaves_the_last_one(trained, packed, monkeypatch):
     before = {path: path.read_bytes() for path in packed.folder.rglob("*") if path.is_file()}
     manifest = read_manifest(trained / "build" / "lab" / "manifest.yaml")
-    bare = Study.open(CHAPTER, draws=7, measure=False)
+    bare = Study.open(CHAPTER, seed=7, measure=False)
     with pytest.raises(MissingRecordError):
         pack([bare], manifest, packed.folder)
     assert {path: path.read_bytes() for path in packed.folder.rglob("*") if path.is_file()} == before
@@ -296,7 +296,7 @@ def test_shortened_numbers_keep_what_is_no_number():
 
 
 def test_the_larger_model_is_not_run_until_its_records_are_released(trained, monkeypatch):
-    judged = Study.open(CHAPTER, draws=3).verdicts().assign(page=CHAPTER)
+    judged = Study.open(CHAPTER, seed=3).verdicts().assign(page=CHAPTER)
     page = larger_page(trained, trained / "build", judged)
     assert "Not run" in page and "23.7 million" in page and "`larger-grpo-arith-8-s101`" in page
     assert "Beside the lab" not in page

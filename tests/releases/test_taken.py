@@ -31,7 +31,7 @@ CHAPTER, PAGE = "stripe-masks", "stripe-masks-encoder"
 SUBJECT = Page(PAGE, CHAPTER, {"subject": "encoder"})
 CELL = (
     "from threegates.study import Study\n"
-    "study = Study.open('stripe-masks', draws=draws, subject=subject)\n"
+    "study = Study.open('stripe-masks', seed=seed, subject=subject)\n"
     "study.table('agreement')['jaccard'].mean()"
 )
 
@@ -51,7 +51,7 @@ def _lay_out(project):
     """A project with five runs of the subject, a page on it, and their release."""
     runs = noisy_runs(planted.base_tensors())
     planted.lay_out_runs(project / "build" / "lab", runs, subject="encoder")
-    write_notebook(project, CHAPTER, CELL, parameters="draws: int = 3\nsubject: str = 'lab'  # whose")
+    write_notebook(project, CHAPTER, CELL, parameters="seed: int = 3\nsubject: str = 'lab'  # whose")
     (project / "book").mkdir()
     chapters = [{"file": CHAPTER}, {"file": PAGE}, {"file": "verdicts"}]
     contents = {"root": "intro", "parts": [{"chapters": chapters}]}
@@ -111,12 +111,12 @@ def contents(folder):
 def test_every_run_and_record_that_the_pages_need_is_laid_out(fresh, packed_once, names, monkeypatch):
     assert taken(fresh) == set(names)
     as_trained(fresh, packed_once)
-    study = Study.open(CHAPTER, draws=3, subject="encoder")
+    study = Study.open(CHAPTER, seed=3, subject="encoder")
     assert len(study.pairs) == 5 and study.missing() == []
     assert all(pair.tuned.checkpoint.kept_digest for pair in study.pairs)
     found = {path.name: record_digest(path) for path in study.files(("tensor", "agreement"))}
     monkeypatch.setenv("THREEGATES_BUILD", str(packed_once / "build"))
-    measured = Study.open(CHAPTER, draws=3, subject="encoder").files(("tensor", "agreement"))
+    measured = Study.open(CHAPTER, seed=3, subject="encoder").files(("tensor", "agreement"))
     assert found == {path.name: record_digest(path) for path in measured}
     assert not (fresh / "build" / ".taking").exists()
 
@@ -164,7 +164,7 @@ def test_what_would_be_made_otherwise_by_now_is_taken_and_told_by_name(
         change(fresh, names, monkeypatch)
     assert taken(fresh) == set(names)
     as_trained(fresh, packed_once)
-    study = Study.open(CHAPTER, draws=3, subject="encoder")
+    study = Study.open(CHAPTER, seed=3, subject="encoder")
     assert len(study.pairs) == 5 and study.missing() == []
     assert {job.stale for job in study.jobs} == {other_code in changes}
     records, runs = len(study.jobs) * (other_code in changes), int(other_recipe in changes)
@@ -178,12 +178,12 @@ def test_what_would_be_made_otherwise_by_now_is_taken_and_told_by_name(
 
 def test_stale_records_give_the_verdicts_that_they_gave(fresh, packed_once, names, monkeypatch):
     monkeypatch.setenv("THREEGATES_BUILD", str(packed_once / "build"))
-    before = Study.open(CHAPTER, draws=3, subject="encoder").table("agreement")
+    before = Study.open(CHAPTER, seed=3, subject="encoder").table("agreement")
     monkeypatch.setenv("THREEGATES_BUILD", str(fresh / "build"))
     other_code(fresh, names, monkeypatch)
     take("mini", fresh / "build")
     as_trained(fresh, packed_once)
-    assert Study.open(CHAPTER, draws=3, subject="encoder", measure=False).table("agreement").equals(before)
+    assert Study.open(CHAPTER, seed=3, subject="encoder", measure=False).table("agreement").equals(before)
 
 
 def test_a_run_that_the_release_lacks_is_not_trained_either_and_is_told(

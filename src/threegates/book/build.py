@@ -20,7 +20,6 @@ from threegates.errors import CheckpointError
 from threegates.estimates.rows import MissingRecordError
 from threegates.jobs.sources import PAPER
 from threegates.jobs.subjects import taken_by
-from threegates.lab.plans.profiles import PROFILES
 from threegates.pages.asked import NotRun, run_page
 from threegates.pages.opened import PAGES, Opened, open_book
 from threegates.pages.runner import NotebookRun
@@ -66,9 +65,8 @@ def build_book(profile: str, build: Path, workers: int = 2, measure: bool = True
 
 
 def _places(profile: str, build: Path) -> Places:
-    """A build's own folder and draws, and the paper's own checkpoints where those are the profile's."""
-    most_draws = PROFILES[profile].most_draws if profile in PROFILES else None
-    places = replace(Places.here(), build=build.absolute(), most_draws=most_draws)
+    """A build's own folder, and the paper's own checkpoints where those are the profile's."""
+    places = replace(Places.here(), build=build.absolute())
     return replace(places, manifest=tracked_manifest()) if profile == PAPER else places
 
 

@@ -30,7 +30,6 @@ from threegates.geometry.nulls.table import nulls_named
 from threegates.jobs.jobs import Job
 from threegates.jobs.kept import sides_in_norm
 from threegates.jobs.kinds.known import BY_TENSOR, KINDS, run_job, write_records
-from threegates.jobs.kinds.pair import PAIR
 from threegates.jobs.memory import LEAST, Need, give_back_freed_memory, need_of, run_within
 from threegates.jobs.nulls import with_nulls
 from threegates.jobs.settings import memory_cap
@@ -115,14 +114,12 @@ def _need(first: object, *_: object) -> Need:
 
 def _need_of_piece(piece: Piece) -> Need:
     """What a piece takes, as a row of the table with everything that is measured would."""
-    sampled = piece.job.kind == PAIR.name
-    return need_of(_as_table(piece.job), piece.tensor, drawn=_draws_masks(piece.job), sampled=sampled)
+    return need_of(_as_table(piece.job), piece.tensor, drawn=_draws_masks(piece.job))
 
 
 def _draws_masks(job: Job) -> bool:
     """Whether a job holds masks of nulls, which takes more than their laws do."""
-    named = nulls_named(job.arguments.get("nulls", ()))
-    return bool(job.arguments.get("draws")) or any(null.law is None for null in named)
+    return any(null.law is None for null in nulls_named(job.arguments.get("nulls", ())))
 
 
 @lru_cache(maxsize=_OPEN)

@@ -2,12 +2,11 @@
 
 Time of one tensor is modelled as
 
-    t = e·mn + d·mn·draws + g·mn·min(m, n) + h·min(m, n)³
+    t = e·mn + g·mn·min(m, n) + h·min(m, n)³
 
-for a matrix in a block, and as t = s·(entries) for any other tensor: passes over the entries, draws of
-nulls where the kind has any, products with thin and square matrices, decompositions. The coefficients are
-fitted, not negative, to times of tensors that are made in a temporary folder, so that they are those of the
-machine, its load and the installed code.
+for a matrix in a block, and as t = s·(entries) for any other tensor: passes over the entries, products with
+thin and square matrices, decompositions. The coefficients are fitted, not negative, to times of tensors that
+are made in a temporary folder, so that they are those of the machine, its load and the installed code.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,7 +37,6 @@ from threegates.measures.by_tensor import ByTensor, Shared
 PROBED = ((320, 320), (640, 640), (1024, 1024), (512, 2048))
 #: Shape of the tensor outside blocks that is timed.
 OUTSIDE = (4096, 512)
-PROBE_DRAWS = 4
 #: Change of the made-up update, relative to the weights' standard deviation: as in the lab's RL runs.
 _STEP = 1e-3
 _SCALE = 0.02
@@ -49,19 +47,17 @@ class Costs:
     """Seconds of one kind of job on one process, by the terms of the model."""
 
     entry: float
-    draw: float
     product: float
     cube: float
     outside: float
 
-    def seconds(self, row: AlignedTensor, draws: int) -> float:
+    def seconds(self, row: AlignedTensor) -> float:
         """Seconds of one tensor; one that is only reported is read once."""
         shape = shape_of(row)
         entries = math.prod(shape)
         if block(row.name) is None or not is_matrix(row.name, shape) or row.status is not Status.compared:
             return self.outside * entries
-        terms = np.array(_terms(shape)) @ (self.entry, self.product, self.cube)
-        return float(terms) + self.draw * entries * draws
+        return float(np.array(_terms(shape)) @ (self.entry, self.product, self.cube))
 
 
 def measured_costs(kinds: Iterable[str], device: str = "cpu") -> dict[str, Costs]:
@@ -91,34 +87,19 @@ def _name(shape: Sequence[int]) -> str:
     return f"model.layers.{PROBED.index(tuple(shape))}.mlp.up_proj.weight"  # type: ignore[arg-type]
 
 
-def _pair_of(kind: str, base: Checkpoint, tuned: Checkpoint) -> Callable[[int], ByTensor]:
+def _pair_of(kind: str, base: Checkpoint, tuned: Checkpoint) -> ByTensor:
     alone = StudyPair("probe", Source("base", base), Source("tuned", tuned))
-
-    def pair(draws: int) -> ByTensor:
-        (cut,) = KINDS[kind].cut([alone], {"draws": draws, "seed": 0, **KINDS[kind].asked()})
-        return BY_TENSOR[kind](base=base, tuned=tuned, **with_nulls(cut.options))
-
-    return pair
+    (cut,) = KINDS[kind].cut([alone], {"draws": 0, "seed": 0, **KINDS[kind].asked()})
+    return BY_TENSOR[kind](base=base, tuned=tuned, **with_nulls(cut.options))
 
 
-def _fitted(pair: Callable[[int], ByTensor]) -> Costs:
-    plain, drawn = pair(0), pair(PROBE_DRAWS)
+def _fitted(pair: ByTensor) -> Costs:
     # The first call loads libraries and tables.
-    _time(plain, _name(PROBED[0]))
-    times = [_time(plain, _name(shape)) for shape in PROBED]
-    entry, product, cube = fit(PROBED, times)
-    more = _of_a_draw(plain, drawn, times[1])
+    _time(pair, _name(PROBED[0]))
+    entry, product, cube = fit(PROBED, [_time(pair, _name(shape)) for shape in PROBED])
     embedding = "model.embed_tokens.weight"
-    outside = _time(plain, embedding) / math.prod(OUTSIDE) if embedding in plain.names else 0.0
-    return Costs(entry, more, product, cube, outside)
-
-
-def _of_a_draw(plain: ByTensor, drawn: ByTensor, without: float) -> float:
-    """Seconds of a draw and entry, found on the second shape, which takes so long without any."""
-    # A kind whose nulls are laws is the same for any number of draws.
-    if drawn == plain:
-        return 0.0
-    return max(0.0, _time(drawn, _name(PROBED[1])) - without) / (PROBE_DRAWS * math.prod(PROBED[1]))
+    outside = _time(pair, embedding) / math.prod(OUTSIDE) if embedding in pair.names else 0.0
+    return Costs(entry, product, cube, outside)
 
 
 def _terms(shape: Sequence[int]) -> tuple[float, float, float]:

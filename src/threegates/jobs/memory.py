@@ -25,7 +25,6 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.laws.strata import FEWEST
 from threegates.measures.bases import REFERENCE_SIDE
 from threegates.measures.changes import is_block_matrix
-from threegates.measures.draws import SAMPLE
 from threegates.measures.null_laws import DRAWABLE
 from threegates.measures.tensor_table import PairTable
 from threegates.records.sizes import MIB, MemoryCapError, size_text
@@ -35,10 +34,10 @@ PROCESS = 256 * MIB
 #: Least that a tensor is taken to need, however small.
 LEAST = 16 * MIB
 
-# Bytes an entry, of what is held at once. Counting: one block in float64, three times over. Noise: four draws
-# on a sample of one block, added and rounded in float64. Laws: a mask, its targets and their labels, a byte
-# each, and targets as they are unpacked. Null masks: sorted keys of the magnitude null.
-_COUNTING, _NOISE, _LAWS, _MASKS = 48, 136, 16, 76
+# Bytes an entry, of what is held at once. Counting: one block in float64, three times over. Laws: a mask, its
+# targets and their labels, a byte each, and targets as they are unpacked. Null masks: sorted keys of the
+# magnitude null.
+_COUNTING, _LAWS, _MASKS = 48, 16, 76
 # Strata of |w| along lines: counts in float32, some lines at a time in float64, and a square of the strata.
 # Weights of a model have hardly more strata than these, whatever their number.
 _STRATA, _COUNTS, _SOME_LINES = 3000, 4, 24 << 10
@@ -58,7 +57,6 @@ def estimate(
     spectra: bool,
     nulls: bool,
     drawn: bool = False,
-    sampled: bool = False,
     axes: bool = False,
     mapped: bool = True,
 ) -> int:
@@ -70,7 +68,6 @@ def estimate(
     spectra : whether the tensor is a matrix whose spectra, angles and overlaps are measured.
     nulls : whether laws of nulls are computed, for overlaps and with `axes` for row and column ratios.
     drawn : whether masks of nulls are held too, of however many entries; laws hold masks of small ones alone.
-    sampled : whether noise is drawn on a sample of the tensor, for the scale of equal norm.
     axes : whether row and column ratios are measured (of a matrix in a block).
     mapped : whether both sides lie in local files; else what is read counts too.
     """
@@ -80,11 +77,10 @@ def estimate(
     # A block has at least one row.
     block = min(size, max(BLOCK, size // shape[0] if shape and shape[0] else 0))
     held = 0 if mapped else stored * (size if whole else block)
-    counting = max(_COUNTING * block, _NOISE * min(size, SAMPLE) if drawn or sampled else 0)
     if not whole:
-        return LEAST + held + counting
+        return LEAST + held + _COUNTING * block
     held += 2 * size * sum(dtype != "BF16" for dtype in (dtype_base, dtype_tuned))
-    needs = [counting]
+    needs = [_COUNTING * block]
     kept = 0
     if spectra:
         kept, peak = _of_spectra(tuple(shape), dtype_base, dtype_tuned)
@@ -126,8 +122,8 @@ class Need:
     size: int
 
 
-def need_of(pair: PairTable, tensor: str, *, drawn: bool = False, sampled: bool = False) -> Need:
-    """What a row of that tensor takes, from the headers alone; `drawn` and `sampled` as of `estimate`."""
+def need_of(pair: PairTable, tensor: str, *, drawn: bool = False) -> Need:
+    """What a row of that tensor takes, from the headers alone; `drawn` as of `estimate`."""
     row, facts = pair.tensors.aligned[tensor], pair.facts(tensor)
     matrix = row.status is Status.compared and is_block_matrix(facts)
     size = estimate(
@@ -137,7 +133,6 @@ def need_of(pair: PairTable, tensor: str, *, drawn: bool = False, sampled: bool 
         spectra=matrix and pair.spectra,
         nulls=bool(pair.nulls),
         drawn=drawn,
-        sampled=sampled,
         axes=matrix and pair.axes,
         mapped=is_mapped(pair.base) and is_mapped(pair.tuned),
     )

@@ -1,4 +1,4 @@
-"""Which nulls a job draws: jobs know them by name, and what measures is handed the nulls themselves."""
+"""Which nulls a job has: jobs know them by name, and what measures is handed the nulls themselves."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from threegates.geometry.laws import masks
 from threegates.geometry.nulls.null import Null
 from threegates.geometry.nulls.table import nulls_named
 
-#: Drawn unless others are asked for: the claims name them, and released records hold them. A null that joins
-#: the table later is drawn where somebody asks for it, so that it changes no job that exists.
+#: A job's own unless others are asked for: the claims name them, and released records hold them. A null that
+#: joins the table later is measured where somebody asks for it, so that it changes no job that exists.
 FOUNDING = ("bernoulli", "storage_density", "storage_norm", "magnitude")
 
 

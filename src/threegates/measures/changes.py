@@ -1,7 +1,8 @@
 """What a pair's weights show tensor by tensor: changed entries, sparsity, norms, and rows and columns.
 
 Two tables. ``tensor``: one row a tensor, skipped by no one (`status` says why a row has no numbers).
-``axis``: two rows a matrix, its row ratios and its column ratios with their dispersion beside the nulls'.
+``tensor_sweep``: the same at coarser tolerances. Noise that a row is held against is arithmetic on the codes
+of the base (null 1b): nothing is drawn.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -28,12 +28,12 @@ from threegates.checkpoints.pairs import (
     TensorPair,
     align,
     check_finite,
-    load_pair,
     load_rows,
     row_ranges,
-    rows_of_pair,
 )
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.geometry.laws.codes import CodeCounter, CodeCounts
+from threegates.geometry.laws.noise import noise_of, noise_sparsity, scale_of_norm
 from threegates.geometry.masks import (
     TILE,
     MaskCounts,
@@ -44,21 +44,10 @@ from threegates.geometry.masks import (
     sparsity,
     update_mask,
 )
-from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.nulls.null import NullMasks
 from threegates.geometry.stripes import ratio_dispersion
 from threegates.measures.by_tensor import Rows, Shared, measure_all
-from threegates.measures.draws import (
-    COARSE_ETAS,
-    EvenSample,
-    noise_scale_for,
-    noise_sparsity,
-    null_columns,
-    null_masks,
-    observe,
-    squared_norm,
-    summary_columns,
-)
+from threegates.measures.draws import COARSE_ETAS, squared_norm, summary_columns
 
 TENSOR_COLUMNS = {
     "pair": "str",
@@ -112,21 +101,19 @@ def axis_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PairTensors:
-    """A pair whose tensors are counted and measured one by one; parameters as of `measure_pair`."""
+    """A pair whose tensors are counted and measured one by one, of which only a block is held at a time.
+
+    name : of the pair, in the column `pair`.
+    """
 
     base: Checkpoint
     tuned: Checkpoint
     name: str
-    draws: int = 0
-    seed: int = 0
-    axes: bool = True
-    nulls: Sequence[NullMasks] = ()
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:
         """Tables and their columns."""
-        axis = axis_columns(self.nulls)
-        return {"tensor": TENSOR_COLUMNS, "axis": axis, "tensor_sweep": TENSOR_SWEEP_COLUMNS}
+        return {"tensor": TENSOR_COLUMNS, "tensor_sweep": TENSOR_SWEEP_COLUMNS}
 
     @cached_property
     def aligned(self) -> dict[str, AlignedTensor]:
@@ -139,21 +126,15 @@ class PairTensors:
         return list(self.aligned)
 
     def rows(self, tensor: str, shared: Shared) -> Rows:
-        """The row of one tensor, and the axis table's two if it is a matrix in a block."""
+        """The row of one tensor, and its rows at coarser tolerances."""
         facts = self.facts(tensor)
         if not self.compared(tensor):
-            return {"tensor": [facts], "axis": [], "tensor_sweep": []}
-        pair = self.loaded(tensor, facts)
-        rows = rows_of_pair(pair) if pair else load_rows(self.base, self.tuned, tensor)
-        sample = EvenSample(rows.size)
-        counted = count(rows, COARSE_ETAS, sample.add)
-        generator = noise_generator(self.seed, "scale", self.name, tensor)
-        scale = noise_scale_for(counted.norm_delta_bf16, sample, generator)
-        row = facts | numbers_of(counted, scale, noise_sparsity(sample, scale))
-        axis: list[dict] = []
-        if self.axes and is_block_matrix(facts):
-            axis = self._axis_rows(pair, facts, counted.counts, scale)
-        return {"tensor": [row], "axis": axis, "tensor_sweep": _coarse_rows(counted, sample, row)}
+            return {"tensor": [facts], "tensor_sweep": []}
+        counter = CodeCounter()
+        counted = count(load_rows(self.base, self.tuned, tensor), COARSE_ETAS, counter.add)
+        codes = counter.whole()
+        row = facts | numbers_by_codes(counted, codes)
+        return {"tensor": [row], "tensor_sweep": _coarse_rows(counted, codes, row)}
 
     def facts(self, tensor: str) -> dict:
         """What the headers say of a tensor: the first columns of its row."""
@@ -165,26 +146,6 @@ class PairTensors:
         if row.status is not Status.compared:
             _check_sides(self.base, self.tuned, row)
         return row.status is Status.compared
-
-    def loaded(self, tensor: str, facts: dict) -> TensorPair | None:
-        """Both sides of a compared tensor, if its null masks need the whole of it."""
-        drawn = self.axes and self.draws and is_block_matrix(facts)
-        return load_pair(self.base, self.tuned, tensor) if drawn else None
-
-    def _axis_rows(
-        self, pair: TensorPair | None, facts: dict, counts: MaskCounts, scale: float
-    ) -> list[dict]:
-        """Both rows of a matrix; with null masks beside it only where it is held as a whole."""
-        rows = {axis: axis_row(facts, axis, counts, self.draws) for axis in ("row", "column")}
-        if pair is None or not self.draws:
-            return list(rows.values())
-        observed = observe(facts["pair"], pair, self.seed, scale)
-        for null in self.nulls:
-            masks = islice(null_masks(null, observed, self.seed), self.draws)
-            drawn = [{axis: axis_facts(mask, axis)[1] for axis in rows} for mask in masks]
-            for axis, row in rows.items():
-                row |= null_columns(null.name, row["dispersion"], [draw[axis] for draw in drawn])
-        return list(rows.values())
 
 
 def is_block_matrix(facts: dict) -> bool:
@@ -271,31 +232,18 @@ def _changed_beyond(pair: TensorPair, eta: float) -> int:
     return sum(int(update_mask(before, after, eta).count_nonzero()) for before, after in tiles)
 
 
-def measure_pair(
-    base: Checkpoint,
-    tuned: Checkpoint,
-    *,
-    name: str,
-    draws: int = 0,
-    seed: int = 0,
-    axes: bool = True,
-    nulls: Sequence[NullMasks] = (),
-) -> dict[str, pd.DataFrame]:
+def measure_pair(base: Checkpoint, tuned: Checkpoint, *, name: str) -> dict[str, pd.DataFrame]:
     """Measure every tensor of a pair, one at a time.
 
     Parameters
     ----------
     name : the pair's name, in the column `pair`.
-    draws : masks per null and matrix in the axis table; 0 leaves the nulls' columns there empty.
-    seed : of the nulls.
-    axes : whether the axis table is measured at all.
-    nulls : those beside it.
 
     Raises
     ------
     PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    return measure_all(PairTensors(base, tuned, name, draws, seed, axes, nulls))
+    return measure_all(PairTensors(base, tuned, name))
 
 
 def write_masks(
@@ -395,12 +343,20 @@ def numbers_of(counted: Counted, scale: float, noise: tuple[float, float]) -> di
     }
 
 
-def _coarse_rows(counted: Counted, sample: EvenSample, row: dict) -> list[dict]:
+def numbers_by_codes(counted: Counted, codes: CodeCounts) -> dict:
+    """`numbers_of` a tensor, with the noise of the stored update's norm found from the base's codes."""
+    if not codes.size:
+        return numbers_of(counted, 0.0, (math.nan, math.nan))
+    scale = scale_of_norm(codes, counted.norm_delta_bf16)
+    return numbers_of(counted, scale, noise_sparsity(noise_of(codes), scale))
+
+
+def _coarse_rows(counted: Counted, codes: CodeCounts, row: dict) -> list[dict]:
     """The tensor's row at coarser tolerances; what float32 shows is the same at all of them."""
     kept = {name: row[name] for name in TENSOR_SWEEP_COLUMNS if name in row}
     rows = []
     for eta, changed in counted.coarse.items():
-        noise, _ = noise_sparsity(sample, row["storage_norm_scale"], eta)
+        noise, _ = noise_sparsity(noise_of(codes, eta), row["storage_norm_scale"])
         rows.append({**kept, "eta": eta, "changed": changed, "sparsity": sparsity(changed, row["size"])})
         rows[-1]["sparsity_storage_norm"] = noise
     return rows

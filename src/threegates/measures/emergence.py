@@ -1,7 +1,10 @@
 """How early a run's rows and columns take their final pattern.
 
 One table, ``emergence``: for every matrix, axis and saved step the ratios, their rank correlation with those
-at the run's end, and the same correlation on coordinate-blind Gaussian walks seen through storage.
+at the run's end, and the law of that correlation on coordinate-blind Gaussian walks seen through storage.
+
+A rank correlation has no formula, so that its law is of draws; what is drawn is whole numbers of changed
+entries along lines, `walk_line_counts`, and masks only where these do not hold.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -17,17 +20,25 @@ import torch
 from torch import Tensor
 
 from threegates.checkpoints.formats.roles import layer, role
-from threegates.checkpoints.pairs import align, load_pair
+from threegates.checkpoints.pairs import TensorPair, align, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
+from threegates.geometry.laws.codes import CodeCounts, count_codes
+from threegates.geometry.laws.law import Law, certain, unknown
+from threegates.geometry.laws.rank_correlation import correlation_law, ranks_of
+from threegates.geometry.laws.stopped import SMALL
+from threegates.geometry.laws.walks import Pair, walk_line_counts
 from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.nulls.paths import storage_path
 from threegates.geometry.precision import ETA
-from threegates.measures.agreement import AXES, rank_correlations
+from threegates.measures.agreement import AXES
 from threegates.measures.by_tensor import typed
 from threegates.measures.changes import axis_facts, matrices
-from threegates.measures.draws import COARSE_ETAS, SUMMARY, null_columns
+from threegates.measures.draws import COARSE_ETAS
+from threegates.measures.null_laws import DRAWABLE, beside, law_columns
+
+NULL = "storage_path"
 
 EMERGENCE_COLUMNS = {
     "run": "str",
@@ -43,14 +54,17 @@ EMERGENCE_COLUMNS = {
     "cosine_with_final": "float64",
     "walk_time": "float64",
     "spearman_with_final": "float64",
-    **{f"storage_path_{name}": "float64" for name in SUMMARY},
-    "draws": "int64",
+    **law_columns(NULL),
 }
-
-
-#: The same at tolerances coarser than the paper's, beside fewer walks.
+#: The same at tolerances coarser than the paper's.
 EMERGENCE_SWEEP_COLUMNS = {**EMERGENCE_COLUMNS, "eta": "float64"}
-SWEEP_DRAWS = 9
+
+#: Draws of counts along lines, and of walks where these are drawn instead. At coarser tolerances the mean
+#: alone is looked at, over many matrices.
+DRAWS, WALKS = 1000, 200
+SWEEP_DRAWS = 200
+#: Fewer lines than these are drawn as walks.
+FEW_LINES = 8
 
 
 @dataclass(frozen=True)
@@ -63,7 +77,7 @@ class Snapshot:
 
 
 def measure_emergence(
-    base: Checkpoint, snapshots: Sequence[Snapshot], *, run: str, draws: int, seed: int = 0
+    base: Checkpoint, snapshots: Sequence[Snapshot], *, run: str, seed: int = 0
 ) -> dict[str, pd.DataFrame]:
     """Follow the row and column ratios of one run from its first saved step to its last.
 
@@ -85,16 +99,14 @@ def measure_emergence(
             found=steps,
         )
     names = sorted(set.intersection(*(set(matrices(align(base, one.checkpoint))) for one in ordered)))
-    follow = partial(_follow, base, ordered, run=run, seed=seed)
-    rows = [row for name in names for row in follow(name, draws=draws)]
-    coarse = [
-        row | {"eta": eta}
-        for name in names
-        for eta in COARSE_ETAS
-        for row in follow(name, draws=min(draws, SWEEP_DRAWS), eta=eta)
-    ]
+    rows: dict[float, list[dict]] = {eta: [] for eta in (ETA, *COARSE_ETAS)}
+    for name in names:
+        matrix = _Matrix([load_pair(base, one.checkpoint, name) for one in ordered], steps, run, seed)
+        for eta in rows:
+            rows[eta] += _rows(matrix, ordered, eta)
+    coarse = [row | {"eta": eta} for eta in COARSE_ETAS for row in rows[eta]]
     return {
-        "emergence": typed(rows, EMERGENCE_COLUMNS),
+        "emergence": typed(rows[ETA], EMERGENCE_COLUMNS),
         "emergence_sweep": typed(coarse, EMERGENCE_SWEEP_COLUMNS),
     }
 
@@ -114,39 +126,127 @@ def walk_times(steps: Sequence[int], cosines: Sequence[float]) -> list[float]:
     return [float(time) for time in (1 - 1e-6) * times + 1e-6 * share]
 
 
-def _follow(
-    base: Checkpoint,
-    snapshots: Sequence[Snapshot],
-    name: str,
-    *,
-    run: str,
-    draws: int,
-    seed: int,
+def walk_correlations(
+    base: Tensor,
+    codes: CodeCounts,
+    changed: tuple[int, int],
+    times: tuple[float, float],
+    generator: torch.Generator,
     eta: float = ETA,
-) -> list[dict]:
-    pairs = [load_pair(base, one.checkpoint, name) for one in snapshots]
-    masks = [update_mask(pair.base, pair.tuned, eta) for pair in pairs]
-    deltas = [(pair.tuned_stored.double() - pair.base_stored.double()).flatten() for pair in pairs]
-    cosines = [_cosine(delta, deltas[-1]) for delta in deltas]
-    times = walk_times([one.step for one in snapshots], cosines)
-    source = noise_generator(seed, "storage_path", run, name)
-    null = _walks(pairs[0].base, masks, times, draws, source, eta)
+    draws: int = DRAWS,
+) -> tuple[Law, Law]:
+    """Laws of the rank correlation of row ratios, and of column ratios, at two times of a blind walk.
+
+    From draws of counts along lines; from `WALKS` walks where fewer than `SMALL` weights change or
+    stay, or there are fewer than `FEW_LINES` lines, unless the tensor is large. Either is marked 'drawn'.
+
+    Parameters
+    ----------
+    base : finite bfloat16 matrix on the CPU, whose codes are counted in `codes`.
+    changed : entries of the mask at each time; times : 0 < earlier < later.
+    eta : tolerance of Definition 2.1, by which a weight counts as changed.
+
+    Returns
+    -------
+    laws of rows and columns; unknown where nothing, or everything, changes at a time.
+
+    **Source** this study's null of emergence; Spearman (1904).
+    """
+    if {0, codes.size} & set(changed):
+        return unknown(), unknown()
+    rarest = min(*changed, *(codes.size - count for count in changed))
+    if codes.size <= DRAWABLE and (rarest < SMALL or min(base.shape) < FEW_LINES):
+        lines = _walked(base, changed, times, generator, eta)
+    else:
+        source = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+        lines = walk_line_counts(base, codes, changed, times, draws, source, eta)
+    rows, columns = (correlation_law(*map(ranks_of, pair)) for pair in lines)
+    return rows, columns
+
+
+def _walked(
+    base: Tensor,
+    changed: tuple[int, int],
+    times: tuple[float, float],
+    generator: torch.Generator,
+    eta: float,
+) -> tuple[Pair, Pair]:
+    """As `walk_line_counts`, counted on walks."""
+    walks = [storage_path(base, changed, times, generator, eta) for _ in range(WALKS)]
+    rows, columns = (
+        tuple(np.stack([_line_counts(walk[time], axis) for walk in walks]) for time in (0, 1))
+        for axis in AXES
+    )
+    return (rows[0], rows[1]), (columns[0], columns[1])
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """One matrix at every step of a run, beside the base."""
+
+    pairs: Sequence[TensorPair]
+    steps: Sequence[int]
+    run: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return self.pairs[0].name
+
+    @cached_property
+    def cosines(self) -> list[float]:
+        """Of each step's update with the last's."""
+        deltas = [(pair.tuned_stored.double() - pair.base_stored.double()).flatten() for pair in self.pairs]
+        return [_cosine(delta, deltas[-1]) for delta in deltas]
+
+    @cached_property
+    def times(self) -> list[float]:
+        """When a walk is seen."""
+        return walk_times(self.steps, self.cosines)
+
+    @cached_property
+    def base(self) -> Tensor:
+        """On the CPU, where draws are the same whatever the masks were taken on."""
+        return self.pairs[0].base.cpu()
+
+    @cached_property
+    def codes(self) -> CodeCounts:
+        """The base's."""
+        return count_codes(self.base)
+
+    def masks(self, eta: float) -> list[Tensor]:
+        """Update masks at a tolerance."""
+        return [update_mask(pair.base, pair.tuned, eta) for pair in self.pairs]
+
+    def laws(self, masks: Sequence[Tensor], eta: float) -> list[tuple[Law, Law]]:
+        """Laws of rows and columns for every step but the last."""
+        counts, found = [int(mask.count_nonzero()) for mask in masks], []
+        draws = DRAWS if eta == ETA else SWEEP_DRAWS
+        for number, step in enumerate(self.steps[:-1]):
+            source = noise_generator(self.seed, NULL, self.run, self.name, f"step {step}", f"eta {eta}")
+            changed, times = (counts[number], counts[-1]), (self.times[number], self.times[-1])
+            found.append(walk_correlations(self.base, self.codes, changed, times, source, eta, draws))
+        return found
+
+
+def _rows(matrix: _Matrix, snapshots: Sequence[Snapshot], eta: float) -> list[dict]:
+    masks = matrix.masks(eta)
+    laws = matrix.laws(masks, eta)
     facts = {
-        "run": run,
-        "tensor": name,
-        "role": role(name, masks[0].shape),
-        "layer": layer(name),
-        "draws": draws,
+        "run": matrix.run,
+        "tensor": matrix.name,
+        "role": role(matrix.name, masks[0].shape),
+        "layer": layer(matrix.name),
     }
     rows = []
-    for axis in AXES:
+    for which, axis in enumerate(AXES):
         found = _with_final(masks, axis)
+        # The last step is compared with itself.
+        of_axis = [*(both[which] for both in laws), unknown() if math.isnan(found[-1]) else certain(1.0)]
         for number, one in enumerate(snapshots):
-            row = {**facts, "axis": axis, "step": one.step, "updates": one.updates}
-            row |= _numbers(masks[number], axis, cosines[number], times[number], found[number])
-            rows.append(
-                row | null_columns("storage_path", found[number], [walk[axis][number] for walk in null])
-            )
+            row: dict = {**facts, "axis": axis, "step": one.step, "updates": one.updates}
+            row |= _numbers(masks[number], axis, matrix.cosines[number], matrix.times[number], found[number])
+            rows.append(row | beside(NULL, found[number], of_axis[number], "upper"))
     return rows
 
 
@@ -167,22 +267,11 @@ def _cosine(a: Tensor, b: Tensor) -> float:
     return float(a @ b) / norms if norms else math.nan
 
 
+def _line_counts(mask: Tensor, axis: str) -> np.ndarray:
+    return mask.sum(dim=1 if axis == "row" else 0).cpu().numpy()
+
+
 def _with_final(masks: Sequence[Tensor], axis: str) -> list[float]:
-    ratios = torch.stack([axis_facts(mask, axis)[0] for mask in masks]).cpu().numpy()
-    return [float(value) for value in rank_correlations(ratios)[:, -1]]
-
-
-def _walks(
-    base: Tensor,
-    masks: Sequence[Tensor],
-    times: Sequence[float],
-    draws: int,
-    generator: torch.Generator,
-    eta: float,
-) -> list[dict[str, list[float]]]:
-    counts = [int(mask.count_nonzero()) for mask in masks]
-    walks = []
-    for _ in range(draws):
-        path = storage_path(base.cpu(), counts, times, generator, eta)
-        walks.append({axis: _with_final(path, axis) for axis in AXES})
-    return walks
+    """Rank correlation of every mask's ratios with the last's; NaN where a mask's are all alike."""
+    ranks = ranks_of(np.stack([_line_counts(mask, axis) for mask in masks]))
+    return [float(value) for value in np.clip(ranks @ ranks[-1], -1.0, 1.0)]

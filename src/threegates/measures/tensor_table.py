@@ -19,8 +19,8 @@ from threegates.checkpoints.adapters.notes import adapter_of
 from threegates.checkpoints.formats.roles import block, is_matrix
 from threegates.checkpoints.pairs import TensorPair, load_pair, load_rows, rows_of_pair
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.geometry.laws.codes import CodeCounter, CodeCounts
-from threegates.geometry.laws.noise import noise_of, noise_sparsity, scale_of_norm
+from threegates.geometry.laws.codes import CodeCounter
+from threegates.geometry.laws.noise import noise_sparsity
 from threegates.geometry.low_rank import singular_values_of_product
 from threegates.geometry.masks import pack, unpack, update_mask
 from threegates.geometry.nulls.null import NullMasks, NullOfLaw
@@ -41,6 +41,7 @@ from threegates.measures.changes import (
     PairTensors,
     count,
     is_block_matrix,
+    numbers_by_codes,
     numbers_of,
     observed_axis,
 )
@@ -174,7 +175,7 @@ class PairTable:
         """What a tensor has of which only a block is held at a time."""
         counter = CodeCounter()
         counted = count(load_rows(self.base, self.tuned, tensor), look=counter.add)
-        return _numbers(counted, counter.whole())
+        return numbers_by_codes(counted, counter.whole())
 
     def _why_not(self, facts: dict) -> str:
         """Why a compared tensor has no spectra; nothing if it has."""
@@ -185,14 +186,6 @@ class PairTable:
         if not is_block_matrix(facts):
             return "not in a block"
         return "" if self.spectra else "not asked for"
-
-
-def _numbers(counted: Counted, codes: CodeCounts) -> dict:
-    """Counts and norms, and the noise of the stored update's norm, from the base's codes."""
-    if not codes.size:
-        return numbers_of(counted, 0.0, (math.nan, math.nan))
-    scale = scale_of_norm(codes, counted.norm_delta_bf16)
-    return numbers_of(counted, scale, noise_sparsity(noise_of(codes), scale))
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,8 @@ from threegates.records.provenance import project_root
 from threegates.register import WITH_JOBS
 from threegates.study import Study
 
-#: Parameter of a notebook that says how many masks are drawn under a null.
-DRAWS = "draws"
 #: Parameters of a notebook that `Study.open` takes too.
-STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "layers", "matrices", DRAWS, "seed", "nulls")
+STUDY_PARAMETERS = ("pairs", "base", "tuned", "subject", "layers", "matrices", "seed", "nulls")
 #: Parameter of a notebook that looks at other pages: their names, or none for every page on checkpoints.
 PAGES = "pages"
 _STUDY = "threegates.study"
@@ -80,15 +78,8 @@ class Opened:
 
     @classmethod
     def of_page(cls, page: Page, **more: Any) -> Opened:
-        """A page of the book; `more` and errors as for `of_notebook`.
-
-        Its draws are no more than its places allow.
-        """
-        opened = cls.of_notebook(notebook_path(page.notebook), page.parameters, name=page.name, **more)
-        most, draws = opened.places.most_draws, opened.values.get(DRAWS)
-        if most is None or not isinstance(draws, int) or draws <= most:
-            return opened
-        return opened.with_values({**opened.given, DRAWS: most})
+        """A page of the book; `more` and errors as for `of_notebook`."""
+        return cls.of_notebook(notebook_path(page.notebook), page.parameters, name=page.name, **more)
 
     def with_values(self, values: Mapping[str, object], **more: Any) -> Opened:
         """The same notebook with other values, and with others of its fields if they are given.
@@ -195,7 +186,7 @@ def studies_of(
     places: Places | None = None,
     beside: Mapping[str, Opened] | None = None,
 ) -> dict[str, Study]:
-    """The study of each page as the page itself opens it: with its draws, seed and subject.
+    """The study of each page as the page itself opens it: with its seed and subject.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from nbformat import NotebookNode
 
-from threegates.errors import NotebookError
+from threegates.errors import NotebookError, refuse_draws
 from threegates.pages.syntax import syntax_tree
 
 TAG = "parameters"
@@ -82,7 +82,10 @@ def checked(known: Mapping[str, Parameter], given: Mapping[str, object], name: s
     Raises
     ------
     NotebookError : a value for a parameter that does not exist, or of another type.
+    NoDrawsError : a number of draws, which no notebook of this study takes.
     """
+    if "draws" not in known:
+        refuse_draws(given.get("draws"), f"parameter 'draws' of {name}")
     for key, value in given.items():
         if key not in known:
             raise _error(f"{name} has no parameter '{key}'", known, key, "one of its parameters")

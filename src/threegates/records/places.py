@@ -12,8 +12,6 @@ from threegates.records.provenance import build_folder, project_root
 
 #: Folders of this machine by the labels that notebooks use for them, as JSON: no page shows a path.
 SOURCES = "THREEGATES_SOURCES"
-#: How many masks a page of the book draws under a null at most.
-MOST_DRAWS = "THREEGATES_MOST_DRAWS"
 #: The manifest that chapters take their pairs from, where it is not the lab's.
 MANIFEST = "THREEGATES_MANIFEST"
 
@@ -25,21 +23,18 @@ class Places:
     build : folder of everything that is built.
     manifest : the one that chapters take their pairs from; that of the build's lab if None.
     sources : folders of this machine by the labels that notebooks use for them.
-    most_draws : masks that a page of the book draws under a null at most, in a build that tries things out;
-        if None, as many as the page says.
     """
 
     build: Path
     manifest: Path | None = None
     sources: Mapping[str, str] = field(default_factory=dict, hash=False)
-    most_draws: int | None = None
 
     @classmethod
     def here(cls) -> Places:
         """Those that the environment names, which are the project's own where it names none."""
-        named, most = variable(MANIFEST), variable(MOST_DRAWS)
+        named = variable(MANIFEST)
         manifest = Path(named).absolute() if named else None
-        return cls(build_folder(), manifest, labelled_folders(), int(most) if most else None)
+        return cls(build_folder(), manifest, labelled_folders())
 
     @property
     def lab(self) -> Path:
@@ -63,7 +58,6 @@ class Places:
             "THREEGATES_BUILD": str(self.build),
             MANIFEST: str(self.manifest or ""),
             SOURCES: json.dumps(dict(self.sources)),
-            MOST_DRAWS: str(self.most_draws or ""),
         }
 
 

@@ -42,7 +42,7 @@ def tables_of(kinds: Iterable[str]) -> dict[str, Mapping[str, str]]:
 
 
 def jobs_of(
-    kinds: Iterable[str], pairs: Sequence[StudyPair], draws: int, seed: int, nulls: Sequence[str] = FOUNDING
+    kinds: Iterable[str], pairs: Sequence[StudyPair], seed: int, nulls: Sequence[str] = FOUNDING
 ) -> list[Job]:
     """Every job of these kinds on these pairs, beside the nulls of these names.
 
@@ -52,7 +52,7 @@ def jobs_of(
     PairError : a kind follows runs, and a run has fewer than two steps; or it compares frames, and no run
         starts from a base with a frame beside one from the base that this was made of.
     """
-    options = {"draws": draws, "seed": seed, "nulls": asked_for(nulls)}
+    options = {"draws": 5, "seed": seed, "nulls": asked_for(nulls)}
     return [job for kind in kinds for job in KINDS[kind].jobs(pairs, options)]
 
 

@@ -10,10 +10,10 @@ from threegates.measures import changes
 
 
 def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
-    """One job a pair; its tables need no draws."""
+    """One job a pair; nothing of its tables is drawn."""
     for pair in pairs:
         sources = {"base": pair.base, "tuned": pair.tuned}
-        yield Cut(pair.name, sources, {"name": pair.name, "seed": options["seed"], "axes": False})
+        yield Cut(pair.name, sources, {"name": pair.name})
 
 
 PAIR = Kind(

@@ -31,18 +31,17 @@ def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
         if len(steps) < max(2, len(snapshots)):
             raise _no_run(run, [facts["pair"] for facts in known if not facts.get("step")])
         sources = {f"{STEP}{number}": pair.tuned for number, pair in enumerate(snapshots)}
-        yield Cut(run, {"base": snapshots[0].base, **sources}, {**options, "run": run, "steps": steps})
+        own = {"seed": options["seed"], "run": run, "steps": steps}
+        yield Cut(run, {"base": snapshots[0].base, **sources}, own)
 
 
-def _measure(
-    places: dict[str, str], run: str, draws: int, seed: int, steps: list[list]
-) -> dict[str, pd.DataFrame]:
+def _measure(places: dict[str, str], run: str, seed: int, steps: list[list]) -> dict[str, pd.DataFrame]:
     snapshots = [
         emergence.Snapshot(step, updates, opened_at(places[f"{STEP}{number}"]))
         for number, (step, updates) in enumerate(steps)
     ]
     base = opened_at(places["base"])
-    return emergence.measure_emergence(base, snapshots, run=run, draws=draws, seed=seed)
+    return emergence.measure_emergence(base, snapshots, run=run, seed=seed)
 
 
 def _no_run(run: str, without: Sequence[str]) -> PairError:

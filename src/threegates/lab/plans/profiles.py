@@ -65,7 +65,6 @@ class Profile:
     evaluation_prompts : held-out prompts of the final evaluations.
     encoder_steps : length of the encoder's runs.
     arms : which arms the interventions have.
-    most_draws : masks that its book draws under a null at most; None leaves that to the pages.
     """
 
     name: str
@@ -77,7 +76,6 @@ class Profile:
     evaluation_prompts: int
     encoder_steps: int
     arms: Arms
-    most_draws: int | None = None
 
 
 #: Shares of the steps at which step checkpoints are kept.
@@ -99,7 +97,7 @@ _EVERY_ARM = Arms(
 PROFILES = {
     profile.name: profile
     for profile in (
-        Profile("smoke", 300, 12, 8, (101,), (1 / 6, 1 / 3, 2 / 3, 1.0), 64, 8, Arms(4), most_draws=5),
+        Profile("smoke", 300, 12, 8, (101,), (1 / 6, 1 / 3, 2 / 3, 1.0), 64, 8, Arms(4)),
         Profile("mini", 1600, 48, 40, (101, 102, 103), _KEPT, 512, 24, Arms(24)),
         Profile("full", 1600, 48, 40, (101, 102, 103, 104, 105, 106), _KEPT, 512, 24, _EVERY_ARM),
     )
