@@ -13,7 +13,7 @@ import torch
 from tests.planted import planted
 from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.geometry import directions, spectral_norms
+from threegates.geometry import decomposition, directions, spectral_norms
 from threegates.jobs.nulls import founding_nulls
 from threegates.measures import bases
 from threegates.measures.by_tensor import Shared, measure_all
@@ -116,6 +116,41 @@ def test_a_side_beyond_the_svds_is_certified_and_agrees_with_them(tmp_path, monk
     assert row["angle_bound"] < 1e-4 < row["angle_left_max"]
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "path", "proof"), [("fast", "warm", "assumed"), ("reference", "svd", "complete")]
+)
+def test_spectra_are_as_accurate_as_asked(tmp_path, monkeypatch, accuracy, path, proof):
+    monkeypatch.setattr(bases, "REFERENCE_SIDE", 32)
+    # The path of larger matrices.
+    monkeypatch.setattr(decomposition, "SMALL", 0)
+    base = {Q: planted.base_tensors(width=128)[Q] * torch.linspace(0.2, 3, 128).bfloat16()}
+    tuned = planted.with_noise(base, 3e-4, seed=1)
+    sides = opened(tmp_path, base, tuned)
+    row = measure_all(PairTable(*sides, "p", accuracy=accuracy))["tensor"].iloc[0]
+    assert (row["accuracy"], row["path"], row["proof"]) == (accuracy, path, proof)
+    assert row["proved"] == (accuracy == "reference")
+    for name, value in oracle(base[Q], tuned[Q]).items():
+        exact = 1e-7 if name == "nss" else row["angle_bound"] if "angle" in name else 1e-6
+        within = 2 / row["changed"] if "overlap" in name else exact
+        assert row[name] == pytest.approx(value, abs=within), name
+    certified = measure_all(PairTable(*sides, "p"))["tensor"].iloc[0]
+    assert (row["angle_bound"] > certified["angle_bound"]) == (accuracy == "fast")
+
+
+def test_an_update_of_float32_is_measured_as_stored_and_its_base_in_bf16_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(bases, "REFERENCE_SIDE", 32)
+    base = {Q: planted.base_tensors(width=128)[Q].float() * torch.linspace(0.2, 3, 128) * 1.001}
+    tuned = {Q: base[Q] + 1e-4 * torch.randn(128, 128, generator=torch.Generator().manual_seed(0))}
+    row = measure_all(PairTable(*opened(tmp_path, base, tuned), "p"))["tensor"].iloc[0]
+    delta = tuned[Q].double() - base[Q].double()
+    assert row["norm_delta"] == pytest.approx(float(delta.norm()), rel=1e-12)
+    assert row["spectral_norm_delta"] == pytest.approx(float(torch.linalg.matrix_norm(delta, 2)), rel=1e-6)
+    for name, value in oracle(base[Q], tuned[Q]).items():
+        exact = 1e-7 if name == "nss" else row["angle_bound"] if "angle" in name else 1e-6
+        within = 2 / row["changed"] if "overlap" in name else exact
+        assert row[name] == pytest.approx(value, abs=within), name
+
+
 #: What is computed from the codes of all weights here, and found on a sample with noise by `measure_pair`.
 OF_NOISE = ["storage_norm_scale", "sparsity_storage_norm", "sparsity_storage_norm_sd"]
 DRAWS = 300
@@ -128,8 +163,10 @@ def test_the_numbers_are_those_of_the_other_tables(noisy):
     counted = [name for name in tensors if name not in OF_NOISE]
     pd.testing.assert_frame_equal(table[counted], tensors[counted])
     drift = measure_drift(*sides, name="p")["drift"].query("variant == 'raw'").set_index("tensor")
-    for name in ("nss", "gap", "stable_rank", "energy", *ANGLES):
+    for name in ("nss", "gap", *ANGLES):
         assert (table.loc[drift.index, name] == drift[name]).all()
+    for name in ("stable_rank", "energy"):
+        assert np.allclose(table.loc[drift.index, name], drift[name], rtol=1e-12, atol=0)
 
 
 def test_noise_of_the_stored_norm_is_as_sparse_as_the_sample_of_it_says(noisy):
@@ -232,8 +269,8 @@ def test_without_spectra_the_columns_stay_and_are_empty(noisy):
 
 def test_a_base_is_decomposed_once_for_a_row(noisy, monkeypatch):
     _, _, sides, _ = noisy
-    calls, original = [], bases.decompose_base
-    monkeypatch.setattr(bases, "decompose_base", lambda *a: calls.append(a) or original(*a))
+    calls, original = [], bases.decompose_base_beside_spectrum
+    monkeypatch.setattr(bases, original.__name__, lambda *a: calls.append(a) or original(*a))
     PairTable(*sides, "p", nulls=NULLS).rows(Q, Shared())
     assert len(calls) == 1
 

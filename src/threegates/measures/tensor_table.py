@@ -22,7 +22,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.laws.codes import CodeCounter, CodeCounts
 from threegates.geometry.laws.noise import noise_of, noise_sparsity, scale_of_norm
 from threegates.geometry.low_rank import singular_values_of_product
-from threegates.geometry.masks import pack, unpack, update_mask
+from threegates.geometry.masks import pack, unpack
 from threegates.geometry.nulls.null import NullMasks, NullOfLaw
 from threegates.geometry.principal import (
     HEADLINE_ALPHA,
@@ -32,7 +32,7 @@ from threegates.geometry.principal import (
     principal_targets,
 )
 from threegates.geometry.spectral_norms import spectral_norm_within
-from threegates.measures.bases import base_of
+from threegates.measures.bases import Base, base_beside_spectrum
 from threegates.measures.by_tensor import Rows, Shared
 from threegates.measures.changes import (
     OBSERVED_AXIS_COLUMNS,
@@ -44,7 +44,7 @@ from threegates.measures.changes import (
     numbers_of,
     observed_axis,
 )
-from threegates.measures.drift import DRIFT_COLUMNS, drift_numbers, moved_from
+from threegates.measures.drift import DRIFT_COLUMNS, Difference, drift_numbers, moved_against
 from threegates.measures.floors import FLOOR_COLUMNS, floor_numbers
 from threegates.measures.merging import ADAPTER_COLUMNS, adapter_rows
 from threegates.measures.null_laws import MaskBeside, beside, law_columns
@@ -114,6 +114,7 @@ class PairTable:
 
     axes : whether row and column ratios are measured. spectra : whether spectra, angles and overlaps are
     measured at all. nulls : those beside overlaps and ratios. seed : of what has no law and is drawn.
+    accuracy : of spectra of matrices too large for float64 SVDs, 'fast', 'certified' or 'reference'.
     """
 
     base: Checkpoint
@@ -123,6 +124,7 @@ class PairTable:
     axes: bool = False
     spectra: bool = True
     nulls: Sequence[NullOfLaw] = ()
+    accuracy: str = "certified"
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:
@@ -213,7 +215,8 @@ class _Matrix:
             self.table.name,
             self.pair.name,
             self.pair.base,
-            update_mask(self.pair.base, self.pair.tuned),
+            # Loading has refused what is not finite, which `update_mask` would look for once more.
+            self.pair.base != self.pair.tuned,
             [unpack(one, shape) for one in packed],
             self.counted.norm_delta_bf16,
             self.table.seed,
@@ -224,7 +227,7 @@ class _Matrix:
         """Packed targets of the base at the headline rank and share."""
         base = self.pair.base
         k = headline_rank(base.shape)
-        leading = base_of(base, k, self.shared).leading.leading
+        leading = self._side(base).leading.leading
         return self.shared.of(
             ("targets", k),
             base,
@@ -238,9 +241,8 @@ class _Matrix:
 
     def spectra(self) -> dict:
         """Singular values, angles and overlaps."""
-        stored = self.pair.base_stored, self.pair.tuned_stored
-        moved = moved_from(*stored, self.shared, self._spectral_norm)
-        numbers = drift_numbers(moved)
+        side = self._side(self.pair.base_stored)
+        numbers = drift_numbers(moved_against(side, self.pair.tuned_stored, self._difference))
         chosen = {name: numbers[name] for name in SPECTRAL}
         # Without leading subspaces nothing lies in them, and of a zero base nothing is small.
         leading = numbers["angle_bound"] < math.pi / 2
@@ -248,6 +250,22 @@ class _Matrix:
             chosen |= {"energy": math.nan, "energy_expected": math.nan}
         meant = [one for one in TARGETS if leading or (one == "low" and self.counted.norm_base > 0)]
         return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **self._overlaps(meant)}
+
+    def _side(self, base: Tensor) -> Base:
+        """The base as stored or in bf16, which often are one, with all singular values."""
+        if base.dtype == self.pair.base_stored.dtype:
+            return self._stored_side
+        return base_beside_spectrum(base, headline_rank(base.shape), self.shared, self.table.accuracy)
+
+    @cached_property
+    def _stored_side(self) -> Base:
+        base = self.pair.base_stored
+        return base_beside_spectrum(base, headline_rank(base.shape), self.shared, self.table.accuracy)
+
+    def _difference(self, tuned: Tensor, base: Tensor) -> Difference:
+        """ΔW in the type that both sides are measured in, each entry rounded once; its norm is known."""
+        delta = tuned - base
+        return Difference(delta, self.counted.norm_delta, self._spectral_norm(delta))
 
     def _spectral_norm(self, delta: Tensor) -> float:
         """‖ΔW‖₂; that of an adapter's factors takes no iteration."""

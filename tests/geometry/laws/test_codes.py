@@ -8,8 +8,9 @@ import torch
 
 from tests.planted import tensors
 from threegates.errors import GeometryError
+from threegates.geometry.laws import lines
 from threegates.geometry.laws.codes import CodeCounter, count_codes
-from threegates.geometry.laws.lines import line_sums, stratum_counts
+from threegates.geometry.laws.lines import distance_counts, line_sums, stratum_counts
 from threegates.geometry.laws.strata import one_stratum, quantile_strata
 from threegates.geometry.nulls.magnitude import magnitude_bins
 from threegates.geometry.precision import gaps_beyond
@@ -49,10 +50,10 @@ def test_strata_are_the_sampler_s_bins():
         assert (strata.sums(codes.counts) == np.bincount(bins.reshape(-1).numpy(), minlength=64)).all()
         if base.shape[0] > 1:
             rows, columns = stratum_counts(base, codes, strata)
-            for found, lines in ((rows, bins), (columns, bins.T)):
+            for found, along in ((rows, bins), (columns, bins.T)):
                 assert all(
                     (row == np.bincount(line.numpy(), minlength=64)).all()
-                    for row, line in zip(found, lines, strict=True)
+                    for row, line in zip(found, along, strict=True)
                 )
     assert one_stratum(codes).number == 1
 
@@ -66,6 +67,32 @@ def test_sums_along_lines_are_those_of_looked_up_values():
     by_value = dict(zip(codes.values, functions.T, strict=True))
     table = np.array([[by_value[float(w) + 0.0] for w in row] for row in base.double().numpy()])
     assert sums.rows == pytest.approx(table.sum(axis=1)) and sums.columns == pytest.approx(table.sum(axis=0))
+
+
+@pytest.mark.parametrize("name", sorted(tensors.FAMILIES))
+def test_sums_of_what_hangs_on_distances_alone_are_those_of_lookups(name):
+    base = tensors.family(name)
+    base.reshape(-1)[:3] = -0.0
+    codes = count_codes(base)
+    down, up = codes.gaps()
+    functions = np.stack([down + up, np.log2(down) * np.log2(up)])
+    counts, sums = distance_counts(base, codes, down, up), line_sums(base, codes, functions)
+    assert counts is not None and counts.rows.sum() == counts.columns.sum() == base.numel()
+    assert counts.sums(functions).rows == pytest.approx(sums.rows, rel=1e-12)
+    assert counts.sums(functions).columns == pytest.approx(sums.columns, rel=1e-12)
+
+
+def test_too_many_distances_are_not_counted_and_blocks_of_any_shape_are(monkeypatch):
+    base = tensors.family("clustered")
+    codes = count_codes(base)
+    down, up = codes.gaps()
+    whole = distance_counts(base, codes, down, up)
+    monkeypatch.setattr(lines, "BLOCK", (3, 5))
+    monkeypatch.setattr(lines, "MOST_PAIRS", len(whole.examples))
+    small = distance_counts(base, codes, down, up)
+    assert (small.rows == whole.rows).all() and (small.columns == whole.columns).all()
+    monkeypatch.setattr(lines, "MOST_PAIRS", len(whole.examples) - 1)
+    assert distance_counts(base, codes, down, up) is None
 
 
 def test_what_cannot_be_counted_is_refused():
