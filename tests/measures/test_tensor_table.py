@@ -11,6 +11,7 @@ import scipy.linalg
 import torch
 
 from tests.planted import planted
+from threegates.checkpoints import pairs
 from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry import decomposition, directions, spectral_norms
@@ -20,7 +21,7 @@ from threegates.measures.by_tensor import Shared, measure_all
 from threegates.measures.changes import measure_pair
 from threegates.measures.drift import measure_drift
 from threegates.measures.overlap import PairOverlap
-from threegates.measures.tensor_table import MEASURED, PairTable, table_columns
+from threegates.measures.tensor_table import MEASURED, SMALL_SIDE, PairTable, table_columns
 
 NULLS = founding_nulls()
 STATED = """
@@ -257,6 +258,44 @@ def test_an_unchanged_matrix_moves_nothing_and_overlaps_with_nothing(tmp_path):
         and row["density_low"] == 0.5
         and np.isnan(row["overlap_low_bernoulli_log10_p"])
     )
+
+
+TALL = "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_an_embedding_has_the_spectrum_and_angles_of_its_smaller_side(tmp_path, stored, monkeypatch):
+    monkeypatch.setattr(pairs, "BLOCK", 700)
+    generator = torch.Generator().manual_seed(0)
+    tall = (torch.randn(300, 64, generator=generator) * torch.linspace(0.2, 3, 64)).bfloat16()
+    after = (tall.float() + 1e-3 * torch.randn(300, 64, generator=generator)).to(stored)
+    base, tuned = ({TALL: one, Q: torch.eye(64).bfloat16()} for one in (tall, after))
+    table = table_of(tmp_path, base, tuned)
+    row = table.loc[TALL]
+    assert (row["spectra"], row["accuracy"], row["proof"]) == (SMALL_SIDE, "certified", "complete")
+    for name, value in oracle(tall, after).items():
+        if name in ("nss", "gap", "k") or "right" in name:
+            within = row["angle_bound"] if "angle" in name else max(1e-9, row["nss_error"])
+            assert row[name] == pytest.approx(value, abs=within), name
+        else:
+            assert pd.isna(row[name]), name
+    assert (
+        0 < row["angle_floor"] < row["angle_bound"] < 1e-8 < row["angle_right_max"] and row["resolved"] == 1
+    )
+    assert row["changed"] == int((tall != after.bfloat16()).sum())
+    bare = measure_all(PairTable(*opened(tmp_path / "bare", base, tuned), "p", spectra=False))["tensor"]
+    assert set(bare["spectra"]) == {"not in a block", "not asked for"}
+
+
+def test_an_unchanged_embedding_moves_nothing_and_one_of_zeros_has_no_angles(tmp_path):
+    tall = torch.randn(40, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    head = torch.zeros(40, 24).bfloat16()
+    base = {TALL: tall, "lm_head.weight": head, Q: torch.eye(24).bfloat16()}
+    table = table_of(tmp_path, base, base | {"lm_head.weight": head + 1})
+    row = table.loc[TALL]
+    assert row["path"] == "unchanged" and row["nss"] == row["angle_right_max"] == row["angle_bound"] == 0
+    zero = table.loc["lm_head.weight"]
+    assert pd.isna(zero["nss"]) and pd.isna(zero["angle_right_max"]) and zero["resolved"] == 0
 
 
 def test_without_spectra_the_columns_stay_and_are_empty(noisy):

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from threegates.checkpoints.adapters.notes import adapter_of
 from threegates.checkpoints.formats.roles import block, is_matrix
-from threegates.checkpoints.pairs import TensorPair, load_pair, load_rows, rows_of_pair
+from threegates.checkpoints.pairs import PairRows, TensorPair, load_pair, load_rows, rows_of_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.laws.codes import CodeCounter, CodeCounts
 from threegates.geometry.laws.noise import noise_of, noise_sparsity, scale_of_norm
@@ -31,7 +31,9 @@ from threegates.geometry.principal import (
     overlaps,
     principal_targets,
 )
+from threegates.geometry.spectra import spectral_shift
 from threegates.geometry.spectral_norms import spectral_norm_within
+from threegates.geometry.streamed_spectra import GramSum, right_angles, small_side
 from threegates.measures.bases import Base, base_beside_spectrum
 from threegates.measures.by_tensor import Rows, Shared
 from threegates.measures.changes import (
@@ -83,6 +85,8 @@ _SPECTRA_COLUMNS = {
 }
 
 MEASURED = "measured"
+#: Of an embedding, a head or another tall matrix outside of blocks: no left angles, overlaps and ‖ΔW‖₂.
+SMALL_SIDE = "of the smaller side alone"
 #: Name of the table of an adapter's matrices.
 ADAPTER = "adapter"
 #: Where a tensor lies: of a vision tower's block, too, the number, and the stack that counts it.
@@ -163,7 +167,7 @@ class PairTable:
         why, axes = self._why_not(facts), self.axes and is_block_matrix(facts)
         if why and not axes:
             floor = floor_numbers(self.base, self.tuned, tensor)
-            return {"tensor": [facts | self._streamed(tensor) | floor | {"spectra": why}], "axis": []}
+            return {"tensor": [facts | {"spectra": why} | self._streamed(facts) | floor], "axis": []}
         pair = load_pair(self.base, self.tuned, tensor)
         counted = count(rows_of_pair(pair))
         matrix = _Matrix(pair, self, counted, shared)
@@ -172,11 +176,12 @@ class PairTable:
         floor = floor_numbers(self.base, self.tuned, tensor)
         return {"tensor": [facts | matrix.numbers() | floor | spectra], "axis": axis}
 
-    def _streamed(self, tensor: str) -> dict:
-        """What a tensor has of which only a block is held at a time."""
-        counter = CodeCounter()
-        counted = count(load_rows(self.base, self.tuned, tensor), look=counter.add)
-        return _numbers(counted, counter.whole())
+    def _streamed(self, facts: dict) -> dict:
+        """What a tensor has of which only a block is held at a time, spectra of a tall matrix among it."""
+        rows, counter = load_rows(self.base, self.tuned, facts["tensor"]), CodeCounter()
+        grams = _Grams(facts["shape"]) if self.spectra and has_small_side(facts) else None
+        counted = count(grams.seeing(rows) if grams else rows, look=counter.add)
+        return _numbers(counted, counter.whole()) | (grams.numbers(counted) if grams else {})
 
     def _why_not(self, facts: dict) -> str:
         """Why a compared tensor has no spectra; nothing if it has."""
@@ -195,6 +200,56 @@ def _numbers(counted: Counted, codes: CodeCounts) -> dict:
         return numbers_of(counted, 0.0, (math.nan, math.nan))
     scale = scale_of_norm(codes, counted.norm_delta_bf16)
     return numbers_of(counted, scale, noise_sparsity(noise_of(codes), scale))
+
+
+def has_small_side(facts: dict) -> bool:
+    """Whether a matrix lies in no block and is at least as tall as wide, as embeddings and heads are."""
+    outside = is_matrix(facts["tensor"], facts["shape"]) and facts["layer"] is None
+    return outside and facts["size"] > 0 and facts["shape"][0] >= facts["shape"][1]
+
+
+class _Grams:
+    """Both sides' Gram matrices of the smaller side, summed up while the rows are counted."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._shape = tuple(shape)
+        self._base, self._tuned = (GramSum(shape[1]) for _ in range(2))
+
+    def seeing(self, rows: PairRows) -> PairRows:
+        """The same rows, each taken into the sums as it is read."""
+
+        def block(start: int, stop: int) -> TensorPair:
+            pair = rows.block(start, stop)
+            self._base.add(pair.base_stored)
+            self._tuned.add(pair.tuned_stored)
+            return pair
+
+        return replace(rows, block=block)
+
+    def numbers(self, counted: Counted) -> dict:
+        """Columns of the spectra, as far as the smaller side knows them."""
+        k, rows = headline_rank(self._shape), self._base.rows
+        base = small_side(self._base.whole(), rows, k)
+        tuned = small_side(self._tuned.whole(), rows, k) if counted.stored else base
+        angles = right_angles(base, tuned)
+        nss, nss_error = spectral_shift(base.spectrum, tuned.spectrum)
+        known = angles.bound < math.pi / 2
+        return {
+            "spectra": SMALL_SIDE,
+            "accuracy": "certified",
+            "path": "gram" if counted.stored else "unchanged",
+            "proof": "complete",
+            "proved": True,
+            "k": k,
+            "gap": min(base.gap, tuned.gap),
+            "nss": nss if math.isfinite(nss) else math.nan,
+            "nss_error": nss_error,
+            "angle_right_max": angles.maximum if known else math.nan,
+            "angle_right_mean": angles.mean if known else math.nan,
+            "angle_bound": angles.bound,
+            "angle_floor": angles.floor,
+            "resolved": 1 - float(angles.unresolved.double().mean()) if known else 0.0,
+        }
 
 
 @dataclass(frozen=True)
