@@ -38,7 +38,6 @@ def sides(tmp_path_factory):
 def measured(sides: dict[str, Checkpoint], nulls: tuple[Null, ...]) -> dict[str, pd.DataFrame]:
     """Every table with nulls, by kind and name."""
     base, runs = sides["base"], {name: one for name, one in sides.items() if name != "base"}
-    drawn = {"draws": 3, "nulls": nulls}
     found = {
         "table": measure_all(PairTable(base, runs["r1"], "p", axes=True, nulls=nulls)),
         "overlap": measure_overlap(base, runs["r1"], name="p", nulls=nulls),

@@ -8,8 +8,9 @@ import torch
 
 from tests.planted import tensors
 from threegates.errors import GeometryError
+from threegates.geometry.laws import lines
 from threegates.geometry.laws.codes import CodeCounter, count_codes
-from threegates.geometry.laws.lines import line_sums, stratum_counts
+from threegates.geometry.laws.lines import distance_counts, line_sums, stratum_counts
 from threegates.geometry.laws.strata import one_stratum, quantile_strata, value_strata
 from threegates.geometry.precision import gaps_beyond
 
@@ -91,8 +92,8 @@ def test_strata_are_counted_along_lines(strata_of):
         by_value = dict(zip(codes.values, strata.of_code, strict=True))
         labels = np.array([[by_value[float(w) + 0.0] for w in row] for row in base.double().numpy()])
         rows, columns = stratum_counts(base, codes, strata)
-        for found, lines in ((rows, labels), (columns, labels.T)):
-            expected = [np.bincount(line, minlength=strata.number) for line in lines]
+        for found, along in ((rows, labels), (columns, labels.T)):
+            expected = [np.bincount(line, minlength=strata.number) for line in along]
             assert (found == np.array(expected)).all()
     assert one_stratum(codes).number == 1
 
@@ -106,6 +107,32 @@ def test_sums_along_lines_are_those_of_looked_up_values():
     by_value = dict(zip(codes.values, functions.T, strict=True))
     table = np.array([[by_value[float(w) + 0.0] for w in row] for row in base.double().numpy()])
     assert sums.rows == pytest.approx(table.sum(axis=1)) and sums.columns == pytest.approx(table.sum(axis=0))
+
+
+@pytest.mark.parametrize("name", sorted(tensors.FAMILIES))
+def test_sums_of_what_hangs_on_distances_alone_are_those_of_lookups(name):
+    base = tensors.family(name)
+    base.reshape(-1)[:3] = -0.0
+    codes = count_codes(base)
+    down, up = codes.gaps()
+    functions = np.stack([down + up, np.log2(down) * np.log2(up)])
+    counts, sums = distance_counts(base, codes, down, up), line_sums(base, codes, functions)
+    assert counts is not None and counts.rows.sum() == counts.columns.sum() == base.numel()
+    assert counts.sums(functions).rows == pytest.approx(sums.rows, rel=1e-12)
+    assert counts.sums(functions).columns == pytest.approx(sums.columns, rel=1e-12)
+
+
+def test_too_many_distances_are_not_counted_and_blocks_of_any_shape_are(monkeypatch):
+    base = tensors.family("clustered")
+    codes = count_codes(base)
+    down, up = codes.gaps()
+    whole = distance_counts(base, codes, down, up)
+    monkeypatch.setattr(lines, "BLOCK", (3, 5))
+    monkeypatch.setattr(lines, "MOST_PAIRS", len(whole.examples))
+    small = distance_counts(base, codes, down, up)
+    assert (small.rows == whole.rows).all() and (small.columns == whole.columns).all()
+    monkeypatch.setattr(lines, "MOST_PAIRS", len(whole.examples) - 1)
+    assert distance_counts(base, codes, down, up) is None
 
 
 def test_what_cannot_be_counted_is_refused():

@@ -13,6 +13,10 @@ from threegates.geometry.laws.codes import PATTERNS, CodeCounts
 from threegates.geometry.laws.strata import Strata
 
 TILE = 1 << 16
+#: Rows and columns of a block that is counted at a time, if no more kinds are told apart.
+BLOCK = (128, 256)
+#: Distances that are counted along lines at most; beyond, looking values up takes no longer.
+MOST_PAIRS = 512
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,68 @@ def _anywhere(bits: Tensor, tables: np.ndarray) -> LineSums:
         rows.append(found.sum(dim=1).cpu().numpy())
         columns.append(found.sum(dim=0).cpu().numpy())
     return LineSums(np.stack(rows, axis=1), np.stack(columns, axis=1))
+
+
+@dataclass(frozen=True)
+class DistanceCounts:
+    """How many weights of each pair of distances to the next change lie in each row (m, D) and column (n, D).
+
+    All codes of a binade but its least lie equally far from their neighbours, so that there are few pairs,
+    and what depends on the distances alone is summed along lines by a product with these counts.
+    examples : (D,) a code of each pair.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    examples: np.ndarray
+
+    def sums(self, functions: np.ndarray) -> LineSums:
+        """`line_sums` of functions (T, K) that have one value for all codes of a pair."""
+        values = functions[:, self.examples].T
+        return LineSums(self.rows @ values, self.columns @ values)
+
+
+def distance_counts(
+    base: Shaped[Tensor, "m n"], codes: CodeCounts, down: np.ndarray, up: np.ndarray
+) -> DistanceCounts | None:
+    """Count pairs of distances along lines; None where more than `MOST_PAIRS` differ, as at a coarse η.
+
+    Parameters
+    ----------
+    base : finite bfloat16 matrix whose codes were counted; down, up : (K,) distances, in either order.
+
+    **Source** this study.
+    """
+    pairs = np.sort(np.stack([down, up]), axis=0)
+    _, examples, place = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
+    if len(examples) > MOST_PAIRS:
+        return None
+    return DistanceCounts(*_along_both(base, codes, place.reshape(-1), len(examples)), examples)
+
+
+def _along_both(
+    base: Tensor, codes: CodeCounts, kind_of_code: np.ndarray, kinds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many entries of each kind lie in each row (m, kinds) and column (n, kinds).
+
+    By blocks of about as many rows and columns as there are kinds, lest most counters of a block count none.
+    """
+    table = np.zeros(PATTERNS, dtype=np.intp)
+    table[codes.patterns] = kind_of_code
+    # −0 is counted as +0.
+    table[0x8000] = table[0]
+    words = base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
+    (m, n), (height, width) = words.shape, (max(side, kinds) for side in BLOCK)
+    rows, columns = np.zeros((m, kinds)), np.zeros((n, kinds))
+    for top in range(0, m, height):
+        for left in range(0, n, width):
+            labels = np.take(table, words[top : top + height, left : left + width], mode="wrap")
+            h, w = labels.shape
+            here = np.bincount((labels + kinds * np.arange(h)[:, None]).ravel(), minlength=h * kinds)
+            rows[top : top + h] += here.reshape(h, kinds)
+            labels += kinds * np.arange(w)
+            columns[left : left + w] += np.bincount(labels.ravel(), minlength=w * kinds).reshape(w, kinds)
+    return rows, columns
 
 
 def stratum_counts(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -29,7 +29,13 @@ from threegates.geometry.laws.dispersion import (
 )
 from threegates.geometry.laws.hypergeometric import sum_of_hypergeometrics
 from threegates.geometry.laws.law import FIRST_ORDER, Law, unknown
-from threegates.geometry.laws.lines import line_sums, stratum_counts
+from threegates.geometry.laws.lines import (
+    DistanceCounts,
+    LineSums,
+    distance_counts,
+    line_sums,
+    stratum_counts,
+)
 from threegates.geometry.laws.noise import Noise, noise_of, scale_of_norm
 from threegates.geometry.laws.ratio import overlap_at_scale
 from threegates.geometry.laws.stopped import SMALL, expected_sums, stopped_sum
@@ -48,7 +54,8 @@ class Seen:
 
     codes : counted by labels that add up: 1 for the mask, 2, 4, … for the targets in their order.
     norm : ‖ΔW‖_F of the stored update, which null 1b's scale is found from, unless that is `known`.
-    noise : at the mask's tolerance. seed : of what has to be drawn after all.
+    noise : at the mask's tolerance. seed : of what has to be drawn after all. along : what was counted along
+    the base's lines.
     """
 
     codes: CodeCounts
@@ -56,6 +63,7 @@ class Seen:
     norm: Real
     seed: int = 0
     known: Real | None = None
+    along: dict[str, DistanceCounts | None] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
     def observed(self) -> np.ndarray:
@@ -81,6 +89,13 @@ class Seen:
         """(K,) weights of each code that lie in the mask (0), or in a target (1, 2, …)."""
         labels = [label for label in range(self.codes.by_label.shape[1]) if label >> bit & 1]
         return self.codes.with_labels(*labels)
+
+    def sums(self, base: Shaped[Tensor, "m n"], functions: np.ndarray) -> LineSums:
+        """Sums along lines of functions (T, K) of the distances; the base is gone through once for all."""
+        if "distances" not in self.along:
+            self.along["distances"] = distance_counts(base, self.codes, self.noise.down, self.noise.up)
+        counts = self.along["distances"]
+        return counts.sums(functions) if counts else line_sums(base, self.codes, functions)
 
     def generator(self) -> np.random.Generator:
         """Source of what is drawn, anew for each law, so that no law hangs on another."""
@@ -217,18 +232,18 @@ def _means_at_norm(seen: Seen, insides: np.ndarray) -> np.ndarray:
 
 def _stopped_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
     scale = seen.scale_of_count
-    sums = line_sums(base, seen.codes, functions_of_noise(seen.noise, scale, stopped=True))
+    sums = seen.sums(base, functions_of_noise(seen.noise, scale, stopped=True))
     rate = growth(seen.noise, scale)
     return at_count(sums.rows, base.shape[1], rate), at_count(sums.columns, base.shape[0], rate)
 
 
 def _scaled_lines(seen: Seen, base: Tensor) -> tuple[LineCounts, LineCounts]:
-    sums = line_sums(base, seen.codes, functions_of_noise(seen.noise, seen.scale, stopped=False))
+    sums = seen.sums(base, functions_of_noise(seen.noise, seen.scale, stopped=False))
     return at_scale(sums.rows, base.shape[1]), at_scale(sums.columns, base.shape[0])
 
 
 def _noise_cells(seen: Seen, base: Tensor, scale: Real, held: int | None) -> tuple[Cells, Cells]:
-    sums, (m, n) = line_sums(base, seen.codes, functions_of_cells(seen.noise, scale)), base.shape
+    sums, (m, n) = seen.sums(base, functions_of_cells(seen.noise, scale)), base.shape
     return cells_of_noise(sums.rows, n, held), cells_of_noise(sums.columns, m, held)
 
 
