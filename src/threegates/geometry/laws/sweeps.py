@@ -63,8 +63,9 @@ def _joint_counts(base: Tensor, codes: CodeCounts, targets: SweepTargets, order:
     for tile in keys.tiles():
         here = number[start : (start := start + len(tile[0]))]
         for layer, layer_keys in enumerate(tile):
-            outside = len(order) - sum(one.take(layer_keys).to(torch.int64) for one in selectors[layer])
-            joint[layer] += np.bincount(here + places * outside.cpu().numpy(), minlength=joint.shape[1])
+            taken = torch.stack([one.take(layer_keys) for one in selectors[layer]])
+            outside = len(order) - taken.sum(dim=0).cpu().numpy()
+            joint[layer] += np.bincount(here + places * outside, minlength=joint.shape[1])
     return joint
 
 
