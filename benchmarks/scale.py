@@ -1,6 +1,6 @@
-"""Measuring within a stated cap on memory: a whole pair of 1.5 B parameters, and one layer of an 8 B model.
+"""Measuring within a stated cap on memory: whole pairs of up to 1.5 B parameters, and a layer of 8 B.
 
-Pairs are made on the spot with a planted update, and removed afterwards: the first has the shapes of
+Pairs are made on the spot with a planted update, and removed afterwards: the largest has the shapes of
 Qwen2.5-1.5B (tied head), a base in bf16 and a tuned side in float32, both in shards, and takes 9.3 GB of
 disk. Every way runs in processes of its own. What counts is their anonymous memory together, watched from
 outside; what they map of files is beside it. Times are the clock's, for there may be several processes.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -27,9 +28,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from benchmarks import streaming
+from benchmarks.laws import BY_DEFAULT, drawn
 from benchmarks.measure import Row
 from threegates.atomic import write_json
 from threegates.checkpoints.tensors import INDEX, Checkpoint
+from threegates.geometry.laws.masks import see
 from threegates.geometry.masks import pack
 from threegates.jobs.memory import PROCESS, give_back_freed_memory, need_of, run_within
 from threegates.jobs.nulls import founding_nulls
@@ -45,7 +48,9 @@ HIDDEN = 1 + 2.0**-12
 """What float32 entries move by besides: less than bf16 shows."""
 SHARD_BYTES = 2 * GIB
 
-PAIR_CAP, PAIR_WORKERS = "2GiB", 2
+PAIR_CAP, PAIR_WORKERS, PAIR_GATE = "2GiB", 2, 2.2
+PEER_DRAWS = 2
+"""Masks of each null that are timed for what one would write."""
 LAYER_CAP = "2.5GiB"
 LAYER = {"hidden": 4096, "keys": 1024, "inner": 14_336}
 LOOSE = 2.5
@@ -60,11 +65,19 @@ TENSORS = {
 BLOCK_NAME = "model.layers.0.mlp.up_proj.weight"
 
 
+MODELS = {
+    "s": streaming.Model(576, 30, 1536, 192, 49_152),
+    "m": streaming.Model(960, 32, 2560, 320, 49_152),
+    "l": streaming.Model(896, 24, 4864, 128, 151_936),
+    "x": streaming.Model(),
+}
+"""Shapes of SmolLM-135M and -360M and of Qwen2.5-0.5B and -1.5B, all with tied heads."""
+
+
 def rows(sizes: Sequence[str]) -> list[Row]:
-    """Estimates at these sizes; the pair at l, the layer at x."""
+    """Estimates and whole pairs at these sizes; the layer at x."""
     found = [foretold(size, **TENSORS[size]) for size in sizes]
-    if "l" in sizes:
-        found.append(whole_pair(dict(streaming.shapes())))
+    found += [whole_pair(MODELS[size]) for size in sizes]
     if "x" in sizes:
         found.append(one_layer(dict(layer_shapes())))
     return found
@@ -152,7 +165,8 @@ def _write_sharded(folder: Path, tensors: Iterable[tuple[str, Tensor]]) -> None:
             close()
     if shard:
         close()
-    config = {"model_type": "qwen2", "tie_word_embeddings": True, "num_hidden_layers": streaming.LAYERS}
+    layers = len({name.split(".")[2] for name in weight_map if ".layers." in name})
+    config = {"model_type": "qwen2", "tie_word_embeddings": True, "num_hidden_layers": layers}
     write_json(folder / "config.json", config)
     write_json(folder / INDEX, {"metadata": {}, "weight_map": weight_map})
 
@@ -282,10 +296,12 @@ def one_tensor(folder: Path, tensor: str) -> dict:
     return {"before": before, "peak": peak, "after": own_anonymous(), "estimate": estimate, "seconds": taken}
 
 
-def loaded(folder: Path, blocks: int) -> dict:
+def loaded(folder: Path, blocks: int, workers: int = 1, draws: int = 0) -> dict:
     """What one would write first: both models whole in float32, masks and sums, float64 SVDs of matrices.
 
-    Those of one block, their seconds times the number of blocks.
+    SVDs and null masks are those of one block, their seconds times the number of blocks. Several processes
+    each do that block at the same time, and share the blocks. draws : masks of each null that are timed, of
+    the `BY_DEFAULT` that they stand for.
     """
     torch.set_num_threads(1)
     start = time.monotonic()
@@ -296,13 +312,36 @@ def loaded(folder: Path, blocks: int) -> dict:
         changed[name] = int(mask.sum())
         if mask.dim() == 2:
             mask.sum(0), mask.sum(1)
-    masks, start = time.monotonic() - start, time.monotonic()
-    for name, before in base.items():
-        if ".layers.0." in name and before.dim() == 2:
-            for side in (before, tuned[name]):
-                tall = side if side.shape[0] >= side.shape[1] else side.T
-                torch.linalg.svd(tall.double(), full_matrices=False)
-    return {"changed": changed, "seconds": masks + blocks * (time.monotonic() - start)}
+    masks = time.monotonic() - start
+    block = [
+        (before, tuned[name]) for name, before in base.items() if ".layers.0." in name and before.dim() == 2
+    ]
+    if workers == 1:
+        taken = [one_block(block, draws)]
+    else:
+        # As forks, which share what was loaded; each has one thread.
+        with multiprocessing.get_context("fork").Pool(workers) as pool:
+            taken = pool.starmap(one_block, [(block, draws)] * workers, chunksize=1)
+    return {"changed": changed, "seconds": masks + blocks * max(taken) / workers}
+
+
+def one_block(block: Sequence[tuple[Tensor, Tensor]], draws: int) -> float:
+    """Seconds of float64 SVDs of both sides of each matrix, and of `BY_DEFAULT` masks of each null."""
+    torch.set_num_threads(1)
+    start = time.monotonic()
+    for sides in block:
+        for side in sides:
+            tall = side if side.shape[0] >= side.shape[1] else side.T
+            torch.linalg.svd(tall.double(), full_matrices=False)
+    taken = time.monotonic() - start
+    for before, after in block if draws else ():
+        base, mask = before.bfloat16(), before.bfloat16() != after.bfloat16()
+        seen = see(base, mask, norm=float((after.bfloat16().double() - base.double()).norm()))
+        start = time.monotonic()
+        for null in founding_nulls():
+            drawn(null, seen, base, mask, [mask], draws)
+        taken += (time.monotonic() - start) * BY_DEFAULT / draws
+    return taken
 
 
 # --- rows
@@ -330,20 +369,23 @@ def foretold(size: str, shape: tuple[int, int], name: str = BLOCK_NAME) -> Row:
     )
 
 
-def whole_pair(shapes: Mapping[str, tuple[int, ...]]) -> Row:
+def whole_pair(model: streaming.Model) -> Row:
     """All tensors of a pair within its cap: masks, ratios, overlaps with nulls, spectra."""
     with tempfile.TemporaryDirectory(prefix="threegates-pair-") as kept:
-        folder = Path(kept)
+        folder, shapes = Path(kept), dict(model.shapes())
         truth = write_pair(folder, shapes)
         size = sum(torch.Size(shape).numel() for shape in shapes.values())
-        return _within(
+        row = _within(
             "pair within a cap",
             f"{size / 1e9:.2f} B, {PAIR_WORKERS} workers at most",
             folder,
             truth,
             (PAIR_CAP, PAIR_WORKERS),
-            "both whole in float32, float64 SVDs",
+            f"both whole in float32, float64 SVDs, {BY_DEFAULT} masks of each null (from {PEER_DRAWS}), "
+            f"{PAIR_WORKERS} processes",
         )
+        whole = model == MODELS["x"]
+        return replace(row, gate=PAIR_GATE if whole else None, notes=row.notes | {"parameters": float(size)})
 
 
 def one_layer(shapes: Mapping[str, tuple[int, ...]]) -> Row:
@@ -373,7 +415,10 @@ def _within(
     ran = run_watched("measure", str(folder), cap, str(workers))
     wrong = differences(folder, truth)
     blocks = len({name.split(".")[2] for name in truth if ".layers." in name})
-    theirs = run_watched("load", str(folder), str(blocks))
+    # A peer on several processes draws nulls too; beside one layer alone stand its SVDs.
+    theirs = run_watched(
+        "load", str(folder), str(blocks), str(workers), str(PEER_DRAWS if workers > 1 else 0)
+    )
     wrong += [name for name, one in truth.items() if theirs.found["changed"][name] != one.changed]
     fits = ran.anonymous <= parse_size(cap)
     said = f"{len(wrong)} tensors wrong" if wrong else "planted masks, sums and overlaps"
@@ -447,7 +492,7 @@ def main() -> None:
     elif chosen.way == "tensor":
         found = scale.one_tensor(chosen.folder, *chosen.more)
     else:
-        found = scale.loaded(chosen.folder, int(chosen.more[0]))
+        found = scale.loaded(chosen.folder, *map(int, chosen.more))
     print(json.dumps(found))
 
 

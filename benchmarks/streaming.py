@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,7 +28,6 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.checkpoints.writer import write_checkpoint
 from threegates.geometry.masks import count_changes
 
-WIDTH, LAYERS, FEED_FORWARD, KV_WIDTH, VOCABULARY = 1536, 28, 8960, 256, 151_936
 GIB = 2**30
 ANONYMOUS_GIB = 0.25
 """Most memory of its own that the streaming way may take beyond what the libraries take."""
@@ -43,28 +43,42 @@ def rows(sizes: Sequence[str]) -> list[Row]:
         return [compared(Path(folder), ROUNDS)]
 
 
-def shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and shapes of the model's tensors."""
-    yield "model.embed_tokens.weight", (VOCABULARY, WIDTH)
-    yield "model.norm.weight", (WIDTH,)
-    for number in range(LAYERS):
-        block = f"model.layers.{number}"
-        for name, rows_of in (("q", WIDTH), ("k", KV_WIDTH), ("v", KV_WIDTH)):
-            yield f"{block}.self_attn.{name}_proj.weight", (rows_of, WIDTH)
-            yield f"{block}.self_attn.{name}_proj.bias", (rows_of,)
-        yield f"{block}.self_attn.o_proj.weight", (WIDTH, WIDTH)
-        for name in ("gate", "up"):
-            yield f"{block}.mlp.{name}_proj.weight", (FEED_FORWARD, WIDTH)
-        yield f"{block}.mlp.down_proj.weight", (WIDTH, FEED_FORWARD)
-        for name in ("input_layernorm", "post_attention_layernorm"):
-            yield f"{block}.{name}.weight", (WIDTH,)
+@dataclass(frozen=True)
+class Model:
+    """Sides of a model with a tied head; those of Qwen2.5-1.5B by default."""
+
+    width: int = 1536
+    layers: int = 28
+    feed_forward: int = 8960
+    kv_width: int = 256
+    vocabulary: int = 151_936
+
+    def shapes(self) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Names and shapes of the model's tensors."""
+        width, wide = self.width, self.feed_forward
+        yield "model.embed_tokens.weight", (self.vocabulary, width)
+        yield "model.norm.weight", (width,)
+        for number in range(self.layers):
+            block = f"model.layers.{number}"
+            for name, rows_of in (("q", width), ("k", self.kv_width), ("v", self.kv_width)):
+                yield f"{block}.self_attn.{name}_proj.weight", (rows_of, width)
+                yield f"{block}.self_attn.{name}_proj.bias", (rows_of,)
+            yield f"{block}.self_attn.o_proj.weight", (width, width)
+            for name in ("gate", "up"):
+                yield f"{block}.mlp.{name}_proj.weight", (wide, width)
+            yield f"{block}.mlp.down_proj.weight", (width, wide)
+            for name in ("input_layernorm", "post_attention_layernorm"):
+                yield f"{block}.{name}.weight", (width,)
+
+
+MODEL = Model()
 
 
 def write_pair(folder: Path) -> None:
     """Write base and tuned as ordinary checkpoints; about a third of the entries differ."""
     for side, step in (("base", 0.0), ("tuned", 2.5e-5)):
-        config = {"model_type": "qwen2", "tie_word_embeddings": True, "num_hidden_layers": LAYERS}
-        tensors = {name: _weights(name, shape, step) for name, shape in shapes()}
+        config = {"model_type": "qwen2", "tie_word_embeddings": True, "num_hidden_layers": MODEL.layers}
+        tensors = {name: _weights(name, shape, step) for name, shape in MODEL.shapes()}
         write_checkpoint(folder / side, tensors, config, max_shard_bytes=GIB)
 
 
@@ -129,7 +143,7 @@ def compared(folder: Path, rounds: int) -> Row:
     equal = all(result["found"] == ours["found"] for found in results.values() for result in found)
     return Row(
         "pair streamed",
-        f"{sum(torch.Size(shape).numel() for _, shape in shapes()) / 1e9:.2f} B",
+        f"{sum(torch.Size(shape).numel() for _, shape in MODEL.shapes()) / 1e9:.2f} B",
         ours["ms"],
         "loading both in float32",
         theirs["ms"],

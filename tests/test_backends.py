@@ -67,5 +67,5 @@ def test_a_choice_is_what_others_find():
 def test_processes_get_what_they_always_got(monkeypatch):
     calls = []
     monkeypatch.setattr(workers, "run_parallel", lambda *given: calls.append(given))
-    run_parallel(print, [(1,), (2,)], 3, "label", shared=[], files=[])
-    assert calls == [(print, [(1,), (2,)], 3, "label")]
+    run_parallel(print, [(1,), (2,)], 3, "label", sizes=[5, 6], shared=[], files=[])
+    assert calls == [(print, [(1,), (2,)], 3, "label", [5, 6])]

@@ -130,8 +130,10 @@ def test_rows_of_adapters_hold_and_a_wrong_spectrum_is_seen(monkeypatch):
 
 def test_rows_of_laws_hold_and_a_wrong_law_is_seen(monkeypatch):
     found = laws.measured("tiny", (120, 160), draws=20)
-    assert [row.name for row in found] == ["laws of all nulls", "pair with all nulls"]
+    ways = [f"pair with all nulls, {accuracy}" for accuracy in ("certified", "fast", "reference")]
+    assert [row.name for row in found] == ["laws of all nulls", *ways, "pair as one would write it"]
     assert all(row.accurate and row.gate is None for row in found), program.table(found)
+    assert found[-1].other_ms > found[1].other_ms + found[-1].notes["of it draws"] > found[1].other_ms
     monkeypatch.setattr(
         laws, "_agree", lambda law, drawn, real=laws._agree: real(replace(law, mean=2), drawn)
     )
@@ -153,20 +155,13 @@ def test_thresholds_and_overlaps_hold_and_a_wrong_one_is_seen(monkeypatch):
 
 @pytest.fixture
 def small_pair(monkeypatch, tmp_path):
-    for name, value in {
-        "WIDTH": 16,
-        "LAYERS": 2,
-        "FEED_FORWARD": 24,
-        "KV_WIDTH": 8,
-        "VOCABULARY": 50,
-    }.items():
-        monkeypatch.setattr(streaming, name, value)
+    monkeypatch.setattr(streaming, "MODEL", streaming.Model(16, 2, 24, 8, 50))
     streaming.write_pair(tmp_path)
     return tmp_path
 
 
 def test_the_streamed_pair_is_that_of_the_model_in_size():
-    total = sum(torch.Size(shape).numel() for _, shape in streaming.shapes())
+    total = sum(torch.Size(shape).numel() for _, shape in streaming.MODEL.shapes())
     assert total == 1_543_714_304  # Qwen2.5-Math-1.5B's own count, head tied
 
 
@@ -229,7 +224,24 @@ def test_what_is_planted_in_the_pair_at_scale_is_found_and_a_wrong_count_is_seen
     name = "model.layers.0.mlp.down_proj.weight"
     for wrong in ({"changed": 1}, {"stored": 1}, {"mask": "0"}, {"sums": ("0", "1")}):
         assert scale.differences(folder, truth | {name: replace(truth[name], **wrong)}) == [name]
-    assert scale.loaded(folder, blocks=1)["changed"] == {key: one.changed for key, one in truth.items()}
+    alone = scale.loaded(folder, blocks=1)
+    assert alone["changed"] == {key: one.changed for key, one in truth.items()}
+    with_nulls = scale.loaded(folder, blocks=2, workers=2, draws=1)
+    assert with_nulls["changed"] == alone["changed"] and with_nulls["seconds"] > 0
+
+
+def test_models_at_scale_are_those_of_their_names_in_size():
+    sizes = {
+        name: sum(torch.Size(shape).numel() for _, shape in model.shapes())
+        for name, model in scale.MODELS.items()
+    }
+    assert (
+        sizes["x"] == 1_543_714_304
+        and sizes["l"] == 494_032_768
+        and scale.MODELS.keys() == set(program.SIZES)
+    )
+    # Llama's queries have no biases: 30 layers of 576 + 2 · 192, and 32 of 960 + 2 · 320.
+    assert sizes["s"] == 134_515_008 + 30 * 960 and sizes["m"] == 361_821_120 + 32 * 1600
 
 
 def test_the_planted_share_of_entries_moves_in_bf16_and_all_of_them_in_float32(small_scale):

@@ -81,6 +81,7 @@ def run_parallel(
     workers: int,
     label: str | None = None,
     *,
+    sizes: Sequence[int] | None = None,
     backend: str | None = None,
     scheduler: str | None = None,
     shared: Sequence[Path] = (),
@@ -91,7 +92,8 @@ def run_parallel(
     Parameters
     ----------
     workers : processes; a cluster has as many as it has.
-    label : what a terminal shows beside the number of finished tasks.
+    label : what a terminal shows beside the number of finished tasks, or their share of all bytes.
+    sizes : bytes that each task reads.
     backend, scheduler : as in `named_backend`.
     shared : folders that tasks write to, which a cluster's workers have to share with this process.
     files : what tasks read, likewise.
@@ -107,9 +109,10 @@ def run_parallel(
     if chosen.name == PROCESSES:
         from threegates.workers import run_parallel as run_in_processes
 
-        return run_in_processes(work, tasks, workers, label)
+        return run_in_processes(work, tasks, workers, label, sizes)
     # Each further backend has a branch of its own here; none is taken for another.
     assert chosen.name == DASK, chosen.name
     from threegates.cluster import run_on_cluster
 
-    run_on_cluster(work, tasks, workers, label, scheduler=chosen.scheduler, shared=shared, files=files)
+    where = {"shared": shared, "files": files}
+    run_on_cluster(work, tasks, workers, label, sizes, scheduler=chosen.scheduler, **where)

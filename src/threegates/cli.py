@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from threegates.cli_options import (
+    Accuracy,
     AdapterStart,
     AdapterTable,
     AddPart,
@@ -18,6 +19,7 @@ from threegates.cli_options import (
     Base,
     BookProfile,
     Commit,
+    CoreWorkers,
     Dequantise,
     Device,
     Diagnostics,
@@ -48,7 +50,6 @@ from threegates.cli_options import (
     Seed,
     Spectra,
     Table,
-    TensorWorkers,
     Tuned,
     Unreleased,
     Workers,
@@ -114,7 +115,8 @@ def measure(
     draws: Draws = None,
     seed: Seed = 0,
     null: NullNames = None,
-    workers: TensorWorkers = 1,
+    accuracy: Accuracy = "certified",
+    workers: CoreWorkers = None,
     layers: Layers = None,
     matrices: Matrices = None,
     ranged: Ranged = False,
@@ -141,6 +143,7 @@ def measure(
     from threegates.jobs.pair_files import default_output, measure_series, measure_to_files
     from threegates.jobs.settings import export
     from threegates.jobs.sources import asked_pairs, narrowed
+    from threegates.workers import cores
 
     export(
         ranged=ranged,
@@ -154,7 +157,8 @@ def measure(
     )
     refuse_draws(draws, "--draws", "--draws")
     pairs = narrowed(asked_pairs(pair, base, _one(tuned)), *_choice(layers, matrices))
-    options: dict[str, Any] = {"seed": seed, "nulls": asked_for(null), "spectra": spectra, "workers": workers}
+    how: dict[str, Any] = {"spectra": spectra, "accuracy": accuracy, "workers": workers or cores()}
+    options = {"seed": seed, "nulls": asked_for(null), **how}
     if len(pairs) == 1:
         written = measure_to_files(
             pairs[0], out or default_output(pair), masks=masks, axis=axis, adapter=adapter, **options
@@ -240,7 +244,7 @@ def run(
     layers: Layers = None,
     matrices: Matrices = None,
     parameter: Parameters = None,
-    workers: Workers = 2,
+    workers: CoreWorkers = None,
     ranged: Ranged = False,
     memory: Memory = None,
     device: Device = None,
@@ -259,6 +263,7 @@ def run(
     from threegates.jobs.settings import export
     from threegates.pages.asked import run_chapter
     from threegates.pages.runner import results_text
+    from threegates.workers import cores
 
     export(
         ranged=ranged,
@@ -272,7 +277,7 @@ def run(
     )
     texts = dict(_key_value(text) for text in parameter or ())
     choice = _choice(layers, matrices)
-    done = run_chapter(notebook, texts, pair or (), base, _one(tuned), workers, choice)
+    done = run_chapter(notebook, texts, pair or (), base, _one(tuned), workers or cores(), choice)
     typer.echo("\n".join([*told_pinned(), results_text(done)]))
 
 

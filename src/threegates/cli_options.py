@@ -24,6 +24,12 @@ BookProfile = Annotated[
     ),
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, each on one thread.")]
+CoreWorkers = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Processes that work at once, each on one thread; as many as there are cores by default."
+    ),
+]
 Layers = Annotated[
     str | None,
     typer.Option(
@@ -121,8 +127,13 @@ NullNames = Annotated[
     ),
 ]
 Seed = Annotated[int, typer.Option(min=0, help="Seed of what a null has no law for and has to draw.")]
-TensorWorkers = Annotated[
-    int, typer.Option(min=1, help="Processes that work at once, each on one tensor and one thread.")
+Accuracy = Annotated[
+    str,
+    typer.Option(
+        help="Of spectra: fast (no worse than float32 SVDs, with a bound that is not proved), certified "
+        "(with a proof that no angle is off by more than 1e-5), or reference (float64 SVDs of both sides). "
+        "What each costs is on the book's page Speed and accuracy."
+    ),
 ]
 Diagnostics = Annotated[
     list[str] | None,

@@ -8,7 +8,6 @@ workers died, and takes the end of the scheduler for a result.
 from __future__ import annotations
 
 import logging
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +16,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tqdm import tqdm
-
 from threegates.cluster_check import ClusterError, Facts, check_facts, check_workers, facts_of
 from threegates.errors import ThreeGatesError
+from threegates.workers import progress
 
 #: Seconds until a scheduler has to answer and to have a worker, and that it may be without any later on.
 CONNECT_SECONDS = 10.0
@@ -41,6 +39,7 @@ def run_on_cluster(
     tasks: Sequence[tuple],
     workers: int,
     label: str | None = None,
+    sizes: Sequence[int] | None = None,
     *,
     scheduler: str | None = None,
     shared: Sequence[Path] = (),
@@ -60,11 +59,11 @@ def run_on_cluster(
     with _connected(scheduler, min(workers, len(tasks))) as client:
         check_workers(client, facts, shared, files)
         futures = _submitted(client, work, tasks, facts)
-        shown = label is not None and sys.stderr.isatty()
-        with tqdm(total=len(tasks), desc=label, unit="job", disable=not shown) as bar:
+        numbers = {future.key: number for number, future in enumerate(futures)}
+        with progress(label, len(tasks), sizes) as done:
             for future in _as_they_end(client, futures):
                 _settle(future)
-                bar.update()
+                done(numbers[future.key])
 
 
 def _modules(work: Callable) -> tuple[str, ...]:

@@ -17,28 +17,49 @@ from tqdm import tqdm
 POLL_SECONDS = 1.0
 
 
+def cores() -> int:
+    """Cores that this process may use, which on a shared machine may be fewer than it has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def run_parallel(
-    work: Callable[..., None], tasks: Sequence[tuple], workers: int, label: str | None = None
+    work: Callable[..., None],
+    tasks: Sequence[tuple],
+    workers: int,
+    label: str | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> None:
     """Call `work(*task)` for every task; one worker, or one task, runs in this process.
 
     Numbers depend on the thread count, so that every task runs on one thread, wherever it runs. With a
-    label, a terminal shows how many tasks are done.
+    label, a terminal shows how much is done: of `sizes`, the bytes that each task reads, else of tasks.
     """
     if not tasks:
         return
-    with tqdm(
-        total=len(tasks), desc=label, unit="job", disable=label is None or not sys.stderr.isatty()
-    ) as bar:
+    with progress(label, len(tasks), sizes) as done:
         if min(workers, len(tasks)) <= 1:
-            for task in tasks:
+            for number, task in enumerate(tasks):
                 _on_one_thread(work, task)
-                bar.update()
+                done(number)
             return
         with joblib.parallel_config(backend="loky", inner_max_num_threads=1):
             pool = joblib.Parallel(n_jobs=min(workers, len(tasks)), return_as="generator_unordered")
-            for _ in pool(joblib.delayed(_in_worker)(work, task, os.getpid()) for task in tasks):
-                bar.update()
+            calls = (joblib.delayed(_in_worker)(work, task, os.getpid(), n) for n, task in enumerate(tasks))
+            for number in pool(calls):
+                done(number)
+
+
+@contextmanager
+def progress(label: str | None, tasks: int, sizes: Sequence[int] | None) -> Iterator[Callable[[int], None]]:
+    """What tells a terminal that the task of a number is done, how fast it goes and the time left."""
+    hidden = label is None or not sys.stderr.isatty()
+    if sizes is None or not all(sizes):
+        with tqdm(total=tasks, desc=label, unit="job", disable=hidden) as bar:
+            yield lambda number: bar.update() and None
+        return
+    with tqdm(total=sum(sizes), desc=label, unit="B", unit_scale=True, disable=hidden) as bar:
+        yield lambda number: bar.update(sizes[number]) and None
 
 
 @contextmanager
@@ -60,9 +81,10 @@ def _on_one_thread(work: Callable[..., None], task: tuple) -> None:
         work(*task)
 
 
-def _in_worker(work: Callable[..., Any], task: tuple, parent: int) -> None:
+def _in_worker(work: Callable[..., Any], task: tuple, parent: int, number: int) -> int:
     _end_with(parent)
     _on_one_thread(work, task)
+    return number
 
 
 def _end_with(parent: int) -> None:

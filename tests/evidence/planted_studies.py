@@ -219,13 +219,13 @@ class Draw:
         options = {"partner": partner, "partner_name": run.partner_name, "seed": self.number}
         if chapter == "spectral-drift":
             return PairDrift(self.base, own, run.name, **options)
-        return PairOverlap(self.base, own, run.name, draws=DRAWS, nulls=founding_nulls(), **options)
+        return PairOverlap(self.base, own, run.name, nulls=founding_nulls(), **options)
 
     @without_sweeps()
     def _stripes(self, plant: str) -> dict[str, pd.DataFrame]:
         runs = {name: self.tuned(plant, name) for name in STRIPED_RUNS}
-        drawn = {"draws": DRAWS, "nulls": founding_nulls(), "seed": self.number}
-        found = measure_agreement(self.base, runs, of_layer=0, maps=False, **drawn)
+        nulls, seed = founding_nulls(), self.number
+        found = measure_agreement(self.base, runs, of_layer=0, nulls=nulls, seed=seed, maps=False)
         tables = {table: frame.assign(base="base", method="rl") for table, frame in found.items()}
         axis, agreeing = tables["axis"], tables["agreement"]
         axis["seed"] = axis["pair"].map(STRIPED_RUNS)

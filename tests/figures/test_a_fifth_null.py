@@ -38,11 +38,10 @@ def sides(tmp_path_factory):
 def measured(sides: dict[str, Checkpoint], nulls: tuple[Null, ...]) -> dict[str, pd.DataFrame]:
     """Every table with nulls, by kind and name."""
     base, runs = sides["base"], {name: one for name, one in sides.items() if name != "base"}
-    drawn = {"draws": 3, "nulls": nulls}
     found = {
         "table": measure_all(PairTable(base, runs["r1"], "p", axes=True, nulls=nulls)),
-        "overlap": measure_overlap(base, runs["r1"], name="p", **drawn),
-        "group": measure_agreement(base, runs, of_layer=0, **drawn),
+        "overlap": measure_overlap(base, runs["r1"], name="p", nulls=nulls),
+        "group": measure_agreement(base, runs, of_layer=0, nulls=nulls),
     }
     return {f"{kind}/{name}": frame for kind, tables in found.items() for name, frame in tables.items()}
 

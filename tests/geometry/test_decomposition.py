@@ -211,6 +211,19 @@ def test_weyl_is_free_where_the_gap_exceeds_the_update_and_the_base_is_proved():
         assert again.certificate.proof == ("assumed" if accuracy == "fast" else "cholesky")
 
 
+@pytest.mark.parametrize("shape", [(240, 280), (280, 240)])
+@given(room=st.floats(0.0, 2.0), height=st.integers(1, 300))
+@settings(max_examples=20)
+def test_a_distance_is_summed_up_no_further_than_there_is_room(shape, room, height):
+    weight = with_spectrum(power_law(240, 0.5), *shape, 0).bfloat16()
+    tuned, operator = perturbed(weight, 1e-3, 1), weight_operator(weight)
+    whole = operator.distance(tuned)
+    with mock.patch.object(decomposition, "TILE", height * shape[1]):
+        found = decomposition._distance_within(operator, tuned, room * whole)
+    assert (found is None) == (room <= 1)
+    assert found is None or found == pytest.approx(whole, rel=1e-14)
+
+
 def test_k_is_clamped_and_the_result_says_so():
     weight = with_spectrum(power_law(20, 0.5), 20, 30, 0)
     found = decompose(weight, 50).leading

@@ -147,16 +147,16 @@ def test_a_tensor_that_needs_more_than_the_cap_is_named_with_what_to_do():
 
 
 def test_tasks_run_in_the_groups_of_the_plan_and_none_if_one_cannot(monkeypatch):
-    calls: list[tuple[int, list]] = []
+    calls: list[tuple[int, list, list]] = []
     monkeypatch.setattr(
         memory,
         "run_parallel",
-        lambda work, tasks, workers, label: calls.append((workers, tasks)),
+        lambda work, tasks, workers, label, sizes: calls.append((workers, tasks, sizes)),
     )
-    needs = [Need("large", 700 * MIB), Need("small", MIB), Need("other", MIB)]
+    needs = [Need("large", 700 * MIB, 5), Need("small", MIB, 6), Need("other", MIB, 7)]
     tasks = [(need.tensor,) for need in needs]
     run_within(print, tasks, needs, taken(MIB, 3), 3)
-    assert calls == [(1, [("large",)]), (3, [("small",), ("other",)])]
+    assert calls == [(1, [("large",)], [5]), (3, [("small",), ("other",)], [6, 7])]
     calls.clear()
     with pytest.raises(MemoryCapError, match="'large'"):
         run_within(print, tasks, needs, PROCESS + MIB, 3)

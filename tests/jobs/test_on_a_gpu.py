@@ -72,9 +72,7 @@ NULLS = founding_nulls()
 KINDS = {
     "measure": lambda base, tuned, partner: PairTensors(base, tuned, "run"),
     "drift": lambda base, tuned, partner: PairDrift(base, tuned, "run", partner, "partner"),
-    "overlap": lambda base, tuned, partner: PairOverlap(
-        base, tuned, "run", partner, "partner", draws=2, nulls=NULLS
-    ),
+    "overlap": lambda base, tuned, partner: PairOverlap(base, tuned, "run", partner, "partner", nulls=NULLS),
     "table": lambda base, tuned, partner: PairTable(base, tuned, "run", axes=True, nulls=NULLS),
 }
 
@@ -108,9 +106,7 @@ def test_rows_on_a_pretended_gpu_are_those_of_the_processor(trio, kind):
 
 
 RUNS = {
-    "agreement": lambda base, a, b: measure_agreement(
-        base, {"a": a, "b": b}, of_layer=0, draws=2, nulls=NULLS
-    ),
+    "agreement": lambda base, a, b: measure_agreement(base, {"a": a, "b": b}, of_layer=0, nulls=NULLS),
     "emergence": lambda base, a, b: measure_emergence(
         base, [Snapshot(1, 1, a), Snapshot(2, 2, b)], run="run"
     ),

@@ -77,9 +77,10 @@ def test_everything_that_decides_a_decomposition_is_in_its_name(monkeypatch):
         content_digest(changed, 4, "fast"),
         content_digest(base.float(), 4, "fast"),
         content_digest(base.reshape(120, 140), 4, "fast"),
+        content_digest(base, 4, "fast", beside_spectrum=True),
     }
     monkeypatch.setattr(base_cache, "code_digest", lambda *_: "other code")
-    assert len({*names, content_digest(base, 4, "fast")}) == 7
+    assert len({*names, content_digest(base, 4, "fast")}) == 8
     assert content_digest(base.T.contiguous().T, 4, "fast") == content_digest(base, 4, "fast")
 
 

@@ -7,7 +7,14 @@ import torch
 
 from threegates.geometry.operators import WeightOperator
 from threegates.measures import bases
-from threegates.measures.bases import REFERENCE_SIDE, accuracy_of, base_of, working_type
+from threegates.measures.bases import (
+    REFERENCE_SIDE,
+    accuracy_of,
+    accuracy_within,
+    base_beside_spectrum,
+    base_of,
+    working_type,
+)
 from threegates.measures.by_tensor import Shared
 
 
@@ -55,3 +62,27 @@ def test_a_base_keeps_no_gram_matrix_and_makes_one_for_certificate_and_spectrum(
     alone = base_of(weight, 4, Shared())
     assert "exact_gram" not in vars(alone.leading.operator)
     assert torch.equal(alone.spectrum.values, base.spectrum.values)
+
+
+def test_beside_a_spectrum_the_float64_gram_matrix_is_the_only_one(monkeypatch):
+    made, gram = [], WeightOperator.gram
+    monkeypatch.setattr(WeightOperator, "gram", lambda self, dtype: made.append(dtype) or gram(self, dtype))
+    weight, shared = matrix(600, 520), Shared()
+    base = base_beside_spectrum(weight, 4, shared, "certified")
+    assert made == [torch.float64] and "exact_gram" not in vars(base.leading.operator)
+    assert base_beside_spectrum(weight, 4, shared, "certified") is base
+    other = base_of(weight, 4, Shared(), spectrum=True)
+    assert torch.equal(base.spectrum.values, other.spectrum.values)
+    for one in (base, other):
+        leading = one.leading.leading
+        assert (leading.path, leading.certificate.proof) == ("gram", "cholesky") and leading.bound < 1e-5
+        assert torch.allclose(leading.values, base.spectrum.values[:4], rtol=1e-12, atol=0)
+
+
+def test_small_matrices_are_measured_by_svds_whatever_is_asked():
+    for asked in ("fast", "certified", "reference"):
+        assert accuracy_within((REFERENCE_SIDE, 4096), asked) == "reference"
+        assert accuracy_within((REFERENCE_SIDE + 1, 4096), asked) == asked
+    exact = base_beside_spectrum(matrix(300, 308), 4, Shared(), "reference")
+    assert exact.leading.leading.path == "svd" and exact.spectrum.method == "svd"
+    assert exact.weight.dtype == torch.float64

@@ -9,17 +9,20 @@ import pandas as pd
 import pytest
 import torch
 
-from tests.planted import planted
+from tests.planted import planted, tensors
 from threegates.checkpoints.formats.frame import Frame, read_frame
 from threegates.checkpoints.manifests.manifest import Entry, Folder, Manifest, write_manifest
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
+from threegates.geometry.nulls.noise import noise_generator
+from threegates.geometry.nulls.storage_density import storage_mask_at_density
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.rotation import Heads, haar, permute_heads, rotate_values
 from threegates.jobs.kinds.known import jobs_of, run_job
 from threegates.jobs.kinds.rotation import untouched_partners
 from threegates.jobs.sources import chapter_pairs, lab_manifest, own_pair
 from threegates.measures import rotation
+from threegates.measures.null_laws import MaskBeside
 from threegates.measures.rotation import BACK, RAW, ROTATED, UNTOUCHED, Coordinates, Run
 from threegates.study import Study
 
@@ -98,8 +101,14 @@ class Lab:
     def in_rotated(self, name, delta):
         return Run(name, self.rotated, self.opened(name, tuned(self.turned, delta)))
 
-    def measure(self, run, same, other, draws=4):
-        return rotation.measure_rotation(run, self.coordinates, same=same, other=other, draws=draws)
+    def measure(self, run, same, other):
+        return rotation.measure_rotation(run, self.coordinates, same=same, other=other)
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch):
+    """Fewer counts of lines: those are proved in `tests/geometry/laws`."""
+    monkeypatch.setattr("threegates.measures.null_laws.LINE_DRAWS", 100)
 
 
 @pytest.fixture
@@ -152,7 +161,7 @@ def test_what_was_touched_and_where_lines_lie(carried):
 
 def test_noise_agrees_as_storage_does_in_every_comparison(lab):
     runs = [lab.untouched(f"a{seed}", updates(lab.own, 3e-4, seed)) for seed in (1, 2)]
-    rows = lab.measure(lab.in_rotated("b", updates(lab.turned, 3e-4, 3)), *runs, draws=8)
+    rows = lab.measure(lab.in_rotated("b", updates(lab.turned, 3e-4, 3)), *runs)
     found = rows.groupby(["comparison", "touched"])["excess"].mean()
     assert found.abs().max() < 0.03, found
     # Between frames other weights are small: the null itself falls.
@@ -188,18 +197,49 @@ def test_a_prime_stands_in_both_comparisons_and_one_seed_alone_compares_no_untou
         lab.measure(b, None, None)
 
 
+def side_of(mask, base=None, run="r"):
+    base = torch.linspace(0.1, 1, mask.numel()).reshape(mask.shape).bfloat16() if base is None else base
+    return rotation._Side(MaskBeside(run, "t", base, mask, (), math.nan, 0))
+
+
 def test_two_masks_by_hand():
-    a = rotation._Side(torch.tensor([[True, True, False, False]]), [])
-    b = rotation._Side(torch.tensor([[True, False, True, True]]), [])
+    a = side_of(torch.tensor([[True, True, False, False]]))
+    b = side_of(torch.tensor([[True, False, True, True]]), run="s")
     found = rotation._agreement(a, b)
     assert found["jaccard"] == 1 / 4 and found["overlap"] == 1 / 3
-    assert (found["density_a"], found["density_b"]) == (0.5, 0.75) and "excess" not in found
+    assert (found["density_a"], found["density_b"]) == (0.5, 0.75)
+    # So few weights are drawn; of any two masks of 2 and 3 out of 4, at least 1 and at most 2 are common.
+    assert found["null_how"] == "drawn" and 1 / 4 < found["jaccard_null"] < 2 / 3
+    assert found["overlap_null"] == pytest.approx(0.5, abs=0.15)
 
 
-def test_the_null_is_the_mean_over_all_pairs_of_draws():
-    draws = [torch.tensor([[True, False]]), torch.tensor([[False, True]])]
-    found = rotation._agreement(rotation._Side(draws[0], draws), rotation._Side(draws[0], draws))
-    assert found["jaccard_null"] == 0.5 and found["jaccard"] == 1.0 and found["excess"] == 1.0
+def test_empty_masks_have_no_null():
+    empty = torch.zeros(3, 5, dtype=torch.bool)
+    found = rotation._agreement(side_of(empty), side_of(empty, run="s"))
+    numbers = [name for name in found if name.split("_")[0] in ("jaccard", "overlap", "spearman", "excess")]
+    assert len(numbers) == 9 and all(math.isnan(found[name]) for name in numbers)
+
+
+@pytest.mark.parametrize("changed", [(2400, 3000), (60, 3000)])
+def test_the_null_is_the_mean_over_masks_of_the_sampler(changed):
+    bases = [tensors.family(name) for name in ("power-law", "row-scaled")]
+    masks = [
+        [storage_mask_at_density(base, count, generator) for _ in range(600)]
+        for base, count in zip(bases, changed, strict=True)
+        for generator in [noise_generator(count, "rotation")]
+    ]
+    sides = [
+        side_of(drawn[0], base, f"run {n}") for n, (drawn, base) in enumerate(zip(masks, bases, strict=True))
+    ]
+    found = rotation._agreement(*sides)
+    assert found["null_how"] == ("drawn" if min(changed) < 100 else "law")
+    drawn = pd.DataFrame([rotation._statistics(a, b) for a, b in zip(*masks, strict=True)])
+    for name, values in drawn.items():
+        # What is found is itself drawn where it is no law, from fewer or as many.
+        error = values.std() / math.sqrt(600) * (1 if found["null_how"] == "law" else 2)
+        assert abs(found[f"{name}_null"] - values.mean()) < 4.5 * math.hypot(
+            error, values.std() / math.sqrt(500)
+        )
 
 
 def test_the_excess_has_zero_at_the_null_and_one_at_equality():
@@ -340,6 +380,13 @@ def test_a_pair_of_ones_own_is_refused_in_words(study, project):
     with pytest.raises(PairError, match="other coordinates"):
         jobs_of(KINDS, [own], 0)
     assert len(chapter_pairs(CHAPTER, lab_manifest())) == 2 * len(SEEDS) + 1
+
+
+def test_where_nothing_moved_heads_views_have_the_same_null(carried):
+    still = carried[~carried["permuted"] & ~carried["same_seed"]]
+    nulls = [name for name in still if name.endswith("_null")]
+    raw, ordered = (still[still["comparison"] == view].set_index("tensor")[nulls] for view in (RAW, ROTATED))
+    assert len(raw) and raw.equals(ordered) and set(carried["null_how"]) == {"law"}
 
 
 def test_numbers_are_finite_where_masks_are_neither_empty_nor_full(carried):

@@ -11,16 +11,17 @@ import scipy.linalg
 import torch
 
 from tests.planted import planted
+from threegates.checkpoints import pairs
 from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.tensors import Checkpoint
-from threegates.geometry import directions, spectral_norms
+from threegates.geometry import decomposition, directions, spectral_norms
 from threegates.jobs.nulls import founding_nulls
 from threegates.measures import bases
 from threegates.measures.by_tensor import Shared, measure_all
 from threegates.measures.changes import measure_pair
 from threegates.measures.drift import measure_drift
 from threegates.measures.overlap import PairOverlap
-from threegates.measures.tensor_table import MEASURED, PairTable, table_columns
+from threegates.measures.tensor_table import MEASURED, SMALL_SIDE, PairTable, table_columns
 
 NULLS = founding_nulls()
 STATED = """
@@ -116,7 +117,39 @@ def test_a_side_beyond_the_svds_is_certified_and_agrees_with_them(tmp_path, monk
     assert row["angle_bound"] < 1e-4 < row["angle_left_max"]
 
 
-DRAWS = 300
+@pytest.mark.parametrize(
+    ("accuracy", "path", "proof"), [("fast", "warm", "assumed"), ("reference", "svd", "complete")]
+)
+def test_spectra_are_as_accurate_as_asked(tmp_path, monkeypatch, accuracy, path, proof):
+    monkeypatch.setattr(bases, "REFERENCE_SIDE", 32)
+    # The path of larger matrices.
+    monkeypatch.setattr(decomposition, "SMALL", 0)
+    base = {Q: planted.base_tensors(width=128)[Q] * torch.linspace(0.2, 3, 128).bfloat16()}
+    tuned = planted.with_noise(base, 3e-4, seed=1)
+    sides = opened(tmp_path, base, tuned)
+    row = measure_all(PairTable(*sides, "p", accuracy=accuracy))["tensor"].iloc[0]
+    assert (row["accuracy"], row["path"], row["proof"]) == (accuracy, path, proof)
+    assert row["proved"] == (accuracy == "reference")
+    for name, value in oracle(base[Q], tuned[Q]).items():
+        exact = 1e-7 if name == "nss" else row["angle_bound"] if "angle" in name else 1e-6
+        within = 2 / row["changed"] if "overlap" in name else exact
+        assert row[name] == pytest.approx(value, abs=within), name
+    certified = measure_all(PairTable(*sides, "p"))["tensor"].iloc[0]
+    assert (row["angle_bound"] > certified["angle_bound"]) == (accuracy == "fast")
+
+
+def test_an_update_of_float32_is_measured_as_stored_and_its_base_in_bf16_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(bases, "REFERENCE_SIDE", 32)
+    base = {Q: planted.base_tensors(width=128)[Q].float() * torch.linspace(0.2, 3, 128) * 1.001}
+    tuned = {Q: base[Q] + 1e-4 * torch.randn(128, 128, generator=torch.Generator().manual_seed(0))}
+    row = measure_all(PairTable(*opened(tmp_path, base, tuned), "p"))["tensor"].iloc[0]
+    delta = tuned[Q].double() - base[Q].double()
+    assert row["norm_delta"] == pytest.approx(float(delta.norm()), rel=1e-12)
+    assert row["spectral_norm_delta"] == pytest.approx(float(torch.linalg.matrix_norm(delta, 2)), rel=1e-6)
+    for name, value in oracle(base[Q], tuned[Q]).items():
+        exact = 1e-7 if name == "nss" else row["angle_bound"] if "angle" in name else 1e-6
+        within = 2 / row["changed"] if "overlap" in name else exact
+        assert row[name] == pytest.approx(value, abs=within), name
 
 
 def test_the_numbers_are_those_of_the_other_tables(noisy):
@@ -125,8 +158,10 @@ def test_the_numbers_are_those_of_the_other_tables(noisy):
     tensors = measure_pair(*sides, name="p")["tensor"].set_index("tensor")
     pd.testing.assert_frame_equal(table[list(tensors)], tensors)
     drift = measure_drift(*sides, name="p")["drift"].query("variant == 'raw'").set_index("tensor")
-    for name in ("nss", "gap", "stable_rank", "energy", *ANGLES):
+    for name in ("nss", "gap", *ANGLES):
         assert (table.loc[drift.index, name] == drift[name]).all()
+    for name in ("stable_rank", "energy"):
+        assert np.allclose(table.loc[drift.index, name], drift[name], rtol=1e-12, atol=0)
 
 
 def test_stripes_stand_out_from_every_null_and_noise_from_none(tmp_path):
@@ -148,18 +183,16 @@ def test_stripes_stand_out_from_every_null_and_noise_from_none(tmp_path):
 
 
 @pytest.mark.parametrize("tensor", [Q, "model.layers.0.mlp.down_proj.weight"])
-def test_overlaps_are_the_chapter_s_and_laws_of_nulls_what_its_draws_spread_as(noisy, tensor):
+def test_overlaps_and_laws_of_nulls_are_the_chapter_s(noisy, tensor):
     _, _, sides, table = noisy
     mine = table.set_index("tensor").loc[tensor]
-    drawn = PairOverlap(*sides, "p", draws=DRAWS, nulls=NULLS).rows(tensor, Shared())["overlap"]
-    rows = [row for row in drawn if row["view"] == "bf16"]
+    found = PairOverlap(*sides, "p", nulls=NULLS).rows(tensor, Shared())["overlap"]
+    rows = [row for row in found if row["view"] == "bf16"]
     assert len(rows) == 3
     for row, null in itertools.product(rows, NULLS):
         stem = f"overlap_{row['target']}_{null.name}"
         law = {name: mine[f"{stem}_{name}"] for name in ("mean", "sd", "low", "high", "z", "log10_p", "how")}
-        assert law["how"] == "law"
-        assert abs(law["mean"] - row[f"{null.name}_mean"]) < 4.5 * law["sd"] / DRAWS**0.5, stem
-        assert row[f"{null.name}_sd"] == pytest.approx(law["sd"], rel=4.5 / (2 * DRAWS) ** 0.5), stem
+        assert law == {name: row[f"{null.name}_{name}"] for name in law} and law["how"] == "law"
         observed = mine[f"overlap_{row['target']}"]
         assert observed == row["overlap"]
         assert law["z"] == pytest.approx((observed - law["mean"]) / law["sd"], rel=1e-12)
@@ -227,6 +260,44 @@ def test_an_unchanged_matrix_moves_nothing_and_overlaps_with_nothing(tmp_path):
     )
 
 
+TALL = "model.embed_tokens.weight"
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
+def test_an_embedding_has_the_spectrum_and_angles_of_its_smaller_side(tmp_path, stored, monkeypatch):
+    monkeypatch.setattr(pairs, "BLOCK", 700)
+    generator = torch.Generator().manual_seed(0)
+    tall = (torch.randn(300, 64, generator=generator) * torch.linspace(0.2, 3, 64)).bfloat16()
+    after = (tall.float() + 1e-3 * torch.randn(300, 64, generator=generator)).to(stored)
+    base, tuned = ({TALL: one, Q: torch.eye(64).bfloat16()} for one in (tall, after))
+    table = table_of(tmp_path, base, tuned)
+    row = table.loc[TALL]
+    assert (row["spectra"], row["accuracy"], row["proof"]) == (SMALL_SIDE, "certified", "complete")
+    for name, value in oracle(tall, after).items():
+        if name in ("nss", "gap", "k") or "right" in name:
+            within = row["angle_bound"] if "angle" in name else max(1e-9, row["nss_error"])
+            assert row[name] == pytest.approx(value, abs=within), name
+        else:
+            assert pd.isna(row[name]), name
+    assert (
+        0 < row["angle_floor"] < row["angle_bound"] < 1e-8 < row["angle_right_max"] and row["resolved"] == 1
+    )
+    assert row["changed"] == int((tall != after.bfloat16()).sum())
+    bare = measure_all(PairTable(*opened(tmp_path / "bare", base, tuned), "p", spectra=False))["tensor"]
+    assert set(bare["spectra"]) == {"not in a block", "not asked for"}
+
+
+def test_an_unchanged_embedding_moves_nothing_and_one_of_zeros_has_no_angles(tmp_path):
+    tall = torch.randn(40, 24, generator=torch.Generator().manual_seed(0)).bfloat16()
+    head = torch.zeros(40, 24).bfloat16()
+    base = {TALL: tall, "lm_head.weight": head, Q: torch.eye(24).bfloat16()}
+    table = table_of(tmp_path, base, base | {"lm_head.weight": head + 1})
+    row = table.loc[TALL]
+    assert row["path"] == "unchanged" and row["nss"] == row["angle_right_max"] == row["angle_bound"] == 0
+    zero = table.loc["lm_head.weight"]
+    assert pd.isna(zero["nss"]) and pd.isna(zero["angle_right_max"]) and zero["resolved"] == 0
+
+
 def test_without_spectra_the_columns_stay_and_are_empty(noisy):
     _, _, sides, table = noisy
     bare = measure_all(PairTable(*sides, "p", nulls=NULLS, spectra=False))["tensor"]
@@ -237,8 +308,8 @@ def test_without_spectra_the_columns_stay_and_are_empty(noisy):
 
 def test_a_base_is_decomposed_once_for_a_row(noisy, monkeypatch):
     _, _, sides, _ = noisy
-    calls, original = [], bases.decompose_base
-    monkeypatch.setattr(bases, "decompose_base", lambda *a: calls.append(a) or original(*a))
+    calls, original = [], bases.decompose_base_beside_spectrum
+    monkeypatch.setattr(bases, original.__name__, lambda *a: calls.append(a) or original(*a))
     PairTable(*sides, "p", nulls=NULLS).rows(Q, Shared())
     assert len(calls) == 1
 

@@ -54,7 +54,7 @@ def assemble(source: Path) -> Path:
         executed = _executed(page, source, verdicts[verdicts["page"] == page.name])
         nbformat.write(executed, source / f"{page.name}.ipynb")
     (source / "verdicts.md").write_text(verdict_page(verdicts), encoding="utf-8")
-    speed = benchmark_page(benchmark_file(source, ROOT))
+    speed = benchmark_page(benchmark_file(source, ROOT), source / "figures")
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     larger = larger_page(source, source, verdicts)
     (source / f"{LARGER}.md").write_text(larger, encoding="utf-8")

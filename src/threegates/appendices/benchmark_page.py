@@ -7,7 +7,13 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
 from threegates.errors import RecordError
+from threegates.figures.published import publish
+from threegates.figures.style import style
 
 NAME = "benchmarks.json"
 """In the build folder, what `make bench` measured there; in benchmarks/, the record that is kept."""
@@ -26,6 +32,16 @@ times are the clock's.
 *Fast* leading spectra err no more than a float32 SVD does; *certified* ones come with a proof that no angle
 is off by more than 10⁻⁵ radians. *Warm* starts from the base's decomposition, *cold* from nothing. Sizes: s
 is 1536 × 1536, m 1536 × 8960, l 4096 × 4096, x 4096 × 12288.
+
+Rows *pair with all nulls* are what `threegates measure` does with one matrix, at each `--accuracy`; the row
+*as one would write it* adds null masks to both SVDs, of which a few are drawn and their time is scaled.
+"""
+
+_GROWTH_ALT = "Seconds of a whole pair over its parameters, both on logarithmic axes, for two ways."
+_GROWTH = """\
+How long a whole pair takes, with spectra and all nulls, by its number of parameters. Ours keeps within the
+cap on memory that the table names; the other way holds both models in float32, and its SVDs and null masks
+are those of one block, scaled. Both on as many processes.
 """
 
 _HEAD = ("what", "size", "ours", "instead of", "takes", "ratio", "gate (aim)", "results")
@@ -49,8 +65,10 @@ def benchmark_file(build: Path, root: Path) -> Path:
     )
 
 
-def benchmark_page(path: Path) -> str:
-    """The page in MyST: on what machine, how, then one row a comparison.
+def benchmark_page(path: Path, figures: Path) -> str:
+    """The page in MyST: on what machine, how, how time grows with a pair, then one row a comparison.
+
+    figures : folder that the page's figure is written to; without rows of whole pairs there is none.
 
     Raises
     ------
@@ -60,6 +78,7 @@ def benchmark_page(path: Path) -> str:
         record = json.loads(path.read_text(encoding="utf-8"))
         rows = "\n".join(_row(row) for run in record["runs"].values() for row in run["rows"])
         facts = _facts(record["runs"])
+        grown = growth_rows(record["runs"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RecordError(
             "that is no record of benchmarks",
@@ -71,11 +90,45 @@ def benchmark_page(path: Path) -> str:
     head = "".join(f"<th>{name}</th>" for name in _HEAD)
     return (
         f"# Speed and accuracy\n\n{_INTRODUCTION}\n"
-        f"{facts}\n\n"
+        f"{facts}\n\n{_shown(grown, figures)}"
         '<div class="tg-scroll" role="region" aria-label="All benchmarks" tabindex="0">\n'
         f'<table class="tg-table"><thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table>\n</div>\n"
     )
+
+
+def growth_rows(runs: Mapping[str, Mapping]) -> pd.DataFrame:
+    """Whole pairs by size: columns parameters, seconds, way ('ours' or what it is instead of), ascending."""
+    rows = [row for run in runs.values() for row in run["rows"] if "parameters" in row["notes"]]
+    found = [
+        {"parameters": row["notes"]["parameters"], "seconds": milliseconds / 1e3, "way": way}
+        for row in rows
+        for way, milliseconds in (("ours", row["ours_ms"]), (row["other"], row["other_ms"]))
+    ]
+    frame = pd.DataFrame(found, columns=["parameters", "seconds", "way"])
+    return frame.sort_values(["way", "parameters"], ignore_index=True)
+
+
+def _shown(rows: pd.DataFrame, figures: Path) -> str:
+    if rows.empty:
+        return ""
+    shown = publish(
+        growth(rows), "benchmarks/growth", alt=_GROWTH_ALT, caption=_GROWTH, data=rows, folder=figures
+    )
+    return shown.markdown() + "\n"
+
+
+def growth(rows: pd.DataFrame) -> Figure:
+    """Draw seconds over parameters, a line a way; columns as of `growth_rows`."""
+    with style():
+        figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+        for (way, one), marker in zip(rows.groupby("way"), "os^v", strict=False):
+            look = {"color": "#0072B2"} if way == "ours" else {"color": "#555555", "ls": "--"}
+            name = "ours" if way == "ours" else "float64 SVDs and drawn nulls"
+            axes.plot(one["parameters"], one["seconds"], marker=marker, label=name, **look)
+        axes.set(xscale="log", yscale="log", xlabel="parameters of the pair", ylabel="seconds")
+        axes.legend()
+    return figure
 
 
 def _facts(runs: Mapping[str, Mapping]) -> str:

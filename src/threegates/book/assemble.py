@@ -70,7 +70,7 @@ def assemble(build: Path, root: Path, profile: str, runs: Runs, release: Release
     table = _verdicts(runs)
     note = _note(release, list(runs)) or taken_note(runs, profile, build, named=True)
     _add_verdicts(source, build, table, runs, note)
-    speed = benchmark_page(benchmark_file(build, root))
+    speed = benchmark_page(benchmark_file(build, root), source / "figures")
     (source / "benchmarks.md").write_text(speed, encoding="utf-8")
     (source / f"{LARGER}.md").write_text(larger_page(root, build, table), encoding="utf-8")
     if (source / SITUATIONS).is_file():

@@ -15,7 +15,7 @@ import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -100,7 +100,10 @@ def measure_parts(
 def _run(tasks: Sequence[tuple], workers: int, label: str | None, **where: Any) -> None:
     """Run tasks within the cap on memory, if there is one."""
     cap = memory_cap()
-    needs = [Need("", 0) if cap is None else _need(*arguments) for _, arguments in tasks]
+    needs = [
+        replace(Need("", 0) if cap is None else _need(*arguments), read=_read(*arguments))
+        for _, arguments in tasks
+    ]
     run_within(_call, tasks, needs, cap, workers, label, **where)
 
 
@@ -110,6 +113,15 @@ def _need(first: object, *_: object) -> Need:
         return Need(first.name, LEAST)
     assert isinstance(first, tuple)
     return max(map(_need_of_piece, first), key=lambda need: need.size)
+
+
+def _read(first: object, *_: object) -> int:
+    """Bytes that a task reads, its base once; 0 where only the job knows."""
+    if not isinstance(first, tuple):
+        return 0
+    base = _base_info(first[0])
+    tuned = (opened(piece.job).tuned.infos.get(piece.tensor) for piece in first)
+    return sum(info.stored_bytes for info in (base, *tuned) if info is not None)
 
 
 def _need_of_piece(piece: Piece) -> Need:
@@ -128,7 +140,10 @@ def _as_table(job: Job) -> PairTable:
     arguments, pair = job.arguments, opened(job)
     spectra = KINDS[job.kind].spectra and arguments.get("spectra", True)
     axes, nulls = arguments.get("axes", False), nulls_named(arguments.get("nulls", ()))
-    return PairTable(pair.base, pair.tuned, job.name, axes=axes, spectra=spectra, nulls=nulls)
+    accuracy = arguments.get("accuracy", "certified")
+    return PairTable(
+        pair.base, pair.tuned, job.name, axes=axes, spectra=spectra, nulls=nulls, accuracy=accuracy
+    )
 
 
 def _tasks(places: Mapping[Job, Parts]) -> list[tuple]:

@@ -22,10 +22,11 @@ from threegates.backends import run_parallel
 from threegates.checkpoints.formats.headers import BITS
 from threegates.checkpoints.pairs import BLOCK, Status
 from threegates.checkpoints.tensors import Checkpoint
+from threegates.geometry.laws.strata import FEWEST
 from threegates.measures.bases import REFERENCE_SIDE
 from threegates.measures.changes import is_block_matrix
 from threegates.measures.null_laws import DRAWABLE
-from threegates.measures.tensor_table import PairTable
+from threegates.measures.tensor_table import PairTable, has_small_side
 from threegates.records.sizes import MIB, MemoryCapError, size_text
 
 #: A process that has done some work: interpreter, libraries, memory that was freed but not given back.
@@ -37,10 +38,15 @@ LEAST = 16 * MIB
 # targets and their labels, a byte each, and targets as they are unpacked. Null masks: sorted keys of the
 # magnitude null.
 _COUNTING, _LAWS, _MASKS = 48, 16, 76
+# Strata of |w| along lines: counts in float32, some lines at a time in float64, and a square of the strata.
+# Weights of a model have hardly more strata than these, whatever their number.
+_STRATA, _COUNTS, _SOME_LINES = 3000, 4, 24 << 10
 # The update in float64, beside which both sides are held in the type they are measured in.
 _DELTA = 8
 # Squares of the smaller side: Gram matrices, their eigenvectors, workspace; and thin matrices of the longer.
 _SQUARE, _THIN = 44, 96 * 8 * 8
+# Squares of the smaller side of a matrix whose rows are streamed: both Gram matrices and their eigenvectors.
+_STREAMED = 80
 # Float64 SVDs of small matrices, whole.
 _REFERENCE = 56
 
@@ -55,6 +61,8 @@ def estimate(
     drawn: bool = False,
     axes: bool = False,
     mapped: bool = True,
+    exact: bool = False,
+    streamed: bool = False,
 ) -> int:
     """Upper bound of the anonymous memory that measuring one tensor takes at its peak, in bytes.
 
@@ -66,6 +74,8 @@ def estimate(
     drawn : whether masks of nulls are held too, of however many entries; laws hold masks of small ones alone.
     axes : whether row and column ratios are measured (of a matrix in a block).
     mapped : whether both sides lie in local files; else what is read counts too.
+    exact : whether spectra are those of float64 SVDs, however large the tensor.
+    streamed : whether those of the smaller side alone are measured, of a matrix that is not held.
     """
     size = math.prod(shape)
     stored = sum(BITS[dtype] // 8 for dtype in (dtype_base, dtype_tuned))
@@ -74,24 +84,34 @@ def estimate(
     block = min(size, max(BLOCK, size // shape[0] if shape and shape[0] else 0))
     held = 0 if mapped else stored * (size if whole else block)
     if not whole:
-        return LEAST + held + _COUNTING * block
+        streaming = _STREAMED * min(shape) ** 2 + 8 * block if streamed else 0
+        return LEAST + held + _COUNTING * block + streaming
     held += 2 * size * sum(dtype != "BF16" for dtype in (dtype_base, dtype_tuned))
     needs = [_COUNTING * block]
     kept = 0
     if spectra:
-        kept, peak = _of_spectra(tuple(shape), dtype_base, dtype_tuned)
+        kept, peak = _of_spectra(tuple(shape), dtype_base, dtype_tuned, exact)
         needs.append(peak)
+    if axes and nulls:
+        needs.append(kept + _of_strata(tuple(shape)))
     if nulls or drawn:
         needs.append(kept + _LAWS * size + _MASKS * (size if drawn else min(size, DRAWABLE)))
     return LEAST + held + max(needs)
 
 
-def _of_spectra(shape: tuple[int, ...], dtype_base: str, dtype_tuned: str) -> tuple[int, int]:
+def _of_strata(shape: tuple[int, ...]) -> int:
+    """What row and column ratios take beside the magnitude null, with a mask and targets of a byte each."""
+    size = math.prod(shape)
+    strata = min(size // FEWEST + 1, _STRATA)
+    return 5 * size + _COUNTS * sum(shape) * strata + _SOME_LINES * strata + 8 * strata**2
+
+
+def _of_spectra(shape: tuple[int, ...], dtype_base: str, dtype_tuned: str, exact: bool) -> tuple[int, int]:
     """What stays of the spectra while overlaps are measured, and what they take at their peak."""
     size, (short, long) = math.prod(shape), sorted(shape)
     # A base that is not stored in bf16 is decomposed twice: as stored, for angles, and in bf16, for overlaps.
     rounded = dtype_base != "BF16"
-    if short <= REFERENCE_SIDE:
+    if exact or short <= REFERENCE_SIDE:
         return 8 * size * (1 + rounded), _REFERENCE * size + _SQUARE * short**2
     wide = "F64" if "F64" in (dtype_base, dtype_tuned) else "F32"
     width = BITS[wide] // 8
@@ -103,10 +123,11 @@ def _of_spectra(shape: tuple[int, ...], dtype_base: str, dtype_tuned: str) -> tu
 
 @dataclass(frozen=True)
 class Need:
-    """A task: the tensor that it is about, and what it takes at its peak, in bytes."""
+    """A task: the tensor that it is about, what it takes at its peak and what it reads, in bytes."""
 
     tensor: str
     size: int
+    read: int = 0
 
 
 def need_of(pair: PairTable, tensor: str, *, drawn: bool = False) -> Need:
@@ -122,6 +143,8 @@ def need_of(pair: PairTable, tensor: str, *, drawn: bool = False) -> Need:
         drawn=drawn,
         axes=matrix and pair.axes,
         mapped=is_mapped(pair.base) and is_mapped(pair.tuned),
+        exact=pair.accuracy == "reference",
+        streamed=row.status is Status.compared and pair.spectra and has_small_side(facts),
     )
     return Need(tensor, size)
 
@@ -195,7 +218,10 @@ def run_within(
     MemoryCapError : before anything runs, one task alone needs more than the cap.
     """
     for group in plan(needs, cap, workers):
-        run_parallel(work, [tasks[number] for number in group.tasks], group.workers, label, **where)
+        sizes = [needs[number].read for number in group.tasks]
+        run_parallel(
+            work, [tasks[number] for number in group.tasks], group.workers, label, sizes=sizes, **where
+        )
 
 
 def give_back_freed_memory() -> None:

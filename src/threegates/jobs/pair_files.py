@@ -15,6 +15,7 @@ from threegates.checkpoints.notes import pair_notes
 from threegates.checkpoints.pairs import Status
 from threegates.checkpoints.views import naming_digest
 from threegates.errors import PairError, RecordError, ThreeGatesError
+from threegates.geometry.decomposition import check_accuracy
 from threegates.jobs.adapters import adapter_sanity, merging_told
 from threegates.jobs.batches import measure_parts, opened
 from threegates.jobs.jobs import Job
@@ -106,23 +107,26 @@ def measure_to_files(
     seed: int,
     nulls: Sequence[str] = FOUNDING,
     spectra: bool = True,
+    accuracy: str = "certified",
     workers: int = 1,
 ) -> Written:
     """Measure a pair and write its table of tensors, and its masks and axis table where they are asked for.
 
-    Parts of a measurement under way lie in ``OUT.parts`` beside the output. `nulls` are names.
+    Parts of a measurement under way lie in ``OUT.parts`` beside the output. `nulls` are names; `accuracy` is
+    that of spectra, see `threegates.measures.tensor_table.PairTable`.
 
     Raises
     ------
     CheckpointError, PairError : the pair cannot be compared; no file is written.
-    GeometryError : there is no null of such a name.
+    GeometryError : there is no null or no accuracy of such a name.
     RecordError : an output is a folder, or cannot be written.
     """
     targets = [path for path in (out, masks, axis, adapter) if path is not None]
     _check_targets(targets, masks)
     _check_adapter(pair, adapter)
-    asked = {"seed": seed, "nulls": asked_for(nulls)}
-    job = table_job(pair, {**asked, "axes": axis is not None, "spectra": spectra})
+    check_accuracy(accuracy)
+    asked = {"seed": seed, "nulls": asked_for(nulls), "spectra": spectra, "accuracy": accuracy}
+    job = table_job(pair, {**asked, "axes": axis is not None})
     parts = Parts(parts_folder(out), job.digest)
     tables = _measured(job, parts, workers)
     # Masks first: what can still fail comes before the table that says that all went well.
@@ -222,7 +226,8 @@ def _entry(pair: StudyPair) -> str | None:
 def _is_measured(pair: StudyPair, target: Path, options: Mapping[str, Any]) -> bool:
     """Whether a table of exactly this measurement is there."""
     asked = {"seed": options["seed"], "nulls": asked_for(options.get("nulls", FOUNDING))}
-    job = table_job(pair, {**asked, "axes": False, "spectra": options.get("spectra", True)})
+    how = {"spectra": options.get("spectra", True), "accuracy": options.get("accuracy", "certified")}
+    job = table_job(pair, {**asked, **how, "axes": False})
     try:
         return read_provenance(target).get("digest") == job.digest
     except RecordError:

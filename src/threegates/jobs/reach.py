@@ -8,7 +8,9 @@ from threegates.digest import value_digest
 
 # What is kept of a base on disk is what would be computed again; what computes it is inside.
 _OUTSIDE = ("threegates.measures.base_cache", "threegates.records.store")
-_INSIDE = ("threegates.measures.base_cache.decompose_base",)
+_INSIDE = tuple(
+    f"threegates.measures.base_cache.{name}" for name in ("decompose_base", "decompose_base_beside_spectrum")
+)
 
 
 def measuring(*roots: str) -> Reach:

@@ -1,17 +1,17 @@
 """Whether the masks of several runs from one base agree, and how striped each of them is.
 
-Four tables. ``axis``: as in `threegates.measures.changes`, with nulls. ``agreement``: one row for every two
-runs and matrix. ``rates``: rank correlation of the two runs' row or column ratios. ``map``: consensus maps of
-one block, observed and under each null.
+Four tables. ``axis``: row and column ratios of each run. ``agreement``: one row for every two runs and
+matrix. ``rates``: rank correlation of the two runs' row or column ratios. All stand beside the laws of nulls;
+for ``rates``, counts of rows and columns are drawn, without masks. ``map``: consensus maps of one block,
+observed and under each null, a picture there of one mask that is drawn for each run.
 
-Under every null each run's mask is drawn on its own, matched to that run, so that what two runs share there
-comes from the base's weights and from storage alone.
+Under every null each run's mask is its own, matched to that run, so that what two runs share there comes from
+the base's weights and from storage alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -24,19 +24,21 @@ from threegates.checkpoints.formats.roles import layer, role
 from threegates.checkpoints.pairs import TensorPair, align, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
-from threegates.geometry.masks import consensus, expected_jaccard, jaccard_matrix
-from threegates.geometry.nulls.null import NullMasks, Observed
-from threegates.geometry.stripes import ratio_dispersion
-from threegates.measures.by_tensor import typed
-from threegates.measures.changes import axis_columns, axis_facts, axis_row, matrices
-from threegates.measures.draws import (
-    COARSE_ETAS,
-    coarsened,
-    null_columns,
-    null_masks,
-    observe,
-    summary_columns,
+from threegates.geometry.laws.rank_correlation import correlation_law
+from threegates.geometry.masks import (
+    column_ratio,
+    consensus,
+    expected_jaccard,
+    jaccard_matrix,
+    row_ratio,
+    update_mask,
 )
+from threegates.geometry.nulls.null import NullMasks, NullOfLaw
+from threegates.measures.by_tensor import typed
+from threegates.measures.changes import matrices, observed_axis
+from threegates.measures.draws import COARSE_ETAS, update_norm
+from threegates.measures.null_laws import MaskBeside, axis_rows, beside, jaccard_law, law_columns
+from threegates.measures.tensor_table import axis_columns
 
 AXES = ("row", "column")
 _KEYS = {"tensor": "str", "role": "str", "layer": "Int64", "run_a": "str", "run_b": "str"}
@@ -59,8 +61,6 @@ MAP_COLUMNS = {
     "block": "int64",
     "consensus": "object",
 }
-# Of the tables at tolerances coarser than the paper's.
-SWEEP_DRAWS = 9
 # A map is for the eye: longer sides are averaged over square blocks.
 LONGEST_SIDE = 512
 
@@ -69,14 +69,14 @@ def columns_of(nulls: Sequence[NullMasks]) -> dict[str, dict[str, str]]:
     """Every table with its columns and types, among them those of the nulls that it is measured with.
 
     ``axis_sweep`` and ``agreement_sweep`` are ``axis`` and ``agreement`` at tolerances coarser than the
-    paper's, beside fewer draws.
+    paper's.
     """
-    drawn = {**summary_columns(nulls), "draws": "int64"}
-    axis, agreement = axis_columns(nulls), {**_AGREEMENT_COLUMNS, **drawn}
+    of_nulls = {name: kind for null in nulls for name, kind in law_columns(null.name).items()}
+    axis, agreement = axis_columns(nulls), {**_AGREEMENT_COLUMNS, **of_nulls}
     return {
         "axis": axis,
         "agreement": agreement,
-        "rates": {**_RATES_COLUMNS, **drawn},
+        "rates": {**_RATES_COLUMNS, **of_nulls},
         "map": MAP_COLUMNS,
         "axis_sweep": {**axis, "eta": "float64"},
         "agreement_sweep": {**agreement, "eta": "float64"},
@@ -88,8 +88,7 @@ def measure_agreement(
     runs: Mapping[str, Checkpoint],
     *,
     of_layer: int,
-    draws: int,
-    nulls: Sequence[NullMasks],
+    nulls: Sequence[NullOfLaw],
     seed: int = 0,
     maps: bool = True,
 ) -> dict[str, pd.DataFrame]:
@@ -99,8 +98,8 @@ def measure_agreement(
     ----------
     runs : tuned checkpoints by name, all trained from `base`; one run gives stripes but no agreement.
     of_layer : number of the block.
-    draws : masks per null, run and matrix.
     nulls : those beside the runs.
+    seed : of what is drawn.
     maps : whether the table ``map`` gets this block's consensus maps.
 
     Raises
@@ -110,8 +109,7 @@ def measure_agreement(
     if not runs:
         raise PairError("agreement needs at least one run")
     names = sorted(set.intersection(*(set(matrices(align(base, run), of_layer)) for run in runs.values())))
-    drawn = _Draws(nulls if draws else (), draws, seed)
-    parts = [_measure_matrix(base, runs, name, drawn, maps) for name in names]
+    parts = [_measure_matrix(base, runs, name, nulls, seed, maps) for name in names]
     columns = columns_of(nulls)
     return {table: typed([row for part in parts for row in part[table]], columns[table]) for table in columns}
 
@@ -126,77 +124,41 @@ def consensus_map(row: pd.Series) -> np.ndarray:
     return np.asarray(row["consensus"], dtype=float).reshape(row["rows"], row["columns"])
 
 
-@dataclass(frozen=True)
-class _Draws:
-    """Nulls, how many masks of each are drawn, and the seed of their noise."""
-
-    nulls: Sequence[NullMasks]
-    number: int
-    seed: int
-
-    def of(self, null: NullMasks, observed: list[Observed]) -> Iterator[list[Tensor]]:
-        """Masks of a null, one a run, as often as is asked for."""
-        streams = [null_masks(null, one, self.seed) for one in observed]
-        for _ in range(self.number):
-            yield [next(stream) for stream in streams]
-
-
-@dataclass
-class _Statistics:
-    """What is computed of one set of masks, one mask a run."""
-
-    jaccard: np.ndarray
-    dispersion: dict[str, list[float]]
-    spearman: dict[str, np.ndarray]
-
-
 def _measure_matrix(
-    base: Checkpoint, runs: Mapping[str, Checkpoint], name: str, draws: _Draws, maps: bool
+    base: Checkpoint,
+    runs: Mapping[str, Checkpoint],
+    name: str,
+    nulls: Sequence[NullOfLaw],
+    seed: int,
+    maps: bool,
 ) -> dict[str, list[dict]]:
     pairs = {run: load_pair(base, tuned, name) for run, tuned in runs.items()}
-    observed = [observe(run, pair, draws.seed) for run, pair in pairs.items()]
+    observed = [_observed(run, pair, seed) for run, pair in pairs.items()]
     facts = {"tensor": name, "role": role(name, observed[0].base.shape), "layer": layer(name)}
-    found = _statistics([one.mask for one in observed])
-    kept = [_map_row(facts, "observed", [one.mask for one in observed])] if maps else []
-    drawn: dict[str, list[_Statistics]] = {}
-    for null in draws.nulls:
-        masks = draws.of(null, observed)
-        first = next(masks)
-        kept += [_map_row(facts, null.name, first)] if maps else []
-        drawn[null.name] = [_statistics(first), *map(_statistics, masks)]
     return {
-        "axis": _axis_rows(facts, observed, found, drawn, draws.number),
-        "agreement": _agreement_rows(facts, observed, found, drawn, draws.number),
-        "rates": _rates_rows(facts, observed, found, drawn, draws.number),
-        "map": kept,
-        **_coarse_rows(facts, observed, pairs, replace(draws, number=min(draws.number, SWEEP_DRAWS))),
+        "axis": _axis_rows(facts, observed, nulls),
+        "agreement": _agreement_rows(facts, observed, nulls),
+        "rates": _rates_rows(facts, observed, nulls),
+        "map": _map_rows(facts, observed, nulls) if maps else [],
+        **_coarse_rows(facts, observed, pairs, nulls),
     }
 
 
+def _observed(run: str, pair: TensorPair, seed: int) -> MaskBeside:
+    mask = update_mask(pair.base, pair.tuned)
+    return MaskBeside(run, pair.name, pair.base, mask, (), update_norm(pair), seed)
+
+
 def _coarse_rows(
-    facts: dict, observed: list[Observed], pairs: Mapping[str, TensorPair], draws: _Draws
+    facts: dict, observed: list[MaskBeside], pairs: Mapping[str, TensorPair], nulls: Sequence[NullOfLaw]
 ) -> dict[str, list[dict]]:
     """Stripes and agreement at coarser tolerances, each beside nulls at that tolerance."""
     rows: dict[str, list[dict]] = {"axis_sweep": [], "agreement_sweep": []}
     for eta in COARSE_ETAS:
-        coarse = [coarsened(one, pairs[one.run].tuned, eta) for one in observed]
-        found = _statistics([one.mask for one in coarse])
-        drawn = {null.name: [_statistics(masks) for masks in draws.of(null, coarse)] for null in draws.nulls}
-        axis = _axis_rows(facts, coarse, found, drawn, draws.number)
-        agreement = _agreement_rows(facts, coarse, found, drawn, draws.number)
-        rows["axis_sweep"] += [row | {"eta": eta} for row in axis]
-        rows["agreement_sweep"] += [row | {"eta": eta} for row in agreement]
+        coarse = [one.at(eta, update_mask(one.base, pairs[one.run].tuned, eta)) for one in observed]
+        rows["axis_sweep"] += [row | {"eta": eta} for row in _axis_rows(facts, coarse, nulls)]
+        rows["agreement_sweep"] += [row | {"eta": eta} for row in _agreement_rows(facts, coarse, nulls)]
     return rows
-
-
-def _statistics(masks: list[Tensor]) -> _Statistics:
-    ratios = {axis: [axis_facts(mask, axis)[0] for mask in masks] for axis in AXES}
-    lines = {"row": masks[0].shape[1], "column": masks[0].shape[0]}
-    return _Statistics(
-        jaccard_matrix(masks).numpy(),
-        {axis: [ratio_dispersion(ratio, lines[axis]) for ratio in ratios[axis]] for axis in AXES},
-        {axis: rank_correlations(torch.stack(ratios[axis]).cpu().numpy()) for axis in AXES},
-    )
 
 
 def rank_correlations(vectors: np.ndarray) -> np.ndarray:
@@ -211,59 +173,55 @@ def rank_correlations(vectors: np.ndarray) -> np.ndarray:
         return np.clip(centred @ centred.T / np.outer(norms, norms), -1.0, 1.0)
 
 
-def _axis_rows(
-    facts: dict,
-    observed: list[Observed],
-    found: _Statistics,
-    null: dict[str, list[_Statistics]],
-    draws: int,
-) -> list[dict]:
-    rows = []
-    for number, one in enumerate(observed):
-        for axis in AXES:
-            row = axis_row({**facts, "pair": one.run}, axis, one.mask, draws)
-            for kind, drawn in null.items():
-                values = [draw.dispersion[axis][number] for draw in drawn]
-                row |= null_columns(kind, found.dispersion[axis][number], values)
-            rows.append(row)
-    return rows
+def _axis_rows(facts: dict, observed: list[MaskBeside], nulls: Sequence[NullOfLaw]) -> list[dict]:
+    return [
+        row
+        for one in observed
+        for row in axis_rows(
+            [observed_axis({**facts, "pair": one.run}, axis, one.mask) for axis in AXES], one, nulls
+        )
+    ]
 
 
-def _agreement_rows(
-    facts: dict,
-    observed: list[Observed],
-    found: _Statistics,
-    null: dict[str, list[_Statistics]],
-    draws: int,
-) -> list[dict]:
-    rows = []
+def _agreement_rows(facts: dict, observed: list[MaskBeside], nulls: Sequence[NullOfLaw]) -> list[dict]:
+    rows, found = [], jaccard_matrix([one.mask for one in observed]).numpy()
     for i, j in combinations(range(len(observed)), 2):
-        density = [observed[k].changed / max(observed[k].mask.numel(), 1) for k in (i, j)]
-        row = {**facts, "run_a": observed[i].run, "run_b": observed[j].run, "draws": draws}
+        both = observed[i], observed[j]
+        density = [one.seen.changed / max(one.mask.numel(), 1) for one in both]
+        row = {**facts, "run_a": both[0].run, "run_b": both[1].run}
         row |= {"density_a": density[0], "density_b": density[1]}
-        row |= {"jaccard": found.jaccard[i, j], "bernoulli": expected_jaccard(*density)}
-        for kind, drawn in null.items():
-            row |= null_columns(kind, row["jaccard"], [draw.jaccard[i, j] for draw in drawn])
+        row |= {"jaccard": found[i, j], "bernoulli": expected_jaccard(*density)}
+        for null in nulls:
+            row |= beside(null.name, row["jaccard"], jaccard_law(*both, null), "upper")
         rows.append(row)
     return rows
 
 
-def _rates_rows(
-    facts: dict,
-    observed: list[Observed],
-    found: _Statistics,
-    null: dict[str, list[_Statistics]],
-    draws: int,
-) -> list[dict]:
-    rows = []
-    for i, j in combinations(range(len(observed)), 2):
-        for axis in AXES:
-            row = {**facts, "run_a": observed[i].run, "run_b": observed[j].run, "axis": axis, "draws": draws}
-            row["spearman"] = found.spearman[axis][i, j]
-            for kind, drawn in null.items():
-                row |= null_columns(kind, row["spearman"], [draw.spearman[axis][i, j] for draw in drawn])
-            rows.append(row)
-    return rows
+def _rates_rows(facts: dict, observed: list[MaskBeside], nulls: Sequence[NullOfLaw]) -> list[dict]:
+    pairs = list(combinations(range(len(observed)), 2))
+    named = {pair: {"run_a": observed[pair[0]].run, "run_b": observed[pair[1]].run} for pair in pairs}
+    ratios = [[ratio(one.mask) for one in observed] for ratio in (row_ratio, column_ratio)]
+    found = [rank_correlations(torch.stack(one).cpu().numpy()) for one in ratios]
+    rows = {
+        (pair, axis): {**facts, **named[pair], "axis": AXES[axis], "spearman": found[axis][pair]}
+        for pair in pairs
+        for axis in (0, 1)
+    }
+    # One null at a time: ranks of all runs are its largest part.
+    for null in nulls if pairs else ():
+        ranks = [one.line_ranks(null) for one in observed]
+        for ((i, j), axis), row in rows.items():
+            # A run whose masks are drawn has fewer draws than one whose counts are.
+            number = min(len(ranks[i][axis]), len(ranks[j][axis]))
+            law = correlation_law(ranks[i][axis][:number], ranks[j][axis][:number])
+            row |= beside(null.name, row["spearman"], law, "upper")
+    return list(rows.values())
+
+
+def _map_rows(facts: dict, observed: list[MaskBeside], nulls: Sequence[NullMasks]) -> list[dict]:
+    drawn = {null.name: [next(one.masks(null)) for one in observed] for null in nulls}
+    kinds = {"observed": [one.mask for one in observed], **drawn}
+    return [_map_row(facts, kind, masks) for kind, masks in kinds.items()]
 
 
 def _map_row(facts: dict, kind: str, masks: list[Tensor]) -> dict:

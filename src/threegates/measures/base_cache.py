@@ -27,7 +27,12 @@ from threegates.atomic import atomic_path
 from threegates.digest import code_digest, digest_versions, value_digest
 from threegates.errors import RecordError
 from threegates.geometry.certificate import Certificate
-from threegates.geometry.decomposition import BaseDecomposition, LeadingSpectrum, decompose
+from threegates.geometry.decomposition import (
+    BaseDecomposition,
+    LeadingSpectrum,
+    decompose,
+    decompose_beside_spectrum,
+)
 from threegates.geometry.operators import weight_operator
 from threegates.records.store import remove_leftovers
 
@@ -49,6 +54,19 @@ def decompose_base(weight: Tensor, k: int, accuracy: str) -> BaseDecomposition:
     """
     cache = named_cache()
     return cache.decompose(weight, k, accuracy) if cache else decompose(weight, k, accuracy)
+
+
+def decompose_base_beside_spectrum(weight: Tensor, k: int, accuracy: str) -> BaseDecomposition:
+    """`decompose_beside_spectrum`, or what an earlier run kept of it, as `decompose_base` has it.
+
+    Raises
+    ------
+    GeometryError, RecordError : as `decompose_base`.
+    """
+    cache = named_cache()
+    if cache:
+        return cache.decompose(weight, k, accuracy, beside_spectrum=True)
+    return decompose_beside_spectrum(weight, k, accuracy)
 
 
 def named_cache() -> BaseCache | None:
@@ -85,12 +103,17 @@ class BaseCache:
     folder: Path
     limit: int
 
-    def decompose(self, weight: Tensor, k: int, accuracy: str) -> BaseDecomposition:
-        """The kept decomposition of this weight, or a new one, kept if it fits."""
-        path = self.folder / (content_digest(weight, k, accuracy) + _SUFFIX)
+    def decompose(
+        self, weight: Tensor, k: int, accuracy: str, *, beside_spectrum: bool = False
+    ) -> BaseDecomposition:
+        """The kept decomposition of this weight, or a new one, kept if it fits.
+
+        beside_spectrum : whether it is one by `decompose_beside_spectrum`, which rounds otherwise.
+        """
+        path = self.folder / (content_digest(weight, k, accuracy, beside_spectrum) + _SUFFIX)
         found = self._read(path, weight)
         if found is None:
-            found = decompose(weight, k, accuracy)
+            found = (decompose_beside_spectrum if beside_spectrum else decompose)(weight, k, accuracy)
             self._write(path, found)
         return found
 
@@ -155,7 +178,7 @@ class BaseCache:
                 yield stat.st_mtime, stat.st_size, path
 
 
-def content_digest(weight: Tensor, k: int, accuracy: str) -> str:
+def content_digest(weight: Tensor, k: int, accuracy: str, beside_spectrum: bool = False) -> str:
     """sha256 over all that decides a decomposition."""
     return value_digest(
         {
@@ -165,6 +188,7 @@ def content_digest(weight: Tensor, k: int, accuracy: str) -> str:
             "device": weight.device.type,
             "k": k,
             "accuracy": accuracy,
+            "beside_spectrum": beside_spectrum,
             "code": code_digest("threegates.geometry.decomposition"),
             "versions": digest_versions(),
         }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from threegates.geometry.decomposition import BaseDecomposition
 from threegates.geometry.spectra import FullSpectrum, singular_values
-from threegates.measures.base_cache import decompose_base
+from threegates.measures.base_cache import decompose_base, decompose_base_beside_spectrum
 from threegates.measures.by_tensor import Shared
 
 #: Up to this smaller side everything is found by float64 SVDs, beyond it by the certified engine.
@@ -60,3 +60,30 @@ def base_of(weight: Tensor, k: int, shared: Shared, *, spectrum: bool = False) -
         _ = found.spectrum
     found.leading.operator.release()
     return found
+
+
+def accuracy_within(shape: Sequence[int], asked: str) -> str:
+    """How exactly a matrix is measured where an accuracy is asked for: small ones by float64 SVDs always."""
+    return "reference" if accuracy_of(shape) == "reference" else asked
+
+
+def base_beside_spectrum(weight: Tensor, k: int, shared: Shared, asked: str) -> Base:
+    """`base_of` with all singular values as well, at an accuracy that is asked for; its Gram matrix is gone.
+
+    asked : 'fast', 'certified' or 'reference'.
+
+    Raises
+    ------
+    GeometryError : as `threegates.geometry.decomposition.decompose`.
+    """
+    accuracy = accuracy_within(weight.shape, asked)
+    wide = accuracy == "reference" or working_type(weight) == torch.float64
+    exact = weight.to(torch.float64 if wide else torch.float32)
+
+    def compute() -> Base:
+        base = Base(exact, decompose_base_beside_spectrum(exact, k, accuracy), accuracy)
+        _ = base.spectrum
+        base.leading.operator.release()
+        return base
+
+    return shared.of(("base beside spectrum", k, accuracy), exact, compute)

@@ -112,17 +112,24 @@ ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
-class _Moved:
+class Difference:
+    """ΔW of a matrix, with ‖ΔW‖_F and ‖ΔW‖₂."""
+
+    delta: Tensor
+    norm: float
+    spectral: float
+
+
+@dataclass(frozen=True)
+class Moved:
     """One variant, measured: ΔW, all singular values, the leading spectrum and its angles with the base's."""
 
     side: Base
     tuned: Tensor
-    delta: Tensor
+    difference: Difference
     spectrum: FullSpectrum
     leading: LeadingSpectrum
     angles: SubspaceAngles
-    norm: float
-    spectral: float
 
     @property
     def largest(self) -> float:
@@ -207,7 +214,7 @@ def example_matrix(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
 
 def _measured(
     pair: TensorPair, norm: float | None, generator: torch.Generator, shared: Shared
-) -> Iterator[tuple[str, _Moved]]:
+) -> Iterator[tuple[str, Moved]]:
     """Every variant that the matrix has, measured against its base as stored or as rounded."""
     for variant, tensor in _variants(pair, norm, generator):
         rounded = variant in (ROUNDED, MATCHED_ROUNDED)
@@ -228,35 +235,31 @@ def _variants(
         yield MATCHED_ROUNDED, scaled.rounded
 
 
-def moved_from(
-    base: Tensor, tuned: Tensor, shared: Shared, norm_of: Callable[[Tensor], float] = spectral_norm
-) -> _Moved:
-    """A tuned matrix, measured against its base at the headline rank; norm_of : what finds ‖ΔW‖₂."""
-    return _moved(base_of(base, headline_rank(base.shape), shared, spectrum=True), tuned, norm_of)
+def moved_from(base: Tensor, tuned: Tensor, shared: Shared) -> Moved:
+    """A tuned matrix, measured against its base at the headline rank."""
+    side = base_of(base, headline_rank(base.shape), shared, spectrum=True)
+    return moved_against(side, tuned, _exact_difference)
 
 
-def _moved(side: Base, tensor: Tensor, norm_of: Callable[[Tensor], float]) -> _Moved:
+def moved_against(side: Base, tensor: Tensor, difference_of: Callable[[Tensor, Tensor], Difference]) -> Moved:
+    """A tuned matrix, measured against its base; difference_of : of the tuned and the base weight."""
     tuned = tensor.to(side.weight.dtype)
     operator = weight_operator(tuned)
     leading = update(side.leading, operator, side.accuracy)
     spectrum = side.spectrum if leading.path == "unchanged" else singular_values(operator, side.accuracy)
     operator.release()
-    delta = difference(tuned, side.weight)
-    return _Moved(
-        side,
-        tuned,
-        delta,
-        spectrum,
-        leading,
-        subspace_angles(side.leading.leading, leading),
-        frobenius_norm(delta),
-        norm_of(delta),
-    )
+    angles = subspace_angles(side.leading.leading, leading)
+    return Moved(side, tuned, difference_of(tuned, side.weight), spectrum, leading, angles)
 
 
-def drift_numbers(moved: _Moved) -> dict:
+def _exact_difference(tuned: Tensor, base: Tensor) -> Difference:
+    delta = difference(tuned, base)
+    return Difference(delta, frobenius_norm(delta), spectral_norm(delta))
+
+
+def drift_numbers(moved: Moved) -> dict:
     """A row of the drift table but for its names."""
-    side, angles = moved.side, moved.angles
+    side, angles, change = moved.side, moved.angles, moved.difference
     k, leading = angles.k, side.leading.leading
     nss, nss_error = spectral_shift(side.spectrum, moved.spectrum)
     unresolved = torch.cat([angles.left.unresolved, angles.right.unresolved])
@@ -285,11 +288,11 @@ def drift_numbers(moved: _Moved) -> dict:
         "angle_floor": max(angles.left.floor, angles.right.floor),
         "resolved": 1 - float(unresolved.double().mean()) if known else 0.0,
         "proved": angles.proved,
-        "norm_base": frobenius_norm(side.weight),
-        "norm_delta": moved.norm,
-        "spectral_norm_delta": moved.spectral,
-        "stable_rank": (moved.norm / moved.spectral) ** 2 if moved.spectral else math.nan,
-        "energy": principal_energy(moved.delta, leading.left, leading.right, moved.norm),
+        "norm_base": side.leading.operator.norm() * side.leading.operator.unit,
+        "norm_delta": change.norm,
+        "spectral_norm_delta": change.spectral,
+        "stable_rank": (change.norm / change.spectral) ** 2 if change.spectral else math.nan,
+        "energy": principal_energy(change.delta, leading.left, leading.right, change.norm),
         "energy_expected": expected_energy(tuple(side.weight.shape), k),
         **_bounds(moved, nss_error),
     }
@@ -305,7 +308,7 @@ def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
     return ranks if n <= REFERENCE_SIDE else [rank for rank in ranks if rank <= headline]
 
 
-def _sweep(moved: _Moved, shared: Shared) -> Iterator[dict]:
+def _sweep(moved: Moved, shared: Shared) -> Iterator[dict]:
     """Mean angles at every rank of the sweep; what lies above the headline rank is decomposed once more."""
     weight, headline = moved.side.weight, moved.angles.k
     shape = tuple(weight.shape)
@@ -320,23 +323,23 @@ def _sweep(moved: _Moved, shared: Shared) -> Iterator[dict]:
         yield {"k": k, "smaller_side": min(shape), **means}
 
 
-def _bounds(moved: _Moved, nss_error: float) -> dict:
+def _bounds(moved: Moved, nss_error: float) -> dict:
     """Each bound with what it bounds, and whether it holds up to the numerical error of both."""
     before, after, k = moved.side.spectrum.values, moved.spectrum.values, moved.angles.k
-    sine = math.sin(moved.largest)
+    sine, change = math.sin(moved.largest), moved.difference
     errors = moved.side.spectrum.errors + moved.spectrum.errors
     blur, shift = float(errors.norm()), float((after - before).norm())
     found = {
-        "weyl": (bounds.weyl(before, after, moved.spectral), float(errors.max())),
-        "mirsky": (bounds.mirsky(before, after, moved.norm), blur * (2 * shift + blur)),
-        "ky_fan": (bounds.ky_fan(before, after, moved.spectral, k), float(errors[:k].sum())),
-        "nss": (bounds.nss_bound(before, after, moved.norm), nss_error),
-        "wedin_printed": (bounds.wedin_as_printed(before, moved.spectral, k, sine), moved.bound),
-        "wedin_corrected": (bounds.wedin_corrected(before, after, moved.spectral, k, sine), moved.bound),
+        "weyl": (bounds.weyl(before, after, change.spectral), float(errors.max())),
+        "mirsky": (bounds.mirsky(before, after, change.norm), blur * (2 * shift + blur)),
+        "ky_fan": (bounds.ky_fan(before, after, change.spectral, k), float(errors[:k].sum())),
+        "nss": (bounds.nss_bound(before, after, change.norm), nss_error),
+        "wedin_printed": (bounds.wedin_as_printed(before, change.spectral, k, sine), moved.bound),
+        "wedin_corrected": (bounds.wedin_corrected(before, after, change.spectral, k, sine), moved.bound),
     }
     row: dict = {}
     for name, (bound, floor) in found.items():
-        gap_error = _gap_error(bound.bound, moved.spectral, float(errors.max())) if "wedin" in name else 0.0
+        gap_error = _gap_error(bound.bound, change.spectral, float(errors.max())) if "wedin" in name else 0.0
         holds = bound.holds(floor + gap_error + ROUNDING * bound.bound)
         row |= {f"{name}_{what}": asdict(bound)[what] for what in ("bound", "measured", "vacuous")}
         row[f"{name}_holds"] = holds
@@ -348,7 +351,7 @@ def _gap_error(bound: float, spectral: float, error: float) -> float:
     return 2 * error * bound**2 / spectral if spectral and math.isfinite(bound) else 0.0
 
 
-def _spectra(moved: _Moved) -> dict:
+def _spectra(moved: Moved) -> dict:
     """A row of the spectrum table but for its names."""
     return {
         "k": moved.angles.k,

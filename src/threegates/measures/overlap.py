@@ -1,13 +1,13 @@
 """Whether a pair's update lies on principal or on small weights, and along which directions it points.
 
-Three tables. ``overlap``: one row a matrix, target and view, at the headline rank and share, with nulls.
-``sweep``: the same over a grid of ranks, shares and tolerances, beside fewer draws. ``direction``: the
-update's energy in the block of the leading singular directions beside random frames, and
+Four tables. ``overlap``: one row a matrix, target and view, at the headline rank and share, beside the laws
+of nulls. ``sweep``: the same over a grid of ranks, shares and tolerances, beside their means. ``direction``:
+the update's energy in the block of the leading singular directions beside random frames, which are drawn, and
 ``direction_sweep`` over ranks beside the expectation of random frames.
 
 Two views of an update: ``bf16`` is the update mask of the stored weights; ``fp32`` marks the share α of
 largest |ΔW|, taken from the weights as stored. Storage decides nothing there, so the storage nulls, which
-match a bf16 mask, are drawn for ``bf16`` alone. For directions the views are ΔW between the weights rounded
+match a bf16 mask, stand beside ``bf16`` alone. For directions the views are ΔW between the weights rounded
 to bf16, and between the weights as stored; random frames are drawn for the latter.
 
 Two variants: ``raw`` is the update as it is; ``norm-matched`` is ΔW scaled, matrix by matrix, to the norm of
@@ -22,8 +22,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from typing import Any
@@ -37,17 +37,18 @@ from threegates.checkpoints.formats.roles import layer, role
 from threegates.checkpoints.pairs import TensorPair, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.directions import (
-    FEWEST_DRAWS,
     expected_energy,
     principal_energy,
     rotation_draws,
     stable_rank,
 )
-from threegates.geometry.masks import pack, update_mask
+from threegates.geometry.laws.law import of_draws
+from threegates.geometry.laws.masks import Seen, see
+from threegates.geometry.laws.sweeps import codes_in_targets
+from threegates.geometry.masks import pack, unpack, update_mask
 from threegates.geometry.norm_matching import match_norm
 from threegates.geometry.nulls.noise import noise_generator
-from threegates.geometry.nulls.null import NullMasks, Observed
-from threegates.geometry.nulls.summaries import NullSummary, summarise
+from threegates.geometry.nulls.null import NullOfLaw, Observed
 from threegates.geometry.precision import ETA
 from threegates.geometry.principal import (
     HEADLINE_ALPHA,
@@ -58,7 +59,6 @@ from threegates.geometry.principal import (
     SweepTargets,
     headline_rank,
     largest_updates,
-    overlap_draws,
     overlap_sweep,
     overlaps,
     principal_targets,
@@ -68,11 +68,13 @@ from threegates.geometry.thresholds import entry_count
 from threegates.measures.bases import base_of
 from threegates.measures.by_tensor import Rows, Shared, measure_all
 from threegates.measures.changes import as_stored, difference
-from threegates.measures.draws import COARSE_ETAS, noise_scale
+from threegates.measures.draws import COARSE_ETAS, squared_norm
+from threegates.measures.null_laws import MaskBeside, beside, law_columns
 from threegates.measures.partners import PairInNorm
 
 RAW, MATCHED = "raw", "norm-matched"
-SUMMARY = ("mean", "sd", "low", "high", "p", "z")
+#: Random frames that an update's energy is set beside: their spread has no formula here.
+FRAMES = 49
 # Ranks of the sweep: shares of the smaller side where matrices are small, else 16 and the ranks LIFT tried.
 RANK_SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 RANKS = (16, 32, 64, 128)
@@ -101,10 +103,10 @@ _FOUND = {
     "lift_low": "float64",
     "lift_high": "float64",
 }
-# Tolerances of the sweep, the paper's first. Draws of a null in each cell: one, for a cell is judged by means
-# over many matrices and runs.
+# Tolerances of the sweep, the paper's first.
 ETAS = (ETA, *COARSE_ETAS)
-SWEEP_DRAWS = 1
+#: Masks of a null without a law in each cell of the sweep.
+SWEEP_DRAWS = 9
 _NARROW = ("view", "variant", "partner", "k", "pair", "tensor", "role", "layer")
 DIRECTION_SWEEP_COLUMNS = {
     **{name: _KEYS.get(name, "str") for name in _NARROW},
@@ -117,21 +119,20 @@ DIRECTION_COLUMNS = {
     "view": "str",
     "rho2": "float64",
     "expected": "float64",
-    **{f"rotation_{name}": "float64" for name in SUMMARY},
-    "draws": "int64",
+    **law_columns("rotation"),
     "stable_rank": "float64",
     "norm_delta": "float64",
 }
 
 
-def overlap_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
+def overlap_columns(nulls: Sequence[NullOfLaw]) -> dict[str, str]:
     """Columns of the table ``overlap`` and their types, with those of the nulls that it is measured with."""
-    drawn = {f"{null.name}_{name}": "float64" for null in nulls for name in SUMMARY}
-    return {**_KEYS, **_FOUND, **drawn, "draws": "int64"}
+    laws = {name: kind for null in nulls for name, kind in law_columns(null.name).items()}
+    return {**_KEYS, **_FOUND, **laws}
 
 
-def sweep_columns(nulls: Sequence[NullMasks]) -> dict[str, str]:
-    """Columns of the table ``sweep``; a uniform null's mean is the target's density and is not drawn."""
+def sweep_columns(nulls: Sequence[NullOfLaw]) -> dict[str, str]:
+    """Columns of the table ``sweep``; a uniform null's mean is the target's density and has none."""
     means = {f"{null.name}_mean": "float64" for null in nulls if not null.uniform}
     return {**_KEYS, "smaller_side": "int64", "eta": "float64", **_FOUND, **means}
 
@@ -156,11 +157,10 @@ class _Subject:
     pair: TensorPair
     triplets: _Triplets
     k: int
-    draws: int
     seed: int
     shared: Shared
-    nulls: Sequence[NullMasks]
-    known_scale: float | None = None
+    nulls: Sequence[NullOfLaw]
+    frames: int = FRAMES
 
     @cached_property
     def delta(self) -> Tensor:
@@ -169,11 +169,9 @@ class _Subject:
         return after - before
 
     @cached_property
-    def scale(self) -> float:
-        """Scale of the noise of the stored update's norm, for storage null 1b."""
-        if self.known_scale is not None:
-            return self.known_scale
-        return noise_scale(self.pair, self.generator("scale"))
+    def norm(self) -> float:
+        """‖ΔW‖_F of the update in bf16, which storage null 1b has."""
+        return math.sqrt(squared_norm(self.pair.tuned, self.pair.base))
 
     @property
     def matched(self) -> bool:
@@ -184,23 +182,28 @@ class _Subject:
         """Source of what is drawn for this matrix of this pair under a name."""
         return noise_generator(self.seed, *names, self.facts["pair"], self.pair.name)
 
-    def nulls_of(self, view: str) -> list[NullMasks]:
+    def nulls_of(self, view: str) -> list[NullOfLaw]:
         """Nulls of a view's masks: storage has no part in which float32 changes are the largest."""
         return [null for null in self.nulls if view == "bf16" or not null.of_storage]
 
-    def observed(self, mask: Tensor, nulls: Sequence[NullMasks], eta: float | None = None) -> Observed:
-        """A mask with what these nulls are matched to; a scale of noise is found if one asks for it."""
-        scale = self.scale if any("scale" in null.matched_to for null in nulls) else math.nan
-        changed = int(mask.count_nonzero())
-        return Observed(self.facts["pair"], self.pair.name, self.pair.base, mask, changed, scale, eta)
+    def beside(self, view: str, mask: Tensor, targets: Mapping[str, Packed]) -> MaskBeside:
+        """A mask and targets, with what the laws of nulls hang on."""
+        base = self.pair.base
+        shapes = [unpack(one, tuple(base.shape)) for one in targets.values()]
+        names = f"{self.facts['pair']}/{view}", self.pair.name
+        return MaskBeside(*names, base, mask, shapes, self.norm, self.seed)
+
+    def seen(self, mask: Tensor, eta: float) -> Seen:
+        """A mask at a tolerance, as counts of codes."""
+        at = None if math.isnan(eta) else eta
+        return see(self.pair.base, mask, norm=self.norm, eta=at, seed=self.seed)
 
 
 @dataclass(frozen=True)
 class PairOverlap(PairInNorm):
     """A pair whose matrices in blocks are measured tensor by tensor; parameters are `measure_overlap`'s."""
 
-    draws: int = field(kw_only=True)
-    nulls: Sequence[NullMasks] = field(kw_only=True)
+    nulls: Sequence[NullOfLaw] = field(kw_only=True)
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:
@@ -219,7 +222,7 @@ class PairOverlap(PairInNorm):
         if not pair.base.numel():
             return found
         rank = max(sweep_ranks(tuple(pair.base.shape)))
-        own = matrix_of(pair, self.name, self.draws, self.seed, rank, shared, self.nulls)
+        own = matrix_of(pair, self.name, self.seed, rank, shared, self.nulls)
         for subject in _variants(own, self.in_norm.norm(tensor), self.partner_name):
             masks = _views(subject)
             found["overlap"] += overlap_rows(subject, masks)
@@ -234,8 +237,7 @@ def measure_overlap(
     tuned: Checkpoint,
     *,
     name: str,
-    draws: int,
-    nulls: Sequence[NullMasks],
+    nulls: Sequence[NullOfLaw],
     partner: Checkpoint | None = None,
     partner_name: str = "",
     seed: int = 0,
@@ -245,11 +247,10 @@ def measure_overlap(
     Parameters
     ----------
     name : the pair's name, in the column `pair`.
-    draws : masks per null and matrix; random frames are at least 20. With 0 the nulls' columns stay empty.
     nulls : those beside the pair's masks.
     partner : another run on the same base, whose update norms the norm-matched variant takes; without it, or
         where it lacks the matrix, there is none.
-    seed : of the nulls.
+    seed : of what is drawn: random frames, and masks of nulls without a law or where too few weights change.
 
     Returns
     -------
@@ -259,7 +260,7 @@ def measure_overlap(
     ------
     PairError, CheckpointError : the checkpoints cannot be compared.
     """
-    return measure_all(PairOverlap(base, tuned, name, partner, partner_name, seed, draws=draws, nulls=nulls))
+    return measure_all(PairOverlap(base, tuned, name, partner, partner_name, seed, nulls=nulls))
 
 
 def _variants(own: _Subject, norm: float | None, partner: str) -> Iterator[_Subject]:
@@ -270,7 +271,7 @@ def _variants(own: _Subject, norm: float | None, partner: str) -> Iterator[_Subj
     scaled = match_norm(own.pair.base_stored, own.pair.tuned_stored, norm)
     pair = replace(own.pair, tuned=scaled.rounded, tuned_stored=scaled.unrounded)
     facts = {**own.facts, "variant": MATCHED, "partner": partner}
-    yield replace(own, facts=facts, pair=pair, draws=0, known_scale=None)
+    yield replace(own, facts=facts, pair=pair, nulls=(), frames=0)
 
 
 def sweep_ranks(shape: tuple[int, ...]) -> list[int]:
@@ -288,17 +289,12 @@ def _leading_triplets(weight: Tensor, rank: int, shared: Shared) -> _Triplets:
 def matrix_of(
     pair: TensorPair,
     name: str,
-    draws: int,
     seed: int,
     rank: int,
     shared: Shared,
-    nulls: Sequence[NullMasks],
-    known_scale: float | None = None,
+    nulls: Sequence[NullOfLaw],
 ) -> _Subject:
-    """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank.
-
-    known_scale : scale of the noise of the stored update's norm, where it was found before.
-    """
+    """A matrix of the pair of that name, with `rank` triplets of its base, at least the headline rank."""
     k = headline_rank(pair.base.shape)
     facts = {
         "pair": name,
@@ -312,7 +308,7 @@ def matrix_of(
         "k": k,
     }
     triplets = _leading_triplets(pair.base, rank, shared)
-    return _Subject(facts, pair, triplets, k, draws, seed, shared, nulls, known_scale)
+    return _Subject(facts, pair, triplets, k, seed, shared, nulls)
 
 
 def dtype_name(x: Tensor) -> str:
@@ -344,7 +340,7 @@ def overlap_rows(subject: _Subject, masks: dict[str, Tensor]) -> list[dict]:
         nulls = _null_columns(subject, view, mask, targets, found)
         for target in TARGETS:
             row = {**subject.facts, "alpha": HEADLINE_ALPHA, "target": target, "view": view}
-            rows.append(row | _numbers(found[target]) | nulls[target] | {"draws": subject.draws})
+            rows.append(row | _numbers(found[target]) | nulls[target])
     return rows
 
 
@@ -360,91 +356,95 @@ def _null_columns(
     mask: Tensor,
     targets: dict[str, Packed],
     found: dict[str, Overlap],
-) -> dict[str, dict[str, float]]:
-    """By target, the summary of the view's nulls; none for a mask without entries."""
-    columns: dict[str, dict[str, float]] = {target: {} for target in targets}
-    if not subject.draws or not mask.any():
+) -> dict[str, dict[str, float | str]]:
+    """By target, where the overlap stands in the laws of the view's nulls; nothing for an empty mask."""
+    columns: dict[str, dict[str, float | str]] = {target: {} for target in targets}
+    nulls = subject.nulls_of(view) if mask.any() else []
+    if not nulls:
         return columns
-    nulls = subject.nulls_of(view)
-    observed = subject.observed(mask, nulls)
+    placed = subject.beside(view, mask, targets)
     for null in nulls:
-        masks = null.sampler(observed, subject.generator("overlap", view, null.name))
-        for target, values in overlap_draws(masks, targets, subject.draws).items():
-            columns[target] |= _summary(null.name, found[target].overlap, values)
+        for target, law in zip(targets, placed.overlaps(null), strict=True):
+            columns[target] |= beside(null.name, found[target].overlap, law, "two-sided")
     return columns
-
-
-def _summary(null: str, observed: float, draws: np.ndarray) -> dict[str, float]:
-    """Columns of one null, two-sided; NaN without a finite draw or an observed value."""
-    values = draws[np.isfinite(draws)]
-    if not len(values) or math.isnan(observed):
-        return {}
-    return _named(null, summarise(observed, values, "two-sided"))
-
-
-def _named(null: str, summary: NullSummary) -> dict[str, float]:
-    return {f"{null}_{f.name}": getattr(summary, f.name) for f in fields(summary) if f.name in SUMMARY}
 
 
 @dataclass(frozen=True)
 class _Swept:
-    """A mask of the sweep: an update's own, or a null's draw beside it. η is NaN where none plays a part."""
+    """A mask of the sweep, an update's own or a draw of a null; η is NaN where none plays a part."""
 
     view: str
     eta: float
-    null: str
     mask: Tensor
+    null: str = ""
+
+
+#: Means of nulls by view, η as text, name, rank, α and target.
+_Means = dict[tuple[str, str, str, int, float, str], float]
 
 
 def _sweep_rows(subject: _Subject, largest: Tensor) -> list[dict]:
     """Every view, target, rank, share and tolerance; `largest` marks the largest float32 changes."""
-    swept = [*_stored_masks(subject), *_beside_nulls(subject, "fp32", math.nan, largest)]
-    targets = subject.shared.of("sweep", subject.pair.base, lambda: _sweep_targets(subject))
-    cells = overlap_sweep(targets, [pack(one.mask) for one in swept])
-    drawn: dict[tuple, list[float]] = defaultdict(list)
-    own = []
-    for cell in cells:
+    base, tuned = subject.pair.base, subject.pair.tuned
+    own = [_Swept("bf16", eta, update_mask(base, tuned, eta)) for eta in ETAS]
+    own.append(_Swept("fp32", math.nan, largest))
+    swept = own + [drawn for one in own for drawn in _drawn_beside(subject, one)]
+    targets = subject.shared.of("sweep", base, lambda: _sweep_targets(subject))
+    means = {place: mean for one in own for place, mean in _means(subject, one, targets).items()}
+    found: dict[tuple, list[Overlap]] = defaultdict(list)
+    for cell in overlap_sweep(targets, [pack(one.mask) for one in swept]):
         one = swept[cell.mask]
-        place = (one.view, one.eta, cell.rank, cell.alpha)
-        for target, found in cell.overlaps.items():
-            if one.null:
-                drawn[*map(str, place), target, one.null].append(found.overlap)
-            else:
-                own.append((place, target, found))
-    return [_sweep_row(subject, place, target, found, drawn) for place, target, found in own]
+        for target, overlap in cell.overlaps.items():
+            found[one.view, str(one.eta), one.null, cell.rank, cell.alpha, target].append(overlap)
+    means |= {
+        place: float(np.mean([one.overlap for one in draws])) for place, draws in found.items() if place[2]
+    }
+    return [_sweep_row(subject, place, found[place][0], means) for place in found if not place[2]]
 
 
-def _sweep_row(subject: _Subject, place: tuple, target: str, found: Overlap, drawn: dict) -> dict:
-    view, eta, rank, alpha = place
-    cell = {"view": view, "eta": eta, "k": rank, "alpha": alpha, "target": target}
+def _sweep_row(subject: _Subject, place: tuple, found: Overlap, means: _Means) -> dict:
+    view, eta, _, rank, alpha, target = place
+    cell = {"view": view, "eta": float(eta), "k": rank, "alpha": alpha, "target": target}
     nulls = {
-        f"{null.name}_mean": float(np.mean(drawn[*map(str, place), target, null.name]))
+        f"{null.name}_mean": means[where]
         for null in subject.nulls
-        if (*map(str, place), target, null.name) in drawn
+        if (where := (view, eta, null.name, rank, alpha, target)) in means
     }
     size = {"smaller_side": min(subject.pair.base.shape)}
     return {**subject.facts, **size, **cell, **_numbers(found), **nulls}
 
 
-def _stored_masks(subject: _Subject) -> Iterator[_Swept]:
-    """The bf16 mask at every tolerance, and its nulls."""
-    base = subject.pair.base
-    for eta in ETAS:
-        yield from _beside_nulls(subject, "bf16", eta, update_mask(base, subject.pair.tuned, eta))
+def _drawn_beside(subject: _Subject, one: _Swept) -> Iterator[_Swept]:
+    """Masks of the view's nulls that have no law."""
+    for null in subject.nulls_of(one.view):
+        if null.law or not one.mask.any():
+            continue
+        seen = subject.seen(one.mask, one.eta)
+        scale = seen.scale if "scale" in null.matched_to else math.nan
+        eta = None if math.isnan(one.eta) else one.eta
+        names = subject.facts["pair"], subject.pair.name
+        observed = Observed(*names, subject.pair.base, one.mask, seen.changed, scale, eta)
+        masks = null.sampler(observed, subject.generator("sweep", null.name, one.view))
+        yield from (replace(one, mask=mask, null=null.name) for mask in islice(masks, SWEEP_DRAWS))
 
 
-def _beside_nulls(subject: _Subject, view: str, eta: float, mask: Tensor) -> Iterator[_Swept]:
-    """A mask, and draws of those nulls whose mean has to be drawn."""
-    yield _Swept(view, eta, "", mask)
-    nulls = [null for null in subject.nulls_of(view) if not null.uniform]
-    if not subject.draws or not mask.any():
-        return
-    observed = subject.observed(mask, nulls, None if math.isnan(eta) else eta)
+def _means(subject: _Subject, one: _Swept, targets: SweepTargets) -> _Means:
+    """Means of the view's nulls with a law in every cell; none for an empty mask."""
+    nulls = [null for null in subject.nulls_of(one.view) if null.law and not null.uniform]
+    if not nulls or not one.mask.any():
+        return {}
+    base, seen = subject.pair.base, subject.seen(one.mask, one.eta)
+    inside = subject.shared.of(
+        "codes of the sweep", base, lambda: codes_in_targets(base, seen.codes, targets)
+    )
+    counts = np.stack(list(inside.values()), axis=1)
+    found: _Means = {}
     for null in nulls:
-        # One noise serves all storage nulls; each stream begins anew, so it serves all tolerances too.
-        names = ("storage",) if null.of_storage else (null.name, view)
-        masks = null.sampler(observed, subject.generator("sweep", *names))
-        yield from (_Swept(view, eta, null.name, one) for one in islice(masks, SWEEP_DRAWS))
+        assert null.law is not None
+        means = null.law.means(seen, counts)
+        names = one.view, str(one.eta), null.name
+        found |= {(*names, *place): float(mean) for place, mean in zip(inside, means, strict=True)}
+    return found
 
 
 def _sweep_targets(subject: _Subject) -> SweepTargets:
@@ -456,7 +456,7 @@ def _sweep_targets(subject: _Subject) -> SweepTargets:
 def _direction_rows(subject: _Subject) -> list[dict]:
     """ρ² of the update in each view; random frames beside the one that storage has not touched."""
     rounded = difference(subject.pair.tuned, subject.pair.base)
-    bare = replace(subject, draws=0)
+    bare = replace(subject, frames=0)
     return [_direction_row(subject, "fp32", subject.delta.double()), _direction_row(bare, "bf16", rounded)]
 
 
@@ -481,7 +481,6 @@ def _direction_row(subject: _Subject, view: str, delta: Tensor) -> dict:
     """ρ² of an update at the headline rank beside random frames."""
     u, _, v = subject.triplets.leading(subject.k)
     rho2 = principal_energy(delta, u, v)
-    frames = max(FEWEST_DRAWS, subject.draws) if subject.draws else 0
     row = {
         **subject.facts,
         "view": view,
@@ -489,9 +488,8 @@ def _direction_row(subject: _Subject, view: str, delta: Tensor) -> dict:
         "expected": expected_energy(tuple(delta.shape), subject.k),
         "stable_rank": stable_rank(delta),
         "norm_delta": float(torch.linalg.vector_norm(delta)),
-        "draws": frames,
     }
-    if not frames:
+    if not subject.frames or math.isnan(rho2):
         return row
-    drawn = rotation_draws(delta, subject.k, subject.generator("rotation"), draws=frames)
-    return row | _summary("rotation", rho2, drawn)
+    drawn = rotation_draws(delta, subject.k, subject.generator("rotation"), draws=subject.frames)
+    return row | beside("rotation", rho2, of_draws(drawn), "two-sided")

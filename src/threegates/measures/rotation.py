@@ -1,7 +1,8 @@
 """Whether masks agree between runs from a base and from the same base in other coordinates.
 
-Two tables. ``rotation``: one row a matrix, comparison and untouched run that it is made with, beside storage
-null 1a. ``frame``: what a rotated base keeps of the untouched one's spectrum, before and after rounding.
+Two tables. ``rotation``: one row a matrix, comparison and untouched run that it is made with, beside means of
+storage null 1a, by its law. ``frame``: what a rotated base keeps of the untouched one's spectrum, before and
+after rounding.
 
 Comparisons set an untouched run A′ beside
 
@@ -17,8 +18,10 @@ shares with B (``same_seed``) says how far the path is the same when the data ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -30,9 +33,14 @@ from threegates.checkpoints.formats.roles import layer, role
 from threegates.checkpoints.pairs import align, load_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import PairError
+from threegates.geometry.laws.law import DRAWN, FIRST_ORDER, LAW
+from threegates.geometry.laws.masks import AT_COUNT
+from threegates.geometry.laws.rank_correlation import mean_ranks
+from threegates.geometry.laws.two_bases import Chances, chances_at_count, intersection_moments
+from threegates.geometry.laws.two_masks import mean_jaccard
 from threegates.geometry.masks import column_ratio, jaccard, pack, popcount, row_ratio, update_mask
-from threegates.geometry.nulls.noise import noise_generator
-from threegates.geometry.nulls.storage_density import storage_mask_at_density
+from threegates.geometry.nulls import storage_density
+from threegates.geometry.nulls.null import NullOfLaw
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.rotation import (
     AXIS_OF_HEADS,
@@ -45,11 +53,16 @@ from threegates.geometry.spectra import normalised_spectral_shift, singular_valu
 from threegates.measures.agreement import AXES, rank_correlations
 from threegates.measures.by_tensor import typed
 from threegates.measures.changes import matrices
+from threegates.measures.null_laws import MaskBeside
 
 UNTOUCHED, ROTATED, RAW, BACK = "untouched", "rotated", "raw", "rotated back"
 #: Roles that a rotation of values touches; their heads lie along rows of V and columns of O.
 VALUES = ("v", "o")
 _ATTENTION = ("q", "k", *VALUES)
+#: What decides numbers of storage null 1a, and nothing of its looks.
+_NULL = NullOfLaw(
+    name="storage_density", sampler=storage_density.masks, matched_to=("changed",), law=AT_COUNT
+)
 _MEASURES = ("jaccard", "overlap", "spearman_row", "spearman_column")
 ROTATION_COLUMNS = {
     "pair": "str",
@@ -66,7 +79,7 @@ ROTATION_COLUMNS = {
     "density_b": "float64",
     "excess": "float64",
     **{name: "float64" for measure in _MEASURES for name in (measure, f"{measure}_null")},
-    "draws": "int64",
+    "null_how": "str",
 }
 FRAME_COLUMNS = {
     "tensor": "str",
@@ -148,7 +161,6 @@ def measure_rotation(
     *,
     same: Run | None,
     other: Run | None,
-    draws: int,
     seed: int = 0,
 ) -> pd.DataFrame:
     """Compare a run from a rotated base with untouched runs, in every matrix of the blocks.
@@ -158,14 +170,16 @@ def measure_rotation(
     run : B, from the rotated base; coordinates : of that base.
     same, other : untouched runs A of B's seed and A′ of another; None where there is none. Without A′ no two
         untouched runs can be compared.
-    draws : masks under the null for each run and matrix.
-    seed : of the null.
+    seed : of what is drawn under the null: counts of rows and columns, and masks where too few weights
+        change.
 
     Returns
     -------
     the table ``rotation``. `excess` is (J − null)/(1 − null): 0 where the masks agree as storage makes them,
-    1 where they are equal. `overlap` is the paper's |M_A ∩ M_B|/|M_B|. A null is the mean over all pairs of a
-    draw for one side and one for the other, each Gaussian noise of that mask's density on its own base.
+    1 where they are equal. `overlap` is the paper's |M_A ∩ M_B|/|M_B|. A null is the mean over independent
+    masks for both sides, each of Gaussian noise of that mask's density on its own base. `null_how` says how
+    that of Jaccard index and overlap was found (see `threegates.geometry.laws.law.Law`); rank correlations
+    are means over drawn counts of rows and columns.
 
     Raises
     ------
@@ -174,10 +188,10 @@ def measure_rotation(
     untouched = [one for one in (other, same) if one is not None]
     if not untouched:
         raise PairError("a rotated run needs an untouched one beside it", where=run.name)
-    own = _Sides(run, coordinates, untouched[0].base, draws, seed)
+    own = _Sides(run, coordinates, untouched[0].base, seed)
     rows: list[dict] = []
     for name in matrices(align(untouched[0].base, run.tuned)):
-        facts = {"pair": run.name, "draws": draws, **_facts(name, run, coordinates)}
+        facts = {"pair": run.name, **_facts(name, run, coordinates)}
         rows += [facts | row for row in _rows(name, own, same, other)]
     return typed(rows, ROTATION_COLUMNS)
 
@@ -196,14 +210,32 @@ def _facts(name: str, run: Run, coordinates: Coordinates) -> dict:
 
 @dataclass(frozen=True)
 class _Side:
-    """A mask of one matrix, and draws of its storage null on the base that it was trained from."""
+    """A mask of one matrix, and its storage null on the base that it was trained from."""
 
-    mask: Tensor
-    drawn: list[Tensor]
+    own: MaskBeside
 
-    def moved(self, change: Callable[[Tensor], Tensor]) -> _Side:
-        """The same masks in another order of heads."""
-        return _Side(change(self.mask), [change(one) for one in self.drawn])
+    @property
+    def mask(self) -> Tensor:
+        """The mask."""
+        return self.own.mask
+
+    @property
+    def how(self) -> str:
+        """How the null's overlap with another mask is found."""
+        if self.own.drawn(_NULL):
+            return DRAWN
+        return FIRST_ORDER if AT_COUNT.is_rough(self.own.seen) else LAW
+
+    @cached_property
+    def chances(self) -> Chances:
+        """The null's law at every weight."""
+        return chances_at_count(self.own.seen, self.own.base)
+
+    @cached_property
+    def mean_ranks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean ranks of rows and of columns under the null."""
+        rows, columns = map(mean_ranks, self.own.line_ranks(_NULL))
+        return rows, columns
 
 
 @dataclass(frozen=True)
@@ -213,20 +245,26 @@ class _Sides:
     run: Run
     coordinates: Coordinates
     untouched: Checkpoint
-    draws: int
     seed: int
 
     def of(self, run: Run, name: str) -> _Side:
         """A run's mask as it was stored."""
         pair = load_pair(run.base, run.tuned, name)
-        return self._drawn(pair.base, update_mask(pair.base, pair.tuned), run.name, name)
+        return self._side(pair.base, pair.tuned, run.name, name)
 
     def views(self, name: str) -> Iterator[tuple[str, _Side]]:
         """The rotated run's masks by comparison."""
         raw = self.of(self.run, name)
         yield RAW, raw
-        yield ROTATED, raw.moved(lambda x: self.coordinates.in_order(name, x))
+        yield ROTATED, self._in_order(raw, name)
         yield BACK, self._back(name)
+
+    def _in_order(self, raw: _Side, name: str) -> _Side:
+        """The same mask with its heads in their original order, and the base that its null is of."""
+        if not self.coordinates.is_permuted(name):
+            return raw
+        base, mask = (self.coordinates.in_order(name, x) for x in (raw.own.base, raw.mask))
+        return _Side(replace(raw.own, base=base, mask=mask))
 
     def _back(self, name: str) -> _Side:
         """The mask of ΔW in the original frame, in float64 from the weights as stored, rounded once."""
@@ -234,11 +272,11 @@ class _Sides:
         update = pair.tuned_stored.double() - pair.base_stored.double()
         base = self.untouched.bf16(name)
         tuned = to_bf16(base.double() + self.coordinates.back(name, update))
-        return self._drawn(base, update_mask(base, tuned), f"{self.run.name} {BACK}", name)
+        return self._side(base, tuned, f"{self.run.name} {BACK}", name)
 
-    def _drawn(self, base: Tensor, mask: Tensor, told: str, name: str) -> _Side:
-        source, changed = noise_generator(self.seed, "rotation", told, name), int(mask.count_nonzero())
-        return _Side(mask, [storage_mask_at_density(base, changed, source) for _ in range(self.draws)])
+    def _side(self, base: Tensor, tuned: Tensor, told: str, name: str) -> _Side:
+        # No null of this table is matched to a norm.
+        return _Side(MaskBeside(told, name, base, update_mask(base, tuned), (), math.nan, self.seed))
 
 
 def _rows(name: str, own: _Sides, same: Run | None, other: Run | None) -> Iterator[dict]:
@@ -255,16 +293,38 @@ def _rows(name: str, own: _Sides, same: Run | None, other: Run | None) -> Iterat
                 yield told | _agreement(sides[run.name], side)
 
 
-def _agreement(a: _Side, b: _Side) -> dict[str, float]:
-    """How two masks agree, beside the mean over all pairs of draws of their nulls."""
-    found = {name: float(values[0, 0]) for name, values in _statistics([a.mask], [b.mask]).items()}
-    if a.drawn and b.drawn:
-        drawn = _statistics(a.drawn, b.drawn)
-        found |= {f"{name}_null": float(values.mean()) for name, values in drawn.items()}
-        found["excess"] = excess(found["jaccard"], found["jaccard_null"])
-    sizes = [max(side.mask.numel(), 1) for side in (a, b)]
-    densities = [int(side.mask.count_nonzero()) / size for side, size in zip((a, b), sizes, strict=True)]
-    return found | {"density_a": densities[0], "density_b": densities[1]}
+def _agreement(a: _Side, b: _Side) -> dict[str, float | str]:
+    """How two masks agree, beside the means under their nulls."""
+    found = _statistics(a.mask, b.mask)
+    null, how = _null_means(a, b)
+    densities = {
+        f"density_{of}": side.own.seen.changed / max(side.mask.numel(), 1)
+        for of, side in (("a", a), ("b", b))
+    }
+    return {
+        **found,
+        **null,
+        "excess": excess(found["jaccard"], null["jaccard_null"]),
+        "null_how": how,
+        **densities,
+    }
+
+
+def _null_means(a: _Side, b: _Side) -> tuple[dict[str, float], str]:
+    """Mean of each measure over masks of the nulls of both sides, and how those of masks were found."""
+    changed = a.own.seen.changed, b.own.seen.changed
+    how = next((one for one in (DRAWN, FIRST_ORDER) if one in (a.how, b.how)), LAW)
+    if how == DRAWN:
+        pairs = list(zip(a.own.kept(_NULL), b.own.kept(_NULL), strict=True))
+        index = float(np.mean([jaccard(*pair) for pair in pairs]))
+        both = float(np.mean([popcount(x & y) for x, y in pairs]))
+    else:
+        both, variance = intersection_moments(a.chances, b.chances)
+        index = mean_jaccard(both, variance, sum(changed))
+    means = {"jaccard_null": index, "overlap_null": both / changed[1] if changed[1] else math.nan}
+    for axis, one, other in zip(AXES, a.mean_ranks, b.mean_ranks, strict=True):
+        means[f"spearman_{axis}_null"] = float(np.clip(one @ other, -1.0, 1.0))
+    return means, how
 
 
 def excess(found: float, null: float) -> float:
@@ -277,18 +337,13 @@ def excess(found: float, null: float) -> float:
     return (found - null) / (1 - null) if null < 1 else float("nan")
 
 
-def _statistics(a: Sequence[Tensor], b: Sequence[Tensor]) -> dict[str, np.ndarray]:
-    """Each measure of every mask of one side with every mask of the other, (len(a), len(b))."""
-    left, right = ([pack(mask) for mask in masks] for masks in (a, b))
-    sizes = [popcount(one) or float("nan") for one in right]
-    both = np.array([[popcount(x & y) for y in right] for x in left], dtype=float)
-    found = {
-        "jaccard": np.array([[jaccard(x, y) for y in right] for x in left]),
-        "overlap": both / np.array(sizes),
-    }
+def _statistics(a: Tensor, b: Tensor) -> dict[str, float]:
+    """Each measure of two masks."""
+    one, other = pack(a), pack(b)
+    found = {"jaccard": jaccard(one, other), "overlap": popcount(one & other) / (popcount(other) or math.nan)}
     for axis, ratio in zip(AXES, (row_ratio, column_ratio), strict=True):
-        lines = torch.stack([ratio(mask) for mask in (*a, *b)]).cpu().numpy()
-        found[f"spearman_{axis}"] = rank_correlations(lines)[: len(a), len(a) :]
+        lines = torch.stack([ratio(a), ratio(b)]).cpu().numpy()
+        found[f"spearman_{axis}"] = float(rank_correlations(lines)[0, 1])
     return found
 
 

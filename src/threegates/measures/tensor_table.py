@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from torch import Tensor
 
 from threegates.checkpoints.adapters.notes import adapter_of
 from threegates.checkpoints.formats.roles import block, is_matrix
-from threegates.checkpoints.pairs import TensorPair, load_pair, load_rows, rows_of_pair
+from threegates.checkpoints.pairs import PairRows, TensorPair, load_pair, load_rows, rows_of_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.geometry.laws.codes import CodeCounter
 from threegates.geometry.laws.noise import noise_sparsity
 from threegates.geometry.low_rank import singular_values_of_product
-from threegates.geometry.masks import pack, unpack, update_mask
+from threegates.geometry.masks import pack, unpack
 from threegates.geometry.nulls.null import NullMasks, NullOfLaw
 from threegates.geometry.principal import (
     HEADLINE_ALPHA,
@@ -31,8 +31,10 @@ from threegates.geometry.principal import (
     overlaps,
     principal_targets,
 )
+from threegates.geometry.spectra import spectral_shift
 from threegates.geometry.spectral_norms import spectral_norm_within
-from threegates.measures.bases import base_of
+from threegates.geometry.streamed_spectra import GramSum, right_angles, small_side
+from threegates.measures.bases import Base, base_beside_spectrum
 from threegates.measures.by_tensor import Rows, Shared
 from threegates.measures.changes import (
     OBSERVED_AXIS_COLUMNS,
@@ -45,10 +47,10 @@ from threegates.measures.changes import (
     numbers_of,
     observed_axis,
 )
-from threegates.measures.drift import DRIFT_COLUMNS, drift_numbers, moved_from
+from threegates.measures.drift import DRIFT_COLUMNS, Difference, drift_numbers, moved_against
 from threegates.measures.floors import FLOOR_COLUMNS, floor_numbers
 from threegates.measures.merging import ADAPTER_COLUMNS, adapter_rows
-from threegates.measures.null_laws import MaskBeside, beside, law_columns
+from threegates.measures.null_laws import MaskBeside, axis_rows, beside, law_columns
 
 AXES = ("row", "column")
 #: Columns of the drift table that a row takes over.
@@ -84,6 +86,8 @@ _SPECTRA_COLUMNS = {
 }
 
 MEASURED = "measured"
+#: Of an embedding, a head or another tall matrix outside of blocks: no left angles, overlaps and ‖ΔW‖₂.
+SMALL_SIDE = "of the smaller side alone"
 #: Name of the table of an adapter's matrices.
 ADAPTER = "adapter"
 #: Where a tensor lies: of a vision tower's block, too, the number, and the stack that counts it.
@@ -115,6 +119,7 @@ class PairTable:
 
     axes : whether row and column ratios are measured. spectra : whether spectra, angles and overlaps are
     measured at all. nulls : those beside overlaps and ratios. seed : of what has no law and is drawn.
+    accuracy : of spectra of matrices too large for float64 SVDs, 'fast', 'certified' or 'reference'.
     """
 
     base: Checkpoint
@@ -124,6 +129,7 @@ class PairTable:
     axes: bool = False
     spectra: bool = True
     nulls: Sequence[NullOfLaw] = ()
+    accuracy: str = "certified"
 
     @property
     def tables(self) -> dict[str, dict[str, str]]:
@@ -162,7 +168,7 @@ class PairTable:
         why, axes = self._why_not(facts), self.axes and is_block_matrix(facts)
         if why and not axes:
             floor = floor_numbers(self.base, self.tuned, tensor)
-            return {"tensor": [facts | self._streamed(tensor) | floor | {"spectra": why}], "axis": []}
+            return {"tensor": [facts | {"spectra": why} | self._streamed(facts) | floor], "axis": []}
         pair = load_pair(self.base, self.tuned, tensor)
         counted = count(rows_of_pair(pair))
         matrix = _Matrix(pair, self, counted, shared)
@@ -171,11 +177,12 @@ class PairTable:
         floor = floor_numbers(self.base, self.tuned, tensor)
         return {"tensor": [facts | matrix.numbers() | floor | spectra], "axis": axis}
 
-    def _streamed(self, tensor: str) -> dict:
-        """What a tensor has of which only a block is held at a time."""
-        counter = CodeCounter()
-        counted = count(load_rows(self.base, self.tuned, tensor), look=counter.add)
-        return numbers_by_codes(counted, counter.whole())
+    def _streamed(self, facts: dict) -> dict:
+        """What a tensor has of which only a block is held at a time, spectra of a tall matrix among it."""
+        rows, counter = load_rows(self.base, self.tuned, facts["tensor"]), CodeCounter()
+        grams = _Grams(facts["shape"]) if self.spectra and has_small_side(facts) else None
+        counted = count(grams.seeing(rows) if grams else rows, look=counter.add)
+        return numbers_by_codes(counted, counter.whole()) | (grams.numbers(counted) if grams else {})
 
     def _why_not(self, facts: dict) -> str:
         """Why a compared tensor has no spectra; nothing if it has."""
@@ -186,6 +193,56 @@ class PairTable:
         if not is_block_matrix(facts):
             return "not in a block"
         return "" if self.spectra else "not asked for"
+
+
+def has_small_side(facts: dict) -> bool:
+    """Whether a matrix lies in no block and is at least as tall as wide, as embeddings and heads are."""
+    outside = is_matrix(facts["tensor"], facts["shape"]) and facts["layer"] is None
+    return outside and facts["size"] > 0 and facts["shape"][0] >= facts["shape"][1]
+
+
+class _Grams:
+    """Both sides' Gram matrices of the smaller side, summed up while the rows are counted."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._shape = tuple(shape)
+        self._base, self._tuned = (GramSum(shape[1]) for _ in range(2))
+
+    def seeing(self, rows: PairRows) -> PairRows:
+        """The same rows, each taken into the sums as it is read."""
+
+        def block(start: int, stop: int) -> TensorPair:
+            pair = rows.block(start, stop)
+            self._base.add(pair.base_stored)
+            self._tuned.add(pair.tuned_stored)
+            return pair
+
+        return replace(rows, block=block)
+
+    def numbers(self, counted: Counted) -> dict:
+        """Columns of the spectra, as far as the smaller side knows them."""
+        k, rows = headline_rank(self._shape), self._base.rows
+        base = small_side(self._base.whole(), rows, k)
+        tuned = small_side(self._tuned.whole(), rows, k) if counted.stored else base
+        angles = right_angles(base, tuned)
+        nss, nss_error = spectral_shift(base.spectrum, tuned.spectrum)
+        known = angles.bound < math.pi / 2
+        return {
+            "spectra": SMALL_SIDE,
+            "accuracy": "certified",
+            "path": "gram" if counted.stored else "unchanged",
+            "proof": "complete",
+            "proved": True,
+            "k": k,
+            "gap": min(base.gap, tuned.gap),
+            "nss": nss if math.isfinite(nss) else math.nan,
+            "nss_error": nss_error,
+            "angle_right_max": angles.maximum if known else math.nan,
+            "angle_right_mean": angles.mean if known else math.nan,
+            "angle_bound": angles.bound,
+            "angle_floor": angles.floor,
+            "resolved": 1 - float(angles.unresolved.double().mean()) if known else 0.0,
+        }
 
 
 @dataclass(frozen=True)
@@ -206,7 +263,8 @@ class _Matrix:
             self.table.name,
             self.pair.name,
             self.pair.base,
-            update_mask(self.pair.base, self.pair.tuned),
+            # Loading has refused what is not finite, which `update_mask` would look for once more.
+            self.pair.base != self.pair.tuned,
             [unpack(one, shape) for one in packed],
             self.counted.norm_delta_bf16,
             self.table.seed,
@@ -217,7 +275,7 @@ class _Matrix:
         """Packed targets of the base at the headline rank and share."""
         base = self.pair.base
         k = headline_rank(base.shape)
-        leading = base_of(base, k, self.shared).leading.leading
+        leading = self._side(base).leading.leading
         return self.shared.of(
             ("targets", k),
             base,
@@ -231,9 +289,8 @@ class _Matrix:
 
     def spectra(self) -> dict:
         """Singular values, angles and overlaps."""
-        stored = self.pair.base_stored, self.pair.tuned_stored
-        moved = moved_from(*stored, self.shared, self._spectral_norm)
-        numbers = drift_numbers(moved)
+        side = self._side(self.pair.base_stored)
+        numbers = drift_numbers(moved_against(side, self.pair.tuned_stored, self._difference))
         chosen = {name: numbers[name] for name in SPECTRAL}
         # Without leading subspaces nothing lies in them, and of a zero base nothing is small.
         leading = numbers["angle_bound"] < math.pi / 2
@@ -241,6 +298,22 @@ class _Matrix:
             chosen |= {"energy": math.nan, "energy_expected": math.nan}
         meant = [one for one in TARGETS if leading or (one == "low" and self.counted.norm_base > 0)]
         return {"spectra": MEASURED, **chosen, "alpha": HEADLINE_ALPHA, **self._overlaps(meant)}
+
+    def _side(self, base: Tensor) -> Base:
+        """The base as stored or in bf16, which often are one, with all singular values."""
+        if base.dtype == self.pair.base_stored.dtype:
+            return self._stored_side
+        return base_beside_spectrum(base, headline_rank(base.shape), self.shared, self.table.accuracy)
+
+    @cached_property
+    def _stored_side(self) -> Base:
+        base = self.pair.base_stored
+        return base_beside_spectrum(base, headline_rank(base.shape), self.shared, self.table.accuracy)
+
+    def _difference(self, tuned: Tensor, base: Tensor) -> Difference:
+        """ΔW in the type that both sides are measured in, each entry rounded once; its norm is known."""
+        delta = tuned - base
+        return Difference(delta, self.counted.norm_delta, self._spectral_norm(delta))
 
     def _spectral_norm(self, delta: Tensor) -> float:
         """‖ΔW‖₂; that of an adapter's factors takes no iteration."""
@@ -264,7 +337,4 @@ class _Matrix:
     def axis_rows(self, facts: dict) -> list[dict]:
         """Both rows of the axis table."""
         rows = [observed_axis(facts, axis, self.counted.counts) for axis in AXES]
-        for null in self.table.nulls:
-            for row, law in zip(rows, self.beside.dispersions(null), strict=True):
-                row |= beside(null.name, row["dispersion"], law, "upper")
-        return rows
+        return axis_rows(rows, self.beside, self.table.nulls)

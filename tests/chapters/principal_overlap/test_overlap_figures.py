@@ -150,7 +150,7 @@ def tables(tmp_path_factory):
     planted.write(folder / "base", base)
     planted.write(folder / "tuned", planted.with_noise(base, 3e-4, seed=1))
     sides = (Checkpoint.open(folder / side) for side in ("base", "tuned"))
-    measured = measure_overlap(*sides, name="p", draws=3, nulls=founding_nulls())
+    measured = measure_overlap(*sides, name="p", nulls=founding_nulls())
     facts = dict(zip(("method", "algorithm", "rate"), GRPO, strict=True))
     return {name: table.assign(**facts) for name, table in measured.items()}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import islice
 
 import numpy as np
@@ -10,8 +11,10 @@ import torch
 
 from tests.planted import tensors
 from threegates.geometry.laws.law import DRAWN, FIRST_ORDER, LAW
-from threegates.geometry.laws.masks import see
+from threegates.geometry.laws.masks import of_strata, see
+from threegates.geometry.laws.strata import one_stratum, quantile_strata, value_strata
 from threegates.geometry.masks import update_mask
+from threegates.geometry.nulls.magnitude import stratified_permutations
 from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.nulls.null import Observed
 from threegates.geometry.nulls.table import NULLS
@@ -70,6 +73,21 @@ def test_a_law_has_the_mean_and_spread_of_its_null_s_masks(null, name, density, 
     for one, values in zip(NULLS[null].law.dispersions(seen, base), drawn.T, strict=True):
         tensors.assert_agrees(one, values)
         assert one.how in (LAW, FIRST_ORDER)
+
+
+@pytest.mark.parametrize("strata", [quantile_strata, partial(value_strata, fewest=8), one_stratum])
+@pytest.mark.parametrize(("name", "density"), [("row-scaled", 0.3), ("power-law", 0.05), ("clustered", 0.9)])
+def test_a_law_follows_the_strata_that_the_sampler_is_given(strata, name, density):
+    base, tuned = observed_of(name, density, ETA)
+    mask, target = base != tuned, tensors.target(name)
+    seen, law = see(base, mask, [target], norm=1.0), of_strata(strata)
+    masks = stratified_permutations(mask, base, strata, generator=noise_generator(5, name))
+    masks = list(islice(masks, DRAWS))
+    shares = [int((m & target).count_nonzero()) / seen.changed for m in masks]
+    tensors.assert_agrees(law.overlap(seen, seen.inside(1)), np.array(shares))
+    drawn = np.array([dispersion(m) for m in masks])
+    for one, values in zip(law.dispersions(seen, base), drawn.T, strict=True):
+        tensors.assert_agrees(one, values)
 
 
 def test_few_changes_are_drawn_or_called_first_order():

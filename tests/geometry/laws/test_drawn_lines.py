@@ -1,4 +1,4 @@
-"""Drawn counts along lines, and rank correlations of two runs: masks of the samplers, enumeration, scipy."""
+"""Two runs under a null, by laws and by counts along lines: masks of the samplers, enumeration, scipy."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from threegates.geometry.laws import drawn_lines
 from threegates.geometry.laws.cells import cells_at_strata, cells_of_noise, functions_of_cells
 from threegates.geometry.laws.codes import count_codes
 from threegates.geometry.laws.drawn_lines import counts_drawn, line_counts_drawn
+from threegates.geometry.laws.law import FIRST_ORDER, LAW, Law
 from threegates.geometry.laws.lines import line_sums
 from threegates.geometry.laws.masks import Seen, see
 from threegates.geometry.laws.noise import noise_of
@@ -55,11 +56,9 @@ def run_of(name: str, density: float, eta: float = ETA, stream: int = 0) -> tupl
     return seen, Observed("r", "t", base, mask, seen.changed, seen.scale, eta)
 
 
-def counts_of_masks(null, observed: Observed, stream: int) -> tuple[np.ndarray, np.ndarray]:
-    """Row and column counts of masks that the null's sampler draws."""
-    masks = islice(null.sampler(observed, noise_generator(stream, null.name)), DRAWS)
-    whole = torch.stack(list(masks))
-    return whole.sum(dim=2).numpy(), whole.sum(dim=1).numpy()
+def masks_of(null, observed: Observed, stream: int) -> torch.Tensor:
+    """Masks that the null's sampler draws."""
+    return torch.stack(list(islice(null.sampler(observed, noise_generator(stream, null.name)), DRAWS)))
 
 
 def errors(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,15 +83,29 @@ def assert_same_lines(found: np.ndarray, true: np.ndarray) -> None:
     assert abs(found.var(axis=0).sum() - whole) <= whole * (0.02 + 5 / np.sqrt(DRAWS * true.shape[1]))
 
 
+def assert_jaccard_agrees(law: Law, one: torch.Tensor, other: torch.Tensor) -> None:
+    """A law of the Jaccard index has mean, spread and upper tail of that of masks."""
+    both, either = ((op(one, other)).sum(dim=(1, 2)) for op in (torch.logical_and, torch.logical_or))
+    drawn = (both.double() / either).numpy()
+    tensors.assert_agrees(law, drawn)
+    for q in (0.1, 0.5, 0.9):
+        point = float(np.quantile(drawn, q, method="inverted_cdf"))
+        true = float(np.mean(drawn >= point))
+        assert np.exp(law.tail(point)[0]) == pytest.approx(true, abs=4.5 * 0.5 / np.sqrt(len(drawn)))
+
+
 @EVERY
 @pytest.mark.parametrize(("name", "densities", "eta"), CASES)
-def test_counts_and_their_rank_correlation_are_those_of_masks(null, name, densities, eta):
-    drawn, masked = [], []
+def test_jaccard_and_counts_and_their_rank_correlation_are_those_of_masks(null, name, densities, eta):
+    drawn, masked, masks, sides = [], [], [], []
     for stream, density in enumerate(densities):
         seen, observed = run_of(name, density, eta, stream)
         generator = np.random.default_rng(stream)
         drawn.append(line_counts_drawn(null.law, seen, observed.base, DRAWS, generator))
-        masked.append(counts_of_masks(null, observed, stream))
+        masks.append(masks_of(null, observed, stream))
+        masked.append((masks[-1].sum(dim=2).numpy(), masks[-1].sum(dim=1).numpy()))
+        sides.append(seen)
+    assert_jaccard_agrees(null.law.jaccard(*sides), *masks)
     for axis in (0, 1):
         for found, true in zip(drawn, masked, strict=True):
             assert found[axis].dtype == np.int64 and found[axis].shape == true[axis].shape
@@ -101,6 +114,19 @@ def test_counts_and_their_rank_correlation_are_those_of_masks(null, name, densit
             law = rank_correlation_law(*(one[axis] for one in drawn))
             pairs = zip(*(one[axis] for one in masked), strict=True)
             tensors.assert_agrees(law, np.array([rank_correlations(np.stack(pair))[0, 1] for pair in pairs]))
+
+
+@EVERY
+@pytest.mark.parametrize("density", [2e-4, 0.005, 0.9995])
+def test_where_few_weights_change_a_jaccard_s_law_holds_or_is_called_first_order(null, density):
+    (seen, one), (far, other) = (run_of("row-scaled", of, stream=i) for i, of in enumerate((density, 0.3)))
+    law = null.law.jaccard(seen, far)
+    assert law.how == (FIRST_ORDER if null.of_storage else LAW)
+    masks = masks_of(null, one, 2), masks_of(null, other, 3)
+    if not null.of_storage:
+        assert_jaccard_agrees(law, *masks)
+    both, either = ((op(*masks)).sum(dim=(1, 2)) for op in (torch.logical_and, torch.logical_or))
+    assert law.mean == pytest.approx(float((both / either).mean()), rel=0.2)
 
 
 def small_tensor() -> torch.Tensor:

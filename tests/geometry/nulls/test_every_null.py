@@ -16,10 +16,11 @@ from scipy import stats
 
 from tests.planted.planted_weights import weights
 from threegates.errors import GeometryError
+from threegates.geometry.laws.codes import count_codes
 from threegates.geometry.laws.masks import see
+from threegates.geometry.laws.strata import value_strata
 from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls import __name__ as PACKAGE
-from threegates.geometry.nulls.magnitude import magnitude_bins
 from threegates.geometry.nulls.noise import gaussian_noise, noise_generator, rounded_sum
 from threegates.geometry.nulls.null import Null, Observed
 from threegates.geometry.nulls.storage_norm import storage_scale_for_norm
@@ -147,9 +148,16 @@ def check_count(observed: Observed, drawn: list[torch.Tensor]) -> None:
 
 
 def check_strata(observed: Observed, drawn: list[torch.Tensor]) -> None:
-    bins = magnitude_bins(observed.base, 64)
-    counts = [torch.bincount(bins[mask], minlength=64) for mask in (observed.mask, *drawn)]
-    assert all(torch.equal(counts[0], found) for found in counts[1:])
+    """Strata lie within binades, and so both hold their counts."""
+    codes = count_codes(observed.base)
+    known = dict(zip(codes.values, value_strata(codes).of_code, strict=True))
+    strata = np.array([known[float(w) + 0.0] for w in observed.base.flatten().double()])
+    binades = np.frexp(observed.base.abs().double().numpy())[1].ravel() + 200
+    for labels in (strata, binades):
+        kept, *counts = (
+            np.bincount(labels[mask.flatten().numpy()], minlength=400) for mask in (observed.mask, *drawn)
+        )
+        assert (kept > 0).sum() > 4 and all((kept == found).all() for found in counts)
 
 
 def check_norm(observed: Observed, drawn: list[torch.Tensor]) -> None:

@@ -7,6 +7,7 @@ probabilities all lie on one side of a half.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,12 +23,22 @@ class HeldStrata:
     """Strata within which any entries may be the changed ones, but so many.
 
     entries : U (C, B) entries of each stratum in each cell; taken : (B,) changed ones of the stratum.
-    weights : M (B, B), see `Cells`.
+    factor, along : (B,) of M = along alongᵀ − diag(factor), see `Cells`.
     """
 
     entries: np.ndarray
     taken: np.ndarray
-    weights: np.ndarray
+    factor: np.ndarray
+    along: np.ndarray
+
+    def variances(self) -> np.ndarray:
+        """(C,) diagonal of U M Uᵀ."""
+        return (self.entries @ self.along) ** 2 - np.square(self.entries) @ self.factor
+
+    def within(self, frame: np.ndarray) -> np.ndarray:
+        """R M Rᵀ of R (K, B)."""
+        along = frame @ self.along
+        return np.outer(along, along) - (frame * self.factor) @ frame.T
 
 
 @dataclass(frozen=True)
@@ -54,8 +65,7 @@ class Cells:
         """(C,) variances of the counts."""
         if self.strata is None:
             return self.own
-        entries = self.strata.entries
-        return np.maximum(self.own + ((entries @ self.strata.weights) * entries).sum(axis=1), 0.0)
+        return np.maximum(self.own + self.strata.variances(), 0.0)
 
     def only(self, some: np.ndarray) -> Cells:
         """Some of the cells, by their indices."""
@@ -96,11 +106,10 @@ def cells_at_strata(of_lines: np.ndarray, sizes: np.ndarray, taken: np.ndarray) 
     **Source** multivariate hypergeometric counts: Johnson, Kotz and Balakrishnan (1997), §39.2.
     """
     likely = 2 * taken > sizes
-    entries = np.concatenate([of_lines * ~likely, of_lines * likely])
+    entries = np.concatenate([of_lines * ~likely, of_lines * likely]).astype(np.float64)
     p = np.divide(taken, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
     factor = p * (1 - p) / np.maximum(sizes - 1, 1)
     along = factor * sizes
     own, total = entries @ along, max(float(along @ sizes), _TINY)
-    weights = np.outer(along, along) / total - np.diag(factor)
-    held = HeldStrata(entries, taken, weights)
+    held = HeldStrata(entries, taken, factor, along / math.sqrt(total))
     return Cells(len(of_lines), entries.sum(axis=1), entries @ p, own, own, int(taken.sum()), held)

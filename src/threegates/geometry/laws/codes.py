@@ -76,8 +76,10 @@ class CodeCounter:
         require_finite_bf16(piece, "base")
         bits = piece.contiguous().view(torch.int16).reshape(-1)
         flat = None if labels is None else labels.reshape(-1)
-        for start in range(0, bits.numel(), TILE):
-            here = slice(start, start + TILE)
+        # With labels there are many counters, which every tile goes through.
+        tile = max(TILE, PATTERNS * self.kinds)
+        for start in range(0, bits.numel(), tile):
+            here = slice(start, start + tile)
             self._found += _counted(bits[here], None if flat is None else flat[here], self.kinds)
 
     def whole(self) -> CodeCounts:

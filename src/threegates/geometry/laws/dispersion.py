@@ -19,12 +19,17 @@ from threegates.geometry.laws.saddlepoint import increasing_root, log_tail
 from threegates.geometry.laws.stopped import inclusion
 from threegates.geometry.nulls.noise import Real
 
+# Lines whose squares are held at a time, and products of three sides up to which a Gram matrix is of float64.
+_LINES = 1 << 10
+_SMALL_WORK = 1 << 28
+
 
 @dataclass(frozen=True)
 class LineCounts:
     """First and second order of the counts along m lines of `length` entries each.
 
-    mean, own : (m,) μ and a; shared : U (m, R); weights : M (R, R); third, fourth : (m,) cumulants κ₃ and κ₄.
+    mean, own : (m,) μ and a; third, fourth : (m,) cumulants κ₃ and κ₄.
+    shared : U (m, R); weights : M (R, R), or (R,) where it is diagonal, as with the many strata of a null.
     share : (m,) Λ_r/Λ where a scale is stopped at the count; growth : k.
     held : Σ_b V_b (1 − 2 p_b)² where strata hold their counts: what that takes off the variance of Q.
     """
@@ -43,17 +48,48 @@ class LineCounts:
     def variance_of(self, step: np.ndarray) -> float:
         """Variance of Σ step_r S_r."""
         along = self.shared.T @ step
-        return float(self.own @ step**2 + along @ self.weights @ along)
+        weighted = self.weights * along if self.weights.ndim == 1 else self.weights @ along
+        return float(self.own @ step**2 + along @ weighted)
 
     def trace(self) -> float:
         """tr C."""
+        if self.weights.ndim == 1:
+            return float(self.own.sum() + _squares(self.shared, self.weights).sum())
         return float(self.own.sum() + (self.weights * (self.shared.T @ self.shared)).sum())
 
     def trace_of_square(self) -> float:
         """tr C²."""
+        if self.weights.ndim == 1:
+            crossed = float(self.own @ _squares(self.shared, self.weights))
+            return float((self.own**2).sum() + 2 * crossed + _norm_of_product(self.shared, self.weights))
         inner = self.weights @ (self.shared.T @ self.shared)
         weighted = self.weights @ (self.shared.T @ (self.own[:, None] * self.shared))
         return float((self.own**2).sum() + 2 * np.trace(weighted) + (inner * inner.T).sum())
+
+
+def _squares(lines: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """(m,) diagonal of U diag(w) Uᵀ, by blocks of lines: squares of all of U would be as large as U."""
+    parts = np.split(lines, range(_LINES, len(lines), _LINES))
+    return np.concatenate([np.square(part, dtype=np.float64) @ weights for part in parts])
+
+
+def _norm_of_product(lines: np.ndarray, weights: np.ndarray) -> float:
+    """‖U diag(w) Uᵀ‖² for weights of one sign, from the smaller of both Gram matrices.
+
+    It is of the order of Σ a²/m. In a large tensor float32 is enough for it; in a small one, where a count
+    may be certain, what is left of tr C² has to vanish with it.
+    """
+    kind = np.float32 if lines.size * min(lines.shape) > _SMALL_WORK else np.float64
+    root = np.sqrt(np.abs(weights)).astype(kind)
+    if len(lines) <= lines.shape[1]:
+        scaled = lines.astype(kind) * root
+        gram = scaled @ scaled.T
+    else:
+        gram = np.zeros((len(root), len(root)), dtype=kind)
+        for part in np.split(lines, range(_LINES, len(lines), _LINES)):
+            scaled = part.astype(kind) * root
+            gram += scaled.T @ scaled
+    return float(np.einsum("ij,ij->", gram, gram, dtype=np.float64))
 
 
 def functions_of_noise(noise: Noise, scale: Real, *, stopped: bool) -> np.ndarray:
@@ -111,10 +147,11 @@ def at_strata(of_lines: np.ndarray, sizes: np.ndarray, taken: np.ndarray, length
     """
     p = np.divide(taken, sizes, out=np.zeros(len(sizes)), where=sizes > 0)
     factor = p * (1 - p) / np.maximum(sizes - 1, 1)
-    mean, _, third, fourth = (of_lines @ one for one in _cumulants(p))
-    own = of_lines @ (factor * sizes)
+    functions = np.stack([*_cumulants(p), factor * sizes], axis=1)
+    parts = np.split(of_lines, range(_LINES, len(of_lines), _LINES))
+    mean, _, third, fourth, own = np.concatenate([part.astype(np.float64) @ functions for part in parts]).T
     held = float(sizes @ (p * (1 - p) * (1 - 2 * p) ** 2))
-    return LineCounts(length, mean, own, of_lines, -np.diag(factor), third, fourth, held=held)
+    return LineCounts(length, mean, own, of_lines, -factor, third, fourth, held=held)
 
 
 def line_dispersion(lines: LineCounts, *, fixed_count: bool) -> Law:

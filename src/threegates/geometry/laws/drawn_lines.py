@@ -36,6 +36,8 @@ _MANY = 1e7
 _END = 12.0
 _TINY = 1e-12
 _ROUNDS = 100
+# Counts that are brought to what is held together.
+_ENTRIES = 1 << 20
 
 
 def line_counts_drawn(
@@ -107,7 +109,7 @@ def _gaussian(cells: Cells, draws: int, generator: np.random.Generator) -> np.nd
     if cells.strata is not None:
         scaled = cells.strata.entries / np.sqrt(np.maximum(cells.own, _TINY))[:, None]
         frame, inner = np.linalg.qr(scaled * (cells.own > _TINY)[:, None])
-        values, turn = np.linalg.eigh(inner @ cells.strata.weights @ inner.T)
+        values, turn = np.linalg.eigh(cells.strata.within(inner))
         along = frame @ turn
         normal += along @ ((np.sqrt(np.maximum(1 + values, 0.0)) - 1)[:, None] * (along.T @ normal))
     return normal
@@ -213,10 +215,16 @@ def _hold(counts: np.ndarray, cells: Cells, generator: np.random.Generator) -> N
     counts : (draws, C), changed in place.
     """
 
-    def events(chance: np.ndarray, number: int, _: int, __: bool) -> np.ndarray:
-        borders = chance.cumsum()
-        found = borders.searchsorted(borders[-1] * generator.random(number), side="right")
-        return np.bincount(found, minlength=len(chance))
+    def events(chance: np.ndarray, number: np.ndarray, _: np.ndarray, __: np.ndarray) -> np.ndarray:
+        borders = chance.cumsum(axis=1)
+        # The draws' distribution functions one after another: one search for all events.
+        borders = borders / borders[:, -1:] + np.arange(len(chance))[:, None]
+        draw = np.repeat(np.arange(len(chance)), number)
+        found = borders.ravel().searchsorted(draw + generator.random(len(draw)), side="right")
+        cells = chance.shape[1]
+        return np.bincount(np.minimum(found, (draw + 1) * cells - 1), minlength=chance.size).reshape(
+            -1, cells
+        )
 
     _bring(counts, cells, events)
 
@@ -232,7 +240,7 @@ def _hold_in_order(counts: np.ndarray, places: np.ndarray, cells: Cells) -> None
     counts : (draws, C), changed in place; places : (draws, C) in [0, 1], of each level in its count's step.
     """
 
-    def events(chance: np.ndarray, number: int, draw: int, coming: bool) -> np.ndarray:
+    def one(chance: np.ndarray, number: int, draw: int, coming: bool) -> np.ndarray:
         passed = number / chance.sum() * chance + (places[draw] if coming else 1 - places[draw])
         found = np.floor(passed)
         missing = number - int(found.sum())
@@ -243,12 +251,18 @@ def _hold_in_order(counts: np.ndarray, places: np.ndarray, cells: Cells) -> None
             found[nearest[: abs(missing)]] += np.sign(missing)
         return np.maximum(found, 0).astype(np.int64)
 
+    def events(chance: np.ndarray, number: np.ndarray, draws: np.ndarray, coming: np.ndarray) -> np.ndarray:
+        told = zip(chance, number.tolist(), draws.tolist(), coming.tolist(), strict=True)
+        return np.stack([one(*of_one) for of_one in told])
+
     _bring(counts, cells, events)
 
 
-def _bring(
-    counts: np.ndarray, cells: Cells, events: Callable[[np.ndarray, int, int, bool], np.ndarray]
-) -> None:
+#: Of some draws that are off: chances of their cells, by how many entries, which draws, and which lack some.
+Events = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+def _bring(counts: np.ndarray, cells: Cells, events: Events) -> None:
     """Bring draws to the count that is held, if one is, by events that are chosen by their chances.
 
     A binomial's entries come and go alike: of Y out of N, Y may go and N − Y may come. Between both ways,
@@ -259,16 +273,18 @@ def _bring(
     laws, size = _binomials(cells), cells.size.astype(np.int64)
     speed = cells.speed / max(float(cells.speed.sum()), _TINY) + _TINY
     go, come = speed / np.maximum(laws.mean, _TINY), speed / np.maximum(laws.entries - laws.mean, _TINY)
-    for draw, over in enumerate(counts.sum(axis=1) - cells.held):
-        row = counts[draw]
+    height = max(1, _ENTRIES // max(counts.shape[1], 1))
+    for top in range(0, len(counts), height):
+        block = counts[top : top + height]
         for _ in range(_ROUNDS):
-            if not over:
+            over = block.sum(axis=1) - cells.held
+            (off,) = np.nonzero(over)
+            if not len(off):
                 break
-            come_on = over < 0
+            row, lacks = block[off], over[off, None] < 0
             present = np.where(laws.mirrored, size - row, row)
             going = np.maximum(present, _TINY) * go
             coming = np.maximum(laws.entries - present, _TINY) * come
-            chance = np.where(laws.mirrored == come_on, going, coming)
-            found = events(chance, abs(int(over)), draw, bool(come_on))
-            np.clip(row + found if come_on else row - found, 0, size, out=row)
-            over = row.sum() - cells.held
+            chance = np.where(laws.mirrored == lacks, going, coming)
+            found = events(chance, np.abs(over[off]), top + off, lacks[:, 0])
+            block[off] = np.clip(row + np.where(lacks, found, -found), 0, size)

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float64, Shaped
 from torch import Tensor
 
 from threegates.geometry.laws.codes import PATTERNS, CodeCounts
 from threegates.geometry.laws.strata import Strata
 
 TILE = 1 << 16
+#: Rows and columns of a block that is counted at a time, if no more kinds are told apart.
+BLOCK = (128, 256)
+#: Distances that are counted along lines at most; beyond, looking values up takes no longer.
+MOST_PAIRS = 512
 
 
 @dataclass(frozen=True)
@@ -36,12 +40,32 @@ def line_sums(base: Shaped[Tensor, "m n"], codes: CodeCounts, functions: np.ndar
 
     **Source** this study.
     """
-    tables = np.zeros((len(functions), PATTERNS))
-    tables[:, codes.patterns] = functions
-    # −0 is counted as +0.
-    tables[:, 0x8000] = tables[:, 0]
+    tables = _by_pattern(codes, functions)
     bits = base.contiguous().view(torch.int16)
     return _on_cpu(bits, tables) if bits.device.type == "cpu" else _anywhere(bits, tables)
+
+
+def at_weights(
+    base: Shaped[Tensor, "m n"], codes: CodeCounts, functions: np.ndarray
+) -> Float64[Tensor, "t m n"]:
+    """Values of T functions of the code at every weight.
+
+    Parameters
+    ----------
+    base : finite bfloat16 matrix whose codes were counted; functions : (T, K) values by code, float64.
+
+    **Source** this study.
+    """
+    index = base.contiguous().view(torch.int16).to(torch.int64) & 0xFFFF
+    return torch.from_numpy(_by_pattern(codes, functions)).to(base.device)[:, index]
+
+
+def _by_pattern(codes: CodeCounts, functions: np.ndarray) -> np.ndarray:
+    """Functions of the code by its bit pattern; −0 is counted as +0."""
+    tables = np.zeros((len(functions), PATTERNS))
+    tables[:, codes.patterns] = functions
+    tables[:, 0x8000] = tables[:, 0]
+    return tables
 
 
 def _on_cpu(bits: Tensor, tables: np.ndarray) -> LineSums:
@@ -71,27 +95,93 @@ def _anywhere(bits: Tensor, tables: np.ndarray) -> LineSums:
     return LineSums(np.stack(rows, axis=1), np.stack(columns, axis=1))
 
 
+@dataclass(frozen=True)
+class DistanceCounts:
+    """How many weights of each pair of distances to the next change lie in each row (m, D) and column (n, D).
+
+    All codes of a binade but its least lie equally far from their neighbours, so that there are few pairs,
+    and what depends on the distances alone is summed along lines by a product with these counts.
+    examples : (D,) a code of each pair.
+    """
+
+    rows: np.ndarray
+    columns: np.ndarray
+    examples: np.ndarray
+
+    def sums(self, functions: np.ndarray) -> LineSums:
+        """`line_sums` of functions (T, K) that have one value for all codes of a pair."""
+        values = functions[:, self.examples].T
+        return LineSums(self.rows @ values, self.columns @ values)
+
+
+def distance_counts(
+    base: Shaped[Tensor, "m n"], codes: CodeCounts, down: np.ndarray, up: np.ndarray
+) -> DistanceCounts | None:
+    """Count pairs of distances along lines; None where more than `MOST_PAIRS` differ, as at a coarse η.
+
+    Parameters
+    ----------
+    base : finite bfloat16 matrix whose codes were counted; down, up : (K,) distances, in either order.
+
+    **Source** this study.
+    """
+    pairs = np.sort(np.stack([down, up]), axis=0)
+    _, examples, place = np.unique(pairs, axis=1, return_index=True, return_inverse=True)
+    if len(examples) > MOST_PAIRS:
+        return None
+    return DistanceCounts(*_along_both(base, codes, place.reshape(-1), len(examples)), examples)
+
+
+def _along_both(
+    base: Tensor, codes: CodeCounts, kind_of_code: np.ndarray, kinds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """How many entries of each kind lie in each row (m, kinds) and column (n, kinds).
+
+    By blocks of about as many rows and columns as there are kinds, lest most counters of a block count none.
+    """
+    table = np.zeros(PATTERNS, dtype=np.intp)
+    table[codes.patterns] = kind_of_code
+    # −0 is counted as +0.
+    table[0x8000] = table[0]
+    words = base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
+    (m, n), (height, width) = words.shape, (max(side, kinds) for side in BLOCK)
+    rows, columns = np.zeros((m, kinds)), np.zeros((n, kinds))
+    for top in range(0, m, height):
+        for left in range(0, n, width):
+            labels = np.take(table, words[top : top + height, left : left + width], mode="wrap")
+            h, w = labels.shape
+            here = np.bincount((labels + kinds * np.arange(h)[:, None]).ravel(), minlength=h * kinds)
+            rows[top : top + h] += here.reshape(h, kinds)
+            labels += kinds * np.arange(w)
+            columns[left : left + w] += np.bincount(labels.ravel(), minlength=w * kinds).reshape(w, kinds)
+    return rows, columns
+
+
 def stratum_counts(
     base: Shaped[Tensor, "m n"], codes: CodeCounts, strata: Strata
 ) -> tuple[np.ndarray, np.ndarray]:
-    """How many weights of each stratum lie in each row, (m, B), and in each column, (n, B).
+    """How many weights of each stratum lie in each row, (m, B), and in each column, (n, B); float32.
 
     **Source** this study.
     """
     m, n = base.shape
     if strata.number == 1:
-        return np.full((m, 1), float(n)), np.full((n, 1), float(m))
+        return np.full((m, 1), n, dtype=np.float32), np.full((n, 1), m, dtype=np.float32)
     table = np.zeros(PATTERNS, dtype=np.intp)
     table[codes.patterns] = strata.of_code
     table[0x8000] = table[0]
     words = base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
-    rows, columns = np.zeros((m, strata.number)), np.zeros(n * strata.number)
-    offset = np.arange(n, dtype=np.intp) * strata.number
-    height = max(1, TILE // max(n, 1))
+    return _of_each(words, table, strata.number), _of_each(words.T, table, strata.number)
+
+
+def _of_each(words: np.ndarray, table: np.ndarray, number: int) -> np.ndarray:
+    """Counts of each of `number` labels in every row, some rows at a time."""
+    m, n = words.shape
+    found = np.empty((m, number), dtype=np.float32)
+    height = max(1, TILE // max(n, number, 1))
     for top in range(0, m, height):
-        found = table[words[top : top + height]]
-        lines = np.arange(len(found), dtype=np.intp)[:, None] * strata.number
-        counted = np.bincount((found + lines).ravel(), minlength=len(found) * strata.number)
-        rows[top : top + height] = counted.reshape(len(found), strata.number)
-        columns += np.bincount((found + offset).ravel(), minlength=len(columns))
-    return rows, columns.reshape(n, strata.number)
+        labels = table[words[top : top + height]]
+        labels += np.arange(len(labels), dtype=np.intp)[:, None] * number
+        counted = np.bincount(labels.ravel(), minlength=len(labels) * number)
+        found[top : top + height] = counted.reshape(len(labels), number)
+    return found

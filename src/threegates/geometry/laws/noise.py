@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.optimize import brentq
@@ -79,6 +80,16 @@ class Noise:
         if not 0 < changed < self.size:
             raise GeometryError("no scale changes that many", expected=f"0 … {self.size}", found=changed)
         return _root_in_log(lambda scale: self.expected(scale) / changed - 1)
+
+    @cached_property
+    def by_distance(self) -> Noise:
+        """The same noise with codes of equal distances taken together, for p does not tell down from up.
+
+        What depends on rates alone is then a sum over far fewer codes: a binade's all lie equally far apart.
+        """
+        sides = np.sort(np.stack([self.down, self.up]), axis=0)
+        (near, far), place = np.unique(sides, axis=1, return_inverse=True)
+        return Noise(np.bincount(place.reshape(-1), self.counts), near, far)
 
 
 def noise_of(codes: CodeCounts, eta: Real = ETA) -> Noise:

@@ -50,6 +50,15 @@ def correlation_law(first: np.ndarray, second: np.ndarray) -> Law:
     return of_draws(np.clip(np.einsum("dm,dm->d", first, second), -1.0, 1.0))
 
 
+def mean_ranks(ranks: np.ndarray) -> np.ndarray:
+    """Mean over draws of their ranks by `ranks_of`, (m,); for independent runs the product is their mean ρ.
+
+    Draws in which a vector is constant are left out; NaN where all are.
+    """
+    ordered = ranks[np.isfinite(ranks).all(axis=1)]
+    return ordered.mean(axis=0) if len(ordered) else np.full(ranks.shape[1], np.nan)
+
+
 def rank_correlation_law(first: np.ndarray, second: np.ndarray) -> Law:
     """Law of Spearman's ρ between the lines of two runs, from draws of their counts.
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from threegates.geometry.laws.law import Law, certain, near_normal, unknown
+from threegates.geometry.laws.law import FIRST_ORDER, Law, certain, near_normal, unknown
 from threegates.geometry.laws.noise import Noise
 from threegates.geometry.laws.saddlepoint import increasing_root, log_tail, saddle
-from threegates.geometry.laws.stopped import CERTAIN, inclusion
+from threegates.geometry.laws.stopped import CERTAIN, SMALL, inclusion
 from threegates.geometry.nulls.noise import Real
 
 
 def jaccard_of_intersection(both: Law, first: int, second: int) -> Law:
     """Law of J = X/(n₁ + n₂ − X), X = |M₁ ∩ M₂|, for masks of fixed counts: J rises with X.
+
+    Unknown where both masks are empty.
 
     **Source** Jaccard (1912); second-order delta method for the mean.
     """
@@ -26,12 +29,9 @@ def jaccard_of_intersection(both: Law, first: int, second: int) -> Law:
     def jaccard(x: Real) -> float:
         return x / (total - x) if total > x else math.nan
 
-    steep = total / (total - both.mean) ** 2
-    bow = steep / (total - both.mean) * both.sd**2
-    mean = jaccard(both.mean) + bow
     return Law(
-        mean,
-        steep * both.sd,
+        mean_jaccard(both.mean, both.sd**2, total),
+        total / (total - both.mean) ** 2 * both.sd,
         jaccard(both.low),
         jaccard(both.high),
         lambda j: both.tail(total * j / (1 + j)),
@@ -39,14 +39,33 @@ def jaccard_of_intersection(both: Law, first: int, second: int) -> Law:
     )
 
 
-def stopped_intersection(noise: Noise, changed: tuple[int, int]) -> Law:
+def mean_jaccard(mean: Real, variance: Real, total: int) -> float:
+    """Mean of J = X/(n₁ + n₂ − X) to second order, from the moments of X and n₁ + n₂; NaN where this is 0.
+
+    **Source** Jaccard (1912); second-order delta method.
+    """
+    union = total - mean
+    return mean / union + total * variance / union**3 if total else math.nan
+
+
+def stopped_intersection(
+    noise: Noise, changed: tuple[int, int], scales: tuple[Real, Real] | None = None
+) -> Law:
     """Law of |M₁ ∩ M₂| for two independent masks of null 1a, of given counts, on one base.
 
-    Mean Σ h p₁p₂, variance Σ h Var(m₁m₂ − r₁m₁ − r₂m₂) with r₁ = Σλ₁p₂/Λ₁.
+    Mean Σ h p₁p₂, variance Σ h Var(m₁m₂ − r₁m₁ − r₂m₂) with r₁ = Σλ₁p₂/Λ₁. Certain where a mask is empty or
+    full; of first order alone where fewer than `SMALL` weights change or stay.
+
+    Parameters
+    ----------
+    scales : `Noise.scale_of_count` of each count, where they are known.
 
     **Source** this study's null 1a; Skovgaard (1987).
     """
-    scales = [noise.scale_of_count(one) for one in changed]
+    if any(one in (0, noise.size) for one in changed):
+        return certain(changed[0] * changed[1] / noise.size if noise.size else 0.0)
+    noise = noise.by_distance
+    scales = scales or (noise.scale_of_count(changed[0]), noise.scale_of_count(changed[1]))
     first, second = (noise.rates(scale) for scale in scales)
     h = noise.counts
     r1 = float(h @ (first.slope * second.p)) / float(h @ first.slope)
@@ -63,7 +82,13 @@ def stopped_intersection(noise: Noise, changed: tuple[int, int]) -> Law:
         upper = _TwoStops(noise, changed, logs).log_upper(math.ceil(x - 1e-9))
         return upper, _TwoStops(noise, changed, logs).log_lower(math.floor(x + 1e-9))
 
-    return near_normal(mean, sd, third / sd**3, tail)
+    found = near_normal(mean, sd, third / sd**3, tail)
+    return _marked(found, [min(one, noise.size - one) for one in changed])
+
+
+def _marked(law: Law, rarer: Sequence[Real]) -> Law:
+    """A law that says that it is of first order, if of either mask too few weights change or stay."""
+    return replace(law, how=FIRST_ORDER) if min(rarer) < SMALL else law
 
 
 def _moments(
@@ -101,77 +126,85 @@ class _TwoStops:
         point = self._saddle(min(max(x, least + 0.25), most - 0.25))
         if point is None:
             return math.nan
-        _, value, last = self._gradient(point, x)
+        _, values, last = self._gradients(point[None], x)
         spread = float(np.linalg.det(self._hessian(point, x)))
         if spread <= 0:
             return math.nan
         t = side * point[0]
-        w = math.copysign(math.sqrt(max(-2 * value, 0.0)), t)
-        return log_tail(w, -math.expm1(-t) * math.sqrt(spread) / last)
+        w = math.copysign(math.sqrt(max(-2 * float(values[0]), 0.0)), t)
+        return log_tail(w, -math.expm1(-t) * math.sqrt(spread) / float(last[0]))
 
     def _saddle(self, x: Real) -> np.ndarray | None:
         """(t, z₁, z₂, τ₁, τ₂) at which all derivatives vanish."""
-        mean = self._gradient(self.start, 0.0)[0][0]
+        mean = self._gradients(self.start[None], 0.0)[0][0, 0]
         wanted = 1e-8 * max(1.0, math.sqrt(float(self.changed.min())))
         return saddle(self._slopes, self.start, float(mean), x, wanted=wanted, longest=1.0, steps=40)
 
     def _slopes(self, point: np.ndarray, x: Real) -> tuple[np.ndarray, Callable[[], np.ndarray]]:
-        return self._gradient(point, x)[0], lambda: self._hessian(point, x)
+        return self._gradients(point[None], x)[0][0], lambda: self._hessian(point, x)
 
     def _hessian(self, point: np.ndarray, x: Real) -> np.ndarray:
         """Central differences of the gradient, which is exact; second derivatives would be fifteen."""
-        step, out = 1e-5, np.empty((5, 5))
-        for i in range(5):
-            ahead, behind = point.copy(), point.copy()
-            ahead[i] += step
-            behind[i] -= step
-            out[i] = (self._gradient(ahead, x)[0] - self._gradient(behind, x)[0]) / (2 * step)
+        steps = 1e-5 * np.eye(5)
+        ahead, behind = self._gradients(np.concatenate([point + steps, point - steps]), x)[0].reshape(2, 5, 5)
+        out = (ahead - behind) / 2e-5
         return (out + out.T) / 2
 
-    def _gradient(self, point: np.ndarray, x: Real) -> tuple[np.ndarray, float, float]:
-        """Gradient and value of the exponent, and the product of both rates of the last change."""
-        t, z1, z2, log1, log2 = point
+    def _rates(self, logs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(P, K) p and λ at log-scales, of which few are distinct."""
+        distinct, place = np.unique(logs, return_inverse=True)
+        found = [self.noise.rates(math.exp(log)) for log in distinct]
+        return np.stack([one.p for one in found])[place], np.stack([one.slope for one in found])[place]
+
+    def _gradients(self, points: np.ndarray, x: Real) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(P, 5) gradients and (P,) values of the exponent, and products of both rates of the last change."""
+        t, z1, z2 = (points[:, i, None] for i in range(3))
         h = self.noise.counts
-        first, second = self.noise.rates(math.exp(log1)), self.noise.rates(math.exp(log2))
-        p, q, e1, e2, e12 = first.p, second.p, math.exp(z1), math.exp(z2), math.exp(t + z1 + z2)
+        (p, slope1), (q, slope2) = (self._rates(points[:, i]) for i in (3, 4))
+        e1, e2, e12 = np.exp(z1), np.exp(z2), np.exp(t + z1 + z2)
         only1, only2, both = p * (1 - q) * e1, (1 - p) * q * e2, p * q * e12
         whole = (1 - p) * (1 - q) + only1 + only2 + both
         with1, with2 = (1 - q) * e1 + q * e12, (1 - p) * e2 + p * e12
-        without1, without2 = (1 - q) + q * e2, (1 - p) + p * e1
-        gradient = np.array(
-            [
-                float(h @ (both / whole)) - x,
-                float(h @ ((only1 + both) / whole)) - self.changed[0],
-                float(h @ ((only2 + both) / whole)) - self.changed[1],
-                float(h @ (first.slope * (with1 - without1) / whole)),
-                float(h @ (second.slope * (with2 - without2) / whole)),
-            ]
-        )
-        value = float(h @ np.log(whole)) - t * x - z1 * self.changed[0] - z2 * self.changed[1]
-        last = float(h @ (first.slope * with1 / whole)) * float(h @ (second.slope * with2 / whole))
-        return gradient, value, last
+        slope1, slope2 = slope1 / whole, slope2 / whole
+        parts = [
+            both / whole,
+            (only1 + both) / whole,
+            (only2 + both) / whole,
+            slope1 * (with1 - (1 - q) - q * e2),
+            slope2 * (with2 - (1 - p) - p * e1),
+        ]
+        held = np.array([x, *self.changed, 0.0, 0.0])
+        gradients = np.stack([part @ h for part in parts], axis=1) - held
+        values = np.log(whole) @ h - points[:, :3] @ held[:3]
+        return gradients, values, ((slope1 * with1) @ h) * ((slope2 * with2) @ h)
 
 
 def jaccard_at_scales(noise: Noise, scales: tuple[float, float]) -> Law:
     """Law of the Jaccard of two independent masks of null 1b, of given scales, on one base.
 
-    J = E X/E U to first order; X/U ≥ j is Σ (1 + j) m₁m₂ − j (m₁ + m₂) ≥ 0, an event of a sum.
+    J = E X/E U − Cov(X − J U, U)/(E U)², U = |M₁ ∪ M₂|, to second order; X/U ≥ j is Σ (1 + j) m₁m₂ −
+    j (m₁ + m₂) ≥ 0, an event of a sum. Of first order alone where fewer than `SMALL` weights are expected to
+    change or to stay; unknown where none is.
 
     **Source** this study's null 1b; the delta method; Lugannani and Rice (1980).
     """
+    noise = noise.by_distance
     h = noise.counts
     p, q = (noise.rates(scale).p for scale in scales)
-    union = float(h @ (p + q - p * q))
+    either = p + q - p * q
+    union = float(h @ either)
     if union == 0:
         return unknown()
-    mean = float(h @ (p * q)) / union
-    _, variance, third = _moments(h, _outcomes(p, q, mean))
+    share = float(h @ (p * q)) / union
+    mean = share - float(h @ ((p * q - share * either) * (1 - either))) / union**2
+    _, variance, third = _moments(h, _outcomes(p, q, share))
     sd = math.sqrt(variance)
 
     def tail(j: Real) -> tuple[float, float]:
         return _tail_at_zero(h, _outcomes(p, q, j), 1.0), _tail_at_zero(h, _outcomes(p, q, j), -1.0)
 
-    return near_normal(mean, sd / union, third / sd**3 if sd else 0.0, tail)
+    found = near_normal(mean, sd / union, third / sd**3 if sd else 0.0, tail)
+    return _marked(found, [min(float(h @ one), float(h @ (1 - one))) for one in (p, q)])
 
 
 def _outcomes(p: np.ndarray, q: np.ndarray, j: Real) -> tuple[tuple[np.ndarray, float], ...]:

@@ -27,23 +27,22 @@ def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
     for (base, method), members in groupby(sorted(pairs, key=key), key=key):
         runs = list(members)
         sources = {"base": runs[0].base, **{_RUN + pair.name: pair.tuned for pair in runs}}
+        own = {key: value for key, value in options.items() if key != "draws"}
         numbers = agreement.layers(runs[0].base.checkpoint)
         for number in numbers:
             shown = number == numbers[len(numbers) // 2]
             name = f"{base}-{method}-layer{number:02d}"
             facts = {"base": base, "method": method}
-            yield Cut(name, sources, {**options, "of_layer": number, "maps": shown}, facts)
+            yield Cut(name, sources, {**own, "of_layer": number, "maps": shown}, facts)
 
 
 def _measure(
-    places: dict[str, str], of_layer: int, draws: int, seed: int, nulls: Sequence[Null], maps: bool
+    places: dict[str, str], of_layer: int, seed: int, nulls: Sequence[Null], maps: bool
 ) -> dict[str, pd.DataFrame]:
     base = opened_at(places["base"])
     tuned = {place.removeprefix(_RUN): text for place, text in places.items() if place != "base"}
     runs = {run: in_bf16(opened_at(text), base) for run, text in tuned.items()}
-    return agreement.measure_agreement(
-        base, runs, of_layer=of_layer, draws=draws, nulls=nulls, seed=seed, maps=maps
-    )
+    return agreement.measure_agreement(base, runs, of_layer=of_layer, nulls=nulls, seed=seed, maps=maps)
 
 
 GROUP = Kind(
@@ -53,4 +52,5 @@ GROUP = Kind(
     cut=_cut,
     measure=_measure,
     nulls=True,
+    laws=True,
 )
