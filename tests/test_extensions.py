@@ -29,7 +29,7 @@ from threegates.lab.plans.plan import plan
 
 pair = own_pair(*sys.argv[1:])
 kinds = ("pair", "group", "drift", "overlap", "lens", "table")
-nulls = {"nulls": asked_for(), "draws": 3, "seed": 0}
+nulls = {"nulls": asked_for(), "seed": 0}
 code = {
     f"{what} {kind}": code_digest(*one.roots, outside=one.outside, inside=one.inside)
     for what, known in roots().items()
@@ -127,7 +127,7 @@ ADDED: dict[str, list[tuple[str, str, str]]] = {
             "\n\ndef brown_noise(size: int) -> int:\n    return size + 1\n\n",
         ),
         (
-            "measures/draws.py",
+            "measures/norms.py",
             "from __future__ import annotations\n",
             "\n\ndef twice(size: int) -> int:\n    return 2 * size\n\n",
         ),

@@ -150,7 +150,7 @@ def test_one_that_is_measured_whole_writes_its_records_itself(name, pairs, tmp_p
 
 @pytest.mark.parametrize("name", BY_TENSOR)
 def test_one_that_is_measured_by_tensor_takes_a_pair_alone(name, pairs):
-    (cut,) = KINDS[name].cut(pairs[:1], {"draws": 0, "seed": 0, **KINDS[name].asked()})
+    (cut,) = KINDS[name].cut(pairs[:1], {"seed": 0, **KINDS[name].asked()})
     sides = {place: source.checkpoint for place, source in cut.sources.items()}
     alone = BY_TENSOR[name](**sides, **with_nulls(cut.options))
     assert alone.names and KINDS[name].tables.items() <= dict(alone.tables).items()

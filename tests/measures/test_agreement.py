@@ -19,7 +19,7 @@ from threegates.measures.agreement import (
     rank_correlations,
 )
 from threegates.measures.by_tensor import measure_all
-from threegates.measures.draws import COARSE_ETAS
+from threegates.measures.changes import COARSE_ETAS
 from threegates.measures.tensor_table import PairTable
 
 NULLS = founding_nulls()

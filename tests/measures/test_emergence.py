@@ -12,7 +12,7 @@ from threegates.geometry.laws.codes import count_codes
 from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.nulls.paths import storage_path
 from threegates.measures import emergence
-from threegates.measures.draws import COARSE_ETAS
+from threegates.measures.changes import COARSE_ETAS
 from threegates.measures.emergence import (
     EMERGENCE_COLUMNS,
     EMERGENCE_SWEEP_COLUMNS,

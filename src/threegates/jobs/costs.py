@@ -89,7 +89,7 @@ def _name(shape: Sequence[int]) -> str:
 
 def _pair_of(kind: str, base: Checkpoint, tuned: Checkpoint) -> ByTensor:
     alone = StudyPair("probe", Source("base", base), Source("tuned", tuned))
-    (cut,) = KINDS[kind].cut([alone], {"draws": 0, "seed": 0, **KINDS[kind].asked()})
+    (cut,) = KINDS[kind].cut([alone], {"seed": 0, **KINDS[kind].asked()})
     return BY_TENSOR[kind](base=base, tuned=tuned, **with_nulls(cut.options))
 
 

@@ -85,7 +85,7 @@ class Kind:
     tables : that each of its jobs writes, with their columns and types. A record that was measured with more
         nulls than the founding ones has columns of those too, and one with fewer lacks some.
     root : the definition that decides its numbers, with all that this reaches by name.
-    cut : from pairs and the options ``draws``, ``seed`` and, beside nulls, ``nulls``, what each job looks at.
+    cut : from pairs and the options ``seed`` and, beside nulls, ``nulls``, what each job looks at.
     measure : a job's tables, from the texts of its checkpoints by place, ``places``, and its parameters.
     by_tensor : the class that measures a pair tensor by tensor, from its checkpoints by place and parameters.
     nulls : whether it has nulls, whose names are among its parameters.

@@ -35,8 +35,8 @@ from threegates.geometry.masks import (
 )
 from threegates.geometry.nulls.null import NullMasks, NullOfLaw
 from threegates.measures.by_tensor import typed
-from threegates.measures.changes import matrices, observed_axis
-from threegates.measures.draws import COARSE_ETAS, update_norm
+from threegates.measures.changes import COARSE_ETAS, matrices, observed_axis
+from threegates.measures.norms import update_norm
 from threegates.measures.null_laws import MaskBeside, axis_rows, beside, jaccard_law, law_columns
 from threegates.measures.tensor_table import axis_columns
 

@@ -34,8 +34,7 @@ from threegates.geometry.nulls.paths import storage_path
 from threegates.geometry.precision import ETA
 from threegates.measures.agreement import AXES
 from threegates.measures.by_tensor import typed
-from threegates.measures.changes import axis_facts, matrices
-from threegates.measures.draws import COARSE_ETAS
+from threegates.measures.changes import COARSE_ETAS, axis_facts, matrices
 from threegates.measures.null_laws import DRAWABLE, beside, law_columns
 
 WALK = "storage_path"

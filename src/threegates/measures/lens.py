@@ -25,7 +25,7 @@ from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.precision import half_gap_towards, magnitude_bits, sign_word
 from threegates.measures.by_tensor import typed
-from threegates.measures.draws import frobenius
+from threegates.measures.norms import frobenius
 
 #: Counts and sums of the table ``lens``; all but the energies are numbers of weights.
 COUNTS = (

@@ -22,7 +22,7 @@ from threegates.checkpoints.pairs import row_ranges
 from threegates.checkpoints.rounding import round_to_bf16
 from threegates.checkpoints.rows import rows_of
 from threegates.geometry.low_rank import singular_values_of_product
-from threegates.measures.draws import squared_norm
+from threegates.measures.norms import squared_norm
 
 ONCE, SAFE = "once", "safe"
 WAYS = (ONCE, SAFE)

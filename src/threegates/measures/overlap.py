@@ -67,8 +67,8 @@ from threegates.geometry.principal import (
 from threegates.geometry.thresholds import entry_count
 from threegates.measures.bases import base_of
 from threegates.measures.by_tensor import Rows, Shared, measure_all
-from threegates.measures.changes import as_stored, difference
-from threegates.measures.draws import COARSE_ETAS, squared_norm
+from threegates.measures.changes import COARSE_ETAS, as_stored, difference
+from threegates.measures.norms import squared_norm
 from threegates.measures.null_laws import MaskBeside, beside, law_columns
 from threegates.measures.partners import PairInNorm
 

@@ -22,7 +22,6 @@ from threegates.geometry.nulls.storage_norm import storage_mask_at_norm
 from threegates.geometry.nulls.table import nulls_named
 from threegates.geometry.precision import ETA, gaps_beyond
 from threegates.jobs.nulls import FOUNDING
-from threegates.measures.draws import null_masks
 
 SHAPES = ((48, 64), (7, 129), (1, 1), (33,), (0, 4))
 DENSITIES = (0.0, 0.02, 0.37, 0.9, 1.0)
@@ -88,7 +87,8 @@ def test_streams_beside_ratios_and_agreement_are_as_before(kind, eta, shape, den
     (null,) = nulls_named([kind])
     for seed in range(3):
         observed = observed_of(shape, density, seed, eta)
-        check_same(iter(null_stream(kind, observed, seed), None), null_masks(null, observed, seed))
+        source = noise_generator(seed, kind, observed.run, observed.tensor)
+        check_same(iter(null_stream(kind, observed, seed), None), null.sampler(observed, source))
 
 
 @CASES

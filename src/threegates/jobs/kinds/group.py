@@ -27,13 +27,12 @@ def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
     for (base, method), members in groupby(sorted(pairs, key=key), key=key):
         runs = list(members)
         sources = {"base": runs[0].base, **{_RUN + pair.name: pair.tuned for pair in runs}}
-        own = {key: value for key, value in options.items() if key != "draws"}
         numbers = agreement.layers(runs[0].base.checkpoint)
         for number in numbers:
             shown = number == numbers[len(numbers) // 2]
             name = f"{base}-{method}-layer{number:02d}"
             facts = {"base": base, "method": method}
-            yield Cut(name, sources, {**own, "of_layer": number, "maps": shown}, facts)
+            yield Cut(name, sources, {**options, "of_layer": number, "maps": shown}, facts)
 
 
 def _measure(

@@ -52,7 +52,7 @@ def jobs_of(
     PairError : a kind follows runs, and a run has fewer than two steps; or it compares frames, and no run
         starts from a base with a frame beside one from the base that this was made of.
     """
-    options = {"draws": 5, "seed": seed, "nulls": asked_for(nulls)}
+    options = {"seed": seed, "nulls": asked_for(nulls)}
     return [job for kind in kinds for job in KINDS[kind].jobs(pairs, options)]
 
 

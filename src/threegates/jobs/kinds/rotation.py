@@ -17,13 +17,12 @@ from threegates.measures import rotation
 
 def _cut_runs(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
     """One job for every run from a rotated base, with the untouched runs of its seed and of the next one."""
-    own = {key: value for key, value in options.items() if key != "draws"}
     for pair, frame in _in_frames(pairs):
         partners = untouched_partners(pair, pairs)
         sources = {"base": _untouched(pair, pairs)[0].base, "rotated": pair.base, "tuned": pair.tuned}
         sources |= {place: one.tuned for place, one in partners.items()}
         names = {"tuned": pair.name, **{place: one.name for place, one in partners.items()}}
-        yield Cut(pair.name, sources, {**own, "names": names, "frame": frame})
+        yield Cut(pair.name, sources, {**options, "names": names, "frame": frame})
 
 
 def untouched_partners(pair: StudyPair, pairs: Sequence[StudyPair]) -> dict[str, StudyPair]:

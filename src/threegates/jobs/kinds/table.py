@@ -16,10 +16,9 @@ def table_job(pair: StudyPair, options: dict) -> Job:
 
 
 def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
-    """One job a pair; its nulls are laws, so that it hangs on no number of draws."""
-    own = {key: value for key, value in options.items() if key != "draws"}
+    """One job a pair."""
     for pair in pairs:
-        yield Cut(pair.name, {"base": pair.base, "tuned": pair.tuned}, {**own, "name": pair.name})
+        yield Cut(pair.name, {"base": pair.base, "tuned": pair.tuned}, {**options, "name": pair.name})
 
 
 TABLE = Kind(
