@@ -38,7 +38,13 @@ def _row(seed: int, number: int, role: str, comparison: str, same: bool) -> dict
     null = 0.1 if lost and comparison in (ROTATED, RAW) else 0.5
     facts = {"pair": f"b{seed}", "tensor": f"{number}.{role}", "role": role, "layer": number, "seed": seed}
     facts |= {"side": "head" if role in ("v", "o") else "residual", "touched": touched, "permuted": permuted}
-    facts |= {"comparison": comparison, "against": f"a{seed}", "same_seed": same, "method": "rl", "null_how": "law"}
+    facts |= {
+        "comparison": comparison,
+        "against": f"a{seed}",
+        "same_seed": same,
+        "method": "rl",
+        "null_how": "law",
+    }
     numbers = {"density_a": 0.3, "density_b": 0.3, "excess": excess, "frame": "haar"}
     for measure in ("jaccard", "overlap", "spearman_row", "spearman_column"):
         numbers |= {measure: null + excess * (1 - null), f"{measure}_null": null}
