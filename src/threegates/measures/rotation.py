@@ -39,8 +39,8 @@ from threegates.geometry.laws.rank_correlation import mean_ranks
 from threegates.geometry.laws.two_bases import Chances, chances_at_count, intersection_moments
 from threegates.geometry.laws.two_masks import mean_jaccard
 from threegates.geometry.masks import column_ratio, jaccard, pack, popcount, row_ratio, update_mask
-from threegates.geometry.nulls import storage_density
-from threegates.geometry.nulls.null import NullOfLaw
+from threegates.geometry.nulls.null import NullOfLaw, Observed
+from threegates.geometry.nulls.storage_density import storage_mask_at_density
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.rotation import (
     AXIS_OF_HEADS,
@@ -59,10 +59,6 @@ UNTOUCHED, ROTATED, RAW, BACK = "untouched", "rotated", "raw", "rotated back"
 #: Roles that a rotation of values touches; their heads lie along rows of V and columns of O.
 VALUES = ("v", "o")
 _ATTENTION = ("q", "k", *VALUES)
-#: What decides numbers of storage null 1a, and nothing of its looks.
-_NULL = NullOfLaw(
-    name="storage_density", sampler=storage_density.masks, matched_to=("changed",), law=AT_COUNT
-)
 _MEASURES = ("jaccard", "overlap", "spearman_row", "spearman_column")
 ROTATION_COLUMNS = {
     "pair": "str",
@@ -91,6 +87,15 @@ FRAME_COLUMNS = {
     "nss_stored": "float64",
     "as_stored": "float64",
 }
+
+
+def _masks(observed: Observed, generator: torch.Generator) -> Iterator[Tensor]:
+    while True:
+        yield storage_mask_at_density(observed.base, observed.changed, generator)
+
+
+#: Storage null 1a: what decides its numbers, and nothing of its looks.
+_NULL = NullOfLaw(name="storage_density", sampler=_masks, matched_to=("changed",), law=AT_COUNT)
 
 
 @dataclass(frozen=True)
