@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ import torch
 
 from threegates import workers as module
 from threegates.errors import RecipeError
-from threegates.workers import is_running, run_parallel
+from threegates.workers import cores, is_running, progress, run_parallel
 
 SOURCE = Path(module.__file__).parents[1]
 
@@ -199,3 +200,31 @@ def test_the_process_that_starts_the_work_watches_nobody(monkeypatch):
     """One worker runs here, and this process must outlive whatever started it."""
     monkeypatch.setattr(module.threading, "Thread", None)
     module._end_with(os.getpid())
+
+
+# ------------------------------------------------------------------------------------- what a terminal shows
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_bytes_with_their_rate_where_tasks_have_sizes_and_else_tasks(monkeypatch):
+    shown = {}
+    for name, sizes in (("bytes", [3_000_000, 1_000_000]), ("tasks", None), ("unknown", [1, 0])):
+        monkeypatch.setattr(sys, "stderr", _Terminal())
+        with progress("measure", 2, sizes) as done:
+            done(0)
+            done(1)
+        shown[name] = sys.stderr.getvalue()
+    assert "4.00M/4.00M" in shown["bytes"] and "B/s]" in shown["bytes"]
+    assert "2/2" in shown["tasks"] and "job/s]" in shown["tasks"] and "2/2" in shown["unknown"]
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with progress("measure", 1, [5]) as done:
+        done(0)
+    assert not sys.stderr.getvalue()
+
+
+def test_cores_are_those_that_the_process_may_use():
+    assert cores() == len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores() >= 1

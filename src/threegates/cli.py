@@ -133,8 +133,9 @@ def measure(
     One row a tensor: changed entries and sparsity in bf16 and as stored; norms; for the matrices in blocks
     the shift of their singular values (nss), the angles of their leading subspaces in radians with a bound on
     the numerical error, and how much of the update lies on principal and on small weights, beside the laws of
-    nulls: mean, standard deviation, 95 % interval and the logarithm of a p-value, computed and not drawn. The
-    column `spectra` says why a tensor has none, `accuracy`, `path` and `proof` how they were found.
+    nulls: mean, standard deviation, 95 % interval and the logarithm of a p-value, computed and not drawn.
+    Embeddings and heads have the shift, and the angles of their smaller side. The column `spectra` says why a
+    tensor has none, `accuracy`, `path` and `proof` how they were found.
 
     A measurement that is killed continues where it was when the same command is given again. When the
     checkpoints cannot be compared, the reason is printed and no file is written.

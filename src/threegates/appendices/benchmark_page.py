@@ -123,9 +123,15 @@ def growth(rows: pd.DataFrame) -> Figure:
     with style():
         figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
         for (way, one), marker in zip(rows.groupby("way"), "os^v", strict=False):
-            look = {"color": "#0072B2"} if way == "ours" else {"color": "#555555", "ls": "--"}
-            name = "ours" if way == "ours" else "float64 SVDs and drawn nulls"
-            axes.plot(one["parameters"], one["seconds"], marker=marker, label=name, **look)
+            ours = way == "ours"
+            axes.plot(
+                one["parameters"],
+                one["seconds"],
+                marker=marker,
+                label="ours" if ours else "float64 SVDs and drawn nulls",
+                color="#0072B2" if ours else "#555555",
+                linestyle="-" if ours else "--",
+            )
         axes.set(xscale="log", yscale="log", xlabel="parameters of the pair", ylabel="seconds")
         axes.legend()
     return figure

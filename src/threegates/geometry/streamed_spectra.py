@@ -39,8 +39,12 @@ class GramSum:
         self.rows += len(rows)
 
     def whole(self) -> Float64[Tensor, "columns columns"]:
-        """WᵀW."""
-        return self._sum.tril() + self._sum.tril(-1).T
+        """WᵀW, which is handed over: nothing can be added any more."""
+        gram, self._sum = self._sum, self._sum.new_empty(0)
+        for left in range(0, len(gram), PANEL):
+            below = slice(left + PANEL, None)
+            gram[left : left + PANEL, below] = gram[below, left : left + PANEL].T
+        return gram
 
 
 @dataclass(frozen=True)
@@ -78,16 +82,25 @@ def small_side(gram: Float64[Tensor, "n n"], rows: int, k: int) -> SmallSide:
     n = len(gram)
     if not 1 <= k <= n:
         raise GeometryError("no leading subspace of that size", expected=f"1 … {n}", found=k)
-    found = torch.linalg.eigh(gram)
-    squares, vectors = found.eigenvalues.flip(0), found.eigenvectors.flip(1)
+    found, vectors = torch.linalg.eigh(gram)
     frobenius = float(gram.diagonal().sum())
     relative = rounding(rows + 3) + rounding(n + 3) * math.sqrt(n) + 2 * orthonormality_defect(vectors)
-    error = (float((gram @ vectors - vectors * squares).norm()) + relative * frobenius) * 1.001
+    error = (_residual(gram, found, vectors) + relative * frobenius) * 1.001
+    squares = found.flip(0)
     values = squares.clamp(min=0.0).sqrt()
     errors = error / values.clamp(min=math.sqrt(error) or 1.0)
     room = float(squares[k - 1] - squares[k]) - error if k < n else math.inf
     sine = min(1.0, error / room * INFLATION) if room > 0 else 1.0
-    return SmallSide(FullSpectrum(values, errors, "gram"), vectors[:, :k].clone(), sine)
+    return SmallSide(FullSpectrum(values, errors, "gram"), vectors[:, n - k :].flip(1), sine)
+
+
+def _residual(gram: Tensor, values: Tensor, vectors: Tensor) -> float:
+    """‖G V − V Λ‖_F, some columns at a time."""
+    total = 0.0
+    for left in range(0, len(gram), PANEL):
+        some = vectors[:, left : left + PANEL]
+        total += float((gram @ some - some * values[left : left + PANEL]).square().sum())
+    return math.sqrt(total)
 
 
 def right_angles(base: SmallSide, tuned: SmallSide) -> Angles:

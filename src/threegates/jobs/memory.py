@@ -46,7 +46,7 @@ _DELTA = 8
 # Squares of the smaller side: Gram matrices, their eigenvectors, workspace; and thin matrices of the longer.
 _SQUARE, _THIN = 44, 96 * 8 * 8
 # Squares of the smaller side of a matrix whose rows are streamed: both Gram matrices and their eigenvectors.
-_STREAMED = 80
+_STREAMED = 56
 # Float64 SVDs of small matrices, whole.
 _REFERENCE = 56
 
