@@ -182,6 +182,19 @@ def test_spectra_can_be_left_out(command, models, tmp_path):
     assert read_provenance(tmp_path / "t.parquet")["inputs"]["parameters"]["spectra"] is False
 
 
+def test_an_accuracy_is_in_the_provenance_and_no_other_name_is_taken(command, models, tmp_path):
+    options = ["--base", "base", "--tuned", "tuned", "--out", "t.parquet", "--layers", "0", "--matrices", "q"]
+    status, _, told = command("measure", *options, "--accuracy", "exact")
+    assert status == 1 and "no such accuracy" in told and not (tmp_path / "t.parquet").exists()
+    digests = set()
+    for accuracy in ("fast", "certified", "reference"):
+        assert command("measure", *options, "--accuracy", accuracy)[0] == 0
+        provenance = read_provenance(tmp_path / "t.parquet")
+        assert provenance["inputs"]["parameters"]["accuracy"] == accuracy
+        digests.add(provenance["digest"])
+    assert len(digests) == 3
+
+
 def shard_of(folder: Path, tensor: str) -> Path:
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     return folder / index["weight_map"][tensor]
