@@ -195,3 +195,12 @@ def test_at_a_coarser_tolerance_masks_and_nulls_are_those_of_definition_2_1(tmp_
     # Planted storage noise: both storage nulls expect what is seen, Bernoulli less.
     excess = rows["jaccard"] - rows[["storage_density_mean", "storage_norm_mean"]].mean(axis=1)
     assert abs(excess.mean()) < 0.02 < (rows["jaccard"] - rows["bernoulli"]).mean()
+
+
+def test_a_matrix_without_entries_has_no_rows(tmp_path):
+    base = planted.base_tensors()
+    empty = next(name for name in base if "_proj" in name)
+    base[empty] = base[empty][:0]
+    tuned = {f"r{seed}": planted.with_noise(base, 2e-4, seed) | {empty: base[empty]} for seed in (1, 2)}
+    tables = measure_agreement(*opened(tmp_path, base, tuned), of_layer=0, nulls=NULLS)
+    assert all(len(frame) and empty not in set(frame["tensor"]) for frame in tables.values())

@@ -11,6 +11,7 @@ the base's weights and from storage alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -108,7 +109,8 @@ def measure_agreement(
     """
     if not runs:
         raise PairError("agreement needs at least one run")
-    names = sorted(set.intersection(*(set(matrices(align(base, run), of_layer)) for run in runs.values())))
+    shared = set.intersection(*(set(matrices(align(base, run), of_layer)) for run in runs.values()))
+    names = sorted(name for name in shared if math.prod(base.infos[name].shape))
     parts = [_measure_matrix(base, runs, name, nulls, seed, maps) for name in names]
     columns = columns_of(nulls)
     return {table: typed([row for part in parts for row in part[table]], columns[table]) for table in columns}

@@ -60,8 +60,8 @@ EMERGENCE_SWEEP_COLUMNS = {**EMERGENCE_COLUMNS, "eta": "float64"}
 
 #: Draws of counts along lines, and of walks where these are drawn instead. At coarser tolerances the mean
 #: alone is looked at, over many matrices.
-DRAWS, WALKS = 1000, 200
-SWEEP_DRAWS = 200
+DRAWS, WALKS = 400, 100
+SWEEP_DRAWS = 100
 #: Fewer lines than these are drawn as walks.
 FEW_LINES = 8
 
@@ -97,7 +97,8 @@ def measure_emergence(
             expected="two steps or more, above 0",
             found=steps,
         )
-    names = sorted(set.intersection(*(set(matrices(align(base, one.checkpoint))) for one in ordered)))
+    shared = set.intersection(*(set(matrices(align(base, one.checkpoint))) for one in ordered))
+    names = sorted(name for name in shared if math.prod(base.infos[name].shape))
     rows: dict[float, list[dict]] = {eta: [] for eta in (ETA, *COARSE_ETAS)}
     for name in names:
         matrix = _Matrix([load_pair(base, one.checkpoint, name) for one in ordered], steps, run, seed)

@@ -24,7 +24,7 @@ from threegates.geometry.stripes import dispersion
 #: Masks of a null that is drawn, and up to which size of tensor they are where a law is of first order alone.
 DRAWS, DRAWABLE = 200, 1 << 20
 #: Counts of rows and of columns that are drawn, without masks, for what hangs on their order.
-LINE_DRAWS = 500
+LINE_DRAWS = 200
 #: What a null is summed up by; z of the observed value, and the decimal logarithm of its p-value.
 SUMMARY = ("mean", "sd", "low", "high", "z", "log10_p")
 

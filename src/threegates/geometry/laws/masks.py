@@ -77,8 +77,10 @@ class Seen:
 
     @cached_property
     def scale(self) -> float:
-        """Scale of the noise of null 1b."""
-        return scale_of_norm(self.codes, self.norm) if self.known is None else self.known
+        """Scale of the noise of null 1b; 0 without weights."""
+        if self.known is not None or not self.codes.size:
+            return self.known or 0.0
+        return scale_of_norm(self.codes, self.norm)
 
     @cached_property
     def scale_of_count(self) -> float:
