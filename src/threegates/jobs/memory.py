@@ -38,9 +38,9 @@ LEAST = 16 * MIB
 # targets and their labels, a byte each, and targets as they are unpacked. Null masks: sorted keys of the
 # magnitude null.
 _COUNTING, _LAWS, _MASKS = 48, 16, 76
-# Strata of |w| along lines: counts in float32, some lines at a time in float64, and a square of the strata.
-# Weights of a model have hardly more strata than these, whatever their number.
-_STRATA, _COUNTS, _SOME_LINES = 3000, 4, 24 << 10
+# Strata of |w| along lines: counts in float32, those of one axis in float64 once, some lines at a time, and a
+# square of the strata. Weights of a model have hardly more strata than these, whatever their number.
+_STRATA, _COUNTS, _WIDE, _SOME_LINES = 2200, 4, 8, 24 << 10
 # The update in float64, beside which both sides are held in the type they are measured in.
 _DELTA = 8
 # Squares of the smaller side: Gram matrices, their eigenvectors, workspace; and thin matrices of the longer.
@@ -103,7 +103,8 @@ def _of_strata(shape: tuple[int, ...]) -> int:
     """What row and column ratios take beside the magnitude null, with a mask and targets of a byte each."""
     size = math.prod(shape)
     strata = min(size // FEWEST + 1, _STRATA)
-    return 5 * size + _COUNTS * sum(shape) * strata + _SOME_LINES * strata + 8 * strata**2
+    lines = _COUNTS * sum(shape) + _WIDE * max(shape) + _SOME_LINES
+    return 5 * size + lines * strata + 8 * strata**2
 
 
 def _of_spectra(shape: tuple[int, ...], dtype_base: str, dtype_tuned: str, exact: bool) -> tuple[int, int]:
