@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, in_turn
+from threegates.geometry.laws.codes import count_codes
+from threegates.geometry.laws.noise import scale_of_norm
 from threegates.geometry.masks import count_changes, jaccard, pack
 from threegates.geometry.nulls.bernoulli import bernoulli_mask
 from threegates.geometry.nulls.magnitude import stratified_permutations
 from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.nulls.storage_density import storage_mask_at_density
-from threegates.geometry.nulls.storage_norm import storage_mask_at_norm, storage_scale_for_norm
+from threegates.geometry.nulls.storage_norm import storage_mask_at_norm
 from threegates.geometry.stripes import dispersion
 
 SIZES = {"s 1536 × 1536": (1536, 1536), "m 1536 × 8960": (1536, 8960), "l 4096 × 4096": (4096, 4096)}
@@ -108,7 +110,7 @@ def _null_draws(shape: tuple[int, int]) -> list[Row]:
     counts = count_changes(base, tuned)
     generator = noise_generator(0, "benchmark")
     norm = float((tuned.double() - base.double()).norm())
-    scale = storage_scale_for_norm(base, norm, generator)
+    scale = scale_of_norm(count_codes(base), norm)
     stream = stratified_permutations(base != tuned, base, generator=generator)
     draws = {
         "Bernoulli": lambda: bernoulli_mask(shape, counts.changed, generator),

@@ -14,12 +14,13 @@ import pytest
 import torch
 from scipy import stats
 
+from tests.planted.searched_noise import storage_scale_for_norm
 from threegates.geometry.masks import jaccard, update_mask
 from threegates.geometry.nulls.bernoulli import bernoulli_mask
 from threegates.geometry.nulls.magnitude import stratified_permutations
 from threegates.geometry.nulls.noise import gaussian_noise, noise_generator, rounded_sum
 from threegates.geometry.nulls.storage_density import storage_mask_at_density
-from threegates.geometry.nulls.storage_norm import storage_mask_at_norm, storage_scale_for_norm
+from threegates.geometry.nulls.storage_norm import storage_mask_at_norm
 from threegates.geometry.nulls.summaries import p_value
 from threegates.geometry.precision import to_bf16
 from threegates.geometry.stripes import dispersion

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from tests.planted.searched_noise import storage_scale_for_norm
 from threegates.errors import GeometryError
 from threegates.geometry import thresholds
 from threegates.geometry.masks import pack, popcount, unpack, update_mask
@@ -19,7 +20,6 @@ from threegates.geometry.nulls.bernoulli import bernoulli_mask
 from threegates.geometry.nulls.noise import gaussian_noise, noise_generator, rounded_sum
 from threegates.geometry.nulls.null import Observed
 from threegates.geometry.nulls.storage_density import storage_mask_at_density
-from threegates.geometry.nulls.storage_norm import storage_scale_for_norm
 from threegates.geometry.nulls.summaries import p_value, summarise
 from threegates.geometry.nulls.table import NULLS
 from threegates.geometry.precision import to_bf16

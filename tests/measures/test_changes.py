@@ -13,13 +13,13 @@ from scipy.optimize import brentq
 from scipy.special import ndtr
 
 from tests.planted import planted
+from tests.planted.searched_noise import storage_scale_for_norm
 from threegates.checkpoints import pairs
 from threegates.checkpoints.pairs import TensorPair, row_ranges, rows_of_pair
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError, PairError
 from threegates.geometry.laws.codes import CodeCounter
 from threegates.geometry.masks import pack, unpack
-from threegates.geometry.nulls.storage_norm import storage_scale_for_norm
 from threegates.geometry.precision import gaps_beyond
 from threegates.measures import changes
 from threegates.measures.by_tensor import Shared

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy.special import ndtr
 
 from tests.planted import tensors
+from tests.planted.searched_noise import change_probability, storage_scale_for_norm
 from threegates.errors import GeometryError
 from threegates.geometry.laws.codes import count_codes
 from threegates.geometry.laws.noise import (
@@ -21,7 +22,6 @@ from threegates.geometry.laws.noise import (
     scale_of_norm,
 )
 from threegates.geometry.nulls.noise import noise_generator, rounded_sum
-from threegates.geometry.nulls.storage_norm import change_probability, storage_scale_for_norm
 
 POSITIVE = torch.arange(0x7F80, dtype=torch.int16).view(torch.bfloat16).double().numpy()
 POSITIVE = np.append(POSITIVE, 2.0**128)

@@ -15,6 +15,7 @@ import torch
 from scipy import stats
 
 from tests.planted.planted_weights import weights
+from tests.planted.searched_noise import storage_scale_for_norm
 from threegates.errors import GeometryError
 from threegates.geometry.laws.codes import count_codes
 from threegates.geometry.laws.masks import see
@@ -23,7 +24,6 @@ from threegates.geometry.masks import update_mask
 from threegates.geometry.nulls import __name__ as PACKAGE
 from threegates.geometry.nulls.noise import gaussian_noise, noise_generator, rounded_sum
 from threegates.geometry.nulls.null import Null, Observed
-from threegates.geometry.nulls.storage_norm import storage_scale_for_norm
 from threegates.geometry.nulls.summaries import p_value
 from threegates.geometry.nulls.table import NULLS, nulls_named
 from threegates.geometry.stripes import dispersion, row_dispersion

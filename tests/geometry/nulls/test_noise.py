@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.planted.planted_weights import weights
+from tests.planted.searched_noise import change_probability, storage_scale_for_norm
 from threegates.errors import GeometryError
 from threegates.geometry.nulls.bernoulli import bernoulli_mask
 from threegates.geometry.nulls.magnitude import stratified_permutations
@@ -25,11 +26,7 @@ from threegates.geometry.nulls.noise import (
 )
 from threegates.geometry.nulls.paths import storage_path
 from threegates.geometry.nulls.storage_density import storage_mask_at_density
-from threegates.geometry.nulls.storage_norm import (
-    change_probability,
-    storage_mask_at_norm,
-    storage_scale_for_norm,
-)
+from threegates.geometry.nulls.storage_norm import storage_mask_at_norm
 from threegates.geometry.precision import LARGEST_FINITE_CODE, bf16_codes, bf16_from_codes, half_gaps, to_bf16
 
 finite_codes = st.integers(-LARGEST_FINITE_CODE, LARGEST_FINITE_CODE)

@@ -9,13 +9,10 @@ import pytest
 import torch
 
 from tests.planted.planted_weights import weights
+from tests.planted.searched_noise import change_probability, storage_scale_for_norm
 from threegates.errors import GeometryError
 from threegates.geometry.nulls.noise import critical_scale, gaussian_noise, noise_generator
-from threegates.geometry.nulls.storage_norm import (
-    change_probability,
-    storage_mask_at_norm,
-    storage_scale_for_norm,
-)
+from threegates.geometry.nulls.storage_norm import storage_mask_at_norm
 from threegates.geometry.precision import to_bf16, unchanged_by_definition
 
 

@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-
-from threegates.jobs.jobs import Cut, Kind
+from threegates.jobs.jobs import Kind
 from threegates.jobs.kinds.norm_partners import cut_beside_partners
 from threegates.jobs.nulls import founding_nulls
-from threegates.jobs.sources import StudyPair
 from threegates.measures import overlap
-
-
-def _cut(pairs: Sequence[StudyPair], options: dict) -> Iterator[Cut]:
-    """One job a pair, beside its partner in norm."""
-    return cut_beside_partners(pairs, {name: options[name] for name in ("seed", "nulls")})
-
 
 OVERLAP = Kind(
     name="overlap",
@@ -25,7 +16,7 @@ OVERLAP = Kind(
         "direction_sweep": overlap.DIRECTION_SWEEP_COLUMNS,
     },
     root="threegates.measures.overlap.PairOverlap",
-    cut=_cut,
+    cut=cut_beside_partners,
     by_tensor=overlap.PairOverlap,
     nulls=True,
     laws=True,
