@@ -23,15 +23,18 @@ from scripts.trees import in_tree
 
 # Present and later trees: kinds of job by name, nulls by name.
 PROBE = """
+import inspect
 from threegates.checkpoints.manifests.manifest import read_manifest
 from threegates.jobs.batches import opened
-from threegates.jobs.kinds.known import KINDS
+from threegates.jobs.kinds.known import KINDS, jobs_of
 from threegates.jobs.nulls import with_nulls
 from threegates.jobs.sources import named_pairs, narrowed
 from threegates.measures.by_tensor import measure_all
 
 def found(manifest, runs, kinds, options):
     pairs = narrowed(named_pairs(runs, read_manifest(manifest)), options.pop("layers"), None)
+    if "draws" not in inspect.signature(jobs_of).parameters:
+        del options["draws"]
     for kind in kinds:
         given = {**options, **KINDS[kind].asked(), **({"axes": True} if kind == "table" else {})}
         for job in KINDS[kind].jobs(pairs, given):

@@ -34,7 +34,7 @@ def record(tmp_path_factory) -> dict:
         for (kind, claim), row in table.iterrows()
     ]
     sizes = {name.lower(): getattr(planting, name) for name in SIZES}
-    record = {"draws": DRAWS, "null_draws": planted_studies.DRAWS, "planted": sizes, "counts": counts}
+    record = {"draws": DRAWS, "planted": sizes, "counts": counts}
     record["means"] = planted_studies.means(found)
     path = build_folder() / "planted.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,6 @@ from threegates.measures.overlap import PairOverlap
 from threegates.workers import run_parallel
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Masks under each null. Random frames are at least twenty whatever it says.
-DRAWS = 6
 SEEDS = (1, 2, 3, 4)
 RL = ("grpo", "dapo", "reinforce++")
 #: Runs whose masks are compared, six in four seeds, as in the lab.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from tests.evidence import planted_studies
 from tests.evidence.deserved import DESERVED, TRUE_OF_NOISE
 from tests.evidence.planted_studies import KINDS, Draw, Kind, counts, means, runs_of, verdicts
 from tests.evidence.planting import LARGER, base_matrices, tuned
@@ -52,7 +51,7 @@ def test_a_draw_in_memory_is_measured_like_checkpoints_on_disk(tmp_path):
     on_disk = {
         name: Checkpoint.open(planted.write(tmp_path / name, one.tensors)) for name, one in held.items()
     }
-    options = {"name": run.name, "partner_name": run.partner_name, "draws": planted_studies.DRAWS, "seed": 3}
+    options = {"name": run.name, "partner_name": run.partner_name, "seed": 3}
     alone = measure_overlap(**on_disk, **options, nulls=founding_nulls())["overlap"]
     own = shown[shown["pair"] == run.name].reset_index(drop=True)
     pd.testing.assert_frame_equal(own[list(alone)], alone)

@@ -356,6 +356,20 @@ def test_a_replaced_run_leaves_no_record_about_the_one_before(book):
     assert contents(book.release) == before
 
 
+def test_a_record_that_no_page_reads_goes_with_the_run_that_is_replaced(book, project):
+    book(*FIRST)
+    before = json.loads((add_part().folder / "provenance.json").read_text())
+    book("grpo-s2")
+    change(book.lab, "grpo-s2")
+    toc = {"root": "intro", "parts": [{"chapters": [{"file": DRIFT}]}]}
+    (project / "book" / "_toc.yml").write_text(yaml.safe_dump(toc))
+    after = json.loads((add_part(replace=True).folder / "provenance.json").read_text())
+    jobs = {table: sorted(one["job"] for one in told.values()) for table, told in after.items()}
+    # Records about several runs, one of them replaced, have no page any more; those about the others stay.
+    assert before["agreement"] and "agreement" not in {table for table, names in jobs.items() if names}
+    assert jobs["drift"] == ["grpo-s0", "grpo-s2", "grpo-s4"] and jobs["tensor"] == ["grpo-s0", "grpo-s4"]
+
+
 def test_a_record_of_other_content_is_refused_by_name_or_replaces(book):
     book(*FIRST)
     made = add_part()

@@ -203,17 +203,20 @@ class _Merging:
 
     def contents(self, workers: int) -> Contents:
         """All of the release with the part, measured, once it is laid out."""
-        opened = opened_studies(self.manifest.profile, Places(self.scratch))
-        studies = [study for study in opened if study.pairs and self.choice.has(study)]
+        pages = opened_studies(self.manifest.profile, Places(self.scratch))
+        known = [study for study in pages if study.pairs]
+        studies = [study for study in known if self.choice.has(study)]
         jobs = list(self._jobs(studies))
-        dropped = self._dropped(jobs, {job.digest for study in studies for job in study.jobs})
+        opened = {job.digest for study in known for job in study.jobs}
+        dropped = self._dropped(jobs, opened) | self._unread(opened)
+        # What is measured takes long, and would be lost with a refusal.
+        self._check_orphans(_joined(self._paths_before, {}, dropped))
         missing = [job for job in jobs if not job.is_done(self._records)]
         if lacking := runs_lacking(missing):
             raise _not_kept(lacking, missing, self.manifest.profile or "")
         run_jobs(missing, self._records, workers, "measure the part")
         own = _paths(jobs, self._records)
         records = _joined(self._paths_before, own, dropped)
-        self._check_orphans(records)
         kept = self._kept(studies)
         parts = [*self._parts_before(), self._facts(own, dropped, kept)]
         rekeyed = self.held.rekeyed if self.held else ()
@@ -318,6 +321,18 @@ class _Merging:
         if others and not self.replace:
             raise _other("records", sorted(f"{path.parent.name}/{path.stem}" for path in others))
         return widened | others
+
+    def _unread(self, opened: Collection[str]) -> set[Path]:
+        """Records about replaced runs that no page reads: they go with the runs."""
+        gone = set(self.replaced.values())
+        told = {
+            path: read_provenance(path) for paths in self._paths_before.values() for path in paths.values()
+        }
+        return {
+            path
+            for path, one in told.items()
+            if gone & set(one["inputs"]["checkpoints"].values()) and one["digest"] not in opened
+        }
 
     def _other_content(self, path: Path, table: str) -> set[Path]:
         """The record's path if the build has it with another content; then the build's is laid out there."""

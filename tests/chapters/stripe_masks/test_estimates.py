@@ -24,7 +24,7 @@ def axis_table(rows: float = 4.0, columns: float = 1.0, runs: int = 5) -> pd.Dat
         line |= {"seed": run}
         line |= {"dispersion": (rows if along else columns) * (1 + 0.01 * run)}
         for name in ("storage_density", "magnitude"):
-            line |= {f"{name}_mean": null, f"{name}_log_mean": math.log(null)}
+            line |= {f"{name}_mean": null}
         length = 10 if axis == "row" else 40
         lines.append(line | {"density": 0.5, "ratio": [0.5] * length})
     return pd.DataFrame(lines)
