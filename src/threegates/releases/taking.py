@@ -1,10 +1,10 @@
 """What a build takes from the release instead of training it: a subject's runs and their records.
 
 The profile `mini` trains its first subject on the spot and takes its second from the release. Trained again,
-a run of an unchanged digest is the same to the last bit, and so are its records. Where code, recipes or
-versions have changed since, what the release has is stale: it is shown all the same, and the pages say so by
-name. Only where there is no release, or a damaged one, or one that lacks the subject, the subject is trained
-and measured like the first.
+a run of an unchanged digest is the same to the last bit, on processors of one make, and so are its records.
+Where code, recipes or versions have changed since, what the release has is stale: it is shown all the same,
+and the pages say so by name. Only where there is no release, or a damaged one, or one that lacks the subject,
+the subject is trained and measured like the first.
 """
 
 from __future__ import annotations
