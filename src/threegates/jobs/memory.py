@@ -92,7 +92,7 @@ def estimate(
     if spectra:
         kept, peak = _of_spectra(tuple(shape), dtype_base, dtype_tuned, exact)
         needs.append(peak)
-    if axes and nulls:
+    if axes and (nulls or drawn):
         needs.append(kept + _of_strata(tuple(shape)))
     if nulls or drawn:
         needs.append(kept + _LAWS * size + _MASKS * (size if drawn else min(size, DRAWABLE)))
