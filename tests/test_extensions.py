@@ -255,8 +255,8 @@ def test_what_is_added_works(extended):
 CHANGED: dict[str, tuple[str, str, str, set[str]]] = {
     "of one null": (
         "geometry/nulls/magnitude.py",
-        "bins: int = 64",
-        "bins: int = 32",
+        "min(62, 63 - index_bits",
+        "min(61, 63 - index_bits",
         {"record group", "record overlap", "record table"},
     ),
     "of an advantage": (
