@@ -72,3 +72,10 @@ def assert_agrees(law, drawn, own_draws=2000):
     error = math.sqrt(max(fourth - 1, 0.1) / (4 * len(drawn)))
     spread = error * (math.sqrt(1 + len(drawn) / own_draws) if law.how == "drawn" else 1)
     assert abs(law.sd / sd - 1) <= 0.05 + 4 * spread, (law, mean, sd)
+
+
+def filled_p(law, values, even):
+    """Upper-tailed p-values; a discrete one is uniform once its step is filled at random, by `even`."""
+    tails = np.exp([law.tail(float(value)) for value in values])
+    steps = np.maximum(tails.sum(axis=1) - 1, 0.0)
+    return tails[:, 0] - steps * even.random(len(tails))

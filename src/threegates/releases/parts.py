@@ -207,10 +207,10 @@ class _Merging:
         known = [study for study in pages if study.pairs]
         studies = [study for study in known if self.choice.has(study)]
         jobs = list(self._jobs(studies))
-        opened = {job.digest for study in known for job in study.jobs}
-        dropped = self._dropped(jobs, opened) | self._unread(opened)
+        read = [job for study in known for job in study.jobs]
+        dropped = self._dropped(jobs, {job.digest for job in read}) | self._unread(read)
         # What is measured takes long, and would be lost with a refusal.
-        self._check_orphans(_joined(self._paths_before, {}, dropped))
+        self._check_orphans(dropped)
         missing = [job for job in jobs if not job.is_done(self._records)]
         if lacking := runs_lacking(missing):
             raise _not_kept(lacking, missing, self.manifest.profile or "")
@@ -298,16 +298,31 @@ class _Merging:
         }
         return {table: {path.stem: path for path in found} for table, found in paths.items()}
 
+    @cached_property
+    def _told_before(self) -> dict[Path, dict[str, Any]]:
+        """What each of them says of itself."""
+        return {
+            path: read_provenance(path) for found in self._paths_before.values() for path in found.values()
+        }
+
+    @cached_property
+    def _about_replaced(self) -> set[Path]:
+        """Those that are about a run which is replaced."""
+        gone = set(self.replaced.values())
+        return {
+            path
+            for path, told in self._told_before.items()
+            if gone & set(told["inputs"]["checkpoints"].values())
+        }
+
     def _dropped(self, jobs: Iterable[Job], opened: Collection[str]) -> set[Path]:
         """Records that those of the part take the place of.
 
         opened : digests of jobs that a page needs, so that their records stay.
         """
         named: dict[tuple[str, str], list[tuple[Path, dict[str, Any]]]] = {}
-        for table, paths in self._paths_before.items():
-            for path in paths.values():
-                told = read_provenance(path)
-                named.setdefault((table, told["job"]), []).append((path, told))
+        for path, told in self._told_before.items():
+            named.setdefault((path.parent.name, told["job"]), []).append((path, told))
         widened: set[Path] = set()
         others: set[Path] = set()
         for job in jobs:
@@ -322,16 +337,13 @@ class _Merging:
             raise _other("records", sorted(f"{path.parent.name}/{path.stem}" for path in others))
         return widened | others
 
-    def _unread(self, opened: Collection[str]) -> set[Path]:
-        """Records about replaced runs that no page reads: they go with the runs."""
-        gone = set(self.replaced.values())
-        told = {
-            path: read_provenance(path) for paths in self._paths_before.values() for path in paths.values()
-        }
+    def _unread(self, jobs: Iterable[Job]) -> set[Path]:
+        """Records about replaced runs of which no page reads any of that name: they go with the runs."""
+        read = {(table, job.name) for job in jobs for table in job.tables}
         return {
             path
-            for path, one in told.items()
-            if gone & set(one["inputs"]["checkpoints"].values()) and one["digest"] not in opened
+            for path in self._about_replaced
+            if (path.parent.name, self._told_before[path]["job"]) not in read
         }
 
     def _other_content(self, path: Path, table: str) -> set[Path]:
@@ -344,15 +356,9 @@ class _Merging:
             path.symlink_to(own)
         return {path}
 
-    def _check_orphans(self, records: Paths) -> None:
-        """Refuse records of a run that is no longer in the release."""
-        gone = set(self.replaced.values())
-        left = [
-            f"{table}/{stem}"
-            for table, paths in (records.items() if gone else ())
-            for stem, path in paths.items()
-            if gone & set(read_provenance(path)["inputs"]["checkpoints"].values())
-        ]
+    def _check_orphans(self, dropped: Collection[Path]) -> None:
+        """Refuse to leave records of a run that is no longer in the release."""
+        left = [f"{path.parent.name}/{path.stem}" for path in self._about_replaced - set(dropped)]
         if left:
             raise RecordError(
                 "runs would be replaced that other records of the release are about",

@@ -35,13 +35,6 @@ def p_values(law, values):
     return np.array([law.against(float(value), "two-sided").p for value in values])
 
 
-def filled(law, values):
-    """Upper-tailed p-values; a discrete one is uniform once its step is filled at random."""
-    tails = np.exp([law.tail(float(value)) for value in values])
-    steps = np.maximum(tails.sum(axis=1) - 1, 0.0)
-    return tails[:, 0] - steps * np.random.default_rng(0).random(len(tails))
-
-
 @pytest.mark.parametrize("null", FIXED_COUNT)
 @pytest.mark.parametrize("name", ["row-scaled", "power-law", "clustered"])
 def test_p_values_are_uniform_on_the_null_s_own_masks(null, name):
@@ -57,7 +50,9 @@ def test_p_values_are_uniform_on_the_null_s_own_masks(null, name):
         if law.sd == 0:
             assert np.allclose(values, law.mean)
             continue
-        assert stats.kstest(filled(law, values), "uniform").pvalue > 1e-3, law
+        assert (
+            stats.kstest(tensors.filled_p(law, values, np.random.default_rng(0)), "uniform").pvalue > 1e-3
+        ), law
 
 
 def test_p_values_of_noise_at_equal_norm_are_not_too_small():

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from tests.planted import tensors
 from threegates.geometry.laws.masks import Seen, see
 from threegates.geometry.nulls.noise import noise_generator
 from threegates.geometry.nulls.null import Null, Observed
@@ -50,9 +51,7 @@ def test_p_values_are_uniform_on_masks_of_the_null_itself(null):
     """Overlaps come in steps, so that p is drawn evenly within the chance of its own step."""
     seen, masks = seen_of(), masks_of(null)
     law, even = null.law.overlap(seen, seen.inside(1)), np.random.default_rng(0)
-    tails = np.exp([law.tail(overlap(mask)) for mask in masks])
-    upper = tails[:, 0] - even.random(MASKS) * (tails.sum(axis=1) - 1)
-    assert kstest(upper, "uniform").pvalue > 1e-3
+    assert kstest(tensors.filled_p(law, map(overlap, masks), even), "uniform").pvalue > 1e-3
     found = np.array([dispersion(mask) for mask in masks])
     for of_axis, values in zip(null.law.dispersions(seen, BASE), found.T, strict=True):
         assert kstest([of_axis.against(one).p for one in values], "uniform").pvalue > 1e-3
