@@ -31,7 +31,8 @@ def test_digests_of_records_cover_the_decomposition_behind_the_cache_and_the_rou
         kind: closure(*one.roots, outside=one.outside, inside=one.inside).files()
         for kind, one in roots()["record"].items()
     }
-    for kind in ("drift", "overlap", "curvature", "steepness", "table"):
+    for kind in ("drift", "overlap", "curvature", "steepness"):
         assert "threegates.geometry.decomposition.decompose" in names[kind]
+    assert "threegates.geometry.decomposition.decompose_beside_spectrum" in names["table"]
     for kind in ("pair", "group", "run", "drift", "overlap", "lens", "curvature", "rotation", "table"):
         assert "threegates.checkpoints.rounding.round_to_bf16" in names[kind]

@@ -141,28 +141,34 @@ def test_ranged_and_downloaded_tables_are_equal_and_the_second_run_asks_nothing(
         assert hub.url.encode() not in content
 
 
-def test_without_network_another_process_measures_what_is_here(hub, command, tmp_path):
-    added(command)
-    assert command("lock")[0] == 0
-    first = measured(command, "first.parquet", "--ranged", "--matrices", "q,up")
-    environment = os.environ | {
-        "HF_HUB_OFFLINE": "1",
-        "HF_HUB_CACHE": str(tmp_path / "cache"),
-        "PYTHONPATH": str(SOURCE),
-        "OMP_NUM_THREADS": "1",
-    }
-    hub.requests.clear()
-    arguments = ["measure", "--pair", "tuned-1b", "--matrices", "q,up", "--ranged"]
+def measured_elsewhere(out: str, *options: str, **environment: str) -> pd.DataFrame:
+    """By two workers beside another process, all of which find the Hub by their environment."""
+    arguments = ["measure", "--pair", "tuned-1b", "--workers", "2", "--out", out, *options]
     done = subprocess.run(
-        [sys.executable, "-m", "threegates.cli", *arguments, "--out", "second.parquet"],
-        env=environment,
+        [sys.executable, "-m", "threegates.cli", *arguments],
+        env=os.environ | {"PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    assert hub.requests == []
-    pd.testing.assert_frame_equal(first, pd.read_parquet("second.parquet"), check_exact=True)
+    return pd.read_parquet(out)
+
+
+def test_workers_beside_it_read_from_the_hub_and_then_without_network(hub, command, tmp_path):
+    added(command)
+    assert command("lock")[0] == 0
+    narrow, caches = ("--ranged", "--matrices", "q,up"), {"HF_HUB_CACHE": str(tmp_path / "cache")}
+    first = measured(command, "first.parquet", *narrow)
+    for ranges in (tmp_path / "ranges", tmp_path / "others"):
+        hub.requests.clear()
+        kept = ranges.exists()
+        where = {"HF_HUB_OFFLINE": "1"} if kept else {"HF_ENDPOINT": hub.url}
+        found = measured_elsewhere(
+            f"{ranges.name}.parquet", *narrow, THREEGATES_RANGES=str(ranges), **caches, **where
+        )
+        assert kept == (hub.requests == [])
+        pd.testing.assert_frame_equal(first, found, check_exact=True)
 
 
 def test_a_repository_that_changes_after_it_was_locked_is_not_measured(hub, sides, command):

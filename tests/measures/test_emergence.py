@@ -180,7 +180,8 @@ def test_correlations_spread_as_those_of_walks(base, changed, times, eta, draws)
         farthest = kstest(p, "uniform", alternative="greater").statistic
         # Smirnov's bound for two samples, at a chance of one in ten thousand.
         assert farthest < np.sqrt(np.log(1e4) / 2 * (1 / len(walked) + 1 / draws))
-        share = np.mean((walked >= law.low) & (walked <= law.high))
+        # The oracle rounds otherwise, and on few lines a bound of the interval is one of few values.
+        share = np.mean((walked >= law.low - 1e-12) & (walked <= law.high + 1e-12))
         assert share > 0.95 - 4.5 * np.sqrt(0.95 * 0.05 * (1 / 500 + 1 / draws))
 
 

@@ -16,7 +16,7 @@ def test_here_are_the_project_s_own_places(project, monkeypatch):
 
 
 def test_variables_name_the_same_places_in_another_process(project, monkeypatch, tmp_path):
-    places = Places(tmp_path / "other", tmp_path / "some.yaml", {"base": str(tmp_path / "base")}, 5)
+    places = Places(tmp_path / "other", tmp_path / "some.yaml", {"base": str(tmp_path / "base")})
     for name, value in places.variables().items():
         monkeypatch.setenv(name, value)
     assert Places.here() == places and labelled_folders() == {"base": str(tmp_path / "base")}

@@ -39,8 +39,11 @@ LEAST = 16 * MIB
 # magnitude null.
 _COUNTING, _LAWS, _MASKS = 48, 16, 76
 # Strata of |w| along lines: counts in float32, those of one axis in float64 once, some lines at a time, and a
-# square of the strata. Weights of a model have hardly more strata than these, whatever their number.
-_STRATA, _COUNTS, _WIDE, _SOME_LINES = 2200, 4, 8, 24 << 10
+# square of the strata.
+_COUNTS, _WIDE, _SOME_LINES = 4, 8, 24 << 10
+# Binades whose values of bf16 are strata by themselves, besides one for each doubling of the weights: 2 to 5
+# where these are normal, Laplace's or Student's with 3 degrees of freedom.
+_BINADES, _VALUES = 5, 128
 # The update in float64, beside which both sides are held in the type they are measured in.
 _DELTA = 8
 # Squares of the smaller side: Gram matrices, their eigenvectors, workspace; and thin matrices of the longer.
@@ -102,9 +105,15 @@ def estimate(
 def _of_strata(shape: tuple[int, ...]) -> int:
     """What row and column ratios take beside the magnitude null, with a mask and targets of a byte each."""
     size = math.prod(shape)
-    strata = min(size // FEWEST + 1, _STRATA)
+    strata = _most_strata(size)
     lines = _COUNTS * sum(shape) + _WIDE * max(shape) + _SOME_LINES
     return 5 * size + lines * strata + 8 * strata**2
+
+
+def _most_strata(size: int) -> int:
+    """Strata of so many weights, hardly more: single values of bf16 are strata where `FEWEST` share one."""
+    binades = math.log2(max(size / (FEWEST * _VALUES), 1.0)) + _BINADES
+    return min(size // FEWEST + 1, round(_VALUES * binades))
 
 
 def _of_spectra(shape: tuple[int, ...], dtype_base: str, dtype_tuned: str, exact: bool) -> tuple[int, int]:
