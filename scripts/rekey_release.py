@@ -1,6 +1,6 @@
 """Give a release the digests of the present code, after proof that this code would measure the same.
 
-    python scripts/rekey_release.py OLD_COMMIT [--release results/full] [--check]
+    python scripts/rekey_release.py OLD_COMMIT [--release results/full] [--check] [--leave-stale]
 
 OLD_COMMIT is one whose code all records and runs of the release are of. What is proved, or refused by name:
 
@@ -12,7 +12,8 @@ OLD_COMMIT is one whose code all records and runs of the release are of. What is
 
 Then digests go from bases to runs to records, and with them the names of folders and files. Contents stay,
 namely the digests of checkpoints and the rows of tables. `measured_by` keeps the digest, the code and the
-commit that a record or run first had.
+commit that a record or run first had. With `--leave-stale`, records that are stale by the old code already
+are left as they are, for of them nothing can be proved.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -120,14 +121,27 @@ def rewritten(tree: Path, known: Rekeying) -> None:
 # ------------------------------------------------------------------------------------------------ proof
 
 
-def check_digests(told: Told, provenance: Told, runs: Told) -> None:
-    """Refuse unless a tree gives every record and every run of a release the digest that it has."""
-    wrong = [
-        f"record {table}/{name}"
+def stale(told: Told, provenance: Told) -> set[tuple[str, str]]:
+    """Records, by table and name, that do not have the digest which a tree gives them."""
+    return {
+        (table, name)
         for table, known in provenance.items()
         for name, one in known.items()
         if told["records"][table][name]["digest"] != one["digest"]
-    ]
+    }
+
+
+def without(provenance: Told, left: Collection[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+    """Provenance of all records but those."""
+    return {
+        table: {name: one for name, one in known.items() if (table, name) not in left}
+        for table, known in provenance.items()
+    }
+
+
+def check_digests(told: Told, provenance: Told, runs: Told) -> None:
+    """Refuse unless a tree gives every record and every run of a release the digest that it has."""
+    wrong = [f"record {table}/{name}" for table, name in sorted(stale(told, provenance))]
     wrong += [f"run {folder}" for folder, one in runs.items() if not _is_made(one["run"], told["runs"])]
     if wrong:
         raise Refused(f"{len(wrong)} records and runs are not what the old code makes:", wrong)
@@ -223,12 +237,17 @@ def new_runs(runs: Told, after: Told, named: Mapping[str, str], commit: str) -> 
     return dict(sorted(made.items()))
 
 
-def new_provenance(provenance: Told, after: Told, inputs: Told, commit: str) -> dict[str, dict[str, Any]]:
-    """provenance.json with the new keys, records in their old order."""
+def new_provenance(
+    provenance: Told, after: Told, inputs: Told, commit: str, left: Collection[tuple[str, str]] = ()
+) -> dict[str, dict[str, Any]]:
+    """provenance.json with the new keys, but for the records that are left; records in their old order."""
     made: dict[str, dict[str, Any]] = {}
     for table, known in provenance.items():
         made[table] = {}
         for name, one in known.items():
+            if (table, name) in left:
+                made[table][name] = one
+                continue
             told = after["records"][table][name]
             new = {"digest": told["digest"], "code": told["code"], "inputs": inputs[table][name]["inputs"]}
             made[table][_stem(one["job"], told["digest"])] = {
@@ -281,22 +300,38 @@ def _read(path: Path) -> Any:
 # ------------------------------------------------------------------------------------------------- whole
 
 
-def rekey(commit: str, release: Path, new: Path = ROOT, *, check: bool = False) -> str:
+def rekey(
+    commit: str, release: Path, new: Path = ROOT, *, check: bool = False, leave_stale: bool = False
+) -> str:
     """Prove a release against the new tree, and give it that tree's keys; what was done, in a sentence."""
     with tempfile.TemporaryDirectory() as scratch:
         old = Path(scratch) / "old"
         full = archived(commit, old)
-        return rekey_from(old, new, release, full, rekeying(full), check=check)
+        return rekey_from(old, new, release, full, rekeying(full), check=check, leave_stale=leave_stale)
 
 
-def rekey_from(old: Path, new: Path, release: Path, commit: str, known: Rekeying, *, check: bool) -> str:
-    """The same from a folder that holds the old tree, which is rewritten as declared."""
+def rekey_from(
+    old: Path,
+    new: Path,
+    release: Path,
+    commit: str,
+    known: Rekeying,
+    *,
+    check: bool,
+    leave_stale: bool = False,
+) -> str:
+    """The same from a folder that holds the old tree, which is rewritten as declared.
+
+    leave_stale : leave records that the old tree would measure anew as they are, and do not refuse.
+    """
     profile = read_release(release).profile
-    provenance, runs = _read(release / PROVENANCE), _read(release / RUNS)
-    after = ask(new, provenance, profile, Rekeying())
-    if _has_keys(after, provenance, runs):
+    whole, runs = _read(release / PROVENANCE), _read(release / RUNS)
+    after = ask(new, whole, profile, Rekeying())
+    if _has_keys(after, whole, runs):
         return "The release has the keys of the present code: nothing to do."
-    before = ask(old, provenance, profile, known)
+    before = ask(old, whole, profile, known)
+    left = stale(before, whole) if leave_stale else set()
+    provenance = without(whole, left)
     check_digests(before, provenance, runs)
     rewritten(old, known)
     kinds = kinds_of(before, runs)
@@ -304,16 +339,18 @@ def rekey_from(old: Path, new: Path, release: Path, commit: str, known: Rekeying
     check_code(before, after, old, new, handled)
     check_measured(old, new, release / BASE, known, kinds["record"])
     check_recipes(before, after, runs, known)
-    inputs = mapped_inputs(provenance, before, known)
+    inputs = mapped_inputs(whole, before, known)
     after = ask(new, inputs, profile, Rekeying())
     count = sum(map(len, provenance.values()))
     proved = (
         f"{count} of {count} records and {len(runs)} of {len(runs)} runs are the same by the present code."
     )
+    if left:
+        proved += f" {len(left)} records are stale by the old code already, and are left."
     if check:
         return proved
     named = folders(runs, after)
-    told = new_provenance(provenance, after, inputs, commit), new_runs(runs, after, named, commit)
+    told = new_provenance(whole, after, inputs, commit, left), new_runs(runs, after, named, commit)
     facts = {
         "commit": commit,
         "rewrites": [f"{one.module}: {one.why}" for one in known.rewrites],
@@ -360,15 +397,16 @@ def _arguments() -> Iterator[Any]:
     parser.add_argument("commit", help="commit whose code made all of the release")
     parser.add_argument("--release", type=Path, default=ROOT / "results" / "full")
     parser.add_argument("--check", action="store_true", help="prove, and write nothing")
+    parser.add_argument("--leave-stale", action="store_true", help="leave what the old code measures anew")
     given = parser.parse_args()
-    yield from (given.commit, given.release, given.check)
+    yield from (given.commit, given.release, given.check, given.leave_stale)
 
 
 def main() -> int:
     """Run from the command line."""
-    commit, release, check = _arguments()
+    commit, release, check, leave_stale = _arguments()
     try:
-        print(rekey(commit, release, check=check))
+        print(rekey(commit, release, check=check, leave_stale=leave_stale))
     except Refused as refusal:
         print(refusal, file=sys.stderr)
         return 1

@@ -1072,10 +1072,339 @@ from threegates.checkpoints.pairs import (
 )
 
 
+# ------------------------------------------------------------------------------------------------ f537c60
+
+# The tree that the laws were released of. Both codes measured planted runs alike, to the last bit.
+_AT_ONCE = "all draws at once: others of the same law, and no released overlap with a law was drawn"
+_LOOKED = "the same look-up by bit pattern, written once"
+_BLOCKS_OF_LINES = "the same product by blocks of 2048 lines, and no released matrix has more"
+_FOLDED_EIGEN = "the same from an eigenbasis of either Gram matrix, written once"
+_SINCE_LAWS = (
+    Rewrite(
+        "threegates.geometry.decomposition",
+        """
+def _can_be_warm(task: _Task) -> bool:
+""",
+        '''
+def _working_gram(operator: WeightOperator) -> Tensor:
+    """Lower triangle of WᵀW in the working type; the float64 one is kept, as the certificate needs it."""
+    dtype = _working_type(operator.stored)
+    return operator.exact_gram if dtype == torch.float64 else operator.gram(dtype)
+
+
+def _can_be_warm(task: _Task) -> bool:
+''',
+        _FOLDED_EIGEN,
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        """        found = _by_gram(task, _working_type(task.operator.stored))
+""",
+        """        found = _by_eigenbasis(task, _eigenbasis(_working_gram(task.operator)))
+""",
+        _FOLDED_EIGEN,
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        '''def _by_gram(task: _Task, dtype: torch.dtype) -> tuple[LeadingSpectrum, _Basis] | None:
+    """Eigenvectors of a Gram matrix in `dtype`, float64 polish; None where that misses the accuracy."""
+    operator = task.operator
+    basis = _eigenbasis(operator.exact_gram if dtype == torch.float64 else operator.gram(dtype))
+''',
+        '''def _by_eigenbasis(task: _Task, basis: _Basis) -> tuple[LeadingSpectrum, _Basis] | None:
+    """Eigenvectors of a rounded Gram matrix, float64 polish; None where that misses the accuracy."""
+    operator = task.operator
+''',
+        _FOLDED_EIGEN,
+    ),
+    Rewrite(
+        "threegates.geometry.decomposition",
+        '''def _by_rounded_gram(task: _Task) -> tuple[LeadingSpectrum, _Basis] | None:
+    """`_by_gram` in float32 from the float64 Gram matrix; None where that is not tried, or misses."""
+    operator = task.operator
+    wide = _working_type(operator.stored) == torch.float64
+    if task.accuracy == "reference" or wide or operator.n <= SMALL or 2 * task.k > operator.n:
+        return None
+    basis = _eigenbasis(operator.exact_gram.to(torch.float32))
+    start = warm_start(operator, basis.vectors, basis.eigenvalues, _window(task))
+    found = _polished(task, basis, start)
+    certificate = _certificate(task, found) if found.good else None
+    if certificate is None or certificate.proof == "none":
+        return None
+    return _finish(task, found.ritz, "gram", certificate), basis
+''',
+        '''def _by_rounded_gram(task: _Task) -> tuple[LeadingSpectrum, _Basis] | None:
+    """`_by_eigenbasis` in float32 from the float64 Gram matrix; None where that is not tried, or misses."""
+    operator = task.operator
+    wide = _working_type(operator.stored) == torch.float64
+    if task.accuracy == "reference" or wide or operator.n <= SMALL or 2 * task.k > operator.n:
+        return None
+    return _by_eigenbasis(task, _eigenbasis(operator.exact_gram.to(torch.float32)))
+''',
+        _FOLDED_EIGEN,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.codes",
+        """
+    def gaps(self, eta: Real = ETA) -> tuple[np.ndarray, np.ndarray]:
+""",
+        '''
+    def by_pattern(self, values: np.ndarray) -> np.ndarray:
+        """(…, 65536) values of the codes, (…, K), by bit pattern: −0 has those of +0, what is not there 0."""
+        table = np.zeros((*values.shape[:-1], PATTERNS), dtype=values.dtype)
+        table[..., self.patterns] = values
+        table[..., _MINUS_ZERO] = table[..., 0]
+        return table
+
+    def gaps(self, eta: Real = ETA) -> tuple[np.ndarray, np.ndarray]:
+''',
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.codes",
+        """        return CodeCounts(patterns, table[patterns])
+
+""",
+        '''        return CodeCounts(patterns, table[patterns])
+
+
+def bit_patterns(base: Shaped[Tensor, "*shape"]) -> np.ndarray:
+    """Bit patterns of a bfloat16 tensor as unsigned integers, of its shape; on the CPU a view of it."""
+    return base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
+
+''',
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.dispersion",
+        """_LINES = 1 << 10
+_SMALL_WORK = 1 << 28
+""",
+        """_LINES = 1 << 10
+# Lines that are widened to float64 at a time.
+_WIDENED = 1 << 11
+_SMALL_WORK = 1 << 28
+""",
+        _BLOCKS_OF_LINES,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.dispersion",
+        """        along = self.shared.T @ step
+""",
+        """        along = _along(self.shared, step)
+""",
+        _BLOCKS_OF_LINES,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.dispersion",
+        """        return float((self.own**2).sum() + 2 * np.trace(weighted) + (inner * inner.T).sum())
+
+""",
+        '''        return float((self.own**2).sum() + 2 * np.trace(weighted) + (inner * inner.T).sum())
+
+
+def _along(lines: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """(R,) Uᵀ step in float64, by blocks of lines: all of U in float64 would be twice as large as it is."""
+    starts = range(_WIDENED, len(lines), _WIDENED)
+    parts = zip(*(np.split(one, starts) for one in (lines, step)), strict=True)
+    return np.sum([part.T @ of_part for part, of_part in parts], axis=0)
+
+''',
+        _BLOCKS_OF_LINES,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.lines",
+        """from threegates.geometry.laws.codes import PATTERNS, CodeCounts
+""",
+        """from threegates.geometry.laws.codes import CodeCounts, bit_patterns
+""",
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.lines",
+        """    tables = _by_pattern(codes, functions)
+""",
+        """    tables = codes.by_pattern(functions)
+""",
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.lines",
+        '''    return torch.from_numpy(_by_pattern(codes, functions)).to(base.device)[:, index]
+
+
+def _by_pattern(codes: CodeCounts, functions: np.ndarray) -> np.ndarray:
+    """Functions of the code by its bit pattern; −0 is counted as +0."""
+    tables = np.zeros((len(functions), PATTERNS))
+    tables[:, codes.patterns] = functions
+    tables[:, 0x8000] = tables[:, 0]
+    return tables
+''',
+        """    return torch.from_numpy(codes.by_pattern(functions)).to(base.device)[:, index]
+""",
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.lines",
+        """    table = np.zeros(PATTERNS, dtype=np.intp)
+    table[codes.patterns] = kind_of_code
+    # −0 is counted as +0.
+    table[0x8000] = table[0]
+    words = base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
+""",
+        """    table, words = codes.by_pattern(kind_of_code), bit_patterns(base)
+""",
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.lines",
+        """    table = np.zeros(PATTERNS, dtype=np.intp)
+    table[codes.patterns] = strata.of_code
+    table[0x8000] = table[0]
+    words = base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
+""",
+        """    table, words = codes.by_pattern(strata.of_code), bit_patterns(base)
+""",
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.stopped",
+        """DRAWS = 2000
+_STEPS = 60
+""",
+        """DRAWS = 2000
+# Counts by draw and code that are held at a time.
+_HELD = 1 << 20
+_STEPS = 60
+""",
+        _AT_ONCE,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.stopped",
+        """    out = np.empty((draws, inside.shape[1]))
+    for row in range(draws):
+        counts = generator.binomial(noise.counts.astype(np.int64), share)
+        while counts.sum() < events:
+            counts = generator.binomial(noise.counts.astype(np.int64), share)
+        codes = np.repeat(np.arange(len(counts)), counts)
+        when = _critical_scales(noise, codes, scale, few_stay, generator)
+        chosen = codes[np.argsort(-when if few_stay else when)[:events]]
+        out[row] = _in_targets(noise, inside, chosen, generator)
+    return inside.sum(axis=0) - out if few_stay else out
+""",
+        '''    height = max(1, _HELD // len(share))
+    parts = []
+    for left in range(0, draws, height):
+        counts = _counts_of_enough(noise, share, events, min(height, draws - left), generator)
+        row, codes = (
+            np.repeat(place, counts.reshape(-1)) for place in np.indices(counts.shape).reshape(2, -1)
+        )
+        when = _critical_scales(noise, codes, scale, few_stay, generator)
+        first = _first(row, -when if few_stay else when, events)
+        parts.append(_in_targets(noise, inside, row[first], codes[first], generator))
+    out = np.concatenate(parts)
+    return inside.sum(axis=0) - out if few_stay else out
+
+
+def _counts_of_enough(
+    noise: Noise, share: np.ndarray, events: int, draws: int, generator: np.random.Generator
+) -> np.ndarray:
+    """(draws, K) weights of each code that pass a scale, given that at least `events` do."""
+    whole = noise.counts.astype(np.int64)
+    counts = generator.binomial(whole, share, size=(draws, len(share)))
+    while len(few := np.flatnonzero(counts.sum(axis=1) < events)):
+        counts[few] = generator.binomial(whole, share, size=(len(few), len(share)))
+    return counts
+
+
+def _first(row: np.ndarray, when: np.ndarray, events: int) -> np.ndarray:
+    """Places of the `events` least values of each row, row by row; rows come in order, each with as many."""
+    starts = np.searchsorted(row, np.arange(row[-1] + 2))
+    place = np.arange(len(row)) - starts[row]
+    values = np.full((row[-1] + 1, place.max() + 1), np.inf)
+    values[row, place] = when
+    least = np.argpartition(values, events - 1, axis=1)[:, :events]
+    return (starts[:-1, None] + least).reshape(-1)
+''',
+        _AT_ONCE,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.stopped",
+        '''def _in_targets(
+    noise: Noise, inside: np.ndarray, chosen: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """How many of the chosen lie in each target: weights of one code are alike, whether in it or not."""
+    hit, number = np.unique(chosen, return_counts=True)
+    whole = noise.counts[hit].astype(np.int64)
+    marked = inside[hit].astype(np.int64)
+    return np.array(
+        [
+            generator.hypergeometric(marked[:, a], whole - marked[:, a], number).sum()
+            for a in range(inside.shape[1])
+        ]
+    )
+''',
+        '''def _in_targets(
+    noise: Noise, inside: np.ndarray, row: np.ndarray, chosen: np.ndarray, generator: np.random.Generator
+) -> np.ndarray:
+    """How many of each draw's chosen lie in each target, (draws, targets).
+
+    Weights of one code are alike, whether in a target or not.
+    """
+    kinds = len(noise.counts)
+    hit, number = np.unique(row * kinds + chosen, return_counts=True)
+    draw, code = np.divmod(hit, kinds)
+    whole, marked = noise.counts[code].astype(np.int64), inside[code].astype(np.int64)
+    found = generator.hypergeometric(marked.T, (whole[:, None] - marked).T, number)
+    return np.stack([np.bincount(draw, one, minlength=row[-1] + 1) for one in found], axis=1)
+''',
+        _AT_ONCE,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.sweeps",
+        """from threegates.geometry.laws.codes import PATTERNS, CodeCounts
+""",
+        """from threegates.geometry.laws.codes import CodeCounts, bit_patterns
+""",
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.laws.sweeps",
+        """    table = np.zeros(PATTERNS, dtype=np.int64)
+    table[codes.patterns] = np.arange(len(codes.patterns))
+    table[0x8000] = table[0]
+    return table[base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16).reshape(-1)]
+""",
+        """    return codes.by_pattern(np.arange(len(codes.patterns)))[bit_patterns(base).reshape(-1)]
+""",
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.nulls.magnitude",
+        """from threegates.geometry.laws.codes import PATTERNS, CodeCounts, count_codes
+""",
+        """from threegates.geometry.laws.codes import CodeCounts, count_codes
+""",
+        _LOOKED,
+    ),
+    Rewrite(
+        "threegates.geometry.nulls.magnitude",
+        """    table = torch.zeros(PATTERNS, dtype=torch.int64)
+    table[torch.from_numpy(codes.patterns)] = torch.from_numpy(strata.of_code)
+    table[0x8000] = table[0]
+""",
+        """    table = torch.from_numpy(codes.by_pattern(strata.of_code))
+""",
+        _LOOKED,
+    ),
+)
+
+
 REKEYINGS: dict[str, Rekeying] = {
     "3806e52": Rekeying(_REWRITES, _with_objective, _with_nulls, _ASK, _MEASURED, _PROBE, _ROOTS),
     "dafb541": Rekeying(_BLOCKS),
     "851b6c5": Rekeying(_TABLES),
+    "f537c60": Rekeying(_SINCE_LAWS),
     "ffffe60": Rekeying(_GRAMS, measured=dict.fromkeys(("pair", "group", "drift", "overlap"), _FOLDED)),
 }
 

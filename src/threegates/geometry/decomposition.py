@@ -268,6 +268,12 @@ def _working_type(weight: Tensor) -> torch.dtype:
     return torch.float64 if weight.dtype == torch.float64 else torch.float32
 
 
+def _working_gram(operator: WeightOperator) -> Tensor:
+    """Lower triangle of WᵀW in the working type; the float64 one is kept, as the certificate needs it."""
+    dtype = _working_type(operator.stored)
+    return operator.exact_gram if dtype == torch.float64 else operator.gram(dtype)
+
+
 def _can_be_warm(task: _Task) -> bool:
     return 3 * task.k <= task.operator.n and task.k + WINDOW < task.operator.n
 
@@ -292,16 +298,15 @@ def _decompose_alone(task: _Task) -> tuple[LeadingSpectrum, _Basis]:
     if task.accuracy == "reference":
         return _by_svd(task)
     if task.operator.n > SMALL and 2 * task.k <= task.operator.n:
-        found = _by_gram(task, _working_type(task.operator.stored))
+        found = _by_eigenbasis(task, _eigenbasis(_working_gram(task.operator)))
         if found is not None:
             return found
     return _by_exact_gram(task)
 
 
-def _by_gram(task: _Task, dtype: torch.dtype) -> tuple[LeadingSpectrum, _Basis] | None:
-    """Eigenvectors of a Gram matrix in `dtype`, float64 polish; None where that misses the accuracy."""
+def _by_eigenbasis(task: _Task, basis: _Basis) -> tuple[LeadingSpectrum, _Basis] | None:
+    """Eigenvectors of a rounded Gram matrix, float64 polish; None where that misses the accuracy."""
     operator = task.operator
-    basis = _eigenbasis(operator.exact_gram if dtype == torch.float64 else operator.gram(dtype))
     # The Gram matrix's rounding is an update like any other, and the first guess corrects it as one.
     start = warm_start(operator, basis.vectors, basis.eigenvalues, _window(task))
     found = _polished(task, basis, start)
@@ -312,18 +317,12 @@ def _by_gram(task: _Task, dtype: torch.dtype) -> tuple[LeadingSpectrum, _Basis] 
 
 
 def _by_rounded_gram(task: _Task) -> tuple[LeadingSpectrum, _Basis] | None:
-    """`_by_gram` in float32 from the float64 Gram matrix; None where that is not tried, or misses."""
+    """`_by_eigenbasis` in float32 from the float64 Gram matrix; None where that is not tried, or misses."""
     operator = task.operator
     wide = _working_type(operator.stored) == torch.float64
     if task.accuracy == "reference" or wide or operator.n <= SMALL or 2 * task.k > operator.n:
         return None
-    basis = _eigenbasis(operator.exact_gram.to(torch.float32))
-    start = warm_start(operator, basis.vectors, basis.eigenvalues, _window(task))
-    found = _polished(task, basis, start)
-    certificate = _certificate(task, found) if found.good else None
-    if certificate is None or certificate.proof == "none":
-        return None
-    return _finish(task, found.ritz, "gram", certificate), basis
+    return _by_eigenbasis(task, _eigenbasis(operator.exact_gram.to(torch.float32)))
 
 
 def _by_exact_gram(task: _Task) -> tuple[LeadingSpectrum, _Basis]:

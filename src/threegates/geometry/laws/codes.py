@@ -51,6 +51,13 @@ class CodeCounts:
         """(K,) weights of each code that have one of these labels, float64."""
         return self.by_label[:, list(labels)].sum(axis=1).astype(np.float64)
 
+    def by_pattern(self, values: np.ndarray) -> np.ndarray:
+        """(…, 65536) values of the codes, (…, K), by bit pattern: −0 has those of +0, what is not there 0."""
+        table = np.zeros((*values.shape[:-1], PATTERNS), dtype=values.dtype)
+        table[..., self.patterns] = values
+        table[..., _MINUS_ZERO] = table[..., 0]
+        return table
+
     def gaps(self, eta: Real = ETA) -> tuple[np.ndarray, np.ndarray]:
         """(K,) distances of each code down and up to where η calls it changed, as `precision.gaps_beyond`."""
         down, up = gaps_beyond(self._weights, eta)
@@ -89,6 +96,11 @@ class CodeCounter:
         table[_MINUS_ZERO] = 0
         patterns = np.flatnonzero(table.any(axis=1))
         return CodeCounts(patterns, table[patterns])
+
+
+def bit_patterns(base: Shaped[Tensor, "*shape"]) -> np.ndarray:
+    """Bit patterns of a bfloat16 tensor as unsigned integers, of its shape; on the CPU a view of it."""
+    return base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
 
 
 def count_codes(

@@ -21,6 +21,8 @@ from threegates.geometry.nulls.noise import Real
 
 # Lines whose squares are held at a time, and products of three sides up to which a Gram matrix is of float64.
 _LINES = 1 << 10
+# Lines that are widened to float64 at a time.
+_WIDENED = 1 << 11
 _SMALL_WORK = 1 << 28
 
 
@@ -47,7 +49,7 @@ class LineCounts:
 
     def variance_of(self, step: np.ndarray) -> float:
         """Variance of Σ step_r S_r."""
-        along = self.shared.T @ step
+        along = _along(self.shared, step)
         weighted = self.weights * along if self.weights.ndim == 1 else self.weights @ along
         return float(self.own @ step**2 + along @ weighted)
 
@@ -65,6 +67,13 @@ class LineCounts:
         inner = self.weights @ (self.shared.T @ self.shared)
         weighted = self.weights @ (self.shared.T @ (self.own[:, None] * self.shared))
         return float((self.own**2).sum() + 2 * np.trace(weighted) + (inner * inner.T).sum())
+
+
+def _along(lines: np.ndarray, step: np.ndarray) -> np.ndarray:
+    """(R,) Uᵀ step in float64, by blocks of lines: all of U in float64 would be twice as large as it is."""
+    starts = range(_WIDENED, len(lines), _WIDENED)
+    parts = zip(*(np.split(one, starts) for one in (lines, step)), strict=True)
+    return np.sum([part.T @ of_part for part, of_part in parts], axis=0)
 
 
 def _squares(lines: np.ndarray, weights: np.ndarray) -> np.ndarray:

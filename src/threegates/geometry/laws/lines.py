@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float64, Shaped
 from torch import Tensor
 
-from threegates.geometry.laws.codes import PATTERNS, CodeCounts
+from threegates.geometry.laws.codes import CodeCounts, bit_patterns
 from threegates.geometry.laws.strata import Strata
 
 TILE = 1 << 16
@@ -40,7 +40,7 @@ def line_sums(base: Shaped[Tensor, "m n"], codes: CodeCounts, functions: np.ndar
 
     **Source** this study.
     """
-    tables = _by_pattern(codes, functions)
+    tables = codes.by_pattern(functions)
     bits = base.contiguous().view(torch.int16)
     return _on_cpu(bits, tables) if bits.device.type == "cpu" else _anywhere(bits, tables)
 
@@ -57,15 +57,7 @@ def at_weights(
     **Source** this study.
     """
     index = base.contiguous().view(torch.int16).to(torch.int64) & 0xFFFF
-    return torch.from_numpy(_by_pattern(codes, functions)).to(base.device)[:, index]
-
-
-def _by_pattern(codes: CodeCounts, functions: np.ndarray) -> np.ndarray:
-    """Functions of the code by its bit pattern; −0 is counted as +0."""
-    tables = np.zeros((len(functions), PATTERNS))
-    tables[:, codes.patterns] = functions
-    tables[:, 0x8000] = tables[:, 0]
-    return tables
+    return torch.from_numpy(codes.by_pattern(functions)).to(base.device)[:, index]
 
 
 def _on_cpu(bits: Tensor, tables: np.ndarray) -> LineSums:
@@ -139,11 +131,7 @@ def _along_both(
 
     By blocks of about as many rows and columns as there are kinds, lest most counters of a block count none.
     """
-    table = np.zeros(PATTERNS, dtype=np.intp)
-    table[codes.patterns] = kind_of_code
-    # −0 is counted as +0.
-    table[0x8000] = table[0]
-    words = base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
+    table, words = codes.by_pattern(kind_of_code), bit_patterns(base)
     (m, n), (height, width) = words.shape, (max(side, kinds) for side in BLOCK)
     rows, columns = np.zeros((m, kinds)), np.zeros((n, kinds))
     for top in range(0, m, height):
@@ -167,10 +155,7 @@ def stratum_counts(
     m, n = base.shape
     if strata.number == 1:
         return np.full((m, 1), n, dtype=np.float32), np.full((n, 1), m, dtype=np.float32)
-    table = np.zeros(PATTERNS, dtype=np.intp)
-    table[codes.patterns] = strata.of_code
-    table[0x8000] = table[0]
-    words = base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16)
+    table, words = codes.by_pattern(strata.of_code), bit_patterns(base)
     return _of_each(words, table, strata.number), _of_each(words.T, table, strata.number)
 
 

@@ -30,6 +30,8 @@ SMALL = 100
 CERTAIN = 1e-9
 #: Draws where the law is drawn.
 DRAWS = 2000
+# Counts by draw and code that are held at a time.
+_HELD = 1 << 20
 _STEPS = 60
 _TOLERANCE = 1e-10
 
@@ -217,16 +219,39 @@ def drawn_sums(
     scale = _scale_of_events(noise, enough, few_stay)
     share = noise.rates(scale).p
     share = 1 - share if few_stay else share
-    out = np.empty((draws, inside.shape[1]))
-    for row in range(draws):
-        counts = generator.binomial(noise.counts.astype(np.int64), share)
-        while counts.sum() < events:
-            counts = generator.binomial(noise.counts.astype(np.int64), share)
-        codes = np.repeat(np.arange(len(counts)), counts)
+    height = max(1, _HELD // len(share))
+    parts = []
+    for left in range(0, draws, height):
+        counts = _counts_of_enough(noise, share, events, min(height, draws - left), generator)
+        row, codes = (
+            np.repeat(place, counts.reshape(-1)) for place in np.indices(counts.shape).reshape(2, -1)
+        )
         when = _critical_scales(noise, codes, scale, few_stay, generator)
-        chosen = codes[np.argsort(-when if few_stay else when)[:events]]
-        out[row] = _in_targets(noise, inside, chosen, generator)
+        first = _first(row, -when if few_stay else when, events)
+        parts.append(_in_targets(noise, inside, row[first], codes[first], generator))
+    out = np.concatenate(parts)
     return inside.sum(axis=0) - out if few_stay else out
+
+
+def _counts_of_enough(
+    noise: Noise, share: np.ndarray, events: int, draws: int, generator: np.random.Generator
+) -> np.ndarray:
+    """(draws, K) weights of each code that pass a scale, given that at least `events` do."""
+    whole = noise.counts.astype(np.int64)
+    counts = generator.binomial(whole, share, size=(draws, len(share)))
+    while len(few := np.flatnonzero(counts.sum(axis=1) < events)):
+        counts[few] = generator.binomial(whole, share, size=(len(few), len(share)))
+    return counts
+
+
+def _first(row: np.ndarray, when: np.ndarray, events: int) -> np.ndarray:
+    """Places of the `events` least values of each row, row by row; rows come in order, each with as many."""
+    starts = np.searchsorted(row, np.arange(row[-1] + 2))
+    place = np.arange(len(row)) - starts[row]
+    values = np.full((row[-1] + 1, place.max() + 1), np.inf)
+    values[row, place] = when
+    least = np.argpartition(values, events - 1, axis=1)[:, :events]
+    return (starts[:-1, None] + least).reshape(-1)
 
 
 def _scale_of_events(noise: Noise, events: Real, few_stay: bool) -> float:
@@ -254,15 +279,15 @@ def _critical_scales(
 
 
 def _in_targets(
-    noise: Noise, inside: np.ndarray, chosen: np.ndarray, generator: np.random.Generator
+    noise: Noise, inside: np.ndarray, row: np.ndarray, chosen: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray:
-    """How many of the chosen lie in each target: weights of one code are alike, whether in it or not."""
-    hit, number = np.unique(chosen, return_counts=True)
-    whole = noise.counts[hit].astype(np.int64)
-    marked = inside[hit].astype(np.int64)
-    return np.array(
-        [
-            generator.hypergeometric(marked[:, a], whole - marked[:, a], number).sum()
-            for a in range(inside.shape[1])
-        ]
-    )
+    """How many of each draw's chosen lie in each target, (draws, targets).
+
+    Weights of one code are alike, whether in a target or not.
+    """
+    kinds = len(noise.counts)
+    hit, number = np.unique(row * kinds + chosen, return_counts=True)
+    draw, code = np.divmod(hit, kinds)
+    whole, marked = noise.counts[code].astype(np.int64), inside[code].astype(np.int64)
+    found = generator.hypergeometric(marked.T, (whole[:, None] - marked).T, number)
+    return np.stack([np.bincount(draw, one, minlength=row[-1] + 1) for one in found], axis=1)

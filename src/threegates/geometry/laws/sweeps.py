@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from threegates.geometry.laws.codes import PATTERNS, CodeCounts
+from threegates.geometry.laws.codes import CodeCounts, bit_patterns
 from threegates.geometry.masks import unpack
 from threegates.geometry.principal import TARGETS, Packed, SweepTargets
 from threegates.geometry.thresholds import Selector
@@ -71,10 +71,7 @@ def _joint_counts(base: Tensor, codes: CodeCounts, targets: SweepTargets, order:
 
 def _numbers(base: Tensor, codes: CodeCounts) -> np.ndarray:
     """Which of the codes each weight has, flat."""
-    table = np.zeros(PATTERNS, dtype=np.int64)
-    table[codes.patterns] = np.arange(len(codes.patterns))
-    table[0x8000] = table[0]
-    return table[base.cpu().contiguous().view(torch.int16).numpy().view(np.uint16).reshape(-1)]
+    return codes.by_pattern(np.arange(len(codes.patterns)))[bit_patterns(base).reshape(-1)]
 
 
 def _low_places(lows: Sequence[Packed], order: np.ndarray, size: int) -> np.ndarray:

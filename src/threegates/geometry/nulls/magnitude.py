@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Shaped
 from torch import Tensor
 
-from threegates.geometry.laws.codes import PATTERNS, CodeCounts, count_codes
+from threegates.geometry.laws.codes import CodeCounts, count_codes
 from threegates.geometry.laws.masks import MAGNITUDE
 from threegates.geometry.laws.strata import Strata, value_strata
 from threegates.geometry.nulls.noise import as_generator
@@ -54,9 +54,7 @@ def _labels(base: Tensor, strata_of: Callable[[CodeCounts], Strata]) -> tuple[Te
     """Stratum of every weight, flat, and how many there are."""
     codes = count_codes(base)
     strata = strata_of(codes)
-    table = torch.zeros(PATTERNS, dtype=torch.int64)
-    table[torch.from_numpy(codes.patterns)] = torch.from_numpy(strata.of_code)
-    table[0x8000] = table[0]
+    table = torch.from_numpy(codes.by_pattern(strata.of_code))
     bits = base.contiguous().view(torch.int16).reshape(-1).to(torch.int64) & 0xFFFF
     return table.to(base.device)[bits], strata.number
 
