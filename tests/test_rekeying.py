@@ -124,8 +124,8 @@ def release(tmp_path, old):
     return make_release(tmp_path / "results" / "full", old)
 
 
-def rekeyed(old, new, release, known=None, check=False):
-    return script.rekey_from(old, new, release, COMMIT, known or Rekeying(), check=check)
+def rekeyed(old, new, release, known=None, **how):
+    return script.rekey_from(old, new, release, COMMIT, known or Rekeying(), **{"check": False, **how})
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -243,6 +243,24 @@ def test_a_release_of_other_code_is_refused_by_name(new, release, tmp_path):
     with pytest.raises(script.Refused, match="3 records and runs are not what the old code makes") as refusal:
         rekeyed(other, new, release)
     assert "record tensor/tuned-" in str(refusal.value) and "run base-" in str(refusal.value)
+
+
+def test_what_is_stale_by_the_old_code_is_left_as_it_is_where_that_is_asked_for(old, new, release):
+    provenance = read(release / "provenance.json")
+    ((stem, one),) = provenance["tensor"].items()
+    one["digest"] = "0" * 64
+    write_json(release / "provenance.json", provenance)
+    facts = read(release / FILE)
+    facts["files"]["provenance.json"] = file_digest(release / "provenance.json")
+    write_json(release / FILE, facts)
+    runs, rows = read(release / "runs.json"), (release / "records" / "tensor.parquet").read_bytes()
+    with pytest.raises(script.Refused, match="record tensor/tuned-"):
+        rekeyed(old, new, release)
+    told = rekeyed(old, new, release, leave_stale=True)
+    assert "0 of 0 records and 2 of 2 runs" in told and "1 records are stale by the old code" in told
+    assert read(release / "provenance.json") == {"tensor": {stem: one}}
+    assert (release / "records" / "tensor.parquet").read_bytes() == rows
+    assert not read(release / "runs.json").keys() & runs.keys()
 
 
 OBJECTIVE = {"objective": {"clip": 0.2}}
