@@ -273,7 +273,8 @@ def test_memory_of_a_process_and_of_those_below_it_is_seen_together():
 
 
 def test_a_tensor_takes_no_more_than_was_foretold_and_not_far_less():
-    row = scale.foretold("tiny", (1024, 800))
+    # Of smaller ones, memory that was freed before holds an uncertain share.
+    row = scale.foretold("small", (1536, 1536))
     assert row.accurate, row
 
 

@@ -38,9 +38,9 @@ LEAST = 16 * MIB
 # targets and their labels, a byte each, and targets as they are unpacked. Null masks: sorted keys of the
 # magnitude null.
 _COUNTING, _LAWS, _MASKS = 48, 16, 76
-# Strata of |w| along lines: counts in float32, those of one axis in float64 once, some lines at a time, and a
-# square of the strata.
-_COUNTS, _WIDE, _SOME_LINES = 4, 8, 24 << 10
+# Strata of |w| along lines: counts in float32, those of some lines in float64, squares of the strata; and an
+# entry's mask, targets and labels, with what the allocator was seen to hold beside them.
+_COUNTS, _SOME_LINES, _SQUARES, _ENTRY = 4, 64 << 10, 16, 29
 # Binades whose values of bf16 are strata by themselves, besides one for each doubling of the weights: 2 to 5
 # where these are normal, Laplace's or Student's with 3 degrees of freedom.
 _BINADES, _VALUES = 5, 128
@@ -103,11 +103,11 @@ def estimate(
 
 
 def _of_strata(shape: tuple[int, ...]) -> int:
-    """What row and column ratios take beside the magnitude null, with a mask and targets of a byte each."""
+    """What row and column ratios take beside the magnitude null."""
     size = math.prod(shape)
     strata = _most_strata(size)
-    lines = _COUNTS * sum(shape) + _WIDE * max(shape) + _SOME_LINES
-    return 5 * size + lines * strata + 8 * strata**2
+    lines = _COUNTS * sum(shape) + _SOME_LINES
+    return _ENTRY * size + lines * strata + _SQUARES * strata**2
 
 
 def _most_strata(size: int) -> int:
