@@ -1,1 +1,1 @@
-"""A pre-trained language model as the lab's third subject: few-shot tasks, trained on the spot."""
+"""A pre-trained language model of the Llama shape as a subject: short answers, few-shot, with a verifier."""
