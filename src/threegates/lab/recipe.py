@@ -213,6 +213,54 @@ class EncoderSFTRecipe(TrainingRecipe):
     samples: int = 8
 
 
+class LmRecipe(TrainingRecipe):
+    """Training of a pre-trained language model on a few-shot task.
+
+    ``computing`` is the type of its matrix products. A step has ``prompts`` × ``samples`` responses.
+    """
+
+    base: str
+    device: Literal["cpu", "cuda"] = "cpu"
+    computing: Literal["bfloat16", "float32"] = "bfloat16"
+    steps: int = Field(default=20, ge=1)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    minibatches: int = Field(default=2, ge=1)
+    prompts: int = Field(default=8, ge=1)
+    samples: int = Field(default=8, ge=1)
+    evaluate_prompts: int = Field(default=32, ge=1)
+    evaluate_samples: int = Field(default=4, ge=1)
+    final_prompts: int = Field(default=0, ge=0)
+    final_samples: int = Field(default=8, ge=1)
+
+
+class LmRLRecipe(LmRecipe):
+    """Reinforcement learning of the language model, by default without a KL term.
+
+    ``objective``, ``kl_weight`` and ``kl_estimator`` are as `RLRecipe` has them. ``reward`` "random" rewards
+    each response by the toss of a coin, whatever the verifier says (Shao et al., 2025, arXiv 2506.10947).
+    """
+
+    kind: Literal["lm-rl"] = "lm-rl"
+    algorithm: str
+    objective: SerializeAsAny[Algorithm] = Field(default_factory=_objective)
+    reward: Literal["verifier", "random"] = "verifier"
+    samples: int = Field(default=8, ge=2)
+    resample_rounds: int = Field(default=3, ge=0)
+    kl_weight: float | None = Field(default=0.0, ge=0)
+    kl_estimator: Estimator = "k3"
+
+
+class LmSFTRecipe(LmRecipe):
+    """Supervised fine-tuning of the language model on one of three sources of responses.
+
+    ``gold`` is the right answer as the examples write it, ``other-style`` the same content as they never do,
+    ``rft`` the base's own samples that the verifier accepts (rejection-sampling fine-tuning).
+    """
+
+    kind: Literal["lm-sft"] = "lm-sft"
+    source: Literal["gold", "other-style", "rft"]
+
+
 AnyRecipe = Annotated[
     PretrainRecipe
     | RLRecipe
@@ -223,6 +271,8 @@ AnyRecipe = Annotated[
     | RotatedBaseRecipe
     | EncoderBaseRecipe
     | EncoderRLRecipe
-    | EncoderSFTRecipe,
+    | EncoderSFTRecipe
+    | LmRLRecipe
+    | LmSFTRecipe,
     Field(discriminator="kind"),
 ]

@@ -31,6 +31,10 @@ class Stretch:
     values: Tensor
     bias: Tensor | None = None
 
+    def biased(self, bias: Tensor) -> Stretch:
+        """The same keys with this bias."""
+        return Stretch(self.keys, self.values, bias)
+
 
 def attend(query: Tensor, stretches: Sequence[Stretch]) -> Tensor:
     """softmax(q kᵀ/√head_dim + bias) v over all stretches.
@@ -42,8 +46,8 @@ def attend(query: Tensor, stretches: Sequence[Stretch]) -> Tensor:
     kv_heads = len(stretches[0].keys)
     group = heads // kv_heads
     # Heads come first: then every sharing of keys is a view of the same queries.
-    folded = query.view(batches, length, kv_heads, group, dim).permute(2, 0, 1, 3, 4)
-    folded = folded.reshape(kv_heads, batches, length * group, dim) / math.sqrt(dim)
+    folded = (query / math.sqrt(dim)).view(batches, length, kv_heads, group, dim).permute(2, 0, 1, 3, 4)
+    folded = folded.contiguous().view(kv_heads, batches, length * group, dim)
     scores = [_scores(folded, stretch, length) for stretch in stretches]
     weights = torch.cat(scores, -1).softmax(-1) if len(scores) > 1 else scores[0].softmax(-1)
     parts = weights.split([stretch.keys.shape[2] for stretch in stretches], -1)

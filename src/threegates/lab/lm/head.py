@@ -1,7 +1,7 @@
 """Logits in float32 from a head in bfloat16, and log-probabilities of tokens with their gradient.
 
-A product in bfloat16 is rounded when it is written: of logits near 20, to steps of 1/8. Sums in it are exact to
-float32, so a second product that starts at minus the first one leaves what rounding took away. Two products in
+A product in bfloat16 is rounded when it is written: of logits near 20, to steps of 1/8. Its sums are taken in
+float32, so a second product that starts at minus the first leaves what rounding took away. Two products in
 bfloat16 cost less than one in float32.
 """
 

@@ -1,7 +1,7 @@
 """How a mini-batch is read: the few-shot prefix once, every prompt once, samples side by side after it.
 
-Tokens that are read lie in one row without padding, in the order prefix, prompts, responses. The last token of
-a response predicts nothing that counts, and is not read.
+Tokens that are read lie in one row without padding, in the order prefix, prompts, responses. The last token
+of a response predicts nothing that counts, and is not read.
 """
 
 from __future__ import annotations
@@ -34,6 +34,11 @@ class Block:
         first = start + lengths.cumsum(0) - lengths
         return cls(torch.where(real, first[:, None] + column, 0), real, lengths)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest batch."""
+        return self.slots.shape[1]
+
     def padded(self, x: Tensor) -> Tensor:
         """(tokens, ...) of the whole row → (batches, longest, ...); padding repeats the row's first token."""
         return x.index_select(0, self.slots.flatten()).view(*self.slots.shape, *x.shape[1:])
@@ -61,8 +66,15 @@ class Layout:
     targets: Tensor
     mask: Tensor
 
+    @property
+    def samples(self) -> int:
+        """Responses to each prompt."""
+        return len(self.responses.lengths) // len(self.prompts.lengths)
+
     @classmethod
-    def of(cls, prefix: Sequence[int], prompts: Sequence[Sequence[int]], responses: Tensor, mask: Tensor) -> Layout:
+    def of(
+        cls, prefix: Sequence[int], prompts: Sequence[Sequence[int]], responses: Tensor, mask: Tensor
+    ) -> Layout:
         """Lay out prompts (groups) with their responses.
 
         prompts : token ids, at least one each. responses, mask : (groups × samples, time), the samples of a
@@ -90,18 +102,18 @@ class Layout:
 def _positions(prefix: int, prompts: Block, responses: Block) -> Tensor:
     """Positions go on from the prefix in every prompt, and from its prompt in every response."""
     device = prompts.lengths.device
-    asked = prefix + torch.arange(prompts.slots.shape[1], device=device).expand_as(prompts.slots)
+    asked = prefix + torch.arange(prompts.longest, device=device).expand_as(prompts.slots)
     samples = len(responses.lengths) // len(prompts.lengths)
     after = prefix + prompts.lengths.repeat_interleave(samples)
-    answered = after[:, None] + torch.arange(responses.slots.shape[1], device=device)
+    answered = after[:, None] + torch.arange(responses.longest, device=device)
     return torch.cat([torch.arange(prefix, device=device), asked[prompts.real], answered[responses.real]])
 
 
 def _reads(prompts: Block, responses: Block, time: int) -> Tensor:
-    """The prompt's last token predicts the first of a response, each further token is predicted by the last."""
+    """Where the token before each token of a response is read: before its first it is the prompt's last."""
     samples = len(responses.lengths) // len(prompts.lengths)
     last = prompts.slots.gather(1, (prompts.lengths - 1)[:, None])
     found = torch.zeros(len(responses.lengths), time, dtype=torch.long, device=last.device)
     found[:, :1] = last.repeat_interleave(samples, 0)
-    found[:, 1 : 1 + responses.slots.shape[1]] = responses.slots[:, : time - 1]
+    found[:, 1 : 1 + responses.longest] = responses.slots[:, : time - 1]
     return found

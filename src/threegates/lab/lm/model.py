@@ -1,11 +1,10 @@
 """The forward pass of a Llama-shaped model over a row of tokens without padding.
 
-Parameters carry the names of transformers' `LlamaForCausalLM` and `Qwen2ForCausalLM`. Matrices are multiplied in
-the computing type, bfloat16 or float32, activations rounded to it on the way in. The residual stream, norms,
-rotary positions, attention and logits are float32 in both.
+Parameters carry the names of transformers' `LlamaForCausalLM` and `Qwen2ForCausalLM`. Matrices are multiplied
+in the computing type, bfloat16 or float32, activations rounded to it on the way in. The residual stream,
+norms, rotary positions, attention and logits are float32 in both.
 
-Which keys a query sees is the mixer's business: `Packed` has a whole mini-batch, `threegates.lab.lm.cache` the
-tokens before the present one. Both call `threegates.lab.lm.attention.attend`.
+Which keys a query sees is the mixer's business (`threegates.lab.lm.mixers`).
 
 Source: Touvron et al. (2023), arXiv 2302.13971.
 """
@@ -19,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threegates.lab.lm.attention import Stretch, attend, causal_bias, padding_bias, rotary_tables, rotate
+from threegates.lab.lm.attention import rotary_tables, rotate
 from threegates.lab.lm.head import log_probs_of
-from threegates.lab.lm.layout import Block, Layout
+from threegates.lab.lm.layout import Layout
+from threegates.lab.lm.mixers import Packed
 from threegates.lab.lm.shape import EMBEDDING, LAST_NORM, LlamaShape
 
 Weights = Mapping[str, Tensor]
@@ -32,51 +32,6 @@ class Mixer(Protocol):
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """query (tokens, heads, head_dim), key and value (tokens, kv_heads, head_dim) → as the query."""
-
-
-class Packed:
-    """Attention within a layout: every token sees the prefix, its prompt and its own response up to itself."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        prompts, responses = layout.prompts, layout.responses
-        device = layout.tokens.device
-        self._prefix = causal_bias(layout.prefix, device)
-        self._prompt = causal_bias(prompts.slots.shape[1], device)
-        self._response = causal_bias(responses.slots.shape[1], device)
-        samples = len(responses.lengths) // len(prompts.lengths)
-        self._padding = padding_bias(prompts.lengths, prompts.slots.shape[1]).repeat_interleave(samples, 0)
-
-    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        del layer
-        layout = self.layout
-        shared = [Stretch(_heads_first(key[None, : layout.prefix]), _heads_first(value[None, : layout.prefix]))]
-        parts = []
-        if layout.prefix:
-            parts.append(attend(query[None, : layout.prefix], [_biased(shared[0], self._prefix)])[0])
-        else:
-            shared = []
-        prompt = _stretch(layout.prompts, key, value)
-        asked = layout.prompts.padded(query)
-        parts.append(layout.prompts.flat(attend(asked, [*shared, _biased(prompt, self._prompt)])))
-        if layout.responses.slots.numel():
-            own = _biased(_stretch(layout.responses, key, value), self._response)
-            before = [*shared, _biased(prompt, self._padding)]
-            answered = layout.responses.padded(query)
-            parts.append(layout.responses.flat(attend(answered, [*before, own])))
-        return torch.cat(parts)
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    return x.permute(2, 0, 1, 3)
-
-
-def _stretch(block: Block, key: Tensor, value: Tensor) -> Stretch:
-    return Stretch(_heads_first(block.padded(key)), _heads_first(block.padded(value)))
-
-
-def _biased(stretch: Stretch, bias: Tensor) -> Stretch:
-    return Stretch(stretch.keys, stretch.values, bias)
 
 
 def hidden_states(

@@ -1,0 +1,70 @@
+"""Trained weights that are computed with in bfloat16: half the memory, and products in the fast type.
+
+A gradient is taken in the computing type, as `torch.autograd` leaves it, and widened once for the optimiser:
+each matrix has one product a mini-batch, summed in float32 before it is rounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from threegates.lab.weights import TrainedWeights, dtype
+
+
+class MixedWeights(TrainedWeights):
+    """Masters in one format, weights of the forward pass in the computing type, as views of flat buffers.
+
+    Parameters
+    ----------
+    initial : tensors by name; their order fixes the layout, their device is where everything is.
+    master, storage : as `TrainedWeights` has them.
+    computing : "bfloat16" or "float32", what the forward pass is handed.
+    """
+
+    def __init__(self, initial: Mapping[str, Tensor], *, master: str, storage: str, computing: str) -> None:
+        self.storage = dtype(storage)
+        self.shapes = {name: tensor.shape for name, tensor in initial.items()}
+        flat = torch.cat([tensor.detach().flatten() for tensor in initial.values()])
+        self.master = torch.nn.Parameter(flat.to(dtype(master)))
+        # In the format it came in: a bf16 base takes half the room.
+        self.initial = flat
+        self._computing = torch.empty_like(flat, dtype=dtype(computing))
+        self._gradient = torch.empty_like(flat, dtype=dtype(master))
+        self._leaves = {name: view.requires_grad_() for name, view in self._views(self._computing).items()}
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Round the master to storage, and give that to the forward pass in the computing type."""
+        same = self.storage == self._computing.dtype
+        self._computing.copy_(self.master if same else self.master.to(self.storage))
+
+    @torch.no_grad()
+    def hand_over_gradient(self, clip: float) -> float:
+        """Give the gradient, clipped to norm ``clip``, to the master; return its norm before clipping.
+
+        A weight that no loss reached has gradient zero.
+        """
+        views = self._views(self._gradient)
+        norms = []
+        for name, leaf in self._leaves.items():
+            if leaf.grad is None:
+                views[name].zero_()
+            else:
+                views[name].copy_(leaf.grad)
+                leaf.grad = None
+            norms.append(views[name].norm(dtype=torch.float32))
+        norm = float(torch.stack(norms).norm())
+        if norm > clip:
+            self._gradient.mul_(clip / (norm + 1e-6))
+        self.master.grad = self._gradient
+        return norm
+
+    @torch.no_grad()
+    def delta_norm(self) -> float:
+        """Frobenius norm of master − initial over all parameters."""
+        pairs = zip(self._views(self.master).values(), self._views(self.initial).values(), strict=True)
+        return float(torch.stack([(now - before).norm(dtype=torch.float32) for now, before in pairs]).norm())
