@@ -215,7 +215,7 @@ class EncoderSFTRecipe(TrainingRecipe):
     samples: int = 8
 
 
-class LMBaseRecipe(Recipe):
+class LmBaseRecipe(Recipe):
     """The language model of an installed package, its four-bit codes made floats of the storage format.
 
     Nothing is trained. ``weights`` is the sha256 of its file, so that other weights are another run.
@@ -228,7 +228,7 @@ class LMBaseRecipe(Recipe):
     weights: str = LM_WEIGHTS_SHA256
 
 
-class LMTinyRecipe(Recipe):
+class LmTinyRecipe(Recipe):
     """A language model of two narrow layers with random weights: what the smoke profile trains on."""
 
     kind: Literal["lm-tiny"] = "lm-tiny"
@@ -249,7 +249,7 @@ AnyRecipe = Annotated[
     | EncoderBaseRecipe
     | EncoderRLRecipe
     | EncoderSFTRecipe
-    | LMBaseRecipe
-    | LMTinyRecipe,
+    | LmBaseRecipe
+    | LmTinyRecipe,
     Field(discriminator="kind"),
 ]

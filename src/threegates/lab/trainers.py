@@ -25,8 +25,8 @@ TRAINERS: Mapping[str, tuple[str, str]] = {
     "encoder-base": ("threegates.lab.encoder.base", "EncoderBase"),
     "encoder-rl": ("threegates.lab.encoder.rl", "EncoderPolicyTrainer"),
     "encoder-sft": ("threegates.lab.encoder.sft", "EncoderSupervisedTrainer"),
-    "lm-base": ("threegates.lab.lm.base", "LMBase"),
-    "lm-tiny": ("threegates.lab.lm.tiny", "LMTiny"),
+    "lm-base": ("threegates.lab.lm.base", "LmBase"),
+    "lm-tiny": ("threegates.lab.lm.tiny", "LmTiny"),
 }
 
 

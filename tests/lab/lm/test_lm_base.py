@@ -22,10 +22,10 @@ from threegates.lab.lm.conversion import tokenizer_of
 from threegates.lab.lm.package import package_file, verified_file
 from threegates.lab.lm.tasks import TASKS
 from threegates.lab.lm.tokenizer import Tokenizer
-from threegates.lab.recipe import LM_WEIGHTS_SHA256, LMBaseRecipe
+from threegates.lab.recipe import LM_WEIGHTS_SHA256, LmBaseRecipe
 from threegates.lab.runs import execute, make_run
 
-BASE = LMBaseRecipe(name="lm-base")
+BASE = LmBaseRecipe(name="lm-base")
 
 
 def _installed() -> bool:
@@ -64,7 +64,7 @@ def _theirs(file: Path) -> torch.nn.Module:
 @pytest.mark.parametrize("tied", [True, False])
 def test_weights_are_those_of_transformers_reading(kind, tied, tmp_path):
     file = write_tiny_gguf(tmp_path, kind, tied, seed=1)
-    ours = converted(file, LMBaseRecipe(name="lm-base", save_dtype="float32"))
+    ours = converted(file, LmBaseRecipe(name="lm-base", save_dtype="float32"))
     theirs = dict(_theirs(file).named_parameters())
     assert ours.tensors.keys() == theirs.keys()
     assert ("lm_head.weight" in ours.tensors) is not tied

@@ -93,7 +93,7 @@ def test_the_frame_is_read_as_all_final_evaluations_are():
     frame = evaluation_frame(task, problems, right)
     assert frame["correct"].tolist() == [1, 2, 0]
     assert frame["samples"].tolist() == [2, 2, 2]
-    assert frame["prompt"].tolist() == [f"{problem.query} =" for problem in problems]
+    assert frame["prompt"].tolist() == [problem.query for problem in problems]
     assert base_accuracy(frame.assign(method=None)) == float(pass_at_k(right, 1).mean())
 
 

@@ -9,12 +9,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from threegates.digest import file_digest
 from threegates.lab.lm.tasks import TASKS
 from threegates.lab.lm.tokenizer import Tokenizer
-from threegates.lab.recipe import LMTinyRecipe
+from threegates.lab.recipe import LmTinyRecipe
 from threegates.lab.runs import execute, make_run
 
 
 def _folder(lab, seed: int):
-    run = make_run(LMTinyRecipe(name="lm-tiny", seed=seed), None)
+    run = make_run(LmTinyRecipe(name="lm-tiny", seed=seed), None)
     execute(lab, run)
     return lab / run.checkpoint(0)
 

@@ -21,7 +21,7 @@ from threegates.lab.lm.conversion import config_of, tokenizer_files
 from threegates.lab.lm.evaluate import negative_log_likelihood
 from threegates.lab.lm.package import verified_file
 from threegates.lab.lm.tokenizer import Tokenizer
-from threegates.lab.recipe import LMBaseRecipe
+from threegates.lab.recipe import LmBaseRecipe
 from threegates.lab.trainer import Contents, Metrics, Producer
 from threegates.lab.weights import dtype
 
@@ -68,7 +68,7 @@ class Untrained(Producer):
         return None
 
 
-class LMBase(Untrained):
+class LmBase(Untrained):
     """The package's weights in the recipe's format."""
 
     @classmethod
@@ -76,7 +76,7 @@ class LMBase(Untrained):
         return cls(converted(verified_file(), recipe))
 
 
-def converted(file: Path, recipe: LMBaseRecipe) -> Contents:
+def converted(file: Path, recipe: LmBaseRecipe) -> Contents:
     """A GGUF file of a Llama as a Hugging Face folder, its tensors made floats one by one and rounded.
 
     Raises

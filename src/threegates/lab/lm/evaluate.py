@@ -86,8 +86,7 @@ def evaluation_frame(task: Task, problems: Sequence[Problem], right: Tensor) -> 
     return pd.DataFrame(
         {
             "data": task.name,
-            "prompt": [task.question(problem) for problem in problems],
-            "answer": [problem.answer for problem in problems],
+            "prompt": [problem.query for problem in problems],
             "samples": right.shape[1],
             "correct": right.sum(1).tolist(),
         }

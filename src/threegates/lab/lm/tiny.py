@@ -15,7 +15,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from threegates.lab.lm.base import Untrained
 from threegates.lab.model import ModelShape, initial_weights
 from threegates.lab.randomness import step_generator
-from threegates.lab.recipe import LMTinyRecipe
+from threegates.lab.recipe import LmTinyRecipe
 from threegates.lab.trainer import Contents
 from threegates.lab.weights import dtype
 
@@ -37,7 +37,7 @@ SHAPE = ModelShape(
 SHARD_BYTES = 16_000
 
 
-class LMTiny(Untrained):
+class LmTiny(Untrained):
     """The random model as a run's base."""
 
     @classmethod
@@ -45,7 +45,7 @@ class LMTiny(Untrained):
         return cls(tiny_contents(recipe))
 
 
-def tiny_contents(recipe: LMTinyRecipe) -> Contents:
+def tiny_contents(recipe: LmTinyRecipe) -> Contents:
     """The checkpoint of the random model of a seed."""
     weights = initial_weights(SHAPE, step_generator(recipe.seed, "initial", 0))
     stored = dtype(recipe.save_dtype)
