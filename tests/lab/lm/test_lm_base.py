@@ -16,12 +16,16 @@ from threegates.checkpoints.gguf import metadata_of
 from threegates.checkpoints.tensors import Checkpoint
 from threegates.digest import file_digest
 from threegates.errors import RecipeError
+from threegates.lab import train as training
 from threegates.lab.lm import base as module
+from threegates.lab.lm import package
 from threegates.lab.lm.base import TEXT, converted, module_of, text_loss
 from threegates.lab.lm.conversion import tokenizer_of
 from threegates.lab.lm.package import package_file, verified_file
 from threegates.lab.lm.tasks import TASKS
 from threegates.lab.lm.tokenizer import Tokenizer
+from threegates.lab.plans.plan import Planned
+from threegates.lab.plans.profiles import Draft
 from threegates.lab.recipe import LM_WEIGHTS_SHA256, LmBaseRecipe
 from threegates.lab.runs import execute, make_run
 
@@ -121,6 +125,17 @@ def test_run_json_names_the_weights(folder):
     facts = json.loads((folder.parent / "run.json").read_text())
     assert facts["recipe"]["weights"] == LM_WEIGHTS_SHA256
     assert facts["recipe"]["kind"] == "lm-base"
+
+
+def test_a_profile_without_the_package_stops_before_anything_trains(monkeypatch, tmp_path):
+    draft = Draft(BASE, method="pretrain", algorithm="none", rate="none", chapters=())
+    monkeypatch.setattr(training, "plan", lambda _: [Planned(draft, make_run(BASE, None))])
+    monkeypatch.setattr(training, "seeds_of", lambda _: ())
+    monkeypatch.setattr(training, "execute", lambda *_: pytest.fail("something was trained"))
+    monkeypatch.setattr(package, "DISTRIBUTION", "lm-not-installed")
+    with pytest.raises(RecipeError, match="language model's package is not installed"):
+        training.train("smoke", tmp_path, workers=1)
+    assert not (tmp_path / "lab" / "runs").exists()
 
 
 # The package's own file
