@@ -13,6 +13,8 @@ from threegates.lab.objectives import Algorithm
 
 # all-MiniLM-L6-v2's model.safetensors; where it comes from stands in threegates.lab.encoder.package.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# SmolLM2-135M-Instruct.Q4_1.gguf; where it comes from stands in threegates.lab.lm.package.
+LM_WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 Source = Literal["teacher", "same-style", "rft"]
 Mask = Literal["dense", "principal", "off-principal", "low", "safe", "random"]
@@ -213,6 +215,29 @@ class EncoderSFTRecipe(TrainingRecipe):
     samples: int = 8
 
 
+class LmBaseRecipe(Recipe):
+    """The language model of an installed package, its four-bit codes made floats of the storage format.
+
+    Nothing is trained. ``weights`` is the sha256 of its file, so that other weights are another run.
+    """
+
+    kind: Literal["lm-base"] = "lm-base"
+    data: str = "text"
+    steps: Literal[0] = 0
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    weights: str = LM_WEIGHTS_SHA256
+
+
+class LmTinyRecipe(Recipe):
+    """A language model of two narrow layers with random weights: what the smoke profile trains on."""
+
+    kind: Literal["lm-tiny"] = "lm-tiny"
+    data: str = "text"
+    steps: Literal[0] = 0
+    seed: int
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
 class LmRecipe(TrainingRecipe):
     """Training of a pre-trained language model on a few-shot task.
 
@@ -272,6 +297,8 @@ AnyRecipe = Annotated[
     | EncoderBaseRecipe
     | EncoderRLRecipe
     | EncoderSFTRecipe
+    | LmBaseRecipe
+    | LmTinyRecipe
     | LmRLRecipe
     | LmSFTRecipe,
     Field(discriminator="kind"),

@@ -202,7 +202,7 @@ TASKS: Mapping[str, Task] = {
             english_date,
             _day_first,
             ("1987-03-09", "2004-11-25", "1962-07-18", "1995-01-02", "2013-05-31", "1971-10-14"),
-            answer_tokens=16,
+            answer_tokens=12,
         ),
         Task(
             "number-words",
@@ -210,7 +210,7 @@ TASKS: Mapping[str, Task] = {
             _in_words,
             _in_capitals,
             ("4817", "305", "9040", "62", "1736", "2008"),
-            answer_tokens=16,
+            answer_tokens=12,
         ),
         PlantedTask(
             "planted",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,13 @@ class Tokenizer:
         ------
         CheckpointError : there is none that the library reads, or a line's end is not one token.
         """
-        return cls.of(_backend(folder / FILE), folder)
+        path = folder / FILE
+        return cls.of(_read(lambda: tokenizers.Tokenizer.from_file(str(path)), path), path)
+
+    @classmethod
+    def of_text(cls, content: str) -> Tokenizer:
+        """The same from the content of a tokenizer.json."""
+        return cls.of(_read(lambda: tokenizers.Tokenizer.from_str(content), FILE))
 
     @classmethod
     def of(cls, backend: tokenizers.Tokenizer, where: Path | str = FILE) -> Tokenizer:
@@ -66,14 +72,14 @@ class Tokenizer:
         return self.decode(tokens[:end])
 
 
-def _backend(path: Path) -> tokenizers.Tokenizer:
+def _read(read: Callable[[], tokenizers.Tokenizer], where: Path | str) -> tokenizers.Tokenizer:
     # The library raises Exception itself, whatever the cause.
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return read()
     except Exception as error:
         raise CheckpointError(
             "The tokenizer cannot be read.",
-            where=path,
+            where=where,
             expected=f"a {FILE} of the library `tokenizers`",
             found=error,
             remedy="Save the model's fast tokenizer into the folder: tokenizer.save_pretrained(folder).",
