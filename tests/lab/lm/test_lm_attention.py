@@ -23,7 +23,9 @@ def test_stretches_that_are_shared_are_as_if_each_query_had_its_own_copy(kv_head
         stretches.append(Stretch(key, value))
         for into, x in ((keys, key), (values, value)):
             # (heads, batches, keys, dim) → (6, 6 heads, keys, dim)
-            into.append(x.repeat_interleave(6 // count, 1).repeat_interleave(6 // kv_heads, 0).transpose(0, 1))
+            into.append(
+                x.repeat_interleave(6 // count, 1).repeat_interleave(6 // kv_heads, 0).transpose(0, 1)
+            )
     expected = scaled_dot_product_attention(query.transpose(1, 2), torch.cat(keys, 2), torch.cat(values, 2))
     torch.testing.assert_close(attend(query, stretches), expected.transpose(1, 2), atol=1e-6, rtol=1e-5)
 

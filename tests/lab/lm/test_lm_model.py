@@ -1,4 +1,4 @@
-"""The packed forward pass against transformers, which reads every response with its prefix and prompt alone."""
+"""The packed forward pass against transformers, which reads a response with its prefix and prompt alone."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def batch(vocabulary: int) -> tuple[Tensor, Tensor]:
     return responses, torch.arange(5) < torch.tensor(LENGTHS)[:, None]
 
 
-def unshared(model: Any, prefix: list[int], prompts: list[list[int]], responses: Tensor, mask: Tensor) -> Tensor:
+def unshared(
+    model: Any, prefix: list[int], prompts: list[list[int]], responses: Tensor, mask: Tensor
+) -> Tensor:
     """The same log-probabilities by transformers, a row at a time, each with its prefix and prompt."""
     found = []
     for row, (own, kept) in enumerate(zip(responses, mask, strict=True)):

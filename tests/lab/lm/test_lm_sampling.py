@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from tests.lab.lm.tiny_lm import tiny_model, weights_of
-from threegates.lab.lm.layout import Layout
 from threegates.lab.lm.model import response_log_probs
 from threegates.lab.lm.rollout import Rollout, written
 from threegates.lab.lm.sampling import Policy, choose, inverse_cdf, sample, uniform
@@ -26,7 +25,9 @@ def policy() -> Policy:
     return Policy(weights, LlamaShape.of(model.config.to_dict()), torch.float32)
 
 
-def sampled(policy: Policy, numbers: Tensor | None, samples: int, prompts: list[list[int]] = PROMPTS) -> Rollout:
+def sampled(
+    policy: Policy, numbers: Tensor | None, samples: int, prompts: list[list[int]] = PROMPTS
+) -> Rollout:
     length = 3 if numbers is None else numbers.shape[1]
     return sample(policy, PREFIX, prompts, numbers, samples=samples, length=length, end=END)
 

@@ -1,4 +1,4 @@
-"""RL, SFT and RFT of a tiny language model: what is rewarded, what is read, what is learnt from, what moves."""
+"""RL, SFT and RFT of a tiny language model: what is rewarded, what is read and learnt from, what moves."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ def test_a_random_reward_is_a_fair_coin_and_the_log_says_what_the_verifier_found
     assert abs(float(torch.corrcoef(torch.stack([coins, right]).float())[0, 1])) < 5 / len(coins) ** 0.5
     expected = float(drawn[1].right.float().mean() * 2 - 1)
     assert trainer.step(1)["reward"] == pytest.approx(expected)
-    assert torch.equal(trainer_of("grpo", tiny).draw(1, 0).rewarded, trainer_of("grpo", tiny).draw(1, 0).right)  # type: ignore[attr-defined]
+    assert torch.equal(
+        trainer_of("grpo", tiny).draw(1, 0).rewarded, trainer_of("grpo", tiny).draw(1, 0).right
+    )  # type: ignore[attr-defined]
 
 
 def test_dynamic_sampling_replaces_groups_that_say_nothing(tiny, monkeypatch):
@@ -106,9 +108,8 @@ def test_dynamic_sampling_replaces_groups_that_say_nothing(tiny, monkeypatch):
     first = trainer.draw(1, 0)
     drawn.clear()
     batch, replaced, tokens = trainer.batch(1, first)
-    assert batch.rewarded.view(4, 4).tolist() == [
-        [False, True, False, False], [True, True, True, False], [True, False, True, False], [True, False, False, False]
-    ]  # fmt: skip
+    expected = [[0, 1, 0, 0], [1, 1, 1, 0], [1, 0, 1, 0], [1, 0, 0, 0]]
+    assert batch.rewarded.view(4, 4).int().tolist() == expected
     assert len(drawn) == 2 and replaced == 2 + 3
     assert tokens == first.rollout.tokens + sum(one.rollout.tokens for one in drawn)
     assert batch.rollout.prompts[2] == drawn[0].rollout.prompts[2]
@@ -137,7 +138,9 @@ def unshared_loss(trainer: LmPolicyTrainer, batch: Sampled, tiny: Path) -> tuple
 
 
 @pytest.mark.parametrize("average", ["sequence", "token"])
-@pytest.mark.parametrize("marks", [[[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0]], [[1, 0, 0, 0]] * 4])
+@pytest.mark.parametrize(
+    "marks", [[[1, 0, 0, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0]], [[1, 0, 0, 0]] * 4]
+)
 def test_loss_and_gradient_are_those_of_all_groups_read_apart_by_transformers(tiny, average, marks):
     rules = replace(algorithm("grpo"), average=average)
     trainer = policy_trainer(tiny, computing="float32", objective=rules)
@@ -270,7 +273,9 @@ def test_two_steps_move_every_weight_and_no_column_is_all_zero(tiny, kind):
     dead = {name for name in rows[1] if not any(row.get(name) for row in rows)} - allowed
     assert dead == set()
     assert all(value == value for row in rows for value in row.values())
-    assert {"reward", "pass_at_1", "greedy", "kl", "entropy", "length", "tokens", "delta_norm"} <= set(rows[1])
+    assert {"reward", "pass_at_1", "greedy", "kl", "entropy", "length", "tokens", "delta_norm"} <= set(
+        rows[1]
+    )
     assert ("pass_at_1" in rows[0], "informative" in rows[0]) == (False, kind in ALGORITHMS)
 
 
@@ -312,7 +317,9 @@ def test_grpo_learns_the_planted_task_and_other_style_unlearns_it(tiny):
 
 def test_a_folder_whose_tensors_are_not_of_its_config_is_refused(tiny, tmp_path):
     folder = write_tiny_lm(tmp_path / "lm")
-    config = (folder / "config.json").read_text().replace('"intermediate_size": 40', '"intermediate_size": 48')
+    config = (
+        (folder / "config.json").read_text().replace('"intermediate_size": 40', '"intermediate_size": 48')
+    )
     (folder / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match="gate_proj"):
         trainer_of("grpo", folder)

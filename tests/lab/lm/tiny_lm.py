@@ -1,4 +1,4 @@
-"""A Llama or Qwen2 of two narrow layers with random weights, as a checkpoint's folder and as transformers' model."""
+"""A Llama or Qwen2 of two narrow layers with random weights, as transformers' model and as a folder."""
 
 from __future__ import annotations
 

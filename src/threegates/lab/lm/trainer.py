@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from threegates.checkpoints.tensors import Checkpoint
 from threegates.errors import CheckpointError
 from threegates.lab.device import require_device
 from threegates.lab.kl import ESTIMATORS
+from threegates.lab.lm.evaluate import evaluation_frame
 from threegates.lab.lm.model import Weights, response_log_probs
 from threegates.lab.lm.rollout import Rollout
 from threegates.lab.lm.sampling import Policy, sample, uniform
@@ -149,7 +150,9 @@ class LmTrainer(Trainer):
         accuracy = {"pass_at_1": right.float().mean(), "greedy": torch.cat(greedy).float().mean()}
         return metrics | {name: float(value) for name, value in accuracy.items()}
 
-    def _sampled(self, problems: Sequence[Problem], samples: int, stream: str, index: int) -> Any:
+    def _sampled(
+        self, problems: Sequence[Problem], samples: int, stream: str, index: int
+    ) -> Iterator[tuple[Rollout, Tensor]]:
         """Samples of held-out problems and what is right, some rows at a time."""
         for place, some in enumerate(_chunks(problems, max(1, ROWS // samples))):
             generator = step_generator(self.recipe.seed, f"{stream}/{place}", index, self.device)
@@ -165,14 +168,7 @@ class LmTrainer(Trainer):
         problems = self.held_out(recipe.final_prompts)
         sampled = self._sampled(problems, recipe.final_samples, "final-evaluation", recipe.steps)
         right = torch.cat([marks for _, marks in sampled])
-        return pd.DataFrame(
-            {
-                "data": recipe.data,
-                "prompt": [problem.query for problem in problems],
-                "samples": recipe.final_samples,
-                "correct": right.view(len(problems), -1).sum(1).tolist(),
-            }
-        )
+        return evaluation_frame(self.task, problems, right.view(len(problems), -1))
 
     def contents(self) -> Contents:
         stored = self.recipe.save_dtype
