@@ -13,6 +13,9 @@ from torch import Tensor
 
 from threegates.lab.weights import TrainedWeights, dtype
 
+# Differences of this many weights at a time stay in a processor's cache.
+CHUNK = 1 << 18
+
 
 class MixedWeights(TrainedWeights):
     """Masters in one format, weights of the forward pass in the computing type, as views of flat buffers.
@@ -28,7 +31,7 @@ class MixedWeights(TrainedWeights):
         self.storage = dtype(storage)
         self.shapes = {name: tensor.shape for name, tensor in initial.items()}
         flat = torch.cat([tensor.detach().flatten() for tensor in initial.values()])
-        self.master = torch.nn.Parameter(flat.to(dtype(master)))
+        self.master = torch.nn.Parameter(flat.to(dtype(master), copy=True))
         # In the format it came in: a bf16 base takes half the room.
         self.initial = flat
         self._computing = torch.empty_like(flat, dtype=dtype(computing))
@@ -66,5 +69,5 @@ class MixedWeights(TrainedWeights):
     @torch.no_grad()
     def delta_norm(self) -> float:
         """Frobenius norm of master − initial over all parameters."""
-        pairs = zip(self._views(self.master).values(), self._views(self.initial).values(), strict=True)
-        return float(torch.stack([(now - before).norm(dtype=torch.float32) for now, before in pairs]).norm())
+        pairs = zip(self.master.split(CHUNK), self.initial.split(CHUNK), strict=True)
+        return float(torch.stack([(before.float() - now.float()).norm() for now, before in pairs]).norm())
