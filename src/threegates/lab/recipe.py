@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from threegates.lab.algorithms.table import algorithm
 from threegates.lab.kl import Estimator
@@ -273,6 +273,12 @@ class LmRLRecipe(LmRecipe):
     resample_rounds: int = Field(default=3, ge=0)
     kl_weight: float | None = Field(default=0.0, ge=0)
     kl_estimator: Estimator = "k3"
+
+    @model_validator(mode="after")
+    def _a_group_for_each_update(self) -> LmRLRecipe:
+        if self.minibatches > self.prompts:
+            raise ValueError(f"{self.prompts} groups cannot be split into {self.minibatches} mini-batches")
+        return self
 
 
 class LmSFTRecipe(LmRecipe):

@@ -323,3 +323,8 @@ def test_a_folder_whose_tensors_are_not_of_its_config_is_refused(tiny, tmp_path)
     (folder / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match="gate_proj"):
         trainer_of("grpo", folder)
+
+
+def test_a_step_with_fewer_groups_than_updates_is_refused():
+    with pytest.raises(ValueError, match="4 groups cannot be split into 5"):
+        LmRLRecipe(name="x", algorithm="grpo", minibatches=5, **COMMON)
