@@ -81,6 +81,8 @@ def measured(size: str, contents: Contents) -> list[Row]:
         folder = Path(kept) / "base"
         write_checkpoint(folder, contents.tensors, contents.config, contents.files, contents.shard_bytes)
         loss, gradient = differences(size, folder, Path(kept))
+        # Trainers hold each other in cycles.
+        gc.collect()
         theirs = 1e3 * seconds_of_trl(size, folder, Path(kept))
         notes = {"loss": loss, "gradient": gradient}
         kinds = {
