@@ -22,7 +22,8 @@ from threegates.lab.encoder.words import number_word
 
 HELD_OUT_SHARE = 1 / 8
 YEARS = range(1950, 2021)
-NUMBERS = range(10_000)
+# Three digits: of longer numbers a model of this size answers too few for groups to differ.
+NUMBERS = range(100, 1000)
 _MONTHS = (
     *("January", "February", "March", "April", "May", "June", "July"),
     *("August", "September", "October", "November", "December"),
@@ -152,7 +153,7 @@ def _numbers() -> Iterator[str]:
 
 def number_words(value: int) -> str:
     """``two hundred and forty-four`` for 244, the British way; raises ValueError outside 0..9999."""
-    if value not in NUMBERS:
+    if not 0 <= value < 10_000:
         raise ValueError(f"only 0..9999 have words here, not {value}")
     thousands, rest = divmod(value, 1000)
     hundreds, below = divmod(rest, 100)
@@ -209,7 +210,7 @@ TASKS: Mapping[str, Task] = {
             _numbers,
             _in_words,
             _in_capitals,
-            ("4817", "305", "9040", "62", "1736", "2008"),
+            ("817", "305", "953", "440", "128", "672"),
             answer_tokens=12,
         ),
         PlantedTask(
