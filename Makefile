@@ -12,7 +12,7 @@ export THREEGATES_BUILD VENV LOCK TORCH_INDEX_URL
 BIN := $(VENV)/bin
 NOTEBOOKS := $(wildcard notebooks/*.ipynb)
 
-.PHONY: help book test test-planted lint bench clean clean-lab lock setup
+.PHONY: help book test test-planted lint bench clean clean-lab lock setup lm
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo 'make test-planted   judge 40 studies of each planted truth (half an hour)'
 	@echo 'make lint       check style, types, spelling, and that notebooks carry no outputs'
 	@echo 'make bench      measure speed against what one would take instead (20 minutes, 16 GB)'
+	@echo 'make lm         take the language model too, the third subject: one package of 93 MB'
 	@echo 'make clean      remove what was rendered;  make clean-lab  what was trained and measured'
 	@echo 'make lock       write requirements.lock anew from pyproject.toml (needs uv)'
 	@echo
@@ -32,6 +33,9 @@ help:
 
 setup:
 	@$(PYTHON) scripts/set_up.py
+
+lm:
+	@LM=yes $(PYTHON) scripts/set_up.py
 
 book: setup
 	@$(BIN)/threegates book --profile $(PROFILE)

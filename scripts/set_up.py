@@ -5,6 +5,9 @@ a failed or killed set-up is never taken for a finished one. The stamp holds wha
 from, so that a second run costs nothing, and a changed lock or a moved folder starts again.
 
 torch is installed first and without a hash: its CPU and CUDA builds are different files of one version.
+
+With LM=yes the package of the language model comes last, into a folder of its own beside the others: what it
+requires is neither wanted nor installed, which `pip check` would mind.
 This file has to be readable to old Pythons, so that they can be refused in words.
 """
 
@@ -20,9 +23,11 @@ import time
 TORCH = "2.13.0"
 OLDEST, TOO_NEW = (3, 11), (3, 15)
 EXTRAS = "rl,cluster,encoder,gguf,dev"
-LOCK_FILE = "requirements.lock"
+LOCK_FILE, LM_LOCK_FILE = "requirements.lock", "requirements-lm.lock"
 OURS = ".made-by-setup"
 STAMP = ".ready"
+# threegates.lab.lm.package looks there.
+BESIDE = "subjects"
 
 
 class SetupError(Exception):
@@ -37,6 +42,8 @@ def main():
     locked = (os.environ.get("LOCK") or "yes") != "no"
     try:
         set_up(venv, locked)
+        if os.environ.get("LM") == "yes":
+            add_language_model(venv)
     except SetupError as error:
         sys.stderr.write(f"\nset-up stopped: {error}\n")
         return 1
@@ -62,6 +69,21 @@ def set_up(venv, locked):
         say(f"set-up finished in {time.time() - started:.0f} s")
 
 
+def add_language_model(venv):
+    """Put the package of the language model beside the environment's own, unless that one is there."""
+    folder, wanted = os.path.join(venv, BESIDE), {"lock": digest(LM_LOCK_FILE)}
+    if stamp_of(folder) == wanted:
+        return
+    with only_one(venv) as lock:
+        if stamp_of(folder) == wanted:
+            return
+        shutil.rmtree(folder, ignore_errors=True)
+        what = ["--require-hashes", "--no-deps", "--target", folder, "-r", LM_LOCK_FILE]
+        run_steps([("the language model (93 MB)", [*pip(venv), "install", *what])], lock)
+        os.makedirs(folder, exist_ok=True)
+        write_stamp(folder, wanted)
+
+
 def ingredients(venv, locked):
     """What decides an environment's contents: where it is, the lock, the project, torch's version."""
     return {
@@ -80,18 +102,21 @@ def digest(path):
 
 def stamp(venv):
     """What a finished environment was made from; None for one that is missing, unfinished or broken."""
-    if not os.path.exists(os.path.join(venv, "bin", "python")):
-        return None
+    return stamp_of(venv) if os.path.exists(os.path.join(venv, "bin", "python")) else None
+
+
+def stamp_of(folder):
+    """What a finished folder was made from; None for one that has no stamp."""
     try:
-        with open(os.path.join(venv, STAMP)) as file:
+        with open(os.path.join(folder, STAMP)) as file:
             return json.load(file)
     except (OSError, ValueError):
         return None
 
 
-def write_stamp(venv, content):
-    """Declare the environment finished, in one step."""
-    path = os.path.join(venv, STAMP)
+def write_stamp(folder, content):
+    """Declare the environment, or a folder of it, finished, in one step."""
+    path = os.path.join(folder, STAMP)
     with open(path + ".new", "w") as file:
         json.dump(content, file, indent=1)
     os.replace(path + ".new", path)

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks import __main__ as program
-from benchmarks import adapters, cuda, laws, masks, scale, spectra, streaming, thresholds
+from benchmarks import adapters, cuda, laws, lm, masks, scale, spectra, streaming, thresholds
 from benchmarks.measure import Row, in_turn, interleaved
+from threegates.errors import RecipeError
 
 FAST = Row("count", "2 × 2", 1.0, "torch", 40.0, True, "same counts", aim=30.0, gate=15.0)
 
@@ -283,3 +284,28 @@ def test_the_layer_at_scale_is_that_of_the_model_in_size():
         sum(torch.Size(shape).numel() for _, shape in scale.layer_shapes()) == 218_112_000
     )  # Llama-3.1-8B's
     assert scale.TENSORS.keys() == set(program.SIZES)
+
+
+@pytest.mark.rl
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_rows_of_the_language_model_hold_on_a_tiny_one_and_a_wrong_gradient_is_seen(monkeypatch):
+    pytest.importorskip("trl", reason="the extra `rl` is not installed")
+    monkeypatch.setattr(lm, "STEPS", 1)
+    found = lm.rows(["s"])
+    assert len(found) == 2 and all(row.accurate and row.gate is None for row in found), program.table(found)
+    assert found[0].notes["informative"] == 1 and found[0].notes["tokens"] > 128
+    real = lm.EveryGroup.loss
+    monkeypatch.setattr(lm.EveryGroup, "loss", lambda self, *given: (real(self, *given)[0] * 1.001, 0.0))
+    monkeypatch.setattr(lm, "seconds_of_trl", lambda *given: 1.0)
+    assert not any(row.accurate for row in lm.rows(["s"]))
+
+
+def test_there_are_no_rows_of_the_language_model_without_its_package_or_of_other_sizes(monkeypatch):
+    def missing() -> None:
+        raise RecipeError("The language model's package is not installed.")
+
+    monkeypatch.setattr(lm, "verified_file", missing)
+    assert lm.base_of("l") is None and lm.base_of("m") is None
+    monkeypatch.setattr(lm.importlib.util, "find_spec", lambda name: None)
+    assert lm.rows(["s", "l"]) == []

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from scripts import draw_house as drawing
+from threegates.lab.lm import package as lm_package
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "src" / "threegates"
@@ -128,7 +129,8 @@ class House:
     def __init__(self, folder: Path):
         self.folder = folder
         (folder / "scripts").mkdir()
-        for name in ("Makefile", "requirements.lock", "pyproject.toml", "scripts/set_up.py"):
+        locks = ("requirements.lock", "requirements-lm.lock")
+        for name in ("Makefile", *locks, "pyproject.toml", "scripts/set_up.py"):
             shutil.copy(ROOT / name, folder / name)
         self.stand_ins = folder / "stand-ins"
         self.stand_ins.mkdir()
@@ -139,7 +141,7 @@ class House:
         inherited = {
             k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS", "THREEGATES"))
         }
-        for name in ("VENV", "LOCK", "TORCH_INDEX_URL"):
+        for name in ("VENV", "LOCK", "LM", "TORCH_INDEX_URL"):
             inherited.pop(name, None)
         environment = {**inherited, "PYTHONPATH": str(self.stand_ins), **environment}
         command = ["make", f"PYTHON={sys.executable}", *arguments]
@@ -272,6 +274,49 @@ def test_two_set_ups_at_once_install_once(house):
     both = [subprocess.Popen(command, cwd=house.folder, env=environment, stdout=-1) for _ in range(2)]
     assert [process.communicate(timeout=60) and process.returncode for process in both] == [0, 0]
     assert house.calls() == FULL
+
+
+ADDED = "install --require-hashes --no-deps --target .venv/subjects -r requirements-lm.lock"
+
+
+def test_the_language_model_comes_last_beside_the_others_and_once(house):
+    assert house.make("lm").returncode == 0
+    assert house.calls() == [*FULL, ADDED]
+    again = house.make("lm")
+    assert (again.returncode, again.stdout, house.calls()) == (0, "", [])
+    assert house.make("setup").returncode == 0
+    assert house.calls() == []
+    with open(house.folder / "requirements-lm.lock", "a") as file:
+        file.write("# another\n")
+    house.make("lm")
+    assert house.calls() == [ADDED]
+
+
+def test_a_set_up_that_does_not_ask_for_the_language_model_does_not_get_it(house):
+    house.make("setup")
+    assert house.calls() == FULL
+    assert not (house.folder / ".venv" / "subjects").exists()
+
+
+@pytest.mark.parametrize("how", ["FAIL_AT", "KILL_AT"])
+def test_a_broken_off_download_of_the_language_model_is_started_again(house, how):
+    house.make("setup")
+    house.calls()
+    broken = house.make("lm", **{how: "--target"})
+    assert broken.returncode
+    assert how == "KILL_AT" or "'the language model (93 MB)' failed with status 7" in broken.stderr
+    assert house.calls() == [ADDED]
+    assert house.make("lm").returncode == 0
+    assert house.calls() == [ADDED]
+
+
+def test_the_language_model_s_lock_is_one_package_with_a_hash_of_the_version_that_is_read():
+    lines = (ROOT / "requirements-lm.lock").read_text().split()
+    assert lines[:2] == [f"{lm_package.DISTRIBUTION}=={lm_package.VERSION}", "\\"]
+    assert re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", lines[2])
+    assert len(lines) == 3
+    script = (ROOT / "scripts" / "set_up.py").read_text()
+    assert f'BESIDE = "{lm_package.BESIDE}"' in script
 
 
 # --- what the files promise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +67,12 @@ def write_gguf(
     sizes: Mapping[str, Any],
     architecture: str = "llama",
     kind: str = "F32",
+    tell: Callable[[gguf.GGUFWriter], None] | None = None,
 ) -> Path:
     """A GGUF file of a model's tensors, matrices in one type of code and vectors in F32.
 
     sizes : hidden, inner, blocks, heads, key_heads and vocabulary; perhaps experts, and told_key_heads where
-    the file is to say another number.
+    the file is to say another number. tell : writes what the file says of its tokenizer, and what else.
     """
     writer = gguf.GGUFWriter(path, architecture)
     writer.add_block_count(sizes["blocks"])
@@ -87,8 +88,11 @@ def write_gguf(
     writer.add_context_length(64)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(sizes["vocabulary"])
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([f"t{number}" for number in range(sizes["vocabulary"])])
+    if tell is None:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_token_list([f"t{number}" for number in range(sizes["vocabulary"])])
+    else:
+        tell(writer)
     arch = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
     names = gguf.get_tensor_name_map(arch, sizes["blocks"])
     for name, weight in tensors.items():

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from tests.checkpoints.coded import converted, write_gguf
 from tests.checkpoints.made import values, written
 from threegates.checkpoints.coded import ERRORS, GAPS, reading, rounded_kinds
-from threegates.checkpoints.gguf import _BLOCKS, PLAIN, is_gguf, open_gguf, open_local, row_order
+from threegates.checkpoints.gguf import _BLOCKS, PLAIN, is_gguf, metadata_of, open_gguf, open_local, row_order
 from threegates.checkpoints.matching import brought_together
 from threegates.checkpoints.pairs import Status, align
 from threegates.checkpoints.places import Place, place_of
@@ -77,6 +77,13 @@ def test_q_and_k_are_turned_back_and_all_is_as_it_was_converted_from(llama, tmp_
         assert torch.equal(found.stored(name), weight), name
         assert found.info(name).shape == tuple(weight.shape)
     assert torch.equal(rows_of(found, K, 3, 20), llama[K][3:20])
+
+
+def test_metadata_are_told_by_key(llama, tmp_path):
+    told = metadata_of(write_gguf(tmp_path / "m.gguf", llama, SIZES))
+    assert (told("general.architecture"), told("llama.embedding_length")) == ("llama", 64)
+    assert told("tokenizer.ggml.tokens") == [f"t{number}" for number in range(64)]
+    assert told("no.such.key") is None
 
 
 @given(st.integers(1, 6), st.integers(1, 8))

@@ -108,6 +108,16 @@ def open_gguf(path: str | Path) -> Gguf:
     return _opened(path, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
 
 
+def metadata_of(path: str | Path) -> Callable[[str], Any]:
+    """A file's metadata as a function of the key, None for a key that it lacks.
+
+    Raises
+    ------
+    CheckpointError : the `gguf` package is missing, or the file is damaged.
+    """
+    return _metadata(_reader(_library(), Path(path)))
+
+
 # The package's reader goes through the whole vocabulary, string by string: seconds for a large one.
 @lru_cache(maxsize=8)
 def _opened(path: Path, _: tuple[int, int, int]) -> Gguf:

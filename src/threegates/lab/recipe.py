@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
 
 from threegates.lab.algorithms.table import algorithm
 from threegates.lab.kl import Estimator
@@ -13,6 +13,8 @@ from threegates.lab.objectives import Algorithm
 
 # all-MiniLM-L6-v2's model.safetensors; where it comes from stands in threegates.lab.encoder.package.
 WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# SmolLM2-135M-Instruct.Q4_1.gguf; where it comes from stands in threegates.lab.lm.package.
+LM_WEIGHTS_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 Source = Literal["teacher", "same-style", "rft"]
 Mask = Literal["dense", "principal", "off-principal", "low", "safe", "random"]
@@ -213,6 +215,83 @@ class EncoderSFTRecipe(TrainingRecipe):
     samples: int = 8
 
 
+class LmBaseRecipe(Recipe):
+    """The language model of an installed package, its four-bit codes made floats of the storage format.
+
+    Nothing is trained. ``weights`` is the sha256 of its file, so that other weights are another run.
+    """
+
+    kind: Literal["lm-base"] = "lm-base"
+    data: str = "text"
+    steps: Literal[0] = 0
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    weights: str = LM_WEIGHTS_SHA256
+
+
+class LmTinyRecipe(Recipe):
+    """A language model of two narrow layers with random weights: what the smoke profile trains on."""
+
+    kind: Literal["lm-tiny"] = "lm-tiny"
+    data: str = "text"
+    steps: Literal[0] = 0
+    seed: int
+    save_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+
+
+class LmRecipe(TrainingRecipe):
+    """Training of a pre-trained language model on a few-shot task.
+
+    ``computing`` is the type of its matrix products. A step has ``prompts`` × ``samples`` responses.
+    """
+
+    base: str
+    device: Literal["cpu", "cuda"] = "cpu"
+    computing: Literal["bfloat16", "float32"] = "bfloat16"
+    steps: int = Field(default=20, ge=1)
+    learning_rate: float = Field(default=1e-5, gt=0)
+    minibatches: int = Field(default=2, ge=1)
+    prompts: int = Field(default=8, ge=1)
+    samples: int = Field(default=8, ge=1)
+    evaluate_prompts: int = Field(default=32, ge=1)
+    evaluate_samples: int = Field(default=4, ge=1)
+    final_prompts: int = Field(default=0, ge=0)
+    final_samples: int = Field(default=8, ge=1)
+
+
+class LmRLRecipe(LmRecipe):
+    """Reinforcement learning of the language model, by default without a KL term.
+
+    ``objective``, ``kl_weight`` and ``kl_estimator`` are as `RLRecipe` has them. ``reward`` "random" rewards
+    each response by the toss of a coin, whatever the verifier says (Shao et al., 2025, arXiv 2506.10947).
+    """
+
+    kind: Literal["lm-rl"] = "lm-rl"
+    algorithm: str
+    objective: SerializeAsAny[Algorithm] = Field(default_factory=_objective)
+    reward: Literal["verifier", "random"] = "verifier"
+    samples: int = Field(default=8, ge=2)
+    resample_rounds: int = Field(default=3, ge=0)
+    kl_weight: float | None = Field(default=0.0, ge=0)
+    kl_estimator: Estimator = "k3"
+
+    @model_validator(mode="after")
+    def _a_group_for_each_update(self) -> LmRLRecipe:
+        if self.minibatches > self.prompts:
+            raise ValueError(f"{self.prompts} groups cannot be split into {self.minibatches} mini-batches")
+        return self
+
+
+class LmSFTRecipe(LmRecipe):
+    """Supervised fine-tuning of the language model on one of three sources of responses.
+
+    ``gold`` is the right answer as the examples write it, ``other-style`` the same content as they never do,
+    ``rft`` the base's own samples that the verifier accepts (rejection-sampling fine-tuning).
+    """
+
+    kind: Literal["lm-sft"] = "lm-sft"
+    source: Literal["gold", "other-style", "rft"]
+
+
 AnyRecipe = Annotated[
     PretrainRecipe
     | RLRecipe
@@ -223,6 +302,10 @@ AnyRecipe = Annotated[
     | RotatedBaseRecipe
     | EncoderBaseRecipe
     | EncoderRLRecipe
-    | EncoderSFTRecipe,
+    | EncoderSFTRecipe
+    | LmBaseRecipe
+    | LmTinyRecipe
+    | LmRLRecipe
+    | LmSFTRecipe,
     Field(discriminator="kind"),
 ]

@@ -13,6 +13,7 @@ from threegates.checkpoints.tensors import WITHOUT_WEIGHTS
 from threegates.errors import RecipeError
 from threegates.lab.device import require_device
 from threegates.lab.encoder.package import verified_folder
+from threegates.lab.lm.package import verified_file
 from threegates.lab.plans.plan import Planned, manifest, plan, seeds_of
 from threegates.lab.progress import Display
 from threegates.lab.runs import Run, execute, is_finished
@@ -54,8 +55,10 @@ def train(
     chosen = _of_seeds(planned, seeds_of(profile), seeds)
     runs = [item.run for item in _selected(chosen, only) if item.run.name not in released]
     missing = [run for run in runs if not is_trained(lab, run)]
-    if any(run.recipe.kind == "encoder-base" for run in missing):
-        verified_folder()
+    # A missing package is told before hours of training, not after them.
+    for kind, verified in (("encoder-base", verified_folder), ("lm-base", verified_file)):
+        if any(run.recipe.kind == kind for run in missing):
+            verified()
     for run in missing:
         require_device(_device(run), run.name)
         if is_finished(lab, run):

@@ -25,6 +25,10 @@ TRAINERS: Mapping[str, tuple[str, str]] = {
     "encoder-base": ("threegates.lab.encoder.base", "EncoderBase"),
     "encoder-rl": ("threegates.lab.encoder.rl", "EncoderPolicyTrainer"),
     "encoder-sft": ("threegates.lab.encoder.sft", "EncoderSupervisedTrainer"),
+    "lm-base": ("threegates.lab.lm.base", "LmBase"),
+    "lm-tiny": ("threegates.lab.lm.tiny", "LmTiny"),
+    "lm-rl": ("threegates.lab.lm.rl", "LmPolicyTrainer"),
+    "lm-sft": ("threegates.lab.lm.sft", "LmSupervisedTrainer"),
 }
 
 
