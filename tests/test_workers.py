@@ -226,5 +226,11 @@ def test_a_terminal_shows_bytes_with_their_rate_where_tasks_have_sizes_and_else_
     assert not sys.stderr.getvalue()
 
 
+def test_small_work_has_one_worker_and_other_work_all_cores(monkeypatch):
+    monkeypatch.setattr(module, "cores", lambda: 5)
+    assert [module.fitting(size) for size in (0, module.WORTH_A_PROCESS - 1)] == [1, 1]
+    assert module.fitting(module.WORTH_A_PROCESS) == 5
+
+
 def test_cores_are_those_that_the_process_may_use():
     assert cores() == len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores() >= 1

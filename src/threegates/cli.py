@@ -144,7 +144,6 @@ def measure(
     from threegates.jobs.pair_files import default_output, measure_series, measure_to_files
     from threegates.jobs.settings import export
     from threegates.jobs.sources import asked_pairs, narrowed
-    from threegates.workers import cores
 
     export(
         ranged=ranged,
@@ -158,7 +157,7 @@ def measure(
     )
     refuse_draws(draws, "--draws", "--draws")
     pairs = narrowed(asked_pairs(pair, base, _one(tuned)), *_choice(layers, matrices))
-    how: dict[str, Any] = {"spectra": spectra, "accuracy": accuracy, "workers": workers or cores()}
+    how: dict[str, Any] = {"spectra": spectra, "accuracy": accuracy, "workers": workers}
     options = {"seed": seed, "nulls": asked_for(null), **how}
     if len(pairs) == 1:
         written = measure_to_files(
@@ -264,7 +263,6 @@ def run(
     from threegates.jobs.settings import export
     from threegates.pages.asked import run_chapter
     from threegates.pages.runner import results_text
-    from threegates.workers import cores
 
     export(
         ranged=ranged,
@@ -278,7 +276,7 @@ def run(
     )
     texts = dict(_key_value(text) for text in parameter or ())
     choice = _choice(layers, matrices)
-    done = run_chapter(notebook, texts, pair or (), base, _one(tuned), workers or cores(), choice)
+    done = run_chapter(notebook, texts, pair or (), base, _one(tuned), workers, choice)
     typer.echo("\n".join([*told_pinned(), results_text(done)]))
 
 

@@ -27,7 +27,9 @@ Workers = Annotated[int, typer.Option(min=1, help="Processes that work at once, 
 CoreWorkers = Annotated[
     int | None,
     typer.Option(
-        min=1, help="Processes that work at once, each on one thread; as many as there are cores by default."
+        min=1,
+        help="Processes that work at once, each on one thread. By default as many as there are cores, or one "
+        "for a pair that is measured before another has started.",
     ),
 ]
 Layers = Annotated[

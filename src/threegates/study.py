@@ -171,7 +171,7 @@ class Study:
         """Jobs some of whose records are not there yet."""
         return [job for job in self.jobs if not job.is_done(self.records)]
 
-    def ensure(self, workers: int = 1, tables: Sequence[str] | None = None) -> Study:
+    def ensure(self, workers: int | None = 1, tables: Sequence[str] | None = None) -> Study:
         """Measure what is missing, over processes of one thread each; each base matrix is decomposed once.
 
         With `tables` only what those need.

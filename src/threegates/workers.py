@@ -15,12 +15,19 @@ import torch
 from tqdm import tqdm
 
 POLL_SECONDS = 1.0
+#: Bytes of tensors that are measured sooner than another process has started, which takes it some seconds.
+WORTH_A_PROCESS = 16 << 20
 
 
 def cores() -> int:
     """Cores that this process may use, which on a shared machine may be fewer than it has."""
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def fitting(size: int) -> int:
+    """Workers for so many bytes: as many as there are cores, or one where more would not pay."""
+    return cores() if size >= WORTH_A_PROCESS else 1
 
 
 def run_parallel(

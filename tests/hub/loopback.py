@@ -103,9 +103,8 @@ class LoopbackHub:
     def stand_in(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Be the Hub that the clients ask, as HF_ENDPOINT would have it in a process that starts.
 
-        Only this process finds it so, and commands that were given no number of workers stay in it.
+        Only this process finds it so, not workers beside it.
         """
-        monkeypatch.setattr("threegates.workers.cores", lambda: 1)
         monkeypatch.setattr(constants, "ENDPOINT", self.url)
         template = self.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

@@ -25,6 +25,7 @@ from threegates.geometry.nulls.table import NULLS
 from threegates.jobs import batches as module
 from threegates.jobs.batches import batches, opened, parts_of, run_jobs
 from threegates.jobs.kinds.table import table_job
+from threegates.jobs.memory import Need
 from threegates.jobs.nulls import asked_for
 from threegates.jobs.sources import own_pair
 from threegates.measures import bases
@@ -185,6 +186,30 @@ def test_records_depend_neither_on_the_batch_nor_on_the_number_of_workers(chapte
         run_jobs([job], alone.records, 1)
     assert bytes_of(tmp_path / "one") == bytes_of(tmp_path / "two") == bytes_of(tmp_path / "alone")
     assert not (tmp_path / "one" / "partial").exists()
+
+
+def test_where_no_number_of_workers_is_given_there_are_as_many_as_pay(lab, tmp_path, monkeypatch):
+    given = []
+
+    def noted(work, tasks, needs, cap, workers, *_, **__):
+        given.append(workers)
+
+    monkeypatch.setattr(module, "run_within", noted)
+    monkeypatch.setattr(module, "_finish", lambda *_: None)
+    monkeypatch.setattr("threegates.workers.cores", lambda: 7)
+    monkeypatch.setattr(module, "cores", lambda: 7)
+
+    def workers_of(asked: int | None) -> int:
+        opened = study(lab, tmp_path / "records")
+        run_jobs(opened.jobs, opened.records, asked)
+        return given.pop()
+
+    assert workers_of(None) == 1 and workers_of(3) == 3
+    monkeypatch.setattr("threegates.workers.WORTH_A_PROCESS", 1)
+    assert workers_of(None) == 7
+    monkeypatch.setattr("threegates.workers.WORTH_A_PROCESS", 1 << 40)
+    # What a job about several runs reads is not known beforehand.
+    assert module._fitting([Need("a", 5, read=5)]) == 1 and module._fitting([Need("a", 5)]) == 7
 
 
 def test_another_checkpoint_leaves_the_records_of_the_others(project, tmp_path, decomposed):

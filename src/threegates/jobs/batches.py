@@ -37,6 +37,7 @@ from threegates.measures.by_tensor import ByTensor, Parts, Rows, Shared, as_tabl
 from threegates.measures.tensor_table import PairTable
 from threegates.measures.unfit import rows_or_status
 from threegates.records.store import Records
+from threegates.workers import cores, fitting
 
 # Pairs that a process keeps open: headers and names, no tensors.
 _OPEN = 512
@@ -57,13 +58,13 @@ class Piece:
 def run_jobs(
     jobs: Sequence[Job],
     records: Records,
-    workers: int,
+    workers: int | None,
     label: str | None = None,
     *,
     backend: str | None = None,
     scheduler: str | None = None,
 ) -> None:
-    """Measure jobs and write their records, over workers of one thread each.
+    """Measure jobs and write their records, over workers of one thread each; None takes as many as pay.
 
     What a killed or failed run has measured is kept in parts; the next one with the same jobs goes on there.
     `backend` and `scheduler` mean what they mean to `threegates.backends.run_parallel`. The workers of a
@@ -82,7 +83,7 @@ def run_jobs(
 
 def measure_parts(
     places: Mapping[Job, Parts],
-    workers: int,
+    workers: int | None,
     label: str | None = None,
     *,
     backend: str | None = None,
@@ -90,21 +91,27 @@ def measure_parts(
 ) -> None:
     """Measure what jobs lack, each tensor into its part, where `threegates.backends.run_parallel` says.
 
-    The workers of a cluster have to share the folders of the parts.
+    workers : None for as many as pay. Those of a cluster have to share the folders of the parts.
     """
     cluster = {"shared": sorted({parts.folder for parts in places.values()}), "files": _files(places)}
     _run(_tasks(places), workers, label, backend=backend, scheduler=scheduler, **cluster)
     _arrive(places)
 
 
-def _run(tasks: Sequence[tuple], workers: int, label: str | None, **where: Any) -> None:
+def _run(tasks: Sequence[tuple], workers: int | None, label: str | None, **where: Any) -> None:
     """Run tasks within the cap on memory, if there is one."""
     cap = memory_cap()
     needs = [
         replace(Need("", 0) if cap is None else _need(*arguments), read=_read(*arguments))
         for _, arguments in tasks
     ]
-    run_within(_call, tasks, needs, cap, workers, label, **where)
+    run_within(_call, tasks, needs, cap, workers or _fitting(needs), label, **where)
+
+
+def _fitting(needs: Sequence[Need]) -> int:
+    """As many workers as pay; of a task of which it is not known how much it reads, more do."""
+    known = all(need.read for need in needs)
+    return fitting(sum(need.read for need in needs)) if known else cores()
 
 
 def _need(first: object, *_: object) -> Need:

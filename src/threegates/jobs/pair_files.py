@@ -108,7 +108,7 @@ def measure_to_files(
     nulls: Sequence[str] = FOUNDING,
     spectra: bool = True,
     accuracy: str = "certified",
-    workers: int = 1,
+    workers: int | None = 1,
 ) -> Written:
     """Measure a pair and write its table of tensors, and its masks and axis table where they are asked for.
 
@@ -261,7 +261,7 @@ def default_output(pair: str | None) -> Path:
     return build_folder() / PAIRS / f"{pair}.parquet"
 
 
-def _measured(job: Job, parts: Parts, workers: int) -> dict[str, pd.DataFrame]:
+def _measured(job: Job, parts: Parts, workers: int | None) -> dict[str, pd.DataFrame]:
     """The job's tables. A refused pair leaves no parts; a lost network or worker leaves them."""
     try:
         measure_parts({job: parts}, workers, "measure")

@@ -52,7 +52,7 @@ def run_chapter(
     pairs: Sequence[str] = (),
     base: str | None = None,
     tuned: str | None = None,
-    workers: int = 1,
+    workers: int | None = 1,
     choice: tuple[Sequence[int | str] | None, Sequence[str] | None] = (None, None),
 ) -> NotebookRun:
     """Run a notebook with parameters as they were typed.

@@ -109,14 +109,14 @@ def _claims() -> Claims:
     return read_claims(project_root() / "claims.yaml")
 
 
-def run_notebook(opened: Opened, *, output: Path | None = None, workers: int = 1) -> NotebookRun:
+def run_notebook(opened: Opened, *, output: Path | None = None, workers: int | None = 1) -> NotebookRun:
     """Execute a page's notebook with papermill, unless what it would give is there already.
 
     Parameters
     ----------
     output : folder of the executed notebook and its figures: that of the page's build by default, where the
         book is made of them; in any other, prose is plain Markdown, which every viewer shows.
-    workers : processes that measure missing records.
+    workers : processes that measure missing records; None for as many as pay.
 
     Raises
     ------
