@@ -270,6 +270,7 @@ CHANGED: dict[str, tuple[str, str, str, set[str]]] = {
             "run masked-rl",
             "run adapter-rl",
             "run encoder-rl",
+            "run lm-rl",
         },
     ),
 }
