@@ -8,7 +8,7 @@ and the step number.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,11 @@ from threegates.lab.recipe import TrainingRecipe
 from threegates.lab.weights import TrainedWeights
 
 Metrics = dict[str, float]
+
+
+def mean(rows: Sequence[Metrics]) -> Metrics:
+    """Mean of every metric over mini-batches."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
 
 
 @dataclass(frozen=True)

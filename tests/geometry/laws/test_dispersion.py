@@ -45,11 +45,8 @@ def test_blocks_of_lines_and_joined_strata_change_no_digit_that_is_told(monkeypa
     for (square, law), lines in zip(whole, counts("power-law"), strict=True):
         assert len(lines.weights) > 2 * dispersion._JOINED
         joined = dispersion._norm_of_product(lines.shared, lines.weights)
-        exact = float(
-            np.square(
-                lines.shared * np.sqrt(-lines.weights) @ (lines.shared * np.sqrt(-lines.weights)).T
-            ).sum()
-        )
+        weighted = lines.shared * np.sqrt(-lines.weights)
+        exact = float(np.square(weighted @ weighted.T).sum())
         # On few lines a stratum has few entries on each, and neighbours are less alike than in a model.
         assert joined == pytest.approx(exact, rel=0.2) and joined != exact
         assert abs(lines.trace_of_square() - square) < 1e-3 * square

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from threegates.lab.encoder.evaluate import policy_metrics
 from threegates.lab.encoder.policy import Encoder
-from threegates.lab.encoder.trainer import EncoderTrainer, mean
+from threegates.lab.encoder.trainer import EncoderTrainer
 from threegates.lab.objectives import group_advantages, outcome_rewards, policy_loss
 from threegates.lab.recipe import EncoderRLRecipe
-from threegates.lab.trainer import Metrics
+from threegates.lab.trainer import Metrics, mean
 
 
 class EncoderPolicyTrainer(EncoderTrainer):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from threegates.errors import RecipeError
-from threegates.lab.encoder.trainer import EncoderTrainer, mean
+from threegates.lab.encoder.trainer import EncoderTrainer
 from threegates.lab.recipe import EncoderSFTRecipe
-from threegates.lab.trainer import Metrics
+from threegates.lab.trainer import Metrics, mean
 
 
 class EncoderSupervisedTrainer(EncoderTrainer):

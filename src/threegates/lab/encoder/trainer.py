@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -91,8 +91,3 @@ def contents(encoder: Encoder, trained: Mapping[str, Tensor], stored: str) -> Co
     frozen = {name: t.to(dtype(stored)) for name, t in encoder.module.named_parameters()}
     config = {**encoder.config, "dtype": stored}
     return Contents(frozen | dict(trained), config, encoder.files, SHARD_BYTES)
-
-
-def mean(rows: Sequence[Metrics]) -> Metrics:
-    """Mean of every metric over mini-batches."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}

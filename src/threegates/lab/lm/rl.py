@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from threegates.lab.lm.rollout import Rollout
-from threegates.lab.lm.trainer import LmTrainer, kl_metrics, mean, rollout_metrics
+from threegates.lab.lm.trainer import LmTrainer, kl_metrics, rollout_metrics
 from threegates.lab.objectives import (
     batch_advantages,
     group_advantages,
@@ -31,7 +31,7 @@ from threegates.lab.objectives import (
 )
 from threegates.lab.randomness import step_generator
 from threegates.lab.recipe import LmRLRecipe
-from threegates.lab.trainer import Metrics
+from threegates.lab.trainer import Metrics, mean
 
 
 @dataclass(frozen=True)

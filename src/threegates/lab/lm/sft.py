@@ -12,10 +12,10 @@ from threegates.lab.averages import average_tokens
 from threegates.lab.lm.rollout import Rollout, written
 from threegates.lab.lm.sampling import Policy
 from threegates.lab.lm.tasks import Problem
-from threegates.lab.lm.trainer import LmTrainer, mean
+from threegates.lab.lm.trainer import LmTrainer
 from threegates.lab.randomness import step_generator
 from threegates.lab.recipe import LmSFTRecipe
-from threegates.lab.trainer import Metrics
+from threegates.lab.trainer import Metrics, mean
 
 # Rounds of sampling before a base that is never right is given up.
 ATTEMPTS = 8

@@ -224,8 +224,3 @@ def kl_metrics(rollout: Rollout, reference: Tensor) -> Metrics:
         for name, estimate in ESTIMATORS.items()
     }
     return {"kl": found["k3"], "kl_k1": found["k1"], "kl_k2": found["k2"]}
-
-
-def mean(rows: Sequence[Metrics]) -> Metrics:
-    """Mean of every metric over mini-batches."""
-    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]}
